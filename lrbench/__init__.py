@@ -1,0 +1,60 @@
+"""lrbench: low-rank decompositions of language-model weights, under one protocol.
+
+The names here are what a plugin author needs. They load on first use, so that importing lrbench does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from lrbench.factors import CUR, ColumnSubset, Dense, Factors, Interpolative, LowRank
+    from lrbench.reducer import Context, Prepared, Reducer, Slot
+
+__version__ = "0.1.0"
+
+#: Marks a plugin's `lrbench_reducers()`.
+hookimpl = pluggy.HookimplMarker("lrbench")
+
+_HOMES = {
+    "CUR": "lrbench.factors",
+    "ColumnSubset": "lrbench.factors",
+    "Dense": "lrbench.factors",
+    "Factors": "lrbench.factors",
+    "Interpolative": "lrbench.factors",
+    "LowRank": "lrbench.factors",
+    "Context": "lrbench.reducer",
+    "Prepared": "lrbench.reducer",
+    "Reducer": "lrbench.reducer",
+    "Slot": "lrbench.reducer",
+}
+
+__all__ = [
+    "CUR",
+    "ColumnSubset",
+    "Context",
+    "Dense",
+    "Factors",
+    "Interpolative",
+    "LowRank",
+    "Prepared",
+    "Reducer",
+    "Slot",
+    "__version__",
+    "hookimpl",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'lrbench' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

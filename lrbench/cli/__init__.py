@@ -1,0 +1,67 @@
+"""The command line: one file per verb, each with `add_parser(subparsers)` and `run(args) -> exit code`.
+
+Verbs import what they need when they run, so that `lrbench --help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import lrbench
+from lrbench.cli import check, env, leaderboard, plugins, run
+from lrbench.errors import LrbenchError, one_line
+
+VERBS = (run, check, leaderboard, plugins, env)
+INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with its errors in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = _Parser(
+        prog="lrbench", description="Benchmark low-rank decompositions of language-model weights.", allow_abbrev=False
+    )
+    top.add_argument("--version", action="version", version=f"lrbench {lrbench.__version__}")
+    top.add_argument("--debug", action="store_true", help="show tracebacks")
+    subparsers = top.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
+    for verb in VERBS:
+        verb.add_parser(subparsers)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb: 0 all cells ok, 1 some cell failed, 2 bad input, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments  # also after the verb, where people type it
+    args = parser().parse_args([argument for argument in arguments if argument != "--debug"])
+    try:
+        return args.run(args)
+    except LrbenchError as error:
+        if debug:
+            raise
+        print(f"lrbench: {one_line(error)}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("lrbench: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if debug:
+            raise
+        print(f"lrbench: {one_line(error)} (this is a bug in lrbench; --debug shows where)", file=sys.stderr)
+        return 1

@@ -1,0 +1,105 @@
+"""`lrbench check SUITE...`: validate, and print the plan: slots found and not found, cells, documents, tokens."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from lrbench.cli.run import add_suite_options, load_registry
+
+if TYPE_CHECKING:
+    from lrbench.models.slots import Inventory
+    from lrbench.plan import Cell, Plan
+    from lrbench.tasks.load import TaskSet
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the verb."""
+    parser = subparsers.add_parser("check", help="validate suites and print their plans; nothing is computed")
+    parser.add_argument("suite", metavar="SUITE", nargs="+", help="a suite file, or the name of a bundled suite")
+    add_suite_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Checks each suite: 1 where some cell is known to fail, bad input raises."""
+    return max(show(suite, args) for suite in args.suite)
+
+
+def show(name: str, args: argparse.Namespace) -> int:
+    """Prints one suite's plan."""
+    from lrbench.models.load import load_structure
+    from lrbench.plan import make_plan, methods
+    from lrbench.suite import load_suite
+    from lrbench.tasks.load import load_tasks
+
+    suite = load_suite(name, overrides=args.overrides, limit=args.limit, dtype=args.dtype)
+    registry = load_registry(suite.plugins, args.plugin)
+    built = methods(suite, registry)
+    print(f"{suite.name}  (run directory results/local/{suite.name}-{suite.hash})")
+    tasks = load_tasks(suite.tasks, suite.task_paths, notify=print)
+    print("\ntasks")
+    for line in _task_lines(tasks):
+        print(f"  {line}")
+    worst = 0
+    for spec in suite.models:
+        inventory = load_structure(spec)
+        plan = make_plan(suite, inventory, built)
+        print(f"\nmodel {spec.display_name}: {len(inventory.blocks)} blocks, {len(inventory.slots)} weight slots")
+        _print_slots(inventory)
+        _print_plan(plan)
+        worst = max(worst, 1 if plan.impossible() else 0)
+    return worst
+
+
+def _task_lines(tasks: TaskSet) -> Iterator[str]:
+    for name, parts in tasks.named.items():
+        if parts != [name]:
+            yield f"{name}: {', '.join(parts)}"
+    for name, task in tasks.tasks.items():
+        documents = len(task.eval_docs)
+        limit = tasks.limits[name]
+        asked = f"{min(limit, documents)} of {documents}" if limit is not None else str(documents)
+        yield f"{name}: {asked} documents, {task.OUTPUT_TYPE}, {task.get_config('num_fewshot') or 0}-shot"
+
+
+def _print_slots(inventory: Inventory) -> None:
+    groups = Counter((slot.about.role or "no role", slot.about.shape) for slot in inventory.slots)
+    for (role, (rows, columns)), count in groups.items():
+        print(f"  {role:9} {count:4} x ({rows}, {columns})")
+    for title, found in (("only by glob", inventory.unnamed), ("not editable", inventory.left_out)):
+        for kind, names in _by_reason(found):
+            print(f"  {title}: {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} ({kind})")
+
+
+def _by_reason(found: tuple[tuple[str, str], ...]) -> list[tuple[str, list[str]]]:
+    reasons: dict[str, list[str]] = {}
+    for name, why in found:
+        reasons.setdefault(why, []).append(name)
+    return list(reasons.items())
+
+
+def _print_plan(plan: Plan) -> None:
+    print(f"\n  {len(plan.cells)} cells: the unedited model, and")
+    lines: dict[tuple[str, str, str], list[Cell]] = {}
+    for cell in plan.cells:
+        if cell.method is not None and cell.mode is not None:
+            setting = ", ".join(f"{kind} {value:g}" for kind, value in cell.requested.items())
+            lines.setdefault((cell.method.label, cell.mode, setting), []).append(cell)
+    impossible = {id(cell): reason for cell, reason in plan.impossible()}
+    for (label, mode, setting), cells in sorted(lines.items()):
+        possible = [cell for cell in cells if id(cell) not in impossible and not cell.skip]
+        ranks = sorted({rank for cell in possible for rank in cell.ranks() if rank is not None})
+        spread = f"rank {ranks[0]}" + (f" to {ranks[-1]}" if len(ranks) > 1 else "") if ranks else "rank found when run"
+        slots = sum(len(cell.slots) for cell in cells)
+        print(f"  {label:16} {mode:9} {setting:14} {len(cells):4} cells, {slots:5} reductions, {spread}")
+    for title, reasons in (
+        ("would fail", list(impossible.values())),
+        ("would be skipped", [cell.skip for cell in plan.cells if cell.skip]),
+    ):
+        for reason in reasons[:5]:
+            print(f"  {title}: {reason}")
+        if len(reasons) > 5:
+            print(f"  {title}: and {len(reasons) - 5} more")

@@ -1,0 +1,30 @@
+"""`lrbench env`: what this machine is and which versions run here, as rows record it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the verb."""
+    parser = subparsers.add_parser("env", help="print hardware and versions, as rows record them")
+    parser.add_argument("--format", choices=["text", "json"], default="text")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the environment."""
+    from lrbench.environment import environment
+
+    entry = environment()
+    if args.format == "json":
+        import json
+
+        print(json.dumps(entry, indent=2))
+        return 0
+    for key, value in entry.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{name} {version}" for name, version in value.items())
+        print(f"{key:11} {value}")
+    return 0

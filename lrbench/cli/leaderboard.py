@@ -1,0 +1,117 @@
+"""`lrbench leaderboard RUN...`: the table of one or several runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lrbench.leaderboard import Leaderboard
+
+# Not lrbench.render.FORMATS, so that --help stays quick; a test holds the two together.
+_FORMATS = ("terminal", "markdown", "csv", "json")
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Adds the verb to the command line."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "leaderboard",
+        help="show the table of one or several runs",
+        description="The rows of one or several runs as a table: scores, differences from the unedited model, sizes, "
+        "errors, times. Failed and skipped cells are listed with their reason.",
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run directory (it holds rows.jsonl)")
+    parser.add_argument("--format", choices=_FORMATS, default="terminal", help="default: %(default)s")
+    parser.add_argument(
+        "--sort",
+        metavar="COLUMN",
+        help="a column's name (method, keep_model, a task, ...), with a leading - descending",
+    )
+    parser.add_argument("--output", metavar="FILE", type=Path, help="write to a file instead of the screen")
+    parser.add_argument(
+        "--top", metavar="N", type=_positive, help="the first N rows of each setting; with --sort, of the table"
+    )
+    parser.set_defaults(run=run)
+
+    # argparse takes `--sort -keep` for an option `-keep`; as `--sort=-keep` it is what it says.
+    parse = parser.parse_known_args
+
+    def parse_known_args(args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        return parse(_joined(sys.argv[1:] if args is None else args), namespace)
+
+    parser.parse_known_args = parse_known_args  # type: ignore[method-assign, assignment]
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints or writes the table.
+
+    Raises:
+        InputError: a RUN is no run directory, there is no such column, or the file cannot be written.
+    """
+    from lrbench.leaderboard import build
+    from lrbench.store import open_run
+
+    paths = {path.resolve(): path for path in reversed(args.runs)}
+    board = build([open_run(path) for path in reversed(paths.values())], args.sort)
+    if args.top is not None:
+        board = board.top(args.top)
+    if args.output is not None:
+        _write(args.output, _text(board, args.format))
+        return 0
+    _print(board, args.format)
+    sys.stdout.flush()  # a closed pipe shows here, where the command line knows what to do about it
+    return 0
+
+
+def _text(board: Leaderboard, name: str) -> str:
+    from lrbench.render import renderer
+
+    return renderer(name)(board)
+
+
+def _print(board: Leaderboard, name: str) -> None:
+    if name == "terminal":
+        from lrbench.render.terminal import show
+
+        show(board)
+    else:
+        sys.stdout.write(_text(board, name))
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file in one step: a reader sees the old one or the new one."""
+    from lrbench.errors import InputError
+
+    if path.is_dir():
+        raise InputError(f"--output: {path} is a folder; give a file")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"--output: {path.parent} is not a folder; create it first")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"--output: cannot write {path}: {error.strerror or error}") from None
+
+
+def _joined(args: Sequence[str]) -> list[str]:
+    joined: list[str] = []
+    for arg in args:
+        if joined and joined[-1] == "--sort" and arg.startswith("-") and not arg.startswith("--"):
+            joined[-1] = f"--sort={arg}"
+        else:
+            joined.append(arg)
+    return joined
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
+    return number

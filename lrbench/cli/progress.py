@@ -1,0 +1,80 @@
+"""A run's progress: cells done, time left, the best row so far; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from lrbench.leaderboard import mean_score
+from lrbench.store import Row
+
+
+class TerminalProgress:
+    """Shows a run as it goes, on standard error, so that standard output holds the table alone."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._best: tuple[float, str] | None = None
+        self._tasks: Collection[str] = ()
+        self._done = self._total = 0
+        self._last_line = 0.0
+
+    def __enter__(self) -> TerminalProgress:
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[best]}"),
+                console=self._console, transient=True,
+            )  # fmt: skip
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def note(self, message: str) -> None:
+        """Says what is going on."""
+        self._console.print(f"[dim]{escape(message)}[/dim]", highlight=False)
+
+    def planned(self, model: str, cells: int, reused: int, tasks: Collection[str]) -> None:
+        """Starts counting a model's cells; a row's score is its mean accuracy over `tasks`."""
+        self._tasks = tasks
+        self._total, self._done, self._best = cells - reused, 0, None
+        already = f", {reused} already there" if reused else ""
+        self.note(f"{model}: {cells} cells{already}")
+        if self._bar is not None and self._total:
+            self._task = self._bar.add_task(escape(model), total=self._total, best="")
+
+    def finished(self, row: Row) -> None:
+        """Counts a row; failed ones are said at once."""
+        self._done += 1
+        if row.status == "failed":
+            self._console.print(f"[red]failed[/red] {escape(_name(row))}: {escape(row.reason or '')}", highlight=False)
+        score = mean_score(row, self._tasks)
+        if row.status == "ok" and row.reducer is not None and score is not None and (
+            self._best is None or score > self._best[0]
+        ):  # fmt: skip
+            self._best = (score, _name(row))
+        if self._bar is not None:
+            best = f"best {self._best[0]:.3f} {self._best[1]}" if self._best else ""
+            self._bar.update(self._task, advance=1, best=escape(best))
+        elif time.monotonic() - self._last_line > 10 or self._done == self._total:
+            self._last_line = time.monotonic()
+            best = f", best {self._best[0]:.3f} ({self._best[1]})" if self._best else ""
+            self._console.print(f"{self._done} of {self._total} cells{best}", highlight=False)
+
+
+def _name(row: Row) -> str:
+    if row.label is None:
+        return "unedited"
+    setting = " ".join(f"{kind} {value:g}" for kind, value in row.requested.items())
+    where = row.edits[0].weight if len(row.edits) == 1 else f"{len(row.edits)} weights" if row.edits else ""
+    return " ".join(part for part in (row.label, setting, where) if part)

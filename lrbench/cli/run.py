@@ -1,0 +1,78 @@
+"""`lrbench run SUITE`: score every cell that is not scored yet, then show the leaderboard."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lrbench.registry import Registry
+
+
+def add_suite_options(parser: argparse.ArgumentParser) -> None:
+    """The options that change a suite, for every verb that takes one."""
+    parser.add_argument("--limit", type=int, metavar="N", help="at most N documents of each task")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="instead of the suite's")
+    parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a plugin file (repeatable)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+        help="change the suite, as in --set sweep.0.rank.keep=[0.5] (repeatable)",
+    )  # fmt: skip
+
+
+def load_registry(*files: Iterable[str | Path]) -> Registry:
+    """The reducers there are, with those in `files`. A named file that cannot be loaded is said at once."""
+    from lrbench.registry import Registry
+
+    named = [Path(file) for group in files for file in group]
+    registry = Registry.load(named)
+    for broken in registry.broken:
+        if Path(broken.source) in named or Path(broken.source).parent in named:
+            print(f"lrbench: plugin {broken.source} cannot be loaded: {broken.error}", file=sys.stderr)
+    return registry
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the verb."""
+    parser = subparsers.add_parser(
+        "run", help="run a suite; what is scored already is not scored again",
+        description="Runs a suite: a file, or the name of a bundled one. Finished cells are never scored twice.",
+    )  # fmt: skip
+    parser.add_argument("suite", metavar="SUITE", help="a suite file, or the name of a bundled suite")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="run directory (default results/local/SUITE-HASH)")
+    parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1 ... (default: the suite's, else the GPU)")
+    add_suite_options(parser)
+    parser.add_argument("--engine", choices=["frozen", "harness"], default="frozen",
+                        help="frozen: requests are built once; harness: lm-eval's own evaluator per cell")  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="score every cell again")
+    parser.add_argument("--retry-failed", action="store_true", help="try failed cells again")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop, as `lrbench check`")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the suite and prints where the results are, and the table."""
+    if args.dry_run:
+        from lrbench.cli import check
+
+        return check.show(args.suite, args)
+    from lrbench.cli.progress import TerminalProgress
+    from lrbench.leaderboard import build
+    from lrbench.render import terminal
+    from lrbench.run import run_suite
+    from lrbench.suite import load_suite
+
+    suite = load_suite(args.suite, overrides=args.overrides, limit=args.limit, dtype=args.dtype)
+    registry = load_registry(suite.plugins, args.plugin)
+    out = args.out or Path("results") / "local" / f"{suite.name}-{suite.hash}"
+    with TerminalProgress() as progress:
+        result = run_suite(
+            suite, registry, out, device=args.device, engine=args.engine, force=args.force,
+            retry_failed=args.retry_failed, progress=progress,
+        )  # fmt: skip
+    terminal.show(build([result.directory]))
+    print(result.summary())
+    return 0 if not result.failed else 1

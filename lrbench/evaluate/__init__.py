@@ -1,0 +1,39 @@
+"""Scoring cells: the boundary (`engine`), and the engines that stand behind it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lrbench.evaluate.bound import BoundEngine
+    from lrbench.models.load import LoadedModel
+    from lrbench.suite import ModelSpec
+    from lrbench.tasks.load import TaskSet
+
+#: What `--engine` chooses from, the default first.
+ENGINES = ("frozen", "harness")
+DEFAULT_BATCH_SIZE = 32  # rows of one forward pass
+
+
+def make_engine(
+    name: str, loaded: LoadedModel, tasks: TaskSet, spec: ModelSpec, batch_size: int | None = None
+) -> BoundEngine:
+    """The engine called `name`, bound to a model as its suite describes it, and to tasks.
+
+    Raises:
+        ModelError: lm-eval cannot take the model.
+        TaskError: the tasks' requests cannot be built.
+    """
+    if name == "frozen":
+        from lrbench.evaluate.frozen import FrozenEngine as Engine
+    else:
+        from lrbench.evaluate.harness import HarnessEngine as Engine  # type: ignore[assignment]
+    return Engine(
+        loaded.model,
+        loaded.tokenizer,
+        tasks,
+        batch_size=batch_size or DEFAULT_BATCH_SIZE,
+        max_length=spec.max_length,
+        add_bos=spec.add_bos,
+        chat_template=spec.chat_template,
+    )

@@ -1,0 +1,121 @@
+"""What engines have in common: one model, one set of tasks, one job after the other."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lrbench.errors import EvaluationError, LrbenchError, one_line
+from lrbench.evaluate.engine import Job, Outcome
+from lrbench.evaluate.hflm import logits_are_finite, make_hflm
+from lrbench.tasks.containment import OTHER_SEED, contained
+from lrbench.tasks.freeze import freeze
+from lrbench.tasks.load import TaskSet
+from lrbench.tasks.score import Samples, Scores
+
+
+class BoundEngine(ABC):
+    """An `Engine` bound to a model and tasks: it wraps the model for lm-eval and freezes the requests when it is made.
+
+    A subclass says how the model, as it stands edited, is measured.
+
+    Args:
+        model: on its device, unedited.
+        batch_size, max_length, add_bos, chat_template: as `make_hflm`.
+        seed: draws few-shot examples; the default is lm-eval's.
+
+    Attributes:
+        lm: lm-eval's model.
+        requests: the frozen requests, with their hashes; `requests.hashes()` belongs into a cell's hash.
+
+    Raises:
+        ModelError: lm-eval cannot take the model.
+        TaskError: the tasks' requests cannot be built.
+    """
+
+    name: str
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        tasks: TaskSet,
+        *,
+        batch_size: int | str = 32,
+        max_length: int | None = None,
+        add_bos: bool | None = None,
+        chat_template: bool = False,
+        seed: int = OTHER_SEED,
+    ) -> None:
+        self.lm = make_hflm(
+            model, tokenizer, batch_size=batch_size, max_length=max_length, add_bos=add_bos, chat_template=chat_template
+        )
+        self.tasks = tasks
+        self.chat_template = chat_template
+        self.seed = seed
+        self.requests = freeze(tasks, self.lm, chat_template=chat_template, seed=seed)
+        self._asked_batch_size = batch_size
+
+    @abstractmethod
+    def measure(self, job: Job) -> tuple[Scores, Samples]:
+        """Scores the model as it stands, with `job`'s edit in place."""
+
+    def score(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+        """Scores each job in turn; one that cannot be scored yields an Outcome with an error, and the next goes on."""
+        for job in jobs:
+            yield self._attempt(job)
+
+    def describe(self) -> dict[str, Any]:
+        """The engine, what it scores with, and the tasks (`FrozenRequests.describe`)."""
+        return {
+            "name": self.name,
+            "lm_eval": version("lm_eval"),
+            "batch_size": self.lm.batch_size,
+            "batch_size_asked": self._asked_batch_size,
+            "max_length": self.lm.max_length,
+            "add_bos": self.lm.add_bos_token,
+            "chat_template": self.chat_template,
+            **self.requests.describe(),
+        }
+
+    def check_generation(self) -> None:
+        """Raises EvaluationError where the tasks want text, and the model's logits are not finite."""
+        for prompt in self.requests.prompts[:1]:
+            if not logits_are_finite(self.lm, prompt.args[0]):
+                raise EvaluationError(
+                    f"{prompt.task_name}: the logits are not finite; the edited weights overflow "
+                    "(try dtype float32, or another rank)"
+                )
+
+    def _attempt(self, job: Job) -> Outcome:
+        with ExitStack() as stack:  # an edit that cannot be undone is no matter of one cell: it goes up
+            try:
+                stack.enter_context(job.edited())
+                started = time.perf_counter()
+                with contained():
+                    scores, samples = self.measure(job)
+                return Outcome(job.cell, scores, samples, time.perf_counter() - started)
+            except LrbenchError as error:
+                failure = error
+            except Exception as error:  # torch, lm-eval and the tasks' code raise whatever they like
+                failure = self._failure(error)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return Outcome(job.cell, error=failure)
+
+    def _failure(self, error: Exception) -> EvaluationError:
+        if isinstance(error, torch.OutOfMemoryError):
+            failure = EvaluationError(f"out of memory at batch size {self.lm.batch_size}; set a smaller batch_size")
+        else:
+            failure = EvaluationError(f"scoring failed: {one_line(error)}")
+        # as text: a traceback would keep the tensors of its frames alive
+        failure.add_note("".join(traceback.format_exception(error)))
+        return failure

@@ -1,0 +1,63 @@
+"""The boundary between a run and whatever scores its cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from lrbench.errors import LrbenchError
+from lrbench.store import Score
+
+
+@dataclass(frozen=True)
+class Job:
+    """One edited model to be scored.
+
+    Attributes:
+        cell: the cell's hash.
+        first_block: index of the first decoder block that the edit touches (0 also for the embedding, the number of
+            blocks for the head); None where nothing is edited. Everything below it computes what it always did.
+        edited: puts the edit in place for as long as the context lasts. May be entered more than once.
+    """
+
+    cell: str
+    first_block: int | None
+    edited: Callable[[], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an engine says of one job: its scores, or the error that kept it from scoring.
+
+    Attributes:
+        scores: task (or group) -> metric -> score, named as in rows.
+        samples: one dict a document: `task`, `doc` (its index in the task), `metrics` {metric: value}, and for
+            log-likelihood tasks `loglikelihoods` and `greedy`, one entry a request.
+        seconds: spent scoring.
+    """
+
+    cell: str
+    scores: dict[str, dict[str, Score]] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    error: LrbenchError | None = None
+
+
+class Engine(Protocol):
+    """Scores jobs. An engine is bound to one loaded model and one set of tasks.
+
+    A run calls `score` again and again, with jobs in ascending `first_block`; what an engine learnt in one call it may
+    keep for the next, as long as a job's numbers do not depend on the jobs before it.
+    """
+
+    name: str
+
+    def score(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+        """Scores each job in turn; one that cannot be scored yields an Outcome with an error, and the next goes on."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What the manifest says of the engine: its name, batch size, and how it came to them."""
+        ...

@@ -1,0 +1,405 @@
+"""Factors: structured stand-ins for a weight `W` of shape (out, in), which know their own size and cost.
+
+Conventions: `out, in = W.shape`, `y = W x`; `k` is the rank. Tensors of numbers are floating, tensors of positions are
+integer, and only the first are counted as numbers, cast by `to`, or trained in a `module`.
+"""
+
+# ruff: noqa: D102  (what every type of factors answers is documented once, by `Factors`)
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lrbench.factored_linear import FactoredLinear
+
+#: Bytes that one stored position costs, in `stored_bytes` and in files.
+INDEX_BYTES = 4
+
+
+class Factors(ABC):
+    """What a reducer returns. A subclass is a frozen dataclass of tensors, and of plain values that JSON can hold.
+
+    A subclass gives `shape`, `rank`, `apply` and `_check`; everything else follows from its fields.
+    """
+
+    _types: ClassVar[dict[str, type[Factors]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Factors._types[cls.__name__] = cls
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of the matrix stood in for."""
+
+    @property
+    @abstractmethod
+    def rank(self) -> int:
+        """An upper bound of the rank of `dense()`, read off the shapes."""
+
+    @abstractmethod
+    def apply(self, x: Tensor) -> Tensor:
+        """`x @ dense().T` through the factors, without forming `dense()`.
+
+        Args:
+            x: (..., in), of the factors' dtype and on their device.
+
+        Returns:
+            (..., out).
+        """
+
+    @abstractmethod
+    def _check(self) -> None:
+        """Raises ValueError where the fields, known to be of the right kinds and dimensions, contradict each other."""
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiply-adds to apply the factors to one token: each stored number is used once."""
+        return self.stored_numbers
+
+    def dense(self) -> Tensor:
+        """(out, in): the matrix itself, in the factors' dtype."""
+        dtype, device = self.dtype, self.device
+        return self.apply(torch.eye(self.shape[1], dtype=dtype, device=device)).T
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name: floating ones are numbers, integer ones are positions."""
+        return {name: value for name, value in self._fields().items() if isinstance(value, Tensor)}
+
+    def _settings(self) -> dict[str, Any]:
+        """The fields that are not tensors."""
+        return {name: value for name, value in self._fields().items() if not isinstance(value, Tensor)}
+
+    def _fields(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+    def _numbers(self) -> list[Tensor]:
+        return [tensor for tensor in self.tensors().values() if tensor.is_floating_point()]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the numbers."""
+        return self._numbers()[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the numbers are."""
+        return self._numbers()[0].device
+
+    @property
+    def stored_numbers(self) -> int:
+        """How many floating numbers are stored; positions are not counted."""
+        return sum(tensor.numel() for tensor in self._numbers())
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all numbers in their dtype, and of all positions at `INDEX_BYTES` each."""
+        return sum(
+            tensor.numel() * (tensor.element_size() if tensor.is_floating_point() else INDEX_BYTES)
+            for tensor in self.tensors().values()
+        )
+
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Factors:
+        """The same factors in another floating dtype or on another device; positions keep their integer dtype."""
+        moved = {
+            name: tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+            for name, tensor in self.tensors().items()
+        }
+        return dataclasses.replace(self, **moved)  # type: ignore[type-var]
+
+    def check(self) -> Factors:
+        """Returns these factors if they are consistent.
+
+        Raises:
+            ValueError: a tensor has the wrong number of dimensions, dtype or device; shapes contradict each other;
+                positions repeat or are out of range. The message names the type and the field.
+        """
+        name = type(self).__name__
+        for declared in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, declared.name)
+            if "Tensor" in str(declared.type) and not isinstance(value, Tensor):
+                raise ValueError(f"{name}.{declared.name} must be a torch.Tensor, not a {type(value).__name__}")
+        for field, tensor in self.tensors().items():
+            floating, dimensions = tensor.is_floating_point(), tensor.dim()
+            is_positions = field in self._positions()
+            if is_positions and (floating or tensor.dtype == torch.bool or tensor.is_complex()):
+                raise ValueError(f"{name}.{field} must be positions of an integer dtype, not {tensor.dtype}")
+            if not is_positions and not floating:
+                raise ValueError(f"{name}.{field} must be of a floating dtype, not {tensor.dtype}")
+            if dimensions != (1 if is_positions else 2):
+                raise ValueError(f"{name}.{field} must have {1 if is_positions else 2} dimensions, not {dimensions}")
+            if tensor.device != self.device:
+                raise ValueError(f"{name}.{field} is on {tensor.device}, the other tensors on {self.device}")
+            if floating and tensor.dtype != self.dtype:
+                raise ValueError(f"{name}.{field} is {tensor.dtype}, the other tensors {self.dtype}")
+        self._check()
+        return self
+
+    def _positions(self) -> frozenset[str]:
+        """The names of the tensors that hold positions."""
+        return frozenset()
+
+    def module(self, bias: Tensor | None = None) -> FactoredLinear:
+        """An `nn.Module` whose forward is `apply`, plus `bias` (out,) where given."""
+        from lrbench.factored_linear import FactoredLinear
+
+        return FactoredLinear(self, bias)
+
+    def save(self, path: str | Path) -> None:
+        """Writes a safetensors file whose header names the type; positions take `INDEX_BYTES` each."""
+        from safetensors.torch import save_file
+
+        tensors = {
+            name: (tensor if tensor.is_floating_point() else tensor.to(torch.int32)).detach().cpu().contiguous().clone()
+            for name, tensor in self.tensors().items()
+        }
+        header = {"version": 1, "type": type(self).__name__, **self._settings()}
+        save_file(tensors, str(path), metadata={"lrbench": json.dumps(header, sort_keys=True)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Factors:
+        """Reads what `save` wrote, whichever type of factors it was.
+
+        Raises:
+            ValueError: the file is not safetensors, not from `save`, of an unknown type, or inconsistent.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                header = json.loads((file.metadata() or {}).get("lrbench", "null"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+        except SafetensorError as error:
+            raise ValueError(f"{path}: not a safetensors file ({error})") from error
+        if not isinstance(header, dict) or header.get("type") not in Factors._types:
+            kind = header.get("type") if isinstance(header, dict) else None
+            raise ValueError(f"{path}: " + (f"unknown factors {kind!r}" if kind else "holds no lrbench factors"))
+        settings = {name: value for name, value in header.items() if name not in ("type", "version")}
+        numbers = {name: t if t.is_floating_point() else t.to(torch.int64) for name, t in tensors.items()}
+        try:
+            return Factors._types[header["type"]](**numbers, **settings).check()
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def _agree(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _check_positions(name: str, positions: Tensor, count: int, size: int) -> None:
+    """Positions must be `count` different ones below `size`."""
+    _agree(len(positions) == count, f"{name} has {len(positions)} entries for {count} rows or columns")
+    if count:
+        low, high = int(positions.min()), int(positions.max())
+        _agree(low >= 0 and high < size, f"{name} holds {low if low < 0 else high}, out of range 0..{size - 1}")
+        _agree(len(positions.unique()) == count, f"{name} holds a position twice")
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank(Factors):
+    """W ≈ left @ right.
+
+    Attributes:
+        left: (out, k).
+        right: (k, in).
+    """
+
+    left: Tensor
+    right: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.left.shape[0], self.right.shape[1]
+
+    @property
+    def rank(self) -> int:
+        return self.left.shape[1]
+
+    def dense(self) -> Tensor:
+        return self.left @ self.right
+
+    def apply(self, x: Tensor) -> Tensor:
+        return (x @ self.right.T) @ self.left.T  # (..., in) -> (..., k) -> (..., out)
+
+    def _check(self) -> None:
+        left, right = tuple(self.left.shape), tuple(self.right.shape)
+        _agree(left[1] == right[0], f"LowRank: left is {left} and right is {right}; the inner sizes differ")
+
+
+@dataclass(frozen=True, eq=False)
+class Interpolative(Factors):
+    """W ≈ combinations of k of its own rows or columns; the identity part, for those k themselves, is not stored.
+
+    Attributes:
+        skeleton: (k, in), rows of W, for side "rows"; (out, k), columns of W, for side "columns".
+        indices: (k,) positions of the skeleton in W.
+        coefficients: (out - k, k) for the other rows, or (k, in - k) for the other columns, in ascending order.
+        side: "rows" or "columns".
+    """
+
+    skeleton: Tensor
+    indices: Tensor
+    coefficients: Tensor
+    side: Literal["rows", "columns"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows = self.side == "rows"
+        size = self.rank + self.coefficients.shape[0 if rows else 1]
+        return (size, self.skeleton.shape[1]) if rows else (self.skeleton.shape[0], size)
+
+    @property
+    def rank(self) -> int:
+        return self.skeleton.shape[0 if self.side == "rows" else 1]
+
+    @cached_property
+    def _others(self) -> Tensor:
+        """Positions outside the skeleton, ascending."""
+        size = self.shape[0 if self.side == "rows" else 1]
+        outside = torch.ones(size, dtype=torch.bool, device=self.indices.device)
+        outside[self.indices.long()] = False
+        return outside.nonzero().flatten()
+
+    @cached_property
+    def _order(self) -> Tensor:
+        """Where each row of W stands in (skeleton rows, other rows)."""
+        return torch.cat([self.indices.long(), self._others]).argsort()
+
+    def dense(self) -> Tensor:
+        if self.side == "rows":
+            return torch.cat([self.skeleton, self.coefficients @ self.skeleton])[self._order]
+        return torch.cat([self.skeleton, self.skeleton @ self.coefficients], dim=1)[:, self._order]
+
+    def apply(self, x: Tensor) -> Tensor:
+        if self.side == "rows":
+            kept = x @ self.skeleton.T  # (..., k)
+            return torch.cat([kept, kept @ self.coefficients.T], dim=-1).index_select(-1, self._order)
+        kept = x.index_select(-1, self.indices) + x.index_select(-1, self._others) @ self.coefficients.T  # (..., k)
+        return kept @ self.skeleton.T
+
+    def _positions(self) -> frozenset[str]:
+        return frozenset({"indices"})
+
+    def _check(self) -> None:
+        _agree(self.side in ("rows", "columns"), f"Interpolative: side is {self.side!r}, not 'rows' or 'columns'")
+        k, rows = self.rank, self.side == "rows"
+        found, size = self.coefficients.shape[1 if rows else 0], self.shape[0 if rows else 1]
+        _agree(found == k, f"Interpolative: a skeleton of {k} {self.side}, but coefficients for {found}")
+        _check_positions("Interpolative.indices", self.indices, k, size)
+
+
+@dataclass(frozen=True, eq=False)
+class CUR(Factors):
+    """W ≈ C U R, with columns C and rows R of W.
+
+    Attributes:
+        C: (out, c), columns of W.
+        U: (c, r).
+        R: (r, in), rows of W.
+        columns: (c,) positions of C in W.
+        rows: (r,) positions of R in W.
+    """
+
+    C: Tensor
+    U: Tensor
+    R: Tensor
+    columns: Tensor
+    rows: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.C.shape[0], self.R.shape[1]
+
+    @property
+    def rank(self) -> int:
+        return min(self.C.shape[1], self.R.shape[0])
+
+    def dense(self) -> Tensor:
+        return (self.C @ self.U) @ self.R
+
+    def apply(self, x: Tensor) -> Tensor:
+        return ((x @ self.R.T) @ self.U.T) @ self.C.T  # (..., in) -> (..., r) -> (..., c) -> (..., out)
+
+    def _positions(self) -> frozenset[str]:
+        return frozenset({"columns", "rows"})
+
+    def _check(self) -> None:
+        C, U, R = tuple(self.C.shape), tuple(self.U.shape), tuple(self.R.shape)
+        _agree(C[1] == U[0] and U[1] == R[0], f"CUR: C is {C}, U is {U} and R is {R}; the inner sizes differ")
+        _check_positions("CUR.columns", self.columns, C[1], R[1])
+        _check_positions("CUR.rows", self.rows, R[0], C[0])
+
+
+@dataclass(frozen=True, eq=False)
+class ColumnSubset(Factors):
+    """W ≈ k columns, already scaled, applied to k of the inputs; the other inputs are dropped.
+
+    Attributes:
+        columns: (out, k).
+        indices: (k,) the inputs they belong to.
+        in_features: how many inputs there are.
+    """
+
+    columns: Tensor
+    indices: Tensor
+    in_features: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.columns.shape[0], self.in_features
+
+    @property
+    def rank(self) -> int:
+        return self.columns.shape[1]
+
+    def dense(self) -> Tensor:
+        return self.columns.new_zeros(self.shape).index_copy(1, self.indices.long(), self.columns)
+
+    def apply(self, x: Tensor) -> Tensor:
+        return x.index_select(-1, self.indices) @ self.columns.T  # (..., k) -> (..., out)
+
+    def _positions(self) -> frozenset[str]:
+        return frozenset({"indices"})
+
+    def _check(self) -> None:
+        _check_positions("ColumnSubset.indices", self.indices, self.rank, self.in_features)
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(Factors):
+    """W ≈ a matrix stored in full: for methods whose result has no structure to store.
+
+    Attributes:
+        matrix: (out, in).
+    """
+
+    matrix: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.matrix.shape[0], self.matrix.shape[1]
+
+    @property
+    def rank(self) -> int:
+        return min(self.shape)
+
+    def dense(self) -> Tensor:
+        return self.matrix
+
+    def apply(self, x: Tensor) -> Tensor:
+        return x @ self.matrix.T
+
+    def _check(self) -> None:
+        pass

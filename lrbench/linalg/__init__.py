@@ -1,0 +1,41 @@
+"""Shared kernels of the reducers: everything takes and returns plain tensors, on the device it is given.
+
+Convention: `W` is (m, n); G is a Gram matrix; `k` and `rank` count vectors. Positions are int64.
+"""
+
+from lrbench.linalg.cholesky import PivotedCholesky, pivoted_cholesky
+from lrbench.linalg.gram import GATE, full_precision, gram, tail_errors
+from lrbench.linalg.pivots import (
+    RowPivots,
+    cpqr_pivots,
+    greedy_rows,
+    leverage_scores,
+    lupp_pivots,
+    weighted_sample,
+)
+from lrbench.linalg.refit import Core, RowRefit, solve_upper
+from lrbench.linalg.sketch import gaussian, range_finder, spawn
+from lrbench.linalg.spectrum import Spectrum, optimal_errors
+
+__all__ = [
+    "GATE",
+    "Core",
+    "PivotedCholesky",
+    "RowPivots",
+    "RowRefit",
+    "Spectrum",
+    "cpqr_pivots",
+    "full_precision",
+    "gaussian",
+    "gram",
+    "greedy_rows",
+    "leverage_scores",
+    "lupp_pivots",
+    "optimal_errors",
+    "pivoted_cholesky",
+    "range_finder",
+    "solve_upper",
+    "spawn",
+    "tail_errors",
+    "weighted_sample",
+]

@@ -1,0 +1,152 @@
+"""Pivoted Cholesky of a Gram matrix: the pivots, the coefficients and the error of a row-ID at every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class PivotedCholesky:
+    """G ≈ L Lᵀ of rank r, with greedy pivots.
+
+    Attributes:
+        pivots: (r,) positions, in the order chosen; the first k are the pivots of rank k.
+        factor: (r, s) Lᵀ, float64; its columns `pivots` are upper triangular.
+        traces: (r + 1,) trace of the Schur complement after k = 0 ... r pivots. With G = W Wᵀ it is the squared
+            Frobenius error of the row-ID of rank k with least-squares coefficients.
+    """
+
+    pivots: Tensor
+    factor: Tensor
+    traces: Tensor
+
+
+def pivoted_cholesky(
+    G: Tensor, rank: int, *, floor: float = 0.0, block: int = 64, overwrite: bool = False
+) -> PivotedCholesky:
+    """Cholesky with diagonal pivoting (LAPACK's dpstrf), which torch does not expose, on CPU or CUDA.
+
+    Within a block the columns are left-looking, products with the few columns of the block; after each block the
+    Schur complement of the rows still alive takes one matrix product. The host waits for the device once a block.
+
+    Args:
+        G: (s, s), symmetric positive semidefinite, float64.
+        rank: how many pivots, at most s.
+        floor: stop early once the trace is at most `floor` times that of G.
+        block: columns to a block.
+        overwrite: whether G may be destroyed, to save a copy.
+
+    Returns:
+        The factorization; of fewer pivots than asked where the floor was reached, or the largest diagonal entry left
+        is rounding.
+
+    Source: Higham, "Analysis of the Cholesky decomposition of a semi-definite matrix", 1990; LAPACK Working Note 161.
+    """
+    schur = G if overwrite else G.clone()
+    return _factorize(_Explicit(schur), schur.diagonal().clone(), rank, floor, block)
+
+
+def pivoted_cholesky_by_rows(
+    row: Callable[[Tensor], Tensor], diagonal: Tensor, rank: int, *, floor: float = 0.0, block: int = 64
+) -> PivotedCholesky:
+    """`pivoted_cholesky` of a Gram matrix too large to form.
+
+    Args:
+        row: maps a position, a (1,) tensor, to that row of G, (s,).
+        diagonal: (s,) of G, float64.
+        rank, floor, block: as in `pivoted_cholesky`.
+    """
+    return _factorize(_ByRows(row), diagonal.clone(), rank, floor, block)
+
+
+class _Explicit:
+    """The Schur complement as a matrix, cut down to the living rows now and then."""
+
+    def __init__(self, schur: Tensor) -> None:
+        self._schur = schur
+        self.alive = torch.arange(schur.shape[0], device=schur.device)  # positions in G of the matrix's rows
+
+    def row(self, p: Tensor, panel: Tensor) -> Tensor:
+        """Row p of the Schur complement, `panel` (j, alive) being this block's columns so far."""
+        # The matrix is symmetric, and its rows, unlike its columns, lie together in memory.
+        return self._schur.index_select(0, p)[0] - panel.T @ panel.index_select(1, p)[:, 0]
+
+    def advance(self, panel: Tensor, keep: Tensor) -> bool:
+        """Takes a finished block off; returns whether the rows outside `keep` were dropped."""
+        self._schur.addmm_(panel.T, panel, alpha=-1)
+        if 4 * len(keep) > 3 * len(self.alive):
+            return False
+        self._schur = self._schur.index_select(0, keep).index_select(1, keep)
+        self.alive = self.alive[keep]
+        return True
+
+
+class _ByRows:
+    """Rows of G made when they are asked for, and all columns so far taken off each."""
+
+    def __init__(self, row: Callable[[Tensor], Tensor]) -> None:
+        self._row = row
+        self._done: list[Tensor] = []
+
+    def row(self, p: Tensor, panel: Tensor) -> Tensor:
+        value = self._row(p)
+        for columns in (*self._done, panel):
+            value = value - columns.T @ columns.index_select(1, p)[:, 0]
+        return value
+
+    def advance(self, panel: Tensor, keep: Tensor) -> bool:
+        self._done.append(panel)
+        return False
+
+
+def _factorize(source: _Explicit | _ByRows, diagonal: Tensor, rank: int, floor: float, block: int) -> PivotedCholesky:
+    size = len(diagonal)
+    left = diagonal.clamp(min=0)  # what is left of the diagonal; chosen rows are set to zero
+    total = left.sum()
+    alive = torch.arange(size, device=left.device)
+    rounding = float(left.max()) * size * torch.finfo(left.dtype).eps if size else 0.0
+    lowest = floor * float(total)
+
+    factor = left.new_zeros(min(rank, size), size)
+    pivots: list[Tensor] = []
+    traces = [total[None]]
+    done = 0
+    while done < len(factor):
+        width = min(block, len(factor) - done)
+        panel = left.new_zeros(width, len(alive))
+        chosen, heights, tails = [], [], []
+        for j in range(width):
+            p = left.argmax(keepdim=True)  # (1,), stays on the device
+            height = left[p]
+            column = source.row(p, panel[:j]) / height.sqrt()
+            column[p] = height.sqrt()
+            panel[j] = column
+            left = left - column.square()
+            left[p] = 0
+            chosen.append(p)
+            heights.append(height)
+            tails.append(left.clamp(min=0).sum()[None])
+        # A pivot that is rounding, or a tail under the floor, ends the factorization; what followed it is discarded.
+        good = (torch.cat(heights) > rounding) & (torch.cat([traces[-1], *tails])[:-1] > lowest)
+        taken = width if bool(good.all()) else int(good.int().argmin())
+        panel, local = panel[:taken], torch.cat([*chosen[:taken], alive[:0]])
+        factor[done : done + taken, alive] = panel
+        pivots.append(alive[local])
+        traces.extend(tails[:taken])
+        done += taken
+        if taken < width:
+            break
+        if done < len(factor):
+            living = torch.ones(len(alive), dtype=torch.bool, device=left.device)
+            living[local] = False
+            # Rows chosen in earlier blocks may still be here, as zeros.
+            keep = (living & (left > 0)).nonzero().flatten()
+            if source.advance(panel, keep):
+                alive, left = alive[keep], left[keep]
+                if not len(alive):
+                    break
+    return PivotedCholesky(pivots=torch.cat([*pivots, alive[:0]]), factor=factor[:done], traces=torch.cat(traces))

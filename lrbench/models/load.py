@@ -1,0 +1,143 @@
+"""Loading a model as a suite names it, and knowing it by its content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from lrbench.errors import ModelError, did_you_mean, one_line
+from lrbench.models.slots import Inventory, find_slots
+
+if TYPE_CHECKING:
+    from lrbench.suite import ModelSpec
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model on its device, with its tokenizer and its slots.
+
+    Attributes:
+        label: how tables name it.
+        source: bundled name, path or hub id, with revision, for the manifest.
+        weight_hash: SHA-256 of names, shapes, dtypes and bytes of all parameters and buffers.
+    """
+
+    label: str
+    source: dict[str, Any]
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    inventory: Inventory
+    weight_hash: str
+    device: torch.device
+    dtype: torch.dtype
+
+
+def bundled() -> dict[str, Path]:
+    """Names and folders of the bundled models."""
+    return {"almanac": Path(__file__).parent / "almanac" / "checkpoint"}
+
+
+def load(spec: ModelSpec, device: str | None = None, dtype: str | None = None) -> LoadedModel:
+    """Loads a model, its tokenizer and its slots.
+
+    Args:
+        spec: what the suite says.
+        device, dtype: from the command line; they win over the suite's.
+
+    Raises:
+        ModelError: the name is unknown, nothing loadable is there, the hub cannot be reached, or the device is not.
+    """
+    where, revision = _place(spec)
+    target = choose_device(device or spec.device)
+    wanted = dtype or spec.dtype
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
+        model = AutoModelForCausalLM.from_pretrained(
+            where, revision=revision, dtype="auto" if wanted == "auto" else DTYPES[wanted]
+        )
+        model = model.to(target).eval()  # type: ignore[arg-type]
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError, ...
+        raise ModelError(_cannot_load(where, error)) from error
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return LoadedModel(
+        label=spec.display_name,
+        source={"pretrained": str(spec.name or spec.pretrained), "revision": revision},
+        model=model,
+        tokenizer=tokenizer,
+        inventory=find_slots(model),
+        weight_hash=weight_hash(model),
+        device=target,
+        dtype=model.dtype,
+    )
+
+
+def load_structure(spec: ModelSpec) -> Inventory:
+    """The slots of a model without its weights (on the meta device): enough to plan.
+
+    Raises:
+        ModelError: as `load`.
+    """
+    where, revision = _place(spec)
+    try:
+        config = AutoConfig.from_pretrained(where, revision=revision)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except Exception as error:
+        raise ModelError(_cannot_load(where, error)) from error
+    return find_slots(model)
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device asked for, else the GPU where there is one, else the CPU. Raises ModelError where it is not there."""
+    if name is None or name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"device {name!r} cannot be used here: {one_line(error)}") from error
+    return device
+
+
+def weight_hash(model: torch.nn.Module) -> str:
+    """SHA-256 (hex) over every parameter and persistent buffer: name, dtype, shape, bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+        for chunk in flat.split(1 << 28):  # a quarter of a GiB at a time, so that no second model is made on the CPU
+            digest.update(chunk.cpu().numpy())
+    return digest.hexdigest()
+
+
+def _place(spec: ModelSpec) -> tuple[str, str | None]:
+    if spec.name is not None:
+        folders = bundled()
+        if spec.name not in folders:
+            raise ModelError(
+                f"unknown bundled model {spec.name!r}{did_you_mean(spec.name, folders)} "
+                f"(bundled: {', '.join(folders)}; for another model write `pretrained:`)"
+            )
+        return str(folders[spec.name]), None
+    assert spec.pretrained is not None
+    if Path(spec.pretrained).is_dir() and not (Path(spec.pretrained) / "config.json").is_file():
+        raise ModelError(f"{spec.pretrained}: no config.json there; is it a checkpoint folder?")
+    return spec.pretrained, spec.revision
+
+
+def _cannot_load(where: str, error: Exception) -> str:
+    text = one_line(error)
+    if Path(where).exists():
+        return f"{where}: cannot be loaded: {text}"
+    if where.startswith((".", "/", "~")):
+        return f"{where}: no such folder"
+    return f"{where}: not a local folder, and the Hugging Face hub did not give it: {text}"

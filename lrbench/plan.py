@@ -1,0 +1,184 @@
+"""From a suite and a model's slots to cells: which weights each edited model has reduced, by what, to what rank.
+
+Cells are ordered by the first decoder block they touch, so that an engine can move upward once; cells that differ in
+nothing but the rank stand together, so that one factorization serves them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lrbench.errors import ModelError, PluginError, ReducerError, one_line
+from lrbench.models.slots import Inventory, WeightSlot
+from lrbench.parameters import ParameterError, values
+from lrbench.ranks import RankRequest, closed_rank
+from lrbench.reducer import Reducer
+from lrbench.registry import Registry
+from lrbench.suite import Suite
+
+
+@dataclass(frozen=True)
+class Method:
+    """A reducer with its parameters, as a suite labels it."""
+
+    label: str
+    reducer: Reducer
+    params: Mapping[str, Any]
+    source_hash: str
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One edited model: `slots` reduced by `method`, each to the rank that `request` gives it.
+
+    The unedited model is the cell without a method.
+    """
+
+    method: Method | None = None
+    mode: str | None = None
+    slots: tuple[WeightSlot, ...] = ()
+    request: RankRequest | None = None
+    first_block: int | None = None
+    skip: str | None = None
+
+    @property
+    def requested(self) -> dict[str, float | int]:
+        """The rank as the suite asked for it, `{"keep": 0.5}`; empty for the unedited model."""
+        return {self.request.kind: self.request.value} if self.request else {}
+
+    def digest(self, **setting: Any) -> str:
+        """SHA-256 of what defines the result: this cell, and `setting` (weights, documents, prompts, seed, ...)."""
+        method = self.method
+        content = {
+            **setting,
+            "reducer": method and {"name": method.reducer.name, "params": method.params, "source": method.source_hash},
+            "slots": sorted(slot.name for slot in self.slots),
+            "requested": self.requested,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+    def ranks(self) -> list[int | None]:
+        """The rank of each slot as far as shapes tell it; raises ReducerError where none is possible."""
+        assert self.method is not None
+        assert self.request is not None
+        return [closed_rank(self.request, self.method.reducer, slot.about) for slot in self.slots]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of one model, baseline first, in the order in which they are to be run."""
+
+    cells: tuple[Cell, ...]
+
+    def groups(self) -> Iterator[list[Cell]]:
+        """Runs of cells that differ in the rank alone."""
+        group: list[Cell] = []
+        for cell in self.cells:
+            if group and (cell.method is not group[0].method or cell.slots != group[0].slots):
+                yield group
+                group = []
+            group.append(cell)
+        if group:
+            yield group
+
+    def impossible(self) -> list[tuple[Cell, str]]:
+        """Cells that are known beforehand to fail (a rank above the maximum, a keep that fits no rank), and why."""
+        found = []
+        for cell in self.cells:
+            if cell.method is None or cell.skip:
+                continue
+            try:
+                cell.ranks()
+            except ReducerError as error:
+                found.append((cell, str(error)))
+        return found
+
+
+def methods(suite: Suite, registry: Registry) -> list[Method]:
+    """The suite's reducers, built. Raises SuiteError at the suite's line for unknown names and bad parameters."""
+    built = []
+    for spec in suite.reducers:
+        try:
+            reducer = registry.build(spec.name, spec.params)
+        except ParameterError as error:
+            raise suite.error(spec.parameter_path(error.parameter), str(error)) from None
+        except PluginError as error:
+            raise suite.error(spec.path, str(error)) from None
+        built.append(Method(spec.label, reducer, values(reducer), registry.source_hash(spec.name)))
+    return built
+
+
+def make_plan(suite: Suite, inventory: Inventory, built: Sequence[Method]) -> Plan:
+    """The cells of a suite on one model.
+
+    Raises:
+        SuiteError: a layer out of range or a word under `weights` that selects nothing, at the suite's line.
+    """
+    cells: dict[tuple[str, tuple[str, ...], tuple[str, float]], Cell] = {}
+    blocks = len(inventory.blocks)
+    for sweep in suite.sweep:
+        try:
+            layers = sweep.layers.resolve(blocks)
+        except ValueError as error:
+            raise suite.error((*sweep.path, "layers"), str(error)) from None
+        try:
+            chosen = inventory.select(layers, sweep.weights)
+        except ModelError as error:
+            raise suite.error((*sweep.path, "weights"), str(error)) from None
+        for method in built:
+            if sweep.reducers is not None and method.label not in sweep.reducers:
+                continue
+            for slots in _edits(sweep.mode, chosen):
+                for request in sweep.rank.requests:
+                    identity = (method.label, tuple(slot.name for slot in slots), (request.kind, request.value))
+                    if identity not in cells:
+                        cells[identity] = Cell(
+                            method, sweep.mode, slots, request, _first_block(slots, blocks), _skip(method, slots)
+                        )
+    position = {slot.name: place for place, slot in enumerate(inventory.slots)}
+    label_order = {method.label: place for place, method in enumerate(built)}
+
+    def order(cell: Cell) -> tuple[Any, ...]:
+        assert cell.method is not None
+        return cell.first_block, [position[slot.name] for slot in cell.slots], label_order[cell.method.label]
+
+    return Plan((Cell(), *sorted(cells.values(), key=order)))
+
+
+def _edits(mode: str, slots: list[WeightSlot]) -> list[tuple[WeightSlot, ...]]:
+    """The sets of slots that are reduced at the same time."""
+    if mode == "each":
+        return [(slot,) for slot in slots]
+    if mode == "together":
+        return [tuple(slots)]
+    by_layer: dict[int | None, list[WeightSlot]] = {}
+    for slot in slots:
+        by_layer.setdefault(slot.about.layer, []).append(slot)
+    return [tuple(layer) for layer in by_layer.values()]
+
+
+def _first_block(slots: tuple[WeightSlot, ...], blocks: int) -> int:
+    def block(slot: WeightSlot) -> int:
+        if slot.about.layer is not None:
+            return slot.about.layer
+        return blocks if slot.about.role == "head" else 0
+
+    return min(map(block, slots))
+
+
+def _skip(method: Method, slots: tuple[WeightSlot, ...]) -> str | None:
+    """Why a cell cannot be what was asked: a method that does without one of the slots is another experiment."""
+    for slot in slots:
+        try:
+            reason = method.reducer.supports(slot.about)
+        except Exception as error:
+            raise PluginError(f"{method.label}: supports() failed on {slot.name}: {one_line(error)}") from error
+        if reason:
+            return f"{method.label} does not support {slot.name}: {reason}"
+    if method.reducer.needs:
+        return f"{method.label} needs calibration ({', '.join(sorted(method.reducer.needs))}), which is not there yet"
+    return None

@@ -1,0 +1,216 @@
+"""From a weight slot to checked, measured factors: the only place that calls reducers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import psutil
+import torch
+
+from lrbench.errors import LrbenchError, ReducerError, one_line
+from lrbench.factors import Dense, Factors
+from lrbench.linalg import optimal_errors
+from lrbench.models.slots import WeightSlot
+from lrbench.plan import Cell, Method
+from lrbench.ranks import RankRequest, find_rank, ranks_to_prepare
+from lrbench.reducer import Context, Prepared
+from lrbench.store import Edit
+from lrbench.validate import validate_factors
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """One slot reduced to one rank.
+
+    Attributes:
+        factors: what would be stored, in the model's dtype.
+        edit: the row's record of it.
+        seconds: the shared preparation and this rank's construction, synchronized.
+    """
+
+    factors: Factors
+    edit: Edit
+    seconds: float
+
+    def matrix(self) -> torch.Tensor:
+        """What stands in for W (out, in): the product of the stored factors, computed in float32 or better."""
+        dtype = next(t.dtype for t in self.factors.tensors().values() if t.is_floating_point())
+        return self.factors.to(dtype=_working(dtype)).dense()
+
+
+class Reductions:
+    """Reduces slots for a run. Keeps each slot's spectrum, and which reducers have been warmed up."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._optima: dict[str, list[float]] = {}
+        self._warm: set[tuple[str, torch.device]] = set()
+
+    def of_group(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, list[Reduction] | LrbenchError]]:
+        """Reduces cells that differ in the rank alone, sharing each slot's preparation between them.
+
+        Every rank's factors are held until all slots are done; where they would take more than a quarter of the free
+        memory, the ranks are done one after the other, and the preparation is repeated.
+        """
+        slots, method = cells[0].slots, cells[0].method
+        assert method is not None
+        size = sum(slot.tensor().numel() * slot.tensor().element_size() for slot in slots)
+        at_once = len(cells) if size * len(cells) <= _free_memory(slots[0].tensor().device) / 4 else 1
+        for start in range(0, len(cells), at_once):
+            part = cells[start : start + at_once]
+            done: list[list[Reduction] | LrbenchError] = [[] for _ in part]
+            for slot in slots:
+                alive = [i for i, result in enumerate(done) if isinstance(result, list)]
+                requests = [part[i].request for i in alive]
+                for i, outcome in zip(alive, self._slot(slot, method, requests), strict=True):  # type: ignore[arg-type]
+                    if isinstance(outcome, Reduction):
+                        done[i].append(outcome)  # type: ignore[union-attr]
+                    else:
+                        done[i] = outcome
+            yield from zip(part, done, strict=True)
+
+    def _slot(
+        self, slot: WeightSlot, method: Method, requests: Sequence[RankRequest]
+    ) -> list[Reduction | LrbenchError]:
+        """One slot at each requested rank; a failure that concerns them all is given to each."""
+        if not requests:
+            return []
+        try:
+            work = _Work(slot, method, self._seed)
+            optimum = self._optimum(slot, work.weight)
+            spectrum = _singular_values(optimum)
+            self._warm_up(work)
+            prepare_seconds, prepared = work.prepare(ranks_to_prepare(requests, method.reducer, slot.about, spectrum))
+        except LrbenchError as error:
+            return [error] * len(requests)
+        done: list[Reduction | LrbenchError] = []
+        for request in requests:
+            try:
+                rank = find_rank(request, method.reducer, slot.about, spectrum, work.weight, prepared)
+                seconds, factors = work.at_rank(prepared, rank)
+                done.append(work.measured(factors, rank, optimum, prepare_seconds + seconds))
+            except LrbenchError as error:
+                done.append(error)
+        return done
+
+    def _optimum(self, slot: WeightSlot, weight: torch.Tensor) -> list[float]:
+        """The Eckart-Young error at every rank, once a slot and run; it judges reducers and is in no one's time."""
+        if slot.name not in self._optima:
+            self._optima[slot.name] = optimal_errors(weight)
+        return self._optima[slot.name]
+
+    def _warm_up(self, work: _Work) -> None:
+        """Runs a reducer once on a corner of its first weight, untimed: libraries initialise when first used."""
+        key = (work.method.label, work.weight.device)
+        if key in self._warm:
+            return
+        self._warm.add(key)
+        corner = work.weight[:64, :64].contiguous()
+        # A method may refuse so small a matrix. On the real one its errors count.
+        with contextlib.suppress(Exception):
+            reducer = work.method.reducer
+            reducer.prepare(corner, [1], work.context()).at_rank(1).dense()
+        _synchronize(corner.device)
+
+
+class _Work:
+    """One reducer at work on one slot: calls it, times it, and turns whatever it does wrong into a ReducerError."""
+
+    def __init__(self, slot: WeightSlot, method: Method, seed: int) -> None:
+        self.slot, self.method, self._seed = slot, method, seed
+        weight = slot.read()
+        # A copy, so that a plugin that writes to its input cannot spoil the model.
+        self.weight = weight.to(_working(weight.dtype), copy=True, memory_format=torch.contiguous_format)  # (out, in)
+        if not bool(self.weight.isfinite().all()):
+            row, column = (~self.weight.isfinite()).nonzero()[0].tolist()
+            value = float(self.weight[row, column])
+            raise ReducerError(f"{slot.name}: the weight holds {value} at [{row}, {column}]; mend the checkpoint")
+
+    def context(self) -> Context:
+        return Context.seeded(self.slot.about, self.method.reducer, self._seed)
+
+    def prepare(self, ranks: Sequence[int]) -> tuple[float, Prepared]:
+        """Seconds, and the preparation for `ranks`."""
+        context = self.context()
+        return self._timed("prepare", lambda: self.method.reducer.prepare(self.weight, ranks, context))
+
+    def at_rank(self, prepared: Prepared, rank: int) -> tuple[float, Factors]:
+        """Seconds, and factors that have been checked."""
+        seconds, factors = self._timed(f"rank {rank}", lambda: prepared.at_rank(rank))
+        try:
+            return seconds, validate_factors(factors, self.slot.about.shape, rank, self.method.reducer)
+        except ReducerError as error:
+            raise ReducerError(f"{self.slot.name}: {error}") from None
+
+    def measured(self, factors: Factors, rank: int, optimum: Sequence[float], seconds: float) -> Reduction:
+        """Stores factors in the model's dtype, or Ŵ where that is smaller, and measures what is stored."""
+        rows, columns = self.slot.about.shape
+        dtype = self.slot.tensor().dtype
+        smaller = factors.stored_numbers < rows * columns
+        stored = factors.to(dtype=dtype) if smaller else Dense(factors.dense().to(dtype))
+        result = Reduction(stored, seconds=seconds, edit=None)  # type: ignore[arg-type]
+        rounded = result.matrix().to(dtype)
+        if not bool(rounded.isfinite().all()):
+            raise ReducerError(
+                f"{self.slot.name}: the result of {self.method.label} at rank {rank} overflows "
+                f"{str(dtype).removeprefix('torch.')}; its factors are badly scaled"
+            )
+        norm = optimum[0]
+        edit = Edit(
+            weight=self.slot.name, layer=self.slot.about.layer, role=self.slot.about.role,
+            shape=self.slot.about.shape, rank=rank, stored_numbers=stored.stored_numbers,
+            stored_bytes=stored.stored_bytes, stored_as="factors" if smaller else "dense",
+            relative_error=_norm(self.weight - rounded.to(self.weight.dtype)) / norm if norm else _norm(rounded),
+            optimal_error=optimum[min(rank, len(optimum) - 1)] / norm if norm else 0.0,
+        )  # fmt: skip
+        return dataclasses.replace(result, edit=edit)
+
+    def _timed(self, what: str, call: Callable[[], _T]) -> tuple[float, _T]:
+        _synchronize(self.weight.device)
+        version, started = self.weight._version, time.perf_counter()
+        try:
+            result = call()
+            _synchronize(self.weight.device)
+        except Exception as error:  # foreign code: whatever it raises is a failure of this reducer on this slot
+            text = f"{self.slot.name}: {self.method.label} failed at {what}: {one_line(error)}"
+            raise ReducerError(text) from error
+        seconds = time.perf_counter() - started
+        if self.weight._version != version:
+            raise ReducerError(
+                f"{self.slot.name}: {self.method.label} writes to the weight it is given; clone it first"
+            )
+        return seconds, result
+
+
+def _working(dtype: torch.dtype) -> torch.dtype:
+    """What reducers compute in: float64 stays, everything else is float32."""
+    return dtype if dtype == torch.float64 else torch.float32
+
+
+def _singular_values(optimum: Sequence[float]) -> torch.Tensor:
+    """Descending, (min(m, n),), from the optimal errors: what each next rank takes away."""
+    squares = torch.tensor(optimum, dtype=torch.float64).square()
+    return (squares[:-1] - squares[1:]).clamp(min=0).sqrt()
+
+
+def _norm(matrix: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64))
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes free on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available

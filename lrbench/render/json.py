@@ -1,0 +1,56 @@
+"""A leaderboard as JSON: every value in full precision, null where there is none."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from typing import Any
+
+from lrbench.leaderboard import Entry, Leaderboard
+
+
+def render(board: Leaderboard) -> str:
+    """`{"columns": [...], "rows": [...]}`; failed and skipped rows come last.
+
+    A row has a value for each column by its name (scores as objects), and `scores`: all metrics of all tasks. Values
+    that JSON cannot say (infinite, not a number) are null.
+    """
+    document = {
+        "columns": [asdict(column) for column in board.columns],
+        "rows": [_row(entry) for entry in (*board.entries, *board.failures)],
+    }
+    return json.dumps(_finite(document), indent=2, allow_nan=False) + "\n"
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    row = entry.row
+    return {
+        "cell": row.cell,
+        "status": row.status,
+        "reason": row.reason,
+        "suite": row.suite,
+        "environment": row.environment,
+        "reducer": row.reducer,
+        "params": row.params,
+        "requested": row.requested,
+        **{name: _plain(value) for name, value in entry.values.items()},
+        "scores": {
+            task: {metric: _plain(value) for metric, value in metrics.items()}
+            for task, metrics in entry.metrics.items()
+        },
+    }
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, str | bool | int | float) else asdict(value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,124 @@
+"""How values are written for people: digits, units, signs, and names from which nothing can escape into a terminal."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Iterable
+
+from lrbench.leaderboard import Column, Leaderboard, Value
+from lrbench.measured import Measured
+
+MISSING = "—"
+PARETO = "◆"
+
+_UNITS = {
+    "keep": "keep targets: numbers stored over dense ones, of the edited weights",
+    "keep_model": "keep model: the same of the whole model",
+    "compression": "smaller: dense numbers of the whole model over stored ones",
+    "error": "error: ‖W − Ŵ‖ / ‖W‖, after rounding",
+    "optimum": "opt.: the least error that any matrix of that rank has",
+    "decompose": "time: seconds of decomposition",
+}
+STYLES = "Δ is coloured where it exceeds two of its own standard errors. Bold: the best of its setting."
+FRONT = f"{PARETO} Pareto-optimal: no other row keeps less and scores more."
+
+_ESCAPE_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b.")
+
+
+def clean(text: str) -> str:
+    """One printable line: escape sequences, control and bidirectional characters are taken out."""
+    text = _ESCAPE_SEQUENCE.sub("", text)
+    kept = (" " if char.isspace() else char for char in text if char.isspace() or unicodedata.category(char)[0] != "C")
+    return " ".join("".join(kept).split())
+
+
+def units(columns: Iterable[Column]) -> str:
+    """One sentence on what the numbers of these columns are."""
+    names = [column.name for column in columns]
+    known = {**_UNITS, "keep_model": "keep model: numbers stored over dense ones"} if "keep" not in names else _UNITS
+    scores = "Accuracies in %, ± one standard error, signed: the difference (Δ) from the unedited model"
+    return "; ".join([scores, *(known[name] for name in names if name in known)]) + "."
+
+
+def pieces(column: Column, value: Value) -> tuple[str, str, str]:
+    """A value in three parts: itself, `±` its error, and its difference; empty where there is none."""
+    if not isinstance(value, Measured):
+        return plain(column, value), "", ""
+    scale = 100.0 if column.kind == "share" else 1.0
+    error = value.stderr
+    return (
+        _number(value.value * scale, column),
+        f"±{_number(error * scale, column)}" if error is not None and math.isfinite(error) else "",
+        _signed(value.delta * scale, column) if value.delta is not None else "",
+    )
+
+
+def plain(column: Column, value: Value) -> str:
+    """A value without its error and its difference."""
+    if isinstance(value, Measured):
+        return pieces(column, value)[0]
+    if value is None or value == "":
+        return MISSING if column.kind != "text" else ""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, bool):
+        return PARETO if value else ""
+    return _number(value, column)
+
+
+def headings(board: Leaderboard) -> dict[str, tuple[str, str]]:
+    """Column -> its two header lines, tasks without the prefix that they all share, accuracies with their unit."""
+    tasks = [column for column in board.columns if column.task]
+    prefix = shared_prefix(board)
+    found = {column.name: column.heading for column in board.columns}
+    for column in tasks:
+        metric = column.metric.replace("perplexity", "ppl")
+        metric += " %" if column.kind == "share" else " ↓" if column.better == "lower" else ""
+        found[column.name] = column.task.removeprefix(prefix), metric
+    for column in board.columns:
+        if not column.task and column.kind == "share":
+            found[column.name] = column.heading[0], f"{column.heading[1]} %"
+    return {name: (clean(first), clean(second)) for name, (first, second) in found.items()}
+
+
+def shared_prefix(board: Leaderboard) -> str:
+    """What the names of all tasks begin with, up to an underscore: `almanac_`; empty for a single task."""
+    names = [column.task for column in board.columns if column.task]
+    if len(names) < 2:
+        return ""
+    words = [name.split("_")[:-1] for name in names]
+    common = 0
+    while all(len(parts) > common and parts[common] == words[0][common] for parts in words):
+        common += 1
+    return "".join(f"{word}_" for word in words[0][:common])
+
+
+def _number(value: float, column: Column) -> str:
+    if math.isnan(value):
+        return MISSING
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    size = abs(value)
+    match column.kind:
+        case "share":
+            return f"{value:.1f}"
+        case "ratio" | "error":
+            return f"{value:.3f}"
+        case "times":
+            return f"{value:.2f}x" if size < 100 else f"{value:,.0f}x"
+        case "seconds":
+            if 0 < size < 0.0005:
+                return "<0.001"
+            return f"{value:.3f}" if size < 1 else f"{value:.2f}" if size < 10 else f"{value:,.1f}"
+    if size >= 1e6:
+        return f"{value:.1e}"
+    return f"{value:.2f}" if size < 100 else f"{value:,.1f}" if size < 10000 else f"{value:,.0f}"
+
+
+def _signed(value: float, column: Column) -> str:
+    text = _number(abs(value), column)
+    if text == MISSING or not any(digit in text for digit in "123456789∞"):
+        return text
+    return f"+{text}" if value > 0 else f"−{text}"

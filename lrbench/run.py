@@ -1,0 +1,282 @@
+"""Runs a suite: plans it, reduces, scores, and appends a row for every cell that has none yet."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import lrbench
+from lrbench.environment import environment
+from lrbench.errors import InputError, LrbenchError
+from lrbench.evaluate import make_engine
+from lrbench.evaluate.bound import BoundEngine
+from lrbench.evaluate.engine import Engine, Job, Outcome
+from lrbench.models.edit import edited
+from lrbench.models.load import LoadedModel, load
+from lrbench.models.slots import count_numbers
+from lrbench.plan import Cell, Method, Plan, make_plan, methods
+from lrbench.reduce import Reduction, Reductions
+from lrbench.registry import Registry
+from lrbench.store import Row, RunDirectory
+from lrbench.suite import ModelSpec, Suite
+from lrbench.tasks.load import TaskSet, load_tasks
+
+LOCK = ".lock"
+
+
+class Progress(Protocol):
+    """Hears what a run does, as it does it."""
+
+    def note(self, message: str) -> None:
+        """Something happens that takes a while, or that the user should know."""
+
+    def planned(self, model: str, cells: int, reused: int, tasks: Collection[str]) -> None:
+        """A model's cells are known, how many of them are there already, and the tasks that the suite names."""
+
+    def finished(self, row: Row) -> None:
+        """A row was written."""
+
+
+@dataclass
+class RunResult:
+    """What a run did. `failed` counts the failed rows of the whole plan, new and old."""
+
+    directory: RunDirectory
+    computed: int = 0
+    reused: int = 0
+    failed: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+
+    def summary(self) -> str:
+        """One line for the terminal."""
+        parts = [f"{self.computed} cells scored in {self.seconds:.0f} s"] if self.computed else ["nothing to compute"]
+        if self.reused:
+            parts.append(f"{self.reused} already there")
+        if self.skipped:
+            parts.append(f"{self.skipped} skipped")
+        if self.failed:
+            parts.append(f"{self.failed} failed (--retry-failed tries them again)")
+        return f"{', '.join(parts)}; rows in {self.directory.path}"
+
+
+@dataclass
+class _ModelRun:
+    """One model's share of a run: what its rows have in common."""
+
+    suite: Suite
+    loaded: LoadedModel
+    directory: RunDirectory
+    environment: str
+    numbers: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.numbers = count_numbers(self.loaded.model)
+
+    def row(self, cell: Cell, key: str, status: Literal["ok", "failed", "skipped"], **measured: Any) -> Row:
+        method = cell.method
+        return Row(
+            cell=key, status=status, environment=self.environment, suite=self.suite.name, model=self.loaded.label,
+            reducer=method.reducer.name if method else None, label=method.label if method else None,
+            params=dict(method.params) if method else {}, mode=cell.mode, requested=cell.requested,
+            seed=self.suite.seed, **measured,
+        )  # fmt: skip
+
+    def sizes(self, cell: Cell, reductions: Sequence[Reduction]) -> dict[str, float]:
+        """keep of the targets and of the model, and the compression ratio.
+
+        A tied weight is not replaced but comes on top: whatever else uses it needs it still.
+        """
+        stored = sum(reduction.edit.stored_numbers for reduction in reductions)
+        dense = sum(slot.about.shape[0] * slot.about.shape[1] for slot in cell.slots)
+        replaced = sum(slot.about.shape[0] * slot.about.shape[1] for slot in cell.slots if not slot.tied)
+        model = (self.numbers - replaced + stored) / self.numbers
+        return {"keep_targets": stored / dense, "keep_model": model, "compression_ratio": 1 / model}
+
+
+def run_suite(
+    suite: Suite,
+    registry: Registry,
+    out: Path,
+    *,
+    progress: Progress,
+    device: str | None = None,
+    engine: str = "frozen",
+    force: bool = False,
+    retry_failed: bool = False,
+) -> RunResult:
+    """Runs every cell of a suite that has no row yet.
+
+    Args:
+        suite: validated; what it says of dtype and limits defines the result.
+        registry: where its reducers come from.
+        out: the run's directory; made where missing.
+        progress: told what happens.
+        device: instead of the suite's.
+        engine: `frozen` or `harness`; how cells are scored, not what they score.
+        force: score again what has a row.
+        retry_failed: score again what has a failed row.
+
+    Raises:
+        InputError: anything wrong with the suite, its models, tasks or plugins; or the directory holds another
+            suite's run, or another process is writing to it.
+        KeyboardInterrupt: after the rows of all finished cells are on disk.
+    """
+    started = time.perf_counter()
+    built = methods(suite, registry)
+    directory = RunDirectory(out)
+    _refuse_other_suite(directory, suite)
+    result = RunResult(directory)
+    with _exclusive(directory):
+        rows = {} if force else directory.rows()
+        manifest: dict[str, Any] = {
+            "schema": 1, "lrbench": lrbench.__version__, "suite": suite.resolved(), "suite_hash": suite.hash,
+            "reducers": [_method(method, registry) for method in built], "models": [], "tasks": [], "cells": [],
+        }  # fmt: skip
+        for spec in suite.models:
+            progress.note(f"loading {spec.display_name}")
+            loaded = load(spec, device=device)
+            plan = make_plan(suite, loaded.inventory, built)
+            progress.note("building requests")
+            tasks = load_tasks(suite.tasks, suite.task_paths, notify=progress.note)
+            scorer = make_engine(engine, loaded, tasks, spec, suite.batch_size)
+            setting = _setting(suite, loaded, spec, scorer)
+            keys = {id(cell): cell.digest(**setting) for cell in plan.cells}
+            _describe(manifest, loaded, tasks, scorer, keys, plan)
+            directory.write_manifest(manifest)
+            here = environment(loaded.device)
+            directory.add_environment(here)
+            share = _ModelRun(suite, loaded, directory, here["hash"])
+
+            def there(key: str) -> bool:
+                return key in rows and (rows[key].status != "failed" or not retry_failed)
+
+            missing = Plan(tuple(cell for cell in plan.cells if not there(keys[id(cell)])))
+            progress.planned(loaded.label, len(plan.cells), len(plan.cells) - len(missing.cells), tasks.named)
+            result.reused += len(plan.cells) - len(missing.cells)
+            for key in keys.values():
+                if there(key):
+                    result.failed += rows[key].status == "failed"
+                    result.skipped += rows[key].status == "skipped"
+            for row in _rows(share, missing, keys, scorer):
+                directory.append(row)
+                result.computed += row.status == "ok"
+                result.failed += row.status == "failed"
+                result.skipped += row.status == "skipped"
+                progress.finished(row)
+    result.seconds = time.perf_counter() - started
+    return result
+
+
+def _rows(share: _ModelRun, plan: Plan, keys: dict[int, str], engine: Engine) -> Iterator[Row]:
+    """Scores a plan's cells group by group; each row is yielded as soon as it is known."""
+    reductions = Reductions(share.suite.seed)
+    for group in plan.groups():
+        jobs: list[Job] = []
+        pending: dict[str, tuple[Cell, list[Reduction]]] = {}
+        for cell in group:
+            if cell.skip:
+                yield share.row(cell, keys[id(cell)], "skipped", reason=cell.skip)
+            elif cell.method is None:
+                pending[keys[id(cell)]] = (cell, [])
+                jobs.append(Job(keys[id(cell)], None, lambda: edited({})))
+        reducible = [cell for cell in group if cell.method is not None and not cell.skip]
+        for cell, outcome in reductions.of_group(reducible) if reducible else ():
+            key = keys[id(cell)]
+            if isinstance(outcome, LrbenchError):
+                yield share.row(cell, key, "failed", reason=str(outcome))
+                continue
+            pending[key] = (cell, outcome)
+            jobs.append(Job(key, cell.first_block, _Editing(cell, outcome)))
+        for scored in engine.score(jobs):
+            cell, done = pending.pop(scored.cell)
+            yield _scored_row(share, cell, done, scored)
+
+
+@dataclass(frozen=True)
+class _Editing:
+    """Puts a cell's reduced matrices in place, each time it is called."""
+
+    cell: Cell
+    reductions: Sequence[Reduction]
+
+    def __call__(self) -> Any:
+        return edited({slot: r.matrix() for slot, r in zip(self.cell.slots, self.reductions, strict=True)})
+
+
+def _scored_row(share: _ModelRun, cell: Cell, reductions: Sequence[Reduction], scored: Outcome) -> Row:
+    measured: dict[str, Any] = {
+        "edits": [reduction.edit for reduction in reductions],
+        "decompose_seconds": sum(reduction.seconds for reduction in reductions),
+        "evaluate_seconds": scored.seconds,
+    }
+    if cell.method is not None:
+        measured |= share.sizes(cell, reductions)
+    else:
+        measured |= {"keep_targets": 1.0, "keep_model": 1.0, "compression_ratio": 1.0}
+    if scored.error is not None:
+        return share.row(cell, scored.cell, "failed", reason=str(scored.error), **measured)
+    share.directory.write_samples(scored.cell, scored.samples)
+    return share.row(cell, scored.cell, "ok", scores=scored.scores, **measured)
+
+
+def _setting(suite: Suite, loaded: LoadedModel, spec: ModelSpec, engine: BoundEngine) -> dict[str, Any]:
+    """What defines a result beside the cell itself."""
+    return {
+        "weights": loaded.weight_hash,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "seed": suite.seed,
+        "tasks": engine.requests.hashes(),
+        "model_options": {"chat_template": spec.chat_template, "max_length": spec.max_length, "add_bos": spec.add_bos},
+    }
+
+
+def _describe(
+    manifest: dict[str, Any], loaded: LoadedModel, tasks: TaskSet, engine: BoundEngine,
+    keys: dict[int, str], plan: Plan,
+) -> None:  # fmt: skip
+    """Adds a model's share to the manifest."""
+    manifest["models"].append({
+        "label": loaded.label, **loaded.source, "weight_hash": loaded.weight_hash,
+        "dtype": str(loaded.dtype).removeprefix("torch."), "numbers": count_numbers(loaded.model),
+        "blocks": len(loaded.inventory.blocks), "engine": engine.describe(),
+    })  # fmt: skip
+    manifest["tasks"] = [{"task": name, "subtasks": subtasks} for name, subtasks in tasks.named.items()]
+    manifest["cells"] += [keys[id(cell)] for cell in plan.cells]
+
+
+def _method(method: Method, registry: Registry) -> dict[str, Any]:
+    name = method.reducer.name
+    return {"label": method.label, "reducer": name, "params": dict(method.params), "source": registry.source(name),
+            "source_hash": method.source_hash}  # fmt: skip
+
+
+def _refuse_other_suite(directory: RunDirectory, suite: Suite) -> None:
+    if not directory.manifest_file.exists():
+        if directory.path.is_dir() and any(path.name != LOCK for path in directory.path.iterdir()):
+            raise InputError(f"{directory.path}: not empty, and not a run; choose another --out")
+        return
+    other = directory.manifest()
+    if other.get("suite_hash") != suite.hash:
+        name = other.get("suite", {}).get("name", "?")
+        raise InputError(
+            f"{directory.path}: holds another suite's run, or one with other settings "
+            f"({name}, {other.get('suite_hash')}); choose another --out"
+        )
+
+
+@contextmanager
+def _exclusive(directory: RunDirectory) -> Iterator[None]:
+    """One process at a time writes to a run; the lock is gone with the process, however it ends."""
+    directory.path.mkdir(parents=True, exist_ok=True)
+    with (directory.path / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{directory.path}: another lrbench is running this suite here; wait for it") from None
+        yield

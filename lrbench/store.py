@@ -1,0 +1,192 @@
+"""A run's directory: the manifest, the environments, the rows, the per-document scores. All text, all appendable.
+
+manifest.json         what was asked: the resolved suite, hashes of weights, tasks and prompts, the engine
+environments.jsonl    hardware and versions, one line each, keyed by hash
+rows.jsonl            one line a scored cell; the last line of a cell wins
+samples/CELL.jsonl    one line a document: its metrics and log-likelihoods
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
+
+from lrbench.errors import InputError, one_line
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
+
+
+class Edit(_Strict):
+    """One reduced weight of a cell."""
+
+    weight: str
+    layer: int | None
+    role: str | None
+    shape: tuple[int, int]  # (out, in)
+    rank: int
+    stored_numbers: int
+    stored_bytes: int
+    stored_as: Literal["factors", "dense"]
+    relative_error: float  # |W - What|_F / |W|_F, after rounding to the model's dtype
+    optimal_error: float  # the Eckart-Young optimum of the same rank, before rounding
+
+
+class Score(_Strict):
+    """One metric of one task."""
+
+    value: float
+    stderr: float | None = None
+    n: int  # documents
+
+
+class Row(_Strict):
+    """What one cell was, cost and scored. `DESIGN` words: keep, cell, edit; differences are made by the tables."""
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    cell: str
+    status: Literal["ok", "failed", "skipped"]
+    reason: str | None = None
+    environment: str
+    suite: str
+    model: str
+    reducer: str | None = None  # None: the unedited model
+    label: str | None = None
+    params: dict[str, Any] = Field(default_factory=dict)
+    mode: str | None = None
+    requested: dict[str, float | int] = Field(default_factory=dict)
+    seed: int = 0
+    edits: list[Edit] = Field(default_factory=list)
+    keep_targets: float | None = None
+    keep_model: float | None = None
+    compression_ratio: float | None = None
+    calibrate_seconds: float = 0.0
+    decompose_seconds: float = 0.0
+    evaluate_seconds: float = 0.0
+    scores: dict[str, dict[str, Score]] = Field(default_factory=dict)
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, ser_json_inf_nan="constants")
+
+
+class RunDirectory:
+    """Reads and appends to one run's directory.
+
+    Rows are appended with flush and fsync; a torn last line (the process was killed while writing) is cut off before
+    the next append, and ignored by readers.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def rows_file(self) -> Path:
+        """Where the rows are."""
+        return self.path / "rows.jsonl"
+
+    @property
+    def manifest_file(self) -> Path:
+        """Where the manifest is."""
+        return self.path / "manifest.json"
+
+    def rows(self) -> dict[str, Row]:
+        """The last row of every cell, in order of first appearance.
+
+        Raises:
+            InputError: a line (other than a torn last one) is not a row; names file and line.
+        """
+        rows: dict[str, Row] = {}
+        for number, line in enumerate(_whole_lines(self.rows_file), 1):
+            try:
+                row = Row.model_validate_json(line)
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(map(str, first["loc"]))
+                reason = ": ".join(filter(None, ("not a row", where, first["msg"])))
+                raise InputError(f"{self.rows_file}:{number}: {reason}") from None
+            rows[row.cell] = row
+        return rows
+
+    def append(self, row: Row) -> None:
+        """Writes one row durably."""
+        _append(self.rows_file, row.model_dump_json(by_alias=True))
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest. Raises InputError where there is none or it is not JSON."""
+        try:
+            return json.loads(self.manifest_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.manifest_file}: {one_line(error)}; is {self.path} a run directory?") from None
+
+    def write_manifest(self, manifest: dict[str, Any]) -> None:
+        """Replaces the manifest in one step."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        temporary = self.manifest_file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(temporary, self.manifest_file)
+
+    def environments(self) -> dict[str, dict[str, Any]]:
+        """Hash -> hardware and versions."""
+        lines = (json.loads(line) for line in _whole_lines(self.path / "environments.jsonl"))
+        return {entry["hash"]: entry for entry in lines}
+
+    def add_environment(self, entry: dict[str, Any]) -> None:
+        """Records an environment unless it is there."""
+        if entry["hash"] not in self.environments():
+            _append(self.path / "environments.jsonl", json.dumps(entry, ensure_ascii=False))
+
+    def write_samples(self, cell: str, samples: Iterable[dict[str, Any]]) -> None:
+        """Writes a cell's per-document scores, before its row: a row never stands without its samples."""
+        folder = self.path / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f"{cell}.tmp"
+        with temporary.open("w", encoding="utf-8") as file:
+            for sample in samples:
+                file.write(json.dumps(sample, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, folder / f"{cell}.jsonl")
+
+    def samples(self, cell: str) -> list[dict[str, Any]]:
+        """A cell's per-document scores: dicts with `task`, `doc` (index), `metrics` {metric: value}, and more."""
+        path = self.path / "samples" / f"{cell}.jsonl"
+        return [from_json(line) for line in _whole_lines(path)]
+
+
+def open_run(path: Path) -> RunDirectory:
+    """A run directory that exists. Raises InputError where `path` holds no rows."""
+    run = RunDirectory(path)
+    if not run.rows_file.is_file():
+        raise InputError(f"{path}: no run here (rows.jsonl is missing); give the directory that `lrbench run` printed")
+    return run
+
+
+def _whole_lines(path: Path) -> Iterator[bytes]:
+    """The lines that end in a newline: a torn last one was never written whole. A missing file has none."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield line
+
+
+def _append(path: Path, line: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(end - 1)
+            if file.read(1) != b"\n":  # a torn line: cut it off
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+        file.seek(0, os.SEEK_END)
+        file.write(line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())

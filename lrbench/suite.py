@@ -1,0 +1,171 @@
+"""A suite file -> a validated, frozen `Suite` that still knows where everything in it was written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from lrbench.errors import InputError, did_you_mean
+from lrbench.suite_errors import suite_error
+from lrbench.suite_schema import ModelSpec, RankSpec, ReducerSpec, Suite, SweepSpec, TaskSpec
+from lrbench.yaml_positions import Document, KeyPath, read_yaml
+
+__all__ = [
+    "ModelSpec", "RankSpec", "ReducerSpec", "Suite", "SweepSpec", "TaskSpec",
+    "bundled_suites", "find_suite", "load_suite",
+]  # fmt: skip
+
+_MODELS: dict[tuple[str, ...], type[BaseModel]] = {
+    (): Suite,
+    ("models",): ModelSpec,
+    ("tasks",): TaskSpec,
+    ("sweep",): SweepSpec,
+    ("sweep", "rank"): RankSpec,
+}
+
+
+def find_suite(name_or_path: str | Path) -> Path:
+    """The file of a suite: the path itself, or a bundled suite by name.
+
+    Raises:
+        InputError: neither a file nor the name of a bundled suite.
+    """
+    path = Path(name_or_path)
+    name = str(name_or_path)
+    known = bundled_suites()
+    if path.is_file() or (name not in known and (path.suffix in (".yaml", ".yml") or len(path.parts) != 1)):
+        return path
+    if name in known:
+        return known[name]
+    if path.is_dir():
+        raise InputError(f"{name}: is a directory; give the suite file in it")
+    hint = did_you_mean(name, known) or f"; bundled suites: {', '.join(known) or 'none'}"
+    raise InputError(f"unknown suite {name!r}: no such file, and no bundled suite{hint}")
+
+
+def bundled_suites() -> dict[str, Path]:
+    """Names and files of the suites that come with lrbench."""
+    import lrbench.suites
+
+    folders = [Path(folder) for folder in lrbench.suites.__path__]
+    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
+
+
+def load_suite(
+    name_or_path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    limit: int | None = None,
+    dtype: str | None = None,
+) -> Suite:
+    """Reads and validates a suite.
+
+    Args:
+        name_or_path: a file, or the name of a bundled suite.
+        overrides: `dotted.path=YAML` each, applied in order; relative paths in them are relative to the working
+            directory, those in the file to the file's folder.
+        limit: at most that many documents of each task.
+        dtype: for every model, instead of the suite's.
+
+    Raises:
+        SuiteError: the file or an override is wrong; one line, `file:line:column: message`.
+        InputError: no such bundled suite, or a limit below 1.
+    """
+    path = find_suite(name_or_path)
+    document = read_yaml(path)
+    for override in overrides:
+        document.override(override)
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit {limit}: must be at least 1")
+    try:
+        suite = Suite.model_validate(_normalised(document, path))
+    except ValidationError as error:
+        raise suite_error(error, document, lambda loc: _written(loc, document), _MODELS) from None
+    return _narrowed(_located(suite, document, path.parent), limit, dtype)
+
+
+def _normalised(document: Document, path: Path) -> dict[str, Any]:
+    """The data with `model` as a list of one, and the file's stem for a name."""
+    data = dict(document.data)
+    if "model" in data and "models" in data:
+        first, second = sorted(("model", "models"), key=lambda key: document.place((key,), key=True))
+        raise document.error((second,), f"both {first!r} and {second!r}; give one of them", key=True)
+    if "model" in data:
+        model = data.pop("model")
+        if isinstance(model, list):
+            raise document.error(("model",), "'model' takes one model; for several write 'models'")
+        data["models"] = [model]
+    for key in ("task_paths", "plugins"):
+        if data.get(key, "") is None:
+            del data[key]
+    if data.get("name") is None:
+        data["name"] = path.stem
+    return data
+
+
+def _written(loc: KeyPath, document: Document) -> KeyPath:
+    """From a place in the validated data to the place in the file."""
+    match loc:
+        case ("models", int(), *rest) if "model" in document.data:
+            return ("model", *rest)
+        case ("reducers", int(index), ("label" | "params") as field, *rest):
+            entry = document.data["reducers"][index]
+            name = next(iter(entry)) if isinstance(entry, dict) else entry
+            return ("reducers", index, name, *(rest if field == "params" else ["label"]))
+    return loc
+
+
+def _located(suite: Suite, document: Document, folder: Path) -> Suite:
+    """The suite with its places noted and its paths made absolute.
+
+    Raises:
+        SuiteError: a path that leads nowhere.
+    """
+
+    def absolute(path: KeyPath, given: str | Path) -> Path:
+        base = Path.cwd() if document.is_override(path) else folder
+        return (base / Path(given).expanduser()).resolve()
+
+    for key in ("models", "tasks", "reducers", "sweep"):
+        for index, spec in enumerate(getattr(suite, key)):
+            spec._path = _written((key, index), document)
+    task_paths, plugins, models = [], [], []
+    for index, given in enumerate(suite.task_paths):
+        task_paths.append(absolute(("task_paths", index), given))
+        if not task_paths[-1].is_dir():
+            raise document.error(("task_paths", index), f"no such folder: {task_paths[-1]}")
+    for index, given in enumerate(suite.plugins):
+        plugins.append(absolute(("plugins", index), given))
+        if not plugins[-1].exists():
+            raise document.error(("plugins", index), f"no such plugin file or folder: {plugins[-1]}")
+    for model in suite.models:
+        models.append(model)
+        if model.pretrained is None:
+            continue
+        place = (*model.path, "pretrained")
+        local = absolute(place, model.pretrained)
+        if local.exists():
+            models[-1] = model.model_copy(update={"pretrained": str(local)})
+            models[-1]._given = model.pretrained
+        elif model.pretrained.startswith((".", "/", "~")):  # what else may be a hub id
+            raise document.error(place, f"no such checkpoint folder: {local}")
+    located = suite.model_copy(
+        update={"task_paths": tuple(task_paths), "plugins": tuple(plugins), "models": tuple(models)}
+    )
+    located._document = document
+    return located
+
+
+def _narrowed(suite: Suite, limit: int | None, dtype: str | None) -> Suite:
+    """The suite with the command line's shorthands applied."""
+    changes: dict[str, Any] = {}
+    if limit is not None:
+        changes["tasks"] = tuple(
+            task.model_copy(update={"limit": min(limit, task.limit or limit)}) for task in suite.tasks
+        )
+    if dtype is not None:
+        changes["models"] = tuple(model.model_copy(update={"dtype": dtype}) for model in suite.models)
+    return suite.model_copy(update=changes)

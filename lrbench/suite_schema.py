@@ -1,0 +1,330 @@
+"""What a suite may say: its keys, their types, their defaults. `lrbench.suite` reads files into it."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    PrivateAttr,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
+
+from lrbench.errors import SuiteError, did_you_mean
+from lrbench.layers import Layers
+from lrbench.models.roles import ALIASES, GROUPS, ROLES
+from lrbench.ranks import RankKind, RankRequest
+from lrbench.suite_errors import misplaced
+from lrbench.yaml_positions import Document, KeyPath, Place, describe
+
+
+def _one_or_many(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+def _known_weight(word: str) -> str:
+    """Refuses what can be no role, group, LASER name, parameter name or glob in any model."""
+    known = [*ROLES, *GROUPS, *ALIASES]
+    if word in known or any(mark in word for mark in "*?["):
+        return word
+    # a parameter's name has dots, and so have roles: `mlp.dwon` is the one, `lm_head.weight` the other
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if "." not in word or (near and word.count(".") == 1 and not word.endswith((".weight", ".bias"))):
+        hint = did_you_mean(word, known) or f"; known: {', '.join(known)}, or a glob on parameter names"
+        raise ValueError(f"unknown role {word!r}{hint}")
+    return word
+
+
+def _directory_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise ValueError(
+            f"the suite's name {name!r} also names a directory: at most 64 letters, digits, '.', '_', '-', "
+            "a letter or digit first"
+        )
+    return name
+
+
+def _path_text(value: Any) -> Any:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"a path is a string, not {describe(value)}" if value != "" else "a path must not be empty")
+    return value
+
+
+_Text = Annotated[StrictStr, Field(min_length=1)]
+_Path = Annotated[Path, BeforeValidator(_path_text)]
+_Count = Annotated[StrictInt, Field(ge=1)]
+_Share = Annotated[StrictFloat, Field(gt=0, le=1, allow_inf_nan=False)]
+_Shares = Annotated[tuple[_Share, ...], Field(min_length=1), BeforeValidator(_one_or_many)]
+_Weight = Annotated[
+    _Text, Field(), BeforeValidator(lambda word: _known_weight(word) if isinstance(word, str) else word)
+]
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    _path: KeyPath = PrivateAttr(default=())
+
+    @property
+    def path(self) -> KeyPath:
+        """Where this stands in the suite's data, for `Suite.error((*spec.path, "key"), message)`."""
+        return self._path
+
+
+class ModelSpec(_Spec):
+    """One model: the bundled one by `name`, any other by `pretrained`.
+
+    Attributes:
+        name: a bundled model.
+        pretrained: a folder (absolute where the suite named one relative to itself) or a hub id.
+        revision: of the hub id.
+        dtype: what the weights are loaded as; `auto` is what the checkpoint says.
+        device: None for the engine's choice.
+        chat_template: whether prompts go through the tokenizer's chat template.
+        max_length: tokens; None for the model's own.
+        add_bos: whether a BOS token is put in front; None for the tokenizer's own habit.
+        label: how tables call it; None for the name or path.
+    """
+
+    name: _Text | None = None
+    pretrained: _Text | None = None
+    revision: _Text | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: _Text | None = None
+    chat_template: StrictBool = False
+    max_length: _Count | None = None
+    add_bos: StrictBool | None = None
+    label: _Text | None = None
+    _given: str | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelSpec:
+        if (self.name is None) == (self.pretrained is None):
+            raise misplaced("a model has either 'name' (a bundled one) or 'pretrained' (a path or hub id)")
+        if self.name is not None and self.revision is not None:
+            raise misplaced("a bundled model has no 'revision'", "revision")
+        return self
+
+    @property
+    def display_name(self) -> str:
+        """The label, or what the suite calls the model."""
+        return self.label or self.name or self._given or self.pretrained or ""
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data, with `pretrained` as it was given."""
+        data = self.model_dump() | {"label": self.display_name}
+        if self._given is not None:
+            data["pretrained"] = self._given
+        return data
+
+
+class TaskSpec(_Spec):
+    """One lm-eval task or group, with its options; None leaves them to the task."""
+
+    task: _Text
+    limit: _Count | None = None
+    num_fewshot: Annotated[StrictInt, Field(ge=0)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"task": value} if isinstance(value, str) else value
+
+
+class ReducerSpec(_Spec):
+    """One reducer with parameters; `label` tells several of the same apart, and is the name by default."""
+
+    name: _Text
+    params: dict[str, Any] = Field(default_factory=dict)
+    label: Annotated[_Text, Field(max_length=64)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_mapping(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value, "label": value}
+        if not isinstance(value, dict):
+            raise misplaced(f"a reducer is a name, or a name with parameters, not {describe(value)}")
+        if len(value) != 1:
+            at = list(value)[1:2]
+            raise misplaced("a reducer is one name, with its parameters indented below it", *at, key=bool(at))
+        [(name, params)] = value.items()
+        if params is not None and not isinstance(params, dict):
+            raise misplaced(f"the parameters of {name!r} are a mapping, not {describe(params)}", name)
+        params = dict(params or {})
+        return {"name": name, "label": params.pop("label", name), "params": params}
+
+    def parameter_path(self, parameter: str | None) -> KeyPath:
+        """Where a parameter was written, for `Suite.error`; the reducer itself for None."""
+        return (*self.path, self.name, parameter) if parameter else self.path
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data."""
+        return {self.name: {**self.params, "label": self.label}}
+
+
+class RankSpec(_Spec):
+    """Ranks of a sweep: exactly one kind, with one value or several."""
+
+    fraction: _Shares | None = None
+    rank: Annotated[tuple[_Count, ...], Field(min_length=1), BeforeValidator(_one_or_many)] | None = None
+    keep: _Shares | None = None
+    energy: _Shares | None = None
+    error: (
+        Annotated[
+            tuple[Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)], ...],
+            Field(min_length=1),
+            BeforeValidator(_one_or_many),
+        ]
+        | None
+    ) = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> RankSpec:
+        given = [kind for kind in type(self).model_fields if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise misplaced(
+                f"a rank is exactly one of {', '.join(type(self).model_fields)}", *given[1:2], key=bool(given)
+            )
+        values = getattr(self, given[0])
+        for index, value in enumerate(values):
+            if value in values[:index]:
+                raise misplaced(f"{value:g} is listed twice", given[0], index)
+        return self
+
+    @property
+    def kind(self) -> RankKind:
+        """The kind that is given."""
+        return next(kind for kind in ("fraction", "rank", "keep", "energy", "error") if getattr(self, kind) is not None)
+
+    @property
+    def requests(self) -> tuple[RankRequest, ...]:
+        """One request a value, in the order given."""
+        return tuple(RankRequest(self.kind, value) for value in getattr(self, self.kind))
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data."""
+        return {self.kind: list(getattr(self, self.kind))}
+
+
+class SweepSpec(_Spec):
+    """A rule that generates cells.
+
+    Attributes:
+        mode: `each` slot alone, each `layer` as a whole, or all `together`.
+        layers: which decoder blocks.
+        weights: roles, groups, LASER names, globs on parameter names.
+        rank: which ranks.
+        reducers: labels; None for all of the suite's.
+    """
+
+    mode: Literal["each", "layer", "together"] = "each"
+    layers: Annotated[InstanceOf[Layers], BeforeValidator(Layers.parse)] = Layers("all")
+    weights: Annotated[tuple[_Weight, ...], Field(min_length=1), BeforeValidator(_one_or_many)] = ("all",)
+    rank: RankSpec
+    reducers: Annotated[tuple[_Text, ...], Field(min_length=1), BeforeValidator(_one_or_many)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_null(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("reducers", "") is None:
+            return {key: entry for key, entry in value.items() if key != "reducers"}
+        return value
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "mode": self.mode,
+            "layers": self.layers.spelled(),
+            "weights": list(self.weights),
+            "rank": self.rank.resolved(),
+            "reducers": None if self.reducers is None else list(self.reducers),
+        }
+
+
+class Suite(_Spec):
+    """What is to be measured. Made by `load_suite`.
+
+    Attributes:
+        name: also names the run's directory.
+        models: one or several.
+        task_paths, plugins: folders of task YAML, plugin files: absolute.
+        tasks, reducers, sweep: at least one of each.
+        batch_size: rows a forward pass; None for the engine's choice.
+    """
+
+    name: Annotated[_Text, AfterValidator(_directory_name)]
+    models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
+    task_paths: tuple[_Path, ...] = ()
+    plugins: tuple[_Path, ...] = ()
+    tasks: Annotated[tuple[TaskSpec, ...], Field(min_length=1)]
+    reducers: Annotated[tuple[ReducerSpec, ...], Field(min_length=1)]
+    sweep: Annotated[tuple[SweepSpec, ...], Field(min_length=1)]
+    seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] = 0
+    batch_size: _Count | None = None
+    _document: Document = PrivateAttr()
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Suite:
+        for index, model in enumerate(self.models):
+            if model.display_name in [other.display_name for other in self.models[:index]]:
+                raise misplaced(f"two models are called {model.display_name!r}; give one a label", "models", index)
+        for index, task in enumerate(self.tasks):
+            if task.task in [other.task for other in self.tasks[:index]]:
+                raise misplaced(f"task {task.task!r} is listed twice", "tasks", index)
+        labels: list[str] = []
+        for index, reducer in enumerate(self.reducers):
+            if reducer.label in labels:
+                hint = f"`{reducer.name}: {{label: ...}}`"
+                raise misplaced(
+                    f"two reducers are called {reducer.label!r}; give one a label: {hint}", "reducers", index
+                )
+            labels.append(reducer.label)
+        for index, sweep in enumerate(self.sweep):
+            for position, label in enumerate(sweep.reducers or ()):
+                if label not in labels:
+                    hint = did_you_mean(label, labels) or f"; this suite has {', '.join(labels)}"
+                    raise misplaced(f"no reducer is labelled {label!r}{hint}", "sweep", index, "reducers", position)
+        return self
+
+    @property
+    def hash(self) -> str:
+        """Short SHA-256 of `resolved()`; names the run's directory."""
+        text = json.dumps(self.resolved(), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def resolved(self) -> dict[str, Any]:
+        """The suite as plain JSON data, defaults filled in, paths as given; a valid suite itself."""
+        data = self._document.data
+        return {
+            "name": self.name,
+            "models": [model.resolved() for model in self.models],
+            "task_paths": list(data.get("task_paths") or ()),
+            "plugins": list(data.get("plugins") or ()),
+            "tasks": [task.model_dump() for task in self.tasks],
+            "reducers": [reducer.resolved() for reducer in self.reducers],
+            "sweep": [sweep.resolved() for sweep in self.sweep],
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+        }
+
+    def place(self, path: KeyPath) -> Place:
+        """Where the value at `path` was written, as `("sweep", 0, "layers")`, or the nearest thing around it."""
+        return self._document.place(path)
+
+    def error(self, path: KeyPath, message: str) -> SuiteError:
+        """The error that shows `message` at the line of `path`; to be raised by the caller."""
+        return self._document.error(path, message)

@@ -1,0 +1,1 @@
+"""lm-eval tasks: load them, freeze their requests, score answers; and the bundled tasks."""

@@ -1,0 +1,71 @@
+"""What lm-eval does to the process around it, undone: seeds, log lines, progress bars."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.std import tqdm
+
+CHATTY = ("lm_eval", "transformers", "datasets", "huggingface_hub", "accelerate", "evaluate")
+
+#: lm-eval's own defaults (`simple_evaluate`): with other seeds its numbers would not be reproduced
+PYTHON_SEED, OTHER_SEED = 0, 1234
+
+
+@contextmanager
+def contained() -> Iterator[None]:
+    """Runs lm-eval's code with lm-eval's seeds and without its chatter; puts everything back afterwards.
+
+    Entered afresh for every cell, so that a cell that samples does not depend on the cells before it.
+    """
+    with _random_state(), _silence(), _no_bars():
+        random.seed(PYTHON_SEED)
+        np.random.seed(OTHER_SEED)
+        torch.manual_seed(OTHER_SEED)
+        yield
+
+
+@contextmanager
+def _random_state() -> Iterator[None]:
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in CHATTY]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Some of lm-eval's bars have no switch, and tqdm reads its environment variable at import only."""
+    original = tqdm.__init__
+
+    def disabled(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **{**kwargs, "disable": True})
+
+    tqdm.__init__ = disabled
+    try:
+        yield
+    finally:
+        tqdm.__init__ = original

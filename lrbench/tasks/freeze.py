@@ -1,0 +1,230 @@
+"""Requests, built and tokenised once: what every cell of a run is asked.
+
+lm-eval builds prompts, samples few-shot examples and tokenises anew at each evaluation. None of it depends on the
+weights. Here it is done once, by lm-eval's own code, and the token ids are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from lm_eval.api.group import Group
+from lm_eval.api.instance import Instance
+from lm_eval.api.task import Task
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from lrbench.errors import TaskError, one_line
+from lrbench.tasks.containment import OTHER_SEED, contained
+from lrbench.tasks.load import TaskSet
+
+#: (context, continuation) as text, context token ids, continuation token ids: what HFLM scores
+Pair = tuple[tuple[str, str] | None, list[int], list[int]]
+
+
+@dataclass
+class FrozenTask:
+    """One task's requests.
+
+    Attributes:
+        instances: lm-eval's requests, all of them, in lm-eval's order.
+        documents: how many documents are asked about.
+        tokens: of all requests together, contexts counted each time.
+        truncated: requests longer than the model's maximum length, which lm-eval cuts from the left.
+        documents_hash, prompts_hash, tokens_hash: SHA-256 of the documents, of the requests as text (prompts,
+            continuations, generation settings), and of the requests as token ids.
+    """
+
+    name: str
+    task: Task
+    limit: int | None
+    instances: list[Instance]
+    documents: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    documents_hash: str = ""
+    prompts_hash: str = ""
+    tokens_hash: str = ""
+
+
+@dataclass
+class FrozenRequests:
+    """All tasks' requests by kind, in the order in which lm-eval would run them.
+
+    An engine answers `pairs` with (log-likelihood, whether greedy), `windows` likewise, and `prompts` with text, each
+    in order; `lrbench.tasks.score.Answers` holds the answers.
+
+    Attributes:
+        pairs: tokenised log-likelihood requests; `asked_pairs` are the requests they come from.
+        windows: tokenised windows of rolling log-likelihood requests; the i-th of `asked_rolling` has
+            `window_counts[i]` of them.
+        prompts: requests to generate.
+    """
+
+    tasks: dict[str, FrozenTask]
+    groups: dict[str, Group]
+    seed: int
+    pairs: list[Pair] = field(default_factory=list)
+    asked_pairs: list[Instance] = field(default_factory=list)
+    windows: list[Pair] = field(default_factory=list)
+    window_counts: list[int] = field(default_factory=list)
+    asked_rolling: list[Instance] = field(default_factory=list)
+    prompts: list[Instance] = field(default_factory=list)
+
+    def hashes(self) -> dict[str, dict[str, str]]:
+        """Task -> what defines its result beside the weights: `documents`, `prompts`, `tokens` (SHA-256, hex)."""
+        return {
+            name: {"documents": task.documents_hash, "prompts": task.prompts_hash, "tokens": task.tokens_hash}
+            for name, task in self.tasks.items()
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """For the manifest: each task's hashes, sizes and metrics (metric -> higher is better), each group's tasks."""
+        tasks = {
+            name: {
+                "version": str(frozen.task.VERSION),
+                "num_fewshot": frozen.task.get_config("num_fewshot"),
+                "limit": frozen.limit,
+                "documents": frozen.documents,
+                "requests": len(frozen.instances),
+                "tokens": frozen.tokens,
+                "truncated": frozen.truncated,
+                "higher_is_better": dict(frozen.task.higher_is_better()),
+                "hashes": self.hashes()[name],
+            }
+            for name, frozen in self.tasks.items()
+        }
+        groups = {name: [task.task_name for task in group.get_all_tasks()] for name, group in self.groups.items()}
+        return {"fewshot_seed": self.seed, "tasks": tasks, "groups": groups}
+
+
+def freeze(tasks: TaskSet, lm: HFLM, *, chat_template: bool = False, seed: int = OTHER_SEED) -> FrozenRequests:
+    """Builds and tokenises all requests.
+
+    Args:
+        lm: tokenises; its weights do not matter.
+        chat_template: prompts go through the tokenizer's chat template, few-shot examples as turns.
+        seed: draws the few-shot examples; the default is lm-eval's.
+
+    Raises:
+        TaskError: a request cannot be built, or cannot be scored by this model at any weights.
+    """
+    requests = FrozenRequests({}, tasks.groups, seed)
+    with contained():
+        for name, task in tasks.tasks.items():
+            try:
+                _build(task, tasks.limits[name], lm, chat_template, seed)
+                requests.tasks[name] = frozen = FrozenTask(name, task, tasks.limits[name], list(task.instances))
+                _tokenise(frozen, requests, lm)
+            except TaskError:
+                raise
+            except Exception as error:  # the task's templates and functions raise whatever they like
+                raise TaskError(f"task {name!r}: its requests cannot be built: {one_line(error)}") from error
+            documents = {instance.doc_id: instance.doc for instance in frozen.instances}
+            frozen.documents = len(documents)
+            frozen.documents_hash = _hash(documents.values())
+            frozen.prompts_hash = _hash((i.request_type, *i.args) for i in frozen.instances)
+    return requests
+
+
+def _build(task: Task, limit: int | None, lm: HFLM, chat_template: bool, seed: int) -> None:
+    task.set_fewshot_seed(seed=seed)
+    task.build_all_requests(
+        limit=limit,
+        rank=0,
+        world_size=1,
+        apply_chat_template=chat_template,
+        fewshot_as_multiturn=chat_template,
+        chat_template=lm.apply_chat_template if chat_template else None,
+        tokenizer_name=lm.tokenizer_name if chat_template else "",
+    )
+
+
+def _tokenise(frozen: FrozenTask, requests: FrozenRequests, lm: HFLM) -> None:
+    """Adds one task's requests to all requests, each as often as the task repeats it."""
+    tokens: list[Any] = []
+    for kind in dict.fromkeys(instance.request_type for instance in frozen.instances):
+        asked = [i for i in frozen.instances if i.request_type == kind for _ in range(i.repeats or 1)]
+        if kind == "loglikelihood":
+            pairs = _tokenised_pairs(asked, lm)
+            _check_pairs(frozen, asked, pairs, lm.max_length)
+            requests.pairs += pairs
+            requests.asked_pairs += asked
+            tokens += [pair[1:] for pair in pairs]
+        elif kind == "loglikelihood_rolling":
+            for instance in asked:
+                windows = _rolling_windows(instance.args[0], lm)
+                requests.windows += windows
+                requests.window_counts.append(len(windows))
+                tokens += [window[1:] for window in windows]
+            requests.asked_rolling += asked
+        elif kind == "generate_until":
+            requests.prompts += asked
+            prompts = [lm.tok_encode(instance.args[0]) for instance in asked]
+            _check_prompts(frozen, asked, prompts, lm)
+            tokens += [(prompt, []) for prompt in prompts]
+        else:
+            raise TaskError(f"task {frozen.name!r}: requests of kind {kind!r} are not supported")
+    frozen.tokens = sum(len(context) + len(continuation) for context, continuation in tokens)
+    frozen.tokens_hash = _hash(tokens)
+
+
+def _tokenised_pairs(asked: list[Instance], lm: HFLM) -> list[Pair]:
+    """What lm-eval's own `loglikelihood` hands to the model."""
+    captured: list[Pair] = []
+
+    def capture(pairs: list[Pair], **_: Any) -> list[tuple[float, bool]]:
+        captured.extend(pairs)
+        return [(0.0, False)] * len(pairs)
+
+    lm._loglikelihood_tokens = capture
+    try:
+        lm.loglikelihood(asked, disable_tqdm=True)
+    finally:
+        del lm._loglikelihood_tokens
+    return captured
+
+
+def _rolling_windows(text: str, lm: HFLM) -> list[Pair]:
+    """The windows of one text, as in lm-eval's `loglikelihood_rolling`: each token is predicted once."""
+    windows = get_rolling_token_windows(
+        token_list=lm.tok_encode(text), prefix_token=lm.prefix_token_id, max_seq_len=lm.max_length, context_len=1
+    )
+    return [(None, *make_disjoint_window(window)) for window in windows]
+
+
+def _check_pairs(frozen: FrozenTask, asked: list[Instance], pairs: list[Pair], longest: int) -> None:
+    for instance, (_, context, continuation) in zip(asked, pairs, strict=True):
+        where = f"task {frozen.name!r}, document {instance.doc_id}"
+        if not continuation or not context:
+            raise TaskError(f"{where}: an empty continuation cannot be scored; give every choice some text")
+        if len(continuation) > longest:
+            raise TaskError(
+                f"{where}: a continuation of {len(continuation)} tokens does not fit the model's {longest}; "
+                "raise max_length or leave the task out"
+            )
+        frozen.truncated += len(context) + len(continuation) > longest + 1
+
+
+def _check_prompts(frozen: FrozenTask, asked: list[Instance], prompts: list[list[int]], lm: HFLM) -> None:
+    for instance, prompt in zip(asked, prompts, strict=True):
+        written = normalize_gen_kwargs(instance.args[1] or {}, lm.max_gen_toks)["max_gen_toks"]
+        if written >= lm.max_length:
+            raise TaskError(
+                f"task {frozen.name!r} writes up to {written} tokens, and the model holds {lm.max_length}; "
+                "set generation_kwargs: max_gen_toks"
+            )
+        frozen.truncated += len(prompt) + written > lm.max_length
+
+
+def _hash(items: Iterable[Any]) -> str:
+    """SHA-256 over items, one JSON line each; what JSON does not know (images, dates) by its text."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(json.dumps(item, ensure_ascii=False, default=str).encode() + b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,195 @@
+"""lm-eval tasks by name: from the bundled folder, from the suite's folders, and only else from lm-eval's own."""
+
+from __future__ import annotations
+
+import fnmatch
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from lm_eval.api.group import Group
+from lm_eval.api.task import Task
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import Entry, Kind
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from lrbench.errors import LrbenchError, TaskError, did_you_mean, one_line
+from lrbench.tasks.containment import contained
+from lrbench.tasks.folders import BUNDLED, check_folders, with_absolute_data
+
+
+class TaskSpec(Protocol):
+    """What a suite says of a task."""
+
+    @property
+    def task(self) -> str:
+        """A task, group or tag, or a pattern (`*`, `?`, `[...]`) that stands for the tasks whose names match."""
+
+    @property
+    def limit(self) -> int | None:
+        """Only the first so many documents of each task; None or more than there are: all."""
+
+    @property
+    def num_fewshot(self) -> int | None:
+        """Examples in the prompt; None: as the task itself says, or none."""
+
+
+@dataclass(frozen=True)
+class TaskSet:
+    """Loaded tasks.
+
+    Attributes:
+        tasks: every single task, in the order asked for, with its number of few-shot examples set.
+        groups: every group among what was asked for, subgroups included.
+        limits: task -> how many documents at most.
+        named: what was asked for -> the tasks it stands for.
+    """
+
+    tasks: dict[str, Task]
+    groups: dict[str, Group]
+    limits: dict[str, int | None]
+    named: dict[str, list[str]]
+
+    def summary(self) -> list[str]:
+        """One line for each name that was asked for: its tasks, documents and few-shot examples."""
+        return [f"{asked}: {self._counts(names)}" for asked, names in self.named.items()]
+
+    def _counts(self, names: list[str]) -> str:
+        documents = sum(min(self.limits[name] or sys.maxsize, len(self.tasks[name].eval_docs)) for name in names)
+        shots = sorted({self.tasks[name].get_config("num_fewshot") for name in names})
+        tasks = f"{len(names)} tasks, " if len(names) > 1 else ""
+        return f"{tasks}{documents:,} documents, {' or '.join(map(str, shots))}-shot"
+
+
+def load_tasks(
+    specs: Iterable[TaskSpec], folders: Sequence[Path] = (), notify: Callable[[str], None] = lambda _: None
+) -> TaskSet:
+    """Loads tasks, with their documents.
+
+    lm-eval's own 14,000 tasks are read (some ten seconds) only where a name is not found in the folders.
+
+    Args:
+        specs: what to load; anything with `task`, `limit` and `num_fewshot`.
+        folders: folders of task YAML beside the bundled one. They are code, and trusted as such.
+        notify: told in one line what takes long.
+
+    Raises:
+        TaskError: a task file is wrong, a name is unknown, a task is named twice, or its documents cannot be read.
+    """
+    places = [BUNDLED, *(Path(folder).expanduser().resolve() for folder in folders)]
+    own = check_folders(places)
+    specs = list(specs)
+    if not specs:
+        raise TaskError("no tasks; name at least one under 'tasks'")
+    loaded = TaskSet({}, {}, {}, {})
+    with contained():
+        manager = _manager(specs, places, notify)
+        for spec in specs:
+            for name in _expand(spec.task, manager.task_index):
+                _add(loaded, _load(name, manager, own), spec)
+    return loaded
+
+
+def _manager(specs: list[TaskSpec], places: list[Path], notify: Callable[[str], None]) -> TaskManager:
+    manager = TaskManager(include_path=list(places), include_defaults=False)
+    missing = sorted({name for spec in specs for name in _missing(spec.task, manager.task_index)})
+    if missing:
+        notify(f"reading lm-eval's own tasks for {', '.join(missing)} (some ten seconds)")
+        manager = TaskManager(include_path=list(places))
+        for spec in specs:
+            for name in _missing(spec.task, manager.task_index):
+                raise TaskError(f"unknown task {name!r}{_named_by(name, spec)}{did_you_mean(name, manager.all_tasks)}")
+    return manager
+
+
+def _named_by(name: str, spec: TaskSpec) -> str:
+    return "" if name == spec.task else f", named by {spec.task!r}"
+
+
+def _is_pattern(name: str) -> bool:
+    return any(sign in name for sign in "*?[")
+
+
+def _expand(name: str, index: dict[str, Entry]) -> list[str]:
+    """The names a spec stands for. A pattern means single tasks: with groups, it would name tasks twice."""
+    if not _is_pattern(name):
+        return [name]
+    return sorted(n for n in fnmatch.filter(index, name) if index[n].kind in (Kind.TASK, Kind.PY_TASK))
+
+
+def _missing(name: str, index: dict[str, Entry]) -> list[str]:
+    """The names, among `name` and what it is made of, that are not in the index."""
+    if _is_pattern(name):
+        return [] if _expand(name, index) else [name]
+    return [part for part in _parts(name, index) if part not in index]
+
+
+def _parts(name: str, index: dict[str, Entry], above: tuple[str, ...] = ()) -> Iterator[str]:
+    """A name, and for a group or tag the names of everything it is made of."""
+    if name in above:
+        raise TaskError(f"group {name!r} contains itself, by way of {' -> '.join((*above, name))}")
+    yield name
+    entry = index.get(name)
+    if entry is not None and entry.kind is Kind.TAG:
+        yield from sorted(entry.tags)
+    elif entry is not None and entry.kind is Kind.GROUP:
+        yield from _members((entry.cfg or {}).get("task"), index, (*above, name))
+
+
+def _members(members: Any, index: dict[str, Entry], above: tuple[str, ...]) -> Iterator[str]:
+    for member in members if isinstance(members, list) else []:
+        if isinstance(member, str):
+            yield from _parts(member, index, above)
+        elif "group" in member and member["group"] not in index:  # defined on the spot
+            yield from _members(member.get("task"), index, above)
+        elif "group" in member:
+            yield from _parts(member["group"], index, above)
+        elif "dataset_path" not in member and "custom_dataset" not in member:
+            yield from _parts(member["task"], index, above)
+
+
+def _use_absolute_data(name: str, index: dict[str, Entry], own: dict[str, Path]) -> None:
+    """Replaces the entries of our folders that name data files by ones that lm-eval need not read from a file."""
+    for part in _parts(name, index):
+        entry = index.get(part)
+        if entry is None or part not in own or entry.yaml_path is None or entry.cfg is None:
+            continue
+        if with_absolute_data(entry.cfg, own[part]) != entry.cfg:
+            config = with_absolute_data(load_yaml(entry.yaml_path), own[part])
+            index[part] = Entry(entry.name, entry.kind, yaml_path=None, cfg=config, tags=entry.tags)
+
+
+def _load(name: str, manager: TaskManager, own: dict[str, Path]) -> dict[str, Any]:
+    try:
+        _use_absolute_data(name, manager.task_index, own)
+        return dict(manager.load([name]))
+    except LrbenchError:
+        raise
+    except Exception as error:  # lm-eval, datasets and the task's own code raise whatever they like
+        place = f" ({own[name]})" if name in own else ""
+        if isinstance(error, IndexError):
+            raise TaskError(f"task {name!r}{place}: it has no documents") from error
+        raise TaskError(f"task {name!r}{place} cannot be loaded: {one_line(error)}") from error
+
+
+def _add(loaded: TaskSet, found: dict[str, Any], spec: TaskSpec) -> None:
+    if spec.limit is not None and spec.limit < 1:
+        raise TaskError(f"task {spec.task!r}: limit {spec.limit}; it must be 1 or more (leave it out for all)")
+    for name, task in found["tasks"].items():
+        if getattr(task, "UNSAFE_CODE", False):
+            raise TaskError(f"task {name!r} runs code that the model writes; lrbench does not: leave it out")
+        if getattr(task, "MULTIMODAL", False):
+            raise TaskError(f"task {name!r} asks about images or sound; lrbench scores language models: leave it out")
+        if name in loaded.tasks:
+            first = next(asked for asked, names in loaded.named.items() if name in names)
+            raise TaskError(f"task {name!r} is named twice, by {first!r} and by {spec.task!r}; name it once")
+        if spec.num_fewshot is not None:
+            task.set_config(key="num_fewshot", value=spec.num_fewshot)
+        elif task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        loaded.tasks[name] = task
+        loaded.limits[name] = spec.limit
+        loaded.named.setdefault(spec.task, []).append(name)
+    loaded.groups.update(found["groups"])

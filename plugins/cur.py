@@ -1,0 +1,102 @@
+"""CUR: k columns, k rows, and the best small matrix between them."""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+
+import lrbench
+from lrbench import linalg
+
+
+class CURDecomposition(lrbench.Reducer):
+    """W ≈ C U R with C = W[:, J], R = W[I, :] and U = C⁺ W R⁺, the best U there is for these C and R.
+
+    `selection` says how I and J are found:
+
+    - `lupp`: LU with partial pivoting of a sketch of each side; fast, random, nested in k.
+    - `deim`: interpolation points of the leading singular vectors; nested in k. The spectral error is at most
+      (η_p + η_q) sigma_{k+1} (Sorensen, Embree, theorem 4.1).
+    - `leverage`: a draw without replacement by leverage scores of rank k; the weakest, and not nested.
+    - `cpqr`: QR with column pivoting of W and of Wᵀ; nested in k.
+
+    Sorensen, Embree, "A DEIM induced CUR factorization", 2016 (arXiv 1407.5516); Mahoney, Drineas, "CUR matrix
+    decompositions for improved data analysis", 2009; Dong, Martinsson, 2021 (arXiv 2104.05877).
+    """
+
+    name = "cur"
+    promises = frozenset({"exact", "monotone", "columns", "idempotent", "homogeneous"})
+
+    selection: Annotated[Literal["lupp", "deim", "leverage", "cpqr"], "how rows and columns are chosen"] = "lupp"
+
+    def __post_init__(self) -> None:
+        if self.selection not in ("lupp", "deim", "leverage", "cpqr"):
+            raise ValueError(f"selection must be lupp, deim, leverage or cpqr, not {self.selection!r}")
+        if self.selection == "leverage":  # a draw may miss a direction, and the next rank's draw is another
+            object.__setattr__(self, "promises", frozenset({"columns", "homogeneous"}))
+
+    def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:
+        """One choice of rows and columns serves every rank, but for `leverage`."""
+        if self.selection == "leverage":
+            return _Sampled(weight, context.generator)
+        return _Nested(weight, *_nested_pivots(weight, self.selection, max(ranks), context.generator))
+
+    def stored_numbers(self, shape: tuple[int, int], rank: int) -> int:
+        """k(m + n + k)."""
+        return rank * (sum(shape) + rank)
+
+
+def _nested_pivots(
+    W: torch.Tensor, selection: str, k: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Columns (k,) and rows (k,), best first."""
+    m, n = W.shape
+    if selection == "cpqr":
+        return linalg.cpqr_pivots(W, k), linalg.cpqr_pivots(W.T, k)
+    if selection == "deim":
+        U, V = _singular_vectors(W)  # (m, s), (n, s)
+    else:
+        for_rows, for_columns = linalg.spawn(generator, 2)
+        with linalg.full_precision():
+            U = W @ linalg.gaussian(n, k, for_rows, like=W)  # (m, k)
+            V = W.T @ linalg.gaussian(m, k, for_columns, like=W)  # (n, k)
+    return linalg.lupp_pivots(V, k), linalg.lupp_pivots(U, k)
+
+
+def _singular_vectors(W: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The left (m, s) and right (n, s) singular vectors, s = min(m, n), up to signs."""
+    spectrum = linalg.Spectrum(W)
+    short = spectrum.vectors
+    # Wᵀ U = V Σ has orthogonal columns already: QR only normalizes, and stays orthonormal where sigma vanishes.
+    long = torch.linalg.qr((W.T if spectrum.wide else W).double() @ short).Q
+    return (short, long) if spectrum.wide else (long, short)
+
+
+class _Nested(lrbench.Prepared):
+    def __init__(self, weight: torch.Tensor, columns: torch.Tensor, rows: torch.Tensor) -> None:
+        self.W, self.columns, self.rows = weight, columns, rows  # (m, n), (r,), (r,)
+        self.core = linalg.Core(weight, columns, rows)
+
+    def at_rank(self, rank: int) -> lrbench.CUR:
+        J, I = self.columns[:rank], self.rows[:rank]  # noqa: E741
+        C, R = self.W.index_select(1, J), self.W.index_select(0, I)  # (m, k), (k, n)
+        return lrbench.CUR(C, self.core.at_rank(rank), R, columns=J, rows=I)
+
+
+class _Sampled(lrbench.Prepared):
+    def __init__(self, weight: torch.Tensor, generator: torch.Generator) -> None:
+        self.W = weight  # (m, n)
+        self.U, self.V = _singular_vectors(weight)
+        self.for_rows = torch.rand(weight.shape[0], generator=generator, dtype=torch.float64).to(weight.device)
+        self.for_columns = torch.rand(weight.shape[1], generator=generator, dtype=torch.float64).to(weight.device)
+
+    def at_rank(self, rank: int) -> lrbench.CUR:
+        columns = linalg.weighted_sample(linalg.leverage_scores(self.V[:, :rank]), self.for_columns, rank)
+        rows = linalg.weighted_sample(linalg.leverage_scores(self.U[:, :rank]), self.for_rows, rank)
+        return _Nested(self.W, columns, rows).at_rank(rank)
+
+
+@lrbench.hookimpl
+def lrbench_reducers() -> list[type[lrbench.Reducer]]:
+    """The reducers of this file."""
+    return [CURDecomposition]

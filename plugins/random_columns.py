@@ -1,0 +1,49 @@
+"""Random columns: what chance alone does, the control for every method that chooses."""
+
+from collections.abc import Sequence
+
+import torch
+
+import lrbench
+from lrbench import linalg
+
+
+class RandomColumns(lrbench.Reducer):
+    """W ≈ C C⁺ W, with C = k columns of W drawn uniformly, and least-squares coefficients for the other columns.
+
+    Stored as a column interpolation, which is what `id` stores: the two differ in the choice of the k and in nothing
+    else, so that their distance is what choosing well is worth. (Dropping the other columns instead would lump the
+    choice together with the loss of the coefficients, and be a control for `cr` alone.) A better method than this one
+    is one that earns its choice; Haar-random matrices, where it is as good as any, show why they make poor tests.
+    """
+
+    name = "random-columns"
+    promises = frozenset({"monotone", "columns", "idempotent", "homogeneous"})
+
+    def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:
+        """One random order and one QR serve every rank."""
+        return _Drawn(weight, max(ranks), context.generator)
+
+    def stored_numbers(self, shape: tuple[int, int], rank: int) -> int:
+        """k(m + n − k)."""
+        return rank * (sum(shape) - rank)
+
+
+class _Drawn(lrbench.Prepared):
+    """Rank k keeps the first k columns of one random order."""
+
+    def __init__(self, weight: torch.Tensor, rank: int, generator: torch.Generator) -> None:
+        self.W = weight  # (m, n)
+        self.order = torch.randperm(weight.shape[1], generator=generator).to(weight.device)  # (n,)
+        self.refit = linalg.RowRefit(weight.T, self.order[:rank])
+
+    def at_rank(self, rank: int) -> lrbench.Interpolative:
+        J, others = self.order[:rank], self.order[rank:].sort().values  # (k,), (n - k,)
+        T = self.refit.coefficients(rank, others).T.to(self.W.dtype).contiguous()  # (k, n - k)
+        return lrbench.Interpolative(self.W.index_select(1, J), J, T, side="columns")
+
+
+@lrbench.hookimpl
+def lrbench_reducers() -> list[type[lrbench.Reducer]]:
+    """The reducers of this file."""
+    return [RandomColumns]

@@ -1,0 +1,49 @@
+"""Truncated singular value decomposition: the best approximation of each rank (Eckart, Young, 1936)."""
+
+from collections.abc import Sequence
+
+import torch
+
+import lrbench
+from lrbench import linalg
+
+
+class SVD(lrbench.Reducer):
+    """W ≈ U_k (U_kᵀ W), with U_k the k leading left singular vectors (right ones, on the other side, where m > n).
+
+    Eckart, Young, "The approximation of one matrix by another of lower rank", 1936. Sharma, Ash, Misra, "The truth is
+    in there" (LASER), 2023 (arXiv 2312.13558), uses it on language models.
+    """
+
+    name = "svd"
+    promises = frozenset({"exact", "monotone", "optimal", "idempotent", "homogeneous"})
+
+    def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:
+        """One eigendecomposition, of the Gram matrix of the shorter side, serves every rank."""
+        return _Truncations(weight)
+
+    def stored_numbers(self, shape: tuple[int, int], rank: int) -> int:
+        """k(m + n)."""
+        return rank * sum(shape)
+
+
+class _Truncations(lrbench.Prepared):
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.dtype = weight.dtype
+        self.spectrum = linalg.Spectrum(weight)
+
+    def at_rank(self, rank: int) -> lrbench.LowRank:
+        U = self.spectrum.leading(rank).to(self.dtype)  # (m, k), or V_k (n, k) where m > n
+        B = self.spectrum.coordinates(rank)  # U_kᵀ W (k, n), or V_kᵀ Wᵀ (k, m)
+        left, right = (U, B) if self.spectrum.wide else (B.T, U.T)  # (m, k), (k, n)
+        return lrbench.LowRank(left.contiguous(), right.contiguous())
+
+    def errors(self, ranks: Sequence[int]) -> list[float]:
+        errors = self.spectrum.errors()
+        return [errors[rank] for rank in ranks]
+
+
+@lrbench.hookimpl
+def lrbench_reducers() -> list[type[lrbench.Reducer]]:
+    """The reducers of this file."""
+    return [SVD]

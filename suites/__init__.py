@@ -1,0 +1,1 @@
+"""Bundled suites: `lrbench run NAME` finds them here."""

@@ -1,0 +1,6 @@
+"""No test reaches the Hugging Face hub, and none writes outside its own folder."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

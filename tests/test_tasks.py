@@ -1,0 +1,203 @@
+import json
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from lrbench.errors import TaskError
+from lrbench.tasks.containment import contained
+from lrbench.tasks.load import load_tasks
+
+TASK = """\
+task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+output_type: multiple_choice
+test_split: test
+num_fewshot: 0
+doc_to_text: question
+doc_to_choice: choices
+doc_to_target: gold
+metric_list:
+  - metric: acc
+"""
+
+
+def spec(task, limit=None, num_fewshot=None):
+    return SimpleNamespace(task=task, limit=limit, num_fewshot=num_fewshot)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with one task, `colours`, of three documents."""
+    rows = [{"question": f"{n} is", "choices": ["red", "green"], "gold": n % 2} for n in range(3)]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "colours.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "colours.yaml").write_text(TASK.format(name="colours", data="data/colours.jsonl"))
+    return tmp_path
+
+
+def test_relative_data_files_are_found_beside_the_yaml_whatever_the_working_directory(
+    folder, tmp_path_factory, monkeypatch
+):
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+
+    tasks = load_tasks([spec("colours")], [folder])
+
+    assert len(tasks.tasks["colours"].eval_docs) == 3
+
+
+def test_relative_data_files_are_found_through_includes_and_groups(folder, tmp_path_factory, monkeypatch):
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    (folder / "more").mkdir()
+    (folder / "more" / "shades.yaml").write_text("include: ../colours.yaml\ntask: shades\ntag: dyes\n")
+    (folder / "all.yaml").write_text("group: paint\ntask:\n  - colours\n  - shades\n")
+
+    tasks = load_tasks([spec("paint")], [folder])
+
+    assert list(tasks.tasks) == ["colours", "shades"]
+    assert list(tasks.groups) == ["paint"]
+    assert list(load_tasks([spec("dyes")], [folder]).tasks) == ["shades"]
+
+
+def test_a_data_file_that_is_not_there_is_named(folder):
+    (folder / "colours.yaml").write_text(TASK.format(name="colours", data="hues.jsonl"))
+
+    with pytest.raises(TaskError, match=r"colours\.yaml: data file 'hues\.jsonl' is not in "):
+        load_tasks([spec("colours")], [folder])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("task: x\ndoc_to_text: {a\nb: 1\n", r"bad\.yaml:3:2: not valid task YAML: "),
+        ("task: x\ndoc_to_text: !python/object x\n", r"bad\.yaml:2:14: not valid task YAML: "),
+        ("task: x\ndoc_to_txt: question\n", r"bad\.yaml:2:1: unknown key 'doc_to_txt'; did you mean 'doc_to_text'\?"),
+        ("output_type: multiple_choice\n", r"bad\.yaml:1: neither 'task' nor 'group'"),
+        ("- a\n- b\n", r"bad\.yaml:1: a task file must be a mapping"),
+        ("", r"bad\.yaml:1: a task file must be a mapping"),
+        ("group: g\ntask: colours\n", r"bad\.yaml:1: 'task' of group 'g' must be a list"),
+        ("include: _none.yaml\ntask: x\n", r"bad\.yaml: includes .*_none\.yaml, which is not there"),
+        ("task: colours\n", r"'colours' is already defined in .*bad\.yaml"),
+        ("task: almanac_text\n", r"bad\.yaml: 'almanac_text' is already defined in .*almanac/text\.yaml"),
+    ],
+)
+def test_a_task_file_that_lm_eval_would_drop_is_an_error_with_its_place(folder, text, message):
+    (folder / "bad.yaml").write_text(text)
+
+    with pytest.raises(TaskError, match=message):
+        load_tasks([spec("almanac_agreement")], [folder])
+
+
+def test_a_folder_may_hold_yaml_that_is_not_of_tasks(folder):
+    (folder / "suite.yaml").write_text("name: mine\ntasks: [colours]\n")
+
+    assert list(load_tasks([spec("colours")], [folder]).tasks) == ["colours"]
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(TaskError, match="no such folder of tasks"):
+        load_tasks([spec("almanac_text")], [tmp_path / "nowhere"])
+
+
+def test_an_unknown_task_is_looked_for_among_lm_evals_own_and_the_nearest_name_is_suggested():
+    told = []
+
+    with pytest.raises(TaskError, match=r"unknown task 'helaswag'; did you mean 'hellaswag'\?"):
+        load_tasks([spec("almanac_text"), spec("helaswag")], notify=told.append)
+
+    assert told == ["reading lm-eval's own tasks for helaswag (some ten seconds)"]
+
+
+def test_a_known_task_does_not_read_lm_evals_own():
+    told = []
+
+    load_tasks([spec("almanac_text")], notify=told.append)
+
+    assert told == []
+
+
+def test_a_group_that_contains_itself_is_an_error(folder):
+    (folder / "g.yaml").write_text("group: g\ntask: [h]\n")
+    (folder / "h.yaml").write_text("group: h\ntask: [g]\n")
+
+    with pytest.raises(TaskError, match="group 'g' contains itself, by way of g -> h -> g"):
+        load_tasks([spec("g")], [folder])
+
+
+@pytest.mark.parametrize("second", ["almanac_facts_rare", "almanac_facts", "almanac_facts_*"])
+def test_a_task_named_twice_is_an_error(second):
+    with pytest.raises(TaskError, match=r"is named twice, by 'almanac_facts' and by 'almanac_facts.*'; name it once"):
+        load_tasks([spec("almanac_facts"), spec(second)])
+
+
+def test_a_pattern_stands_for_tasks_and_not_for_groups():
+    tasks = load_tasks([spec("almanac_facts*")])
+
+    assert list(tasks.tasks) == ["almanac_facts_frequent", "almanac_facts_middle", "almanac_facts_rare"]
+    assert tasks.groups == {}
+
+
+def test_no_tasks_at_all_is_an_error():
+    with pytest.raises(TaskError, match="no tasks"):
+        load_tasks([])
+
+
+def test_a_limit_below_one_is_an_error():
+    with pytest.raises(TaskError, match="limit 0; it must be 1 or more"):
+        load_tasks([spec("almanac_text", limit=0)])
+
+
+def test_a_number_of_few_shot_examples_overrides_the_tasks_own_zero(folder):
+    tasks = load_tasks([spec("colours", num_fewshot=2), spec("almanac_recall")], [folder])
+
+    assert tasks.tasks["colours"].get_config("num_fewshot") == 2
+    assert tasks.tasks["almanac_recall"].get_config("num_fewshot") == 0
+
+
+def test_a_task_without_documents_is_an_error(folder):
+    (folder / "empty.py").write_text(
+        "import datasets\n"
+        "def read(**_):\n"
+        "    return {'test': datasets.Dataset.from_dict({'question': [], 'choices': [], 'gold': []})}\n"
+    )
+    text = TASK.format(name="empty", data="x")
+    text = text.replace("dataset_path: json\n", "custom_dataset: !function empty.read\n")
+    (folder / "empty.yaml").write_text(text.replace("dataset_kwargs:\n  data_files:\n    test: x\n", ""))
+
+    with pytest.raises(TaskError, match=r"task 'empty' \(.*empty\.yaml\): it has no documents"):
+        load_tasks([spec("empty")], [folder])
+
+
+def test_what_a_task_raises_while_it_loads_names_the_task_and_its_file(folder):
+    (folder / "colours.yaml").write_text(TASK.format(name="colours", data="data/colours.jsonl").replace("acc", "accc"))
+
+    with pytest.raises(TaskError, match=r"task 'colours' \(.*colours\.yaml\) cannot be loaded: "):
+        load_tasks([spec("colours")], [folder])
+
+
+def test_a_summary_counts_tasks_documents_and_examples():
+    tasks = load_tasks([spec("almanac_facts", limit=20, num_fewshot=2), spec("almanac_recall", limit=1000)])
+
+    assert tasks.summary() == ["almanac_facts: 3 tasks, 60 documents, 2-shot", "almanac_recall: 150 documents, 0-shot"]
+
+
+def test_lm_evals_seeds_do_not_leak():
+    random.seed(5)
+    np.random.seed(5)
+    torch.manual_seed(5)
+    expected = random.random(), np.random.rand(), torch.rand(1)
+    random.seed(5)
+    np.random.seed(5)
+    torch.manual_seed(5)
+
+    with contained():
+        first = random.random(), np.random.rand(), torch.rand(1)
+
+    assert (random.random(), np.random.rand(), torch.rand(1)) == expected
+    with contained():
+        assert (random.random(), np.random.rand(), torch.rand(1)) == first

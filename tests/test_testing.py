@@ -1,0 +1,349 @@
+"""The conformance checks: every kind of broken reducer is caught, by the check that is about it."""
+
+import random
+
+import numpy
+import pytest
+import torch
+
+import lrbench
+from lrbench.testing import CheckResult, check_reducer
+
+
+class Sound(lrbench.Reducer):
+    """Truncated SVD by torch; each broken reducer below differs from it in one thing."""
+
+    name = "sound"
+    promises = frozenset({"exact", "monotone", "optimal", "idempotent", "homogeneous"})
+
+    def reduce(self, weight, rank, context):
+        U, S, Vh = torch.linalg.svd(weight, full_matrices=False)
+        return lrbench.LowRank(U[:, :rank] * S[:rank], Vh[:rank])
+
+    def stored_numbers(self, shape, rank):
+        return rank * sum(shape)
+
+
+class WrongShape(Sound):
+    def reduce(self, weight, rank, context):
+        factors = super().reduce(weight, rank, context)
+        return lrbench.LowRank(factors.right.T, factors.left.T)
+
+
+class NotANumber(Sound):
+    def reduce(self, weight, rank, context):
+        factors = super().reduce(weight, rank, context)
+        return lrbench.LowRank(factors.left / factors.left.norm(dim=0).clamp(max=0), factors.right)
+
+
+class DividesByZero(Sound):
+    promises = frozenset()
+
+    def reduce(self, weight, rank, context):
+        norms = weight.norm(dim=0)
+        factors = super().reduce(weight / norms, rank, context)
+        return lrbench.LowRank(factors.left, factors.right * norms)
+
+
+class LiesAboutSize(Sound):
+    def stored_numbers(self, shape, rank):
+        return rank * sum(shape) // 2
+
+
+class RankTooHigh(Sound):
+    def reduce(self, weight, rank, context):
+        return super().reduce(weight, min(rank + 1, *weight.shape), context)
+
+
+class Promotes(Sound):
+    def reduce(self, weight, rank, context):
+        return super().reduce(weight.double(), rank, context)
+
+
+class ReturnsATensor(Sound):
+    def reduce(self, weight, rank, context):
+        return super().reduce(weight, rank, context).dense()
+
+
+class Raises(Sound):
+    def reduce(self, weight, rank, context):
+        raise RuntimeError("no luck\ntoday")
+
+
+class ReseedsTorch(Sound):
+    def reduce(self, weight, rank, context):
+        torch.manual_seed(0)
+        torch.randn(1)
+        return super().reduce(weight, rank, context)
+
+
+class DrawsFromNumpy(Sound):
+    def reduce(self, weight, rank, context):
+        numpy.random.rand()
+        return super().reduce(weight, rank, context)
+
+
+class DrawsFromPython(Sound):
+    def reduce(self, weight, rank, context):
+        random.random()
+        return super().reduce(weight, rank, context)
+
+
+class WritesToTheWeight(Sound):
+    def reduce(self, weight, rank, context):
+        factors = super().reduce(weight, rank, context)
+        weight.sub_(factors.dense())
+        return factors
+
+
+class WritesAndPutsBack(Sound):
+    def reduce(self, weight, rank, context):
+        weight.mul_(2).div_(2)
+        return super().reduce(weight, rank, context)
+
+
+class Unseeded(Sound):
+    promises = frozenset()
+    own = torch.Generator()
+
+    def reduce(self, weight, rank, context):
+        noise = torch.randn(weight.shape, generator=Unseeded.own, dtype=weight.dtype)
+        return super().reduce(weight + 1e-3 * noise, rank, context)
+
+
+class ReadsMemoryOrder(Sound):
+    promises = frozenset()
+
+    def reduce(self, weight, rank, context):
+        if not weight.is_contiguous():
+            weight = weight.flip(0)
+        return super().reduce(weight, rank, context)
+
+
+class SharedRanks(Sound):
+    """What rank 1 gives depends on the largest rank announced."""
+
+    promises = frozenset()
+
+    def prepare(self, weight, ranks, context):
+        sound, largest = super(), max(ranks)
+
+        class Shared(lrbench.Prepared):
+            def at_rank(self, rank):
+                factors = sound.reduce(weight, rank, context)
+                return lrbench.LowRank(factors.left * (1 - 0.01 * largest), factors.right)
+
+        return Shared()
+
+    def reduce(self, weight, rank, context):
+        return self.prepare(weight, [rank], context).at_rank(rank)
+
+
+class ReducesOtherwise(Sound):
+    promises = frozenset()
+
+    def prepare(self, weight, ranks, context):
+        sound = super()
+
+        class Shifted(lrbench.Prepared):
+            def at_rank(self, rank):
+                return sound.reduce(weight.flip(0), rank, context)
+
+        return Shifted()
+
+
+class WrongErrors(Sound):
+    def prepare(self, weight, ranks, context):
+        reducer = self
+
+        class Boasting(lrbench.Prepared):
+            def at_rank(self, rank):
+                return reducer.reduce(weight, rank, context)
+
+            def errors(self, ranks):
+                return [0.9 * float(torch.linalg.svdvals(weight)[rank:].square().sum().sqrt()) for rank in ranks]
+
+        return Boasting()
+
+
+class Inexact(Sound):
+    promises = frozenset({"exact"})
+
+    def reduce(self, weight, rank, context):
+        factors = super().reduce(weight, rank, context)
+        return lrbench.LowRank(0.999 * factors.left, factors.right)
+
+
+class Suboptimal(Inexact):
+    promises = frozenset({"optimal"})
+
+
+class NotMonotone(Sound):
+    promises = frozenset({"monotone"})
+
+    def reduce(self, weight, rank, context):
+        return (
+            super().reduce(weight, max(1, rank - rank % 3), context) if rank % 2 else super().reduce(weight, 1, context)
+        )
+
+    def stored_numbers(self, shape, rank):
+        return None
+
+
+class NotColumns(Sound):
+    promises = frozenset({"columns"})
+
+
+class MixedColumns(Sound):
+    promises = frozenset({"columns"})
+
+    def reduce(self, weight, rank, context):
+        J = torch.arange(rank)
+        return lrbench.ColumnSubset(weight[:, J] + weight.mean(dim=1, keepdim=True), J, in_features=weight.shape[1])
+
+    def stored_numbers(self, shape, rank):
+        return rank * shape[0]
+
+
+class Shrinks(Inexact):
+    promises = frozenset({"idempotent"})
+
+
+class Thresholds(Sound):
+    promises = frozenset({"homogeneous"})
+
+    def reduce(self, weight, rank, context):
+        return super().reduce(weight.clamp(-1, 1), rank, context)
+
+
+FORM = "returns finite factors"
+CASES = [
+    (WrongShape, FORM, "of shape"),
+    (NotANumber, FORM, "NaN or Inf in left"),
+    (DividesByZero, "copes with", "zeros"),
+    (LiesAboutSize, FORM, "stored_numbers says"),
+    (RankTooHigh, FORM, "was asked"),
+    (Promotes, FORM, "for a weight of torch.float32"),
+    (ReturnsATensor, FORM, "return lrbench factors"),
+    (Raises, FORM, "RuntimeError: no luck today"),
+    (ReseedsTorch, "leaves global random state", "use context.generator"),
+    (DrawsFromNumpy, "leaves global random state", "use context.generator"),
+    (DrawsFromPython, "leaves global random state", "use context.generator"),
+    (WritesToTheWeight, "does not write to the weight", "work on a copy"),
+    (WritesAndPutsBack, "does not write to the weight", "written to"),
+    (Unseeded, "same bits", "two runs differ"),
+    (ReadsMemoryOrder, "not contiguous", "differ by"),
+    (SharedRanks, "whichever other ranks", "alone and among"),
+    (ReducesOtherwise, "by reduce as by prepare", "differ by"),
+    (WrongErrors, "knows its errors", "errors says"),
+    (Inexact, "to be exact", "differ by"),
+    (Suboptimal, "the Eckart-Young optimum, and attains", "the optimum is"),
+    (NotMonotone, "never grows", "the error grows"),
+    (NotColumns, "made of columns", "LowRank does not hold columns"),
+    (MixedColumns, "made of columns", "scaled columns"),
+    (Shrinks, "reducing again", "differ by"),
+    (Thresholds, "a multiple of the weight", "differ by"),
+]
+
+
+@pytest.mark.parametrize(("reducer", "check", "detail"), CASES, ids=[case[0].__name__ for case in CASES])
+def test_a_broken_reducer_fails_the_check_that_is_about_it(reducer, check, detail):
+    failed = [result for result in check_reducer(reducer) if check in result.name]
+    assert len(failed) == 1
+    assert not failed[0].passed
+    assert detail in failed[0].detail
+    assert "\n" not in failed[0].detail
+
+
+def test_where_the_factors_are_wrong_only_that_is_reported():
+    results = check_reducer(WrongShape)
+    assert sum(not result.passed for result in results) == 1
+    assert {result.skipped for result in results[2:]} == {f"{results[1].name!r} failed"}
+
+
+@pytest.mark.parametrize(
+    ("declared", "detail"),
+    [
+        ({"name": "Not This"}, "lower case"),
+        ({"name": ""}, "lower case"),
+        ({"promises": frozenset({"fast"})}, "promises holds ['fast']"),
+        ({"needs": frozenset({"luck"})}, "needs holds ['luck']"),
+        ({"max_rank": lambda self, shape: min(shape) // 2}, "max_rank gives 0"),
+    ],
+)
+def test_a_reducer_that_is_declared_wrongly_is_told_so(declared, detail):
+    results = check_reducer(type("Declared", (Sound,), declared))
+    assert "is declared well" in results[0].name
+    assert detail in results[0].detail
+
+
+def test_checking_leaves_global_random_state_as_it_was():
+    before = torch.get_rng_state(), random.getstate(), repr(numpy.random.get_state(legacy=False))
+    check_reducer(ReseedsTorch)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (random.getstate(), repr(numpy.random.get_state(legacy=False))) == before[1:]
+
+
+def test_a_sound_reducer_passes_and_says_what_was_skipped_and_why():
+    results = check_reducer(Sound)
+    assert [r for r in results if not r.passed] == []
+    assert [(r.name, r.skipped) for r in results if r.skipped] == [
+        ("knows its errors where it says it does", "errors is not given; errors are measured on the factors")
+    ]
+
+
+def test_promises_that_were_not_made_are_not_checked():
+    class Modest(Sound):
+        promises = frozenset()
+
+    assert len(check_reducer(Sound)) == len(check_reducer(Modest)) + 5
+
+
+def test_the_fifteen_lines_of_the_documentation_pass():
+    class TopColumns(lrbench.Reducer):
+        """Keep the k columns of W with the largest norm."""
+
+        name = "top-columns"
+
+        def reduce(self, weight, rank, context):
+            columns = weight.norm(dim=0).topk(rank).indices
+            return lrbench.ColumnSubset(weight[:, columns], columns, in_features=weight.shape[1])
+
+    assert all(result.passed for result in check_reducer(TopColumns))
+
+
+def test_a_reducer_that_cannot_be_made_or_does_nothing_is_a_failed_check_not_a_crash():
+    class Unmade(Sound):
+        def __post_init__(self):
+            raise ValueError("rank is out of luck")
+
+    class Empty(lrbench.Reducer):
+        name = "empty"
+
+    assert check_reducer(Unmade) == [
+        CheckResult("can be made with its default parameters", False, "ValueError: rank is out of luck")
+    ]
+    failed = [result for result in check_reducer(Empty) if not result.passed]
+    assert [result.detail for result in failed] == ["NotImplementedError: Empty overrides neither reduce nor prepare"]
+
+
+def test_a_result_better_than_the_optimum_is_found_out():
+    class Cheats(Sound):
+        promises = frozenset()
+
+        def reduce(self, weight, rank, context):
+            # Claims rank 1 but stores W, flattened into factors of the wrong rank.
+            return lrbench.LowRank(weight, torch.eye(weight.shape[1], dtype=weight.dtype))
+
+    assert any("was asked" in result.detail for result in check_reducer(Cheats))
+
+
+def test_calibrated_reducers_are_given_the_statistics_they_need():
+    class Whitened(Sound):
+        needs = frozenset({"second_moment"})
+
+        def reduce(self, weight, rank, context):
+            assert context.statistics["second_moment"].shape == (weight.shape[1], weight.shape[1])
+            return super().reduce(weight, rank, context)
+
+    assert all(result.passed for result in check_reducer(Whitened))
