@@ -29,7 +29,7 @@ INDEX_BYTES = 4
 class Factors(ABC):
     """What a reducer returns. A subclass is a frozen dataclass of tensors, and of plain values that JSON can hold.
 
-    A subclass gives `shape`, `rank`, `apply` and `_check`; everything else follows from its fields.
+    A subclass gives `shape`, `rank`, `apply` and what `_check` must know; everything else follows from its fields.
     """
 
     _types: ClassVar[dict[str, type[Factors]]] = {}
@@ -59,8 +59,7 @@ class Factors(ABC):
             (..., out).
         """
 
-    @abstractmethod
-    def _check(self) -> None:
+    def _check(self) -> None:  # noqa: B027  (a type with one field has nothing to contradict)
         """Raises ValueError where the fields, known to be of the right kinds and dimensions, contradict each other."""
 
     @property
@@ -76,10 +75,6 @@ class Factors(ABC):
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by name: floating ones are numbers, integer ones are positions."""
         return {name: value for name, value in self._fields().items() if isinstance(value, Tensor)}
-
-    def _settings(self) -> dict[str, Any]:
-        """The fields that are not tensors."""
-        return {name: value for name, value in self._fields().items() if not isinstance(value, Tensor)}
 
     def _fields(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
@@ -164,7 +159,8 @@ class Factors(ABC):
             name: (tensor if tensor.is_floating_point() else tensor.to(torch.int32)).detach().cpu().contiguous().clone()
             for name, tensor in self.tensors().items()
         }
-        header = {"version": 1, "type": type(self).__name__, **self._settings()}
+        settings = {name: value for name, value in self._fields().items() if name not in tensors}
+        header = {"version": 1, "type": type(self).__name__, **settings}
         save_file(tensors, str(path), metadata={"lrbench": json.dumps(header, sort_keys=True)})
 
     @classmethod
@@ -400,6 +396,3 @@ class Dense(Factors):
 
     def apply(self, x: Tensor) -> Tensor:
         return x @ self.matrix.T
-
-    def _check(self) -> None:
-        pass

@@ -51,10 +51,14 @@ class Cell:
         return {self.request.kind: self.request.value} if self.request else {}
 
     def digest(self, **setting: Any) -> str:
-        """SHA-256 of what defines the result: this cell, and `setting` (weights, documents, prompts, seed, ...)."""
+        """SHA-256 of what defines the result: this cell, and `setting` (weights, documents, prompts, seed, ...).
+
+        Labels count, though they change no result: two cells that a suite tells apart are two rows.
+        """
         method = self.method
         content = {
             **setting,
+            "label": method and method.label,
             "reducer": method and {"name": method.reducer.name, "params": method.params, "source": method.source_hash},
             "slots": sorted(slot.name for slot in self.slots),
             "requested": self.requested,

@@ -228,6 +228,7 @@ def _scored_row(share: _ModelRun, cell: Cell, reductions: Sequence[Reduction], s
 def _setting(suite: Suite, loaded: LoadedModel, spec: ModelSpec, engine: BoundEngine) -> dict[str, Any]:
     """What defines a result beside the cell itself."""
     return {
+        "model": loaded.label,
         "weights": loaded.weight_hash,
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "seed": suite.seed,

@@ -332,6 +332,21 @@ def test_hashes_know_documents_prompts_and_tokens_apart(make):
     assert plain["tokens"] != bos["tokens"]
 
 
+def test_another_metric_over_the_same_prompts_changes_only_the_hash_of_metrics(make, tmp_path):
+    task = "task: {}\ncustom_dataset: !function rows.read\noutput_type: multiple_choice\ntest_split: test\n"
+    task += "doc_to_text: question\ndoc_to_choice: ['yes', 'no']\ndoc_to_target: 0\n"
+    (tmp_path / "one.yaml").write_text(task.format("one") + "metric_list: [{metric: acc}]\n")
+    (tmp_path / "two.yaml").write_text(task.format("two") + "metric_list: [{metric: acc_norm}]\n")
+    (tmp_path / "rows.py").write_text(
+        "import datasets\ndef read(**_):\n    return {'test': datasets.Dataset.from_list([{'question': 'Is it'}])}\n"
+    )
+
+    hashes = make(FrozenEngine, spec("one"), spec("two"), folders=[tmp_path]).requests.hashes()
+
+    differ = [what for what, value in hashes["one"].items() if hashes["two"][what] != value]
+    assert differ == ["metrics"]
+
+
 def test_a_description_is_plain_json_and_says_what_was_scored_with(make):
     told = json.loads(json.dumps(make(FrozenEngine, batch_size="auto").describe()))
 

@@ -7,6 +7,7 @@ weights. Here it is done once, by lm-eval's own code, and the token ids are kept
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -26,6 +27,17 @@ from lrbench.tasks.load import TaskSet
 #: (context, continuation) as text, context token ids, continuation token ids: what HFLM scores
 Pair = tuple[tuple[str, str] | None, list[int], list[int]]
 
+#: keys of a task's config that say how answers become metrics
+SCORED_BY = (
+    "output_type",
+    "metric_list",
+    "filter_list",
+    "process_results",
+    "doc_to_choice",
+    "doc_to_target",
+    "repeats",
+)
+
 
 @dataclass
 class FrozenTask:
@@ -36,8 +48,9 @@ class FrozenTask:
         documents: how many documents are asked about.
         tokens: of all requests together, contexts counted each time.
         truncated: requests longer than the model's maximum length, which lm-eval cuts from the left.
-        documents_hash, prompts_hash, tokens_hash: SHA-256 of the documents, of the requests as text (prompts,
-            continuations, generation settings), and of the requests as token ids.
+        documents_hash, prompts_hash, tokens_hash, metrics_hash: SHA-256 of the documents, of the requests as text
+            (prompts, continuations, generation settings), of the requests as token ids, and of how answers become
+            metrics.
     """
 
     name: str
@@ -50,6 +63,7 @@ class FrozenTask:
     documents_hash: str = ""
     prompts_hash: str = ""
     tokens_hash: str = ""
+    metrics_hash: str = ""
 
 
 @dataclass
@@ -77,9 +91,14 @@ class FrozenRequests:
     prompts: list[Instance] = field(default_factory=list)
 
     def hashes(self) -> dict[str, dict[str, str]]:
-        """Task -> what defines its result beside the weights: `documents`, `prompts`, `tokens` (SHA-256, hex)."""
+        """Task -> what defines its result beside the weights: documents, prompts, tokens, metrics (SHA-256, hex)."""
         return {
-            name: {"documents": task.documents_hash, "prompts": task.prompts_hash, "tokens": task.tokens_hash}
+            name: {
+                "documents": task.documents_hash,
+                "prompts": task.prompts_hash,
+                "tokens": task.tokens_hash,
+                "metrics": task.metrics_hash,
+            }
             for name, task in self.tasks.items()
         }
 
@@ -129,6 +148,7 @@ def freeze(tasks: TaskSet, lm: HFLM, *, chat_template: bool = False, seed: int =
             frozen.documents = len(documents)
             frozen.documents_hash = _hash(documents.values())
             frozen.prompts_hash = _hash((i.request_type, *i.args) for i in frozen.instances)
+            frozen.metrics_hash = _hash((key, task.get_config(key)) for key in SCORED_BY)
     return requests
 
 
@@ -223,8 +243,17 @@ def _check_prompts(frozen: FrozenTask, asked: list[Instance], prompts: list[list
 
 
 def _hash(items: Iterable[Any]) -> str:
-    """SHA-256 over items, one JSON line each; what JSON does not know (images, dates) by its text."""
+    """SHA-256 over items, one JSON line each; functions by their source, what else JSON does not know by its text."""
     digest = hashlib.sha256()
     for item in items:
-        digest.update(json.dumps(item, ensure_ascii=False, default=str).encode() + b"\n")
+        digest.update(json.dumps(item, ensure_ascii=False, default=_as_text).encode() + b"\n")
     return digest.hexdigest()
+
+
+def _as_text(value: Any) -> str:
+    if not callable(value):
+        return str(value)
+    try:
+        return inspect.getsource(value)
+    except (OSError, TypeError):  # built in, or made at run time
+        return getattr(value, "__qualname__", type(value).__qualname__)

@@ -1,0 +1,122 @@
+"""Small suites on the bundled model, and reducers that misbehave."""
+
+from pathlib import Path
+from textwrap import dedent
+
+from lrbench.registry import Registry
+from lrbench.run import RunResult, run_suite
+from lrbench.store import Row
+from lrbench.suite import load_suite
+
+SMALL = """\
+name: small
+model: {name: almanac, device: cpu}
+tasks:
+  - {task: almanac_facts_rare, limit: 8}
+  - {task: almanac_agreement, limit: 8}
+  - {task: almanac_text, limit: 3}
+reducers: [svd, cr]
+sweep:
+  - mode: each
+    layers: [2, 5]
+    weights: [mlp.down]
+    rank: {keep: [0.5]}
+"""
+
+
+def write_suite(folder: Path, text: str = SMALL, **replaced: str) -> Path:
+    """Writes a suite; `reducers="[svd]"` replaces a one-line key."""
+    lines = dedent(text).splitlines()
+    for key, value in replaced.items():
+        matching = [index for index, line in enumerate(lines) if line.strip().removeprefix("- ").startswith(f"{key}:")]
+        assert len(matching) == 1, key
+        start = lines[matching[0]]
+        lines[matching[0]] = start[: start.index(f"{key}:")] + f"{key}: {value}"
+    path = folder / "suite.yaml"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+class Heard:
+    """A progress that remembers, and stops the run after `stop_after` rows."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.rows: list[Row] = []
+        self.notes: list[str] = []
+        self.stop_after = stop_after
+
+    def note(self, message):
+        self.notes.append(message)
+
+    def planned(self, model, cells, reused, tasks):
+        self.cells, self.reused = cells, reused
+
+    def finished(self, row):
+        self.rows.append(row)
+        if len(self.rows) == self.stop_after:
+            raise KeyboardInterrupt
+
+
+def run(suite: Path, out: Path, *plugins: Path, heard: Heard | None = None, overrides=(), **options) -> RunResult:
+    """Runs a suite file as the command line would."""
+    loaded = load_suite(suite, overrides=overrides)
+    registry = Registry.load([*loaded.plugins, *plugins])
+    return run_suite(loaded, registry, out, progress=heard or Heard(), **options)
+
+
+MISBEHAVING = '''
+import torch
+import lrbench
+
+
+class Raises(lrbench.Reducer):
+    name = "raises"
+    def reduce(self, weight, rank, context):
+        raise RuntimeError("no luck\\nat all")
+
+
+class WrongShape(lrbench.Reducer):
+    name = "wrong-shape"
+    def reduce(self, weight, rank, context):
+        return lrbench.LowRank(weight[:-1, :rank].clone(), weight[:rank].clone())
+
+
+class GivesNan(lrbench.Reducer):
+    name = "gives-nan"
+    def reduce(self, weight, rank, context):
+        return lrbench.LowRank(weight[:, :rank] * float("nan"), weight[:rank].clone())
+
+
+class Lies(lrbench.Reducer):
+    name = "lies"
+    def reduce(self, weight, rank, context):
+        return lrbench.LowRank(weight[:, :rank].clone(), weight[:rank].clone())
+    def stored_numbers(self, shape, rank):
+        return rank
+
+
+class Writes(lrbench.Reducer):
+    name = "writes"
+    def reduce(self, weight, rank, context):
+        weight.zero_()
+        return lrbench.LowRank(weight[:, :rank].clone(), weight[:rank].clone())
+
+
+class ReturnsTensor(lrbench.Reducer):
+    name = "returns-tensor"
+    def reduce(self, weight, rank, context):
+        return weight.clone()
+
+
+class Picky(lrbench.Reducer):
+    name = "picky"
+    def supports(self, slot):
+        return "odd layers are not to its taste" if slot.layer % 2 else None
+    def reduce(self, weight, rank, context):
+        return lrbench.Dense(weight.clone())
+
+
+@lrbench.hookimpl
+def lrbench_reducers():
+    return [Raises, WrongShape, GivesNan, Lies, Writes, ReturnsTensor, Picky]
+'''
