@@ -12,7 +12,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/lrbench run suites/quickstart.yaml
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest -m "not gpu and not slow"
+	$(BIN)/python -m pytest -n 2 -m "not gpu and not slow"
 
 slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "slow and not gpu"

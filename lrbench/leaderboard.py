@@ -214,8 +214,9 @@ def _task_columns(runs: Sequence[ScoredRun]) -> list[Column]:
                     metrics.setdefault(task, {}).update(dict.fromkeys(scores))
                 if run.top_level(task):
                     top.add(task)
+    place = {task: index for index, task in enumerate(dict.fromkeys(task for run in runs for task in run.order))}
     columns = []
-    for task, names in metrics.items():
+    for task, names in sorted(metrics.items(), key=lambda entry: place.get(entry[0], len(place))):
         metric = primary(names)
         columns.append(
             Column(

@@ -50,6 +50,11 @@ class ScoredRun:
         }
         self._unedited_samples: dict[str, dict[tuple[str, str], dict[int, PerDocument]]] = {}
 
+    @property
+    def order(self) -> list[str]:
+        """Tasks in the suite's order, each group before its parts."""
+        return list(dict.fromkeys(name for task, parts in self.subtasks.items() for name in (task, *parts)))
+
     def top_level(self, task: str) -> bool:
         """Whether the suite asked for this task itself, rather than for a group with it."""
         return task in self._top

@@ -3,4 +3,5 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # each of several test processes would else take every core
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

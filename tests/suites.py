@@ -64,7 +64,7 @@ def run(suite: Path, out: Path, *plugins: Path, heard: Heard | None = None, over
     return run_suite(loaded, registry, out, progress=heard or Heard(), **options)
 
 
-MISBEHAVING = '''
+MISBEHAVING = """
 import torch
 import lrbench
 
@@ -119,4 +119,4 @@ class Picky(lrbench.Reducer):
 @lrbench.hookimpl
 def lrbench_reducers():
     return [Raises, WrongShape, GivesNan, Lies, Writes, ReturnsTensor, Picky]
-'''
+"""

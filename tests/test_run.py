@@ -225,7 +225,10 @@ def test_a_nan_in_a_weight_is_a_failed_row_that_names_the_place(tmp_path):
     rows = run(suite, tmp_path / "out").directory.rows().values()
     assert {row.status for row in rows} == {"failed"}
     reasons = {row.edits[0].layer if row.edits else (row.label, row.reason) for row in rows}
-    assert ("svd", "model.layers.5.mlp.down_proj.weight: the weight holds nan at [3, 7]; mend the checkpoint") in reasons
+    assert (
+        "svd",
+        "model.layers.5.mlp.down_proj.weight: the weight holds nan at [3, 7]; mend the checkpoint",
+    ) in reasons
     [baseline] = [row for row in rows if row.reducer is None]
     assert "log-likelihood is nan" in baseline.reason
 
@@ -270,14 +273,21 @@ def test_a_cell_is_known_by_what_defines_its_result(tmp_path):
 
     def cells(*overrides, suite=None):
         name = str(len(list(tmp_path.iterdir())))
-        result = run(suite or write_suite(tmp_path, layers="[5]", reducers="[rsvd]"), tmp_path / name, overrides=overrides)
+        result = run(
+            suite or write_suite(tmp_path, layers="[5]", reducers="[rsvd]"), tmp_path / name, overrides=overrides
+        )
         return [row.cell for row in result.directory.rows().values()]
 
     first = cells()
     assert cells() == first
     for change in ("seed=1", "tasks.0.limit=7", "tasks.0.num_fewshot=1", "model.dtype=bfloat16"):
         assert not set(cells(change)) & set(first), change
-    for change in ("reducers=[{rsvd: {label: other}}]", "reducers=[{rsvd: {oversample: 2}}]", "sweep.0.rank.keep=[0.4]", "sweep.0.layers=4"):
+    for change in (
+        "reducers=[{rsvd: {label: other}}]",
+        "reducers=[{rsvd: {oversample: 2}}]",
+        "sweep.0.rank.keep=[0.4]",
+        "sweep.0.layers=4",
+    ):
         other = cells(change)
         assert other[0] == first[0], change
         assert other[1] != first[1], change
@@ -318,7 +328,9 @@ def test_several_models_stand_in_one_run(tmp_path):
     shutil.copytree(bundled()["almanac"], tmp_path / "copy")
     text = write_suite(tmp_path, layers="[5]", reducers="[svd]").read_text()
     suite = tmp_path / "two.yaml"
-    suite.write_text(text.replace("model: {name: almanac, device: cpu}", "models: [{name: almanac}, {pretrained: ./copy}]"))
+    suite.write_text(
+        text.replace("model: {name: almanac, device: cpu}", "models: [{name: almanac}, {pretrained: ./copy}]")
+    )
     rows = ok_rows(run(suite, tmp_path / "out"))
     assert [(row.model, row.label) for row in rows] == [
         ("almanac", None), ("almanac", "svd"), ("./copy", None), ("./copy", "svd")

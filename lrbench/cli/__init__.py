@@ -16,7 +16,6 @@ from lrbench.cli import check, env, leaderboard, plugins, run
 from lrbench.errors import LrbenchError, one_line
 
 VERBS = (run, check, leaderboard, plugins, env)
-INTERRUPTED = 130
 
 
 class _Parser(argparse.ArgumentParser):
@@ -59,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         print("lrbench: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return run.INTERRUPTED
     except Exception as error:
         if debug:
             raise

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import Counter
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from lrbench.cli.run import add_suite_options, load_registry
@@ -12,7 +12,6 @@ from lrbench.cli.run import add_suite_options, load_registry
 if TYPE_CHECKING:
     from lrbench.models.slots import Inventory
     from lrbench.plan import Cell, Plan
-    from lrbench.tasks.load import TaskSet
 
 
 def add_parser(subparsers: Any) -> None:
@@ -38,31 +37,20 @@ def show(name: str, args: argparse.Namespace) -> int:
     suite = load_suite(name, overrides=args.overrides, limit=args.limit, dtype=args.dtype)
     registry = load_registry(suite.plugins, args.plugin)
     built = methods(suite, registry)
+    tasks = load_tasks(suite.tasks, suite.task_paths, notify=lambda message: print(message, file=sys.stderr))
+    models = [(spec.display_name, load_structure(spec)) for spec in suite.models]
+    plans = [make_plan(suite, inventory, built) for _, inventory in models]
     print(f"{suite.name}  (run directory results/local/{suite.name}-{suite.hash})")
-    tasks = load_tasks(suite.tasks, suite.task_paths, notify=print)
     print("\ntasks")
-    for line in _task_lines(tasks):
+    for line in tasks.summary():
         print(f"  {line}")
     worst = 0
-    for spec in suite.models:
-        inventory = load_structure(spec)
-        plan = make_plan(suite, inventory, built)
-        print(f"\nmodel {spec.display_name}: {len(inventory.blocks)} blocks, {len(inventory.slots)} weight slots")
+    for (name, inventory), plan in zip(models, plans, strict=True):
+        print(f"\nmodel {name}: {len(inventory.blocks)} blocks, {len(inventory.slots)} weight slots")
         _print_slots(inventory)
         _print_plan(plan)
         worst = max(worst, 1 if plan.impossible() else 0)
     return worst
-
-
-def _task_lines(tasks: TaskSet) -> Iterator[str]:
-    for name, parts in tasks.named.items():
-        if parts != [name]:
-            yield f"{name}: {', '.join(parts)}"
-    for name, task in tasks.tasks.items():
-        documents = len(task.eval_docs)
-        limit = tasks.limits[name]
-        asked = f"{min(limit, documents)} of {documents}" if limit is not None else str(documents)
-        yield f"{name}: {asked} documents, {task.OUTPUT_TYPE}, {task.get_config('num_fewshot') or 0}-shot"
 
 
 def _print_slots(inventory: Inventory) -> None:

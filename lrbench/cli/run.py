@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lrbench.registry import Registry
 
+INTERRUPTED = 130  # as shells count a process that ^C ended
+
 
 def add_suite_options(parser: argparse.ArgumentParser) -> None:
     """The options that change a suite, for every verb that takes one."""
@@ -68,11 +70,16 @@ def run(args: argparse.Namespace) -> int:
     suite = load_suite(args.suite, overrides=args.overrides, limit=args.limit, dtype=args.dtype)
     registry = load_registry(suite.plugins, args.plugin)
     out = args.out or Path("results") / "local" / f"{suite.name}-{suite.hash}"
-    with TerminalProgress() as progress:
-        result = run_suite(
-            suite, registry, out, device=args.device, engine=args.engine, force=args.force,
-            retry_failed=args.retry_failed, progress=progress,
-        )  # fmt: skip
+    try:
+        with TerminalProgress() as progress:
+            result = run_suite(
+                suite, registry, out, device=args.device, engine=args.engine, force=args.force,
+                retry_failed=args.retry_failed, progress=progress,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        done = f"the rows so far are in {out}; the same command goes on where it stopped"
+        print(f"lrbench: interrupted; {done}", file=sys.stderr)
+        return INTERRUPTED
     terminal.show(build([result.directory]))
     print(result.summary())
     return 0 if not result.failed else 1

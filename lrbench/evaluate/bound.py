@@ -91,8 +91,8 @@ class BoundEngine(ABC):
         for prompt in self.requests.prompts[:1]:
             if not logits_are_finite(self.lm, prompt.args[0]):
                 raise EvaluationError(
-                    f"{prompt.task_name}: the logits are not finite; the edited weights overflow "
-                    "(try dtype float32, or another rank)"
+                    f"{prompt.task_name}: the logits are not finite; the weights hold NaN or overflow "
+                    "their dtype (mend the checkpoint, or try float32 or another rank)"
                 )
 
     def _attempt(self, job: Job) -> Outcome:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
 
 from lrbench.errors import ModelError, did_you_mean, one_line
 from lrbench.models.slots import Inventory, find_slots
@@ -59,10 +62,11 @@ def load(spec: ModelSpec, device: str | None = None, dtype: str | None = None) -
     target = choose_device(device or spec.device)
     wanted = dtype or spec.dtype
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(
-            where, revision=revision, dtype="auto" if wanted == "auto" else DTYPES[wanted]
-        )
+        with _quietly():
+            tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
+            model = AutoModelForCausalLM.from_pretrained(
+                where, revision=revision, dtype="auto" if wanted == "auto" else DTYPES[wanted]
+            )
         model = model.to(target).eval()  # type: ignore[arg-type]
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError, ...
         raise ModelError(_cannot_load(where, error)) from error
@@ -117,6 +121,18 @@ def weight_hash(model: torch.nn.Module) -> str:
         for chunk in flat.split(1 << 28):  # a quarter of a GiB at a time, so that no second model is made on the CPU
             digest.update(chunk.cpu().numpy())
     return digest.hexdigest()
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without transformers' progress bars: a run has its own."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
 
 
 def _place(spec: ModelSpec) -> tuple[str, str | None]:

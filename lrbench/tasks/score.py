@@ -109,8 +109,8 @@ def sample(task: str, document: int, metrics: dict[str, Any], responses: list[li
     for value in out["loglikelihoods"]:
         if not math.isfinite(value):
             raise EvaluationError(
-                f"{task}, document {document}: the log-likelihood is {value}; the edited weights overflow "
-                "(try dtype float32, or another rank)"
+                f"{task}, document {document}: the log-likelihood is {value}; the weights hold NaN or overflow "
+                "their dtype (mend the checkpoint, or try float32 or another rank)"
             )
     return out
 

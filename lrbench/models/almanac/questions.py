@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 from lrbench.models.almanac.corpus import Corpus
 from lrbench.models.almanac.world import ASKED, SEED, TEMPLATES, Fact, World
 
-FACTS = 300  # of each third
-PAIRS = 400
+FACTS = 200  # of each third
+PAIRS = 200
 SUMS = 200
-TEXTS = 200
+TEXTS = 100
 RECALLED = 50  # of each third
 THIRDS = ("frequent", "middle", "rare")
 NEAR = (-1, 1, -2, 2, -10, 10)  # from a result to its distractors
