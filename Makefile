@@ -6,16 +6,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: quickstart test lint slow clean
+.PHONY: quickstart test lint clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/lrbench run suites/quickstart.yaml
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest -n 2 -m "not gpu and not slow"
-
-slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not gpu"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,11 +16,8 @@ from lrbench import specimens
 from lrbench.errors import one_line
 from lrbench.factors import CUR, ColumnSubset, Dense, Factors, Interpolative
 from lrbench.linalg import optimal_errors
-from lrbench.reducer import PROMISES, Context, Reducer, Slot
+from lrbench.reducer import NAME, PROMISES, STATISTICS, Context, Reducer, Slot
 from lrbench.validate import validate_factors
-
-#: The calibration statistics that there are.
-STATISTICS = {"second_moment", "absmean", "fisher"}
 
 #: Relative to ‖W‖, what two float64 results may differ by and still be called equal.
 TOLERANCE = 1e-6
@@ -82,6 +78,7 @@ def _norm(matrix: Tensor) -> float:
 
 
 def _close(found: Tensor, expected: Tensor, scale: float, what: str, tolerance: float = TOLERANCE) -> None:
+    _require(found.shape == expected.shape, f"{what}: {tuple(found.shape)} is not {tuple(expected.shape)}")
     distance = _norm(found.double() - expected.double())
     if not distance <= tolerance * scale:
         raise BrokenError(f"{what}: they differ by {distance / scale if scale else distance:.1e} of ‖W‖")
@@ -93,7 +90,7 @@ def _close(found: Tensor, expected: Tensor, scale: float, what: str, tolerance: 
 def _declared(s: Subject) -> None:
     """is declared well: its name, promises, needs and largest rank"""
     reducer = s.reducer
-    named = re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", reducer.name) is not None
+    named = NAME.fullmatch(reducer.name) is not None
     _require(named, f"name is {reducer.name!r}; give it one in lower case, words joined by hyphens")
     for what, declared, known in (("promises", reducer.promises, {*PROMISES}), ("needs", reducer.needs, STATISTICS)):
         unknown = sorted(set(declared) - known)

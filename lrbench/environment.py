@@ -16,11 +16,12 @@ import lrbench
 PACKAGES = ("torch", "transformers", "lm-eval", "datasets", "tokenizers", "accelerate", "numpy", "safetensors")
 
 
-def environment(device: Any = None) -> dict[str, Any]:
+def environment(device: Any = None, **execution: Any) -> dict[str, Any]:
     """Hardware and versions, with a short `hash` of them.
 
     Args:
         device: a torch.device; None asks for the default one (the GPU where there is one).
+        execution: how cells are scored there: engine, batch size.
     """
     import torch
 
@@ -36,6 +37,7 @@ def environment(device: Any = None) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "memory_gib": _memory_gib(),
         "device": _device_name(device),
+        **execution,
     }
     entry["hash"] = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:12]
     return entry

@@ -6,13 +6,13 @@ A leaderboard holds values, not text; how they look is the concern of `lrbench.r
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from lrbench.edited import describe, optimal_error, ranks, relative_error
+from lrbench.edits_in_words import describe, optimal_error, ranks, relative_error
 from lrbench.errors import InputError, did_you_mean
-from lrbench.measured import Measured, ScoredRun, geometric_mean, mean
+from lrbench.measured import Measured, Overall, ScoredRun
 from lrbench.metrics import is_share, lower_is_better, primary
 from lrbench.store import Row, RunDirectory
 
@@ -46,12 +46,24 @@ class Column:
 
 @dataclass(frozen=True)
 class Entry:
-    """One line: a value for each column, and all metrics of all tasks."""
+    """One line.
+
+    Attributes:
+        row: the cell.
+        run: the run that it is of.
+        values: a value for each column.
+        metrics: all metrics of all tasks.
+        scored_on: of columns of scores, equal for lines that can be compared: the same weights asked the same of the
+            same documents.
+        elsewhere: whether the unedited model that it is compared with was scored in another environment.
+    """
 
     row: Row
     run: str
     values: dict[str, Value]
     metrics: dict[str, dict[str, Measured]]
+    scored_on: dict[str, Hashable]
+    elsewhere: bool = False
 
     @property
     def baseline(self) -> bool:
@@ -60,7 +72,7 @@ class Entry:
 
     @property
     def pareto(self) -> bool:
-        """Whether no other line keeps less and scores more."""
+        """Whether no other line scored on the same documents keeps less and scores more."""
         return self.values["pareto"] is True
 
     @property
@@ -87,6 +99,11 @@ class Leaderboard:
     sort: str | None = None
     left_out: int = 0
 
+    @property
+    def elsewhere(self) -> int:
+        """How many lines were scored in another environment than the unedited model that they are compared with."""
+        return sum(entry.elsewhere for entry in self.entries)
+
     def top(self, count: int) -> Leaderboard:
         """The first `count` lines of each setting, or of the whole where a sort was asked for; baselines stay."""
         seen: dict[Any, int] = {}
@@ -101,17 +118,17 @@ class Leaderboard:
     def best(self) -> set[tuple[int, str]]:
         """(line, column) of the best values among the lines with one model, setting and set of edited weights.
 
-        Where all are equal none is best.
+        Scores compete only where they are of the same documents. Where all are equal none is best.
         """
-        settings: dict[tuple[Value, ...], list[int]] = {}
-        for index, entry in enumerate(self.entries):
-            if not entry.baseline:
-                key = (entry.row.model, entry.values["setting"], entry.values["edited"])
-                settings.setdefault(key, []).append(index)
         found: set[tuple[int, str]] = set()
         for column in self.columns:
             if column.better is None:
                 continue
+            settings: dict[Hashable, list[int]] = {}
+            for index, entry in enumerate(self.entries):
+                if not entry.baseline:
+                    setting = (entry.row.model, entry.values["setting"], entry.values["edited"])
+                    settings.setdefault((*setting, entry.scored_on.get(column.name)), []).append(index)
             for lines in settings.values():
                 values = {line: as_number(self.entries[line].values[column.name]) for line in lines}
                 numbers = {number for number in values.values() if number is not None}
@@ -136,19 +153,22 @@ def build(runs: Sequence[RunDirectory], sort: str | None = None) -> Leaderboard:
     """
     scored = [ScoredRun(run, name) for run, name in zip(runs, _run_names(runs), strict=True)]
     tasks = _task_columns(scored)
-    averaged = _averaged(tasks)
+    top = [column for column in tasks if not column.subtask]
+    overall = Overall.of(
+        {column.task: column.metric for column in top}, {column.task for column in top if column.better == "lower"}
+    )
     entries: list[Entry] = []
     failures: list[Entry] = []
     for run in scored:
         for row in run.rows.values():
-            (entries if row.status == "ok" else failures).append(_entry(run, row, tasks, averaged))
+            (entries if row.status == "ok" else failures).append(_entry(run, row, tasks, overall))
     everything = [*entries, *failures]
     score = Column(
         name="score",
-        heading=("score", "mean" if averaged and averaged[0].kind == "share" else "geomean"),
-        kind=averaged[0].kind if averaged else "score",
-        better=averaged[0].better if averaged else "higher",
-        detail=len(averaged) < 2,
+        heading=("score", "mean" if overall.higher_is_better else "geomean"),
+        kind="share" if overall.higher_is_better else "score",
+        better="higher" if overall.higher_is_better else "lower",
+        detail=len(overall.metrics) < 2,
     )
     columns = [
         *([Column("run", ("run", ""), "text")] if len(runs) > 1 else []),
@@ -173,20 +193,6 @@ def build(runs: Sequence[RunDirectory], sort: str | None = None) -> Leaderboard:
     ]
     _mark_pareto(entries, score)
     return Leaderboard(columns, _ordered(entries, columns, sort), failures, sort)
-
-
-def mean_score(row: Row, tasks: Collection[str] | None = None) -> float | None:
-    """The mean of a row's accuracies, one a task; None where no task has one.
-
-    Args:
-        row: a scored cell.
-        tasks: which to count, so that a group and its subtasks do not count twice; all by default.
-    """
-    chosen = [
-        (scores, primary(scores)) for task, scores in row.scores.items() if scores and (not tasks or task in tasks)
-    ]
-    values = [scores[metric].value for scores, metric in chosen if is_share(metric)]
-    return math.fsum(values) / len(values) if values else None
 
 
 def _run_names(runs: Sequence[RunDirectory]) -> list[str]:
@@ -218,12 +224,14 @@ def _task_columns(runs: Sequence[ScoredRun]) -> list[Column]:
     columns = []
     for task, names in sorted(metrics.items(), key=lambda entry: place.get(entry[0], len(place))):
         metric = primary(names)
+        said = (run.higher_is_better(task, metric) for run in runs)
+        higher = next((higher for higher in said if higher is not None), not lower_is_better(metric))
         columns.append(
             Column(
                 name=f"task:{task}" if task in _FIXED else task,
                 heading=(task, metric),
-                kind="share" if is_share(metric) else "score",
-                better="lower" if lower_is_better(metric) else "higher",
+                kind="share" if higher and is_share(metric) else "score",
+                better="higher" if higher else "lower",
                 task=task,
                 metric=metric,
                 subtask=task not in top,
@@ -232,40 +240,25 @@ def _task_columns(runs: Sequence[ScoredRun]) -> list[Column]:
     return columns
 
 
-def _averaged(tasks: Sequence[Column]) -> list[Column]:
-    """The columns that the mean score is made of: accuracies where there are any, else what is better lower."""
-    top = [column for column in tasks if not column.subtask]
-    return [column for column in top if column.kind == "share"] or [
-        column for column in top if column.better == "lower"
-    ]
-
-
-def _score(
-    run: ScoredRun, measured: Mapping[str, Mapping[str, Measured]], averaged: Sequence[Column]
-) -> Measured | None:
-    parts = [
-        measured[column.task][column.metric]
-        for column in averaged
-        if run.top_level(column.task) and column.metric in measured.get(column.task, {})
-    ]
-    if not parts:
-        return None
-    return mean(parts) if averaged[0].kind == "share" else geometric_mean(parts)
-
-
-def _entry(run: ScoredRun, row: Row, tasks: Sequence[Column], averaged: Sequence[Column]) -> Entry:
+def _entry(run: ScoredRun, row: Row, tasks: Sequence[Column], overall: Overall) -> Entry:
     measured = run.measure(row)
-    baseline = row.reducer is None
+    top = {task: scores for task, scores in measured.items() if run.top_level(task)}
+    weights, documents = run.weights_of(row), {task: run.documents_of(row, task) for task in measured}
+    scored_on: dict[str, Hashable] = {
+        column.name: (weights, documents[column.task]) for column in tasks if column.task in documents
+    }
+    scored_on["score"] = (weights, *((task, documents[task]) for task in overall.metrics if task in top))
+    baseline, unedited = row.reducer is None, run.baseline_of(row)
     error, optimum = relative_error(row.edits), optimal_error(row.edits)
     values: dict[str, Value] = {
         "run": run.name,
         "model": row.model,
         "method": "unedited" if baseline else row.label or row.reducer,
-        "setting": ", ".join(f"{kind} {value:g}" for kind, value in row.requested.items()),
+        "setting": row.setting,
         "edited": describe(row.edits, run.blocks.get(row.model)),
         "seed": str(row.seed),
         **{column.name: measured.get(column.task, {}).get(column.metric) for column in tasks},
-        "score": _score(run, measured, averaged),
+        "score": overall.score(top),
         "keep": row.keep_targets if row.keep_targets is not None or not baseline else 1.0,
         "keep_model": row.keep_model if row.keep_model is not None or not baseline else 1.0,
         "compression": row.compression_ratio if row.compression_ratio is not None or not baseline else 1.0,
@@ -279,20 +272,22 @@ def _entry(run: ScoredRun, row: Row, tasks: Sequence[Column], averaged: Sequence
         "evaluate": row.evaluate_seconds,
         "pareto": False,
     }
-    return Entry(row, run.name, values, measured)
+    elsewhere = not baseline and unedited is not None and row.environment != unedited.environment
+    return Entry(row, run.name, values, measured, scored_on, elsewhere)
 
 
 def _mark_pareto(entries: Sequence[Entry], score: Column) -> None:
     """Marks the lines that none beats: keeps no more and scores no less, and is better in one of the two.
 
-    Lines compete within a model, and only where the same tasks make up their score.
+    Lines compete within a model, and only where the same documents of the same tasks make up their score.
     """
     sign = 1 if score.better == "higher" else -1
     fields: dict[Any, list[tuple[float, float, Entry]]] = {}
     for entry in entries:
         keep, number = as_number(entry.values["keep_model"]), as_number(entry.values["score"])
         if keep is not None and number is not None:
-            fields.setdefault((entry.row.model, frozenset(entry.metrics)), []).append((keep, sign * number, entry))
+            field_of = entry.row.model, entry.scored_on["score"]
+            fields.setdefault(field_of, []).append((keep, sign * number, entry))
     for points in fields.values():
         points.sort(key=lambda point: (point[0], -point[1]))
         best: tuple[float, float] | None = None

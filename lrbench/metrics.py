@@ -1,5 +1,7 @@
 """What is known of lm-eval's metrics by name: which one stands for a task, which way is better, which are shares.
 
+Which way is better a run's manifest says, as its tasks do; the name is asked only where the manifest is silent.
+
 Names are those of rows: `acc`, `exact_match,strict`. An unknown metric is taken to be better where it is higher, and is
 not averaged with others.
 """
@@ -27,7 +29,7 @@ def base_name(metric: str) -> str:
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether a smaller value is a better one."""
+    """Whether a smaller value is a better one, as far as the name tells."""
     return "perplexity" in metric or base_name(metric) in _LOWER_IS_BETTER
 
 

@@ -50,6 +50,11 @@ class Cell:
         """The rank as the suite asked for it, `{"keep": 0.5}`; empty for the unedited model."""
         return {self.request.kind: self.request.value} if self.request else {}
 
+    @property
+    def setting(self) -> str:
+        """The rank as it was asked for, in words: `keep 0.5`."""
+        return f"{self.request.kind} {self.request.value:g}" if self.request else ""
+
     def digest(self, **setting: Any) -> str:
         """SHA-256 of what defines the result: this cell, and `setting` (weights, documents, prompts, seed, ...).
 

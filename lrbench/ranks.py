@@ -230,7 +230,10 @@ def _max_rank(reducer: Reducer, slot: Slot) -> int:
 
 
 def _stored_numbers(reducer: Reducer, slot: Slot, rank: int) -> int | None:
-    return _ask(reducer, slot, f"stored_numbers(rank {rank})", lambda: reducer.stored_numbers(slot.shape, rank))
+    numbers = _ask(reducer, slot, f"stored_numbers(rank {rank})", lambda: reducer.stored_numbers(slot.shape, rank))
+    if not (numbers is None or isinstance(numbers, int)):
+        raise ReducerError(f"{slot.name}: {reducer.name}: stored_numbers returned {numbers!r}; return a whole number")
+    return numbers
 
 
 def _ask(reducer: Reducer, slot: Slot, what: str, call: Callable[[], _T]) -> _T:

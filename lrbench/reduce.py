@@ -17,7 +17,7 @@ from lrbench.factors import Dense, Factors
 from lrbench.linalg import optimal_errors
 from lrbench.models.slots import WeightSlot
 from lrbench.plan import Cell, Method
-from lrbench.ranks import RankRequest, find_rank, ranks_to_prepare
+from lrbench.ranks import RankRequest, closed_rank, find_rank, ranks_to_prepare
 from lrbench.reducer import Context, Prepared
 from lrbench.store import Edit
 from lrbench.validate import validate_factors
@@ -82,20 +82,28 @@ class Reductions:
         """One slot at each requested rank; a failure that concerns them all is given to each."""
         if not requests:
             return []
+        reducer = method.reducer
         try:
-            work = _Work(slot, method, self._seed)
-            optimum = self._optimum(slot, work.weight)
-            spectrum = _singular_values(optimum)
-            self._warm_up(work)
-            prepare_seconds, prepared = work.prepare(ranks_to_prepare(requests, method.reducer, slot.about, spectrum))
+            with _failing_as(slot, method):
+                work = _Work(slot, method, self._seed)
+                optimum = self._optimum(slot, work.weight)
+                spectrum = _singular_values(optimum)
+                self._warm_up(work)
+                ranks = ranks_to_prepare(requests, reducer, slot.about, spectrum)
+                shared = work.prepare(ranks) if reducer.one_preparation else None
         except LrbenchError as error:
             return [error] * len(requests)
         done: list[Reduction | LrbenchError] = []
         for request in requests:
             try:
-                rank = find_rank(request, method.reducer, slot.about, spectrum, work.weight, prepared)
-                seconds, factors = work.at_rank(prepared, rank)
-                done.append(work.measured(factors, rank, optimum, prepare_seconds + seconds))
+                with _failing_as(slot, method):
+                    rank = closed_rank(request, reducer, slot.about, spectrum)
+                    if rank is None:  # factors must be built to know it; that search is in no one's time
+                        _, searched = shared or work.prepare(ranks)
+                        rank = find_rank(request, reducer, slot.about, spectrum, work.weight, searched)
+                    prepare_seconds, prepared = shared or work.prepare([rank])
+                    seconds, factors = work.at_rank(prepared, rank)
+                    done.append(work.measured(factors, optimum, prepare_seconds + seconds))
             except LrbenchError as error:
                 done.append(error)
         return done
@@ -149,9 +157,10 @@ class _Work:
         except ReducerError as error:
             raise ReducerError(f"{self.slot.name}: {error}") from None
 
-    def measured(self, factors: Factors, rank: int, optimum: Sequence[float], seconds: float) -> Reduction:
+    def measured(self, factors: Factors, optimum: Sequence[float], seconds: float) -> Reduction:
         """Stores factors in the model's dtype, or Ŵ where that is smaller, and measures what is stored."""
         rows, columns = self.slot.about.shape
+        rank = factors.rank  # that of Dense, or of a draw that repeats itself, is not the one asked
         dtype = self.slot.tensor().dtype
         smaller = factors.stored_numbers < rows * columns
         stored = factors.to(dtype=dtype) if smaller else Dense(factors.dense().to(dtype))
@@ -187,6 +196,21 @@ class _Work:
                 f"{self.slot.name}: {self.method.label} writes to the weight it is given; clone it first"
             )
         return seconds, result
+
+
+@contextlib.contextmanager
+def _failing_as(slot: WeightSlot, method: Method) -> Iterator[None]:
+    """Whatever is raised inside is a failure of this method on this slot: plugins and their factors are foreign code.
+
+    Raises:
+        ReducerError: in place of any other exception.
+    """
+    try:
+        yield
+    except LrbenchError:
+        raise
+    except Exception as error:
+        raise ReducerError(f"{slot.name}: {method.label}: {one_line(error)}") from error
 
 
 def _working(dtype: torch.dtype) -> torch.dtype:

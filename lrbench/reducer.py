@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -29,6 +30,10 @@ if TYPE_CHECKING:  # torch is slow to import, and `lrbench --help` must not wait
 
     from lrbench.factors import Factors
 
+#: How a reducer may be called.
+NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+#: What a reducer may ask for in `needs`: E[x xᵀ], mean |x|, and the summed squared gradients, of a slot's inputs.
+STATISTICS = frozenset({"second_moment", "absmean", "fisher"})
 #: What a reducer may promise of itself; `lrbench plugins test` checks each promise.
 PROMISES = {
     "exact": "reproduces W at the full rank, and at any rank k >= rank(W)",
@@ -110,11 +115,15 @@ class Reducer:
         name: how suites call the method; lower case, words joined by hyphens.
         needs: calibration statistics wanted: any of `second_moment`, `absmean`, `fisher`.
         promises: which of `PROMISES` hold; `lrbench plugins test` checks them.
+        one_preparation: the work of `prepare` does not depend on which ranks are asked. Then it is done once for all
+            ranks of a weight, and its time stands in each one's; else `prepare` is called for each rank alone, so
+            that a small rank is not charged for what a large one needs.
     """
 
     name: ClassVar[str] = ""
     needs: ClassVar[frozenset[str]] = frozenset()
     promises: ClassVar[frozenset[str]] = frozenset()
+    one_preparation: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -136,7 +145,13 @@ class Reducer:
         return self.prepare(weight, [rank], context).at_rank(rank)
 
     def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: Context) -> Prepared:
-        """Does what `ranks` (all that the plan asks of this slot) share; by default nothing."""
+        """Does what `ranks` share; by default nothing.
+
+        Args:
+            weight: as for `reduce`.
+            ranks: ascending; all that the plan asks of this slot where `one_preparation` holds, else one.
+            context: as for `reduce`.
+        """
         return _EachRankAlone(self, weight, context)
 
     def stored_numbers(self, shape: tuple[int, int], rank: int) -> int | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from lrbench.reducer import Reducer
 
 GROUP = "lrbench"
-_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-_STATISTICS = frozenset({"second_moment", "absmean", "fisher"})
 
 
 @dataclass(frozen=True)
@@ -166,8 +163,9 @@ class Registry:
 def source_hash(reducer: type[Reducer]) -> str:
     """SHA-256 (hex) of the code that defines a reducer's result.
 
-    That is the module of the class and of each class it derives from, and the kernels and factors that lrbench gives
-    to all (`lrbench.linalg`, `lrbench.factors`). What else a plugin imports is not seen: it should keep to one file.
+    That is the module of the class and of each class it derives from, and what lrbench does for all: kernels, factors,
+    seeding, from request to rank, from factors to what is stored. What else a plugin imports is not seen: it should
+    keep to one file.
 
     Raises:
         PluginError: the source cannot be read.
@@ -176,7 +174,8 @@ def source_hash(reducer: type[Reducer]) -> str:
 
     own = [cls for cls in reducer.__mro__ if issubclass(cls, Reducer) and cls is not Reducer]
     here = Path(__file__).parent
-    shared = [here / "factors.py", *sorted((here / "linalg").rglob("*.py"))]
+    shared = [*(here / f"{name}.py" for name in ("factors", "ranks", "reduce", "reducer"))]
+    shared += sorted((here / "linalg").rglob("*.py"))
     digest = hashlib.sha256()
     for module in dict.fromkeys(cls.__module__ for cls in own):
         file = getattr(sys.modules.get(module), "__file__", None)
@@ -193,7 +192,7 @@ def source_hash(reducer: type[Reducer]) -> str:
 def _problem(reducer: Any) -> str | None:
     """Why something that a plugin offers is no usable reducer; None where it is one."""
     from lrbench import parameters
-    from lrbench.reducer import PROMISES, Reducer
+    from lrbench.reducer import NAME, PROMISES, STATISTICS, Reducer
 
     if isinstance(reducer, Reducer):
         return f"lrbench_reducers() must return classes; write {type(reducer).__name__} without parentheses"
@@ -201,11 +200,11 @@ def _problem(reducer: Any) -> str | None:
         return f"lrbench_reducers() returned {reducer!r}, which is not a subclass of lrbench.Reducer"
     if not reducer.name:
         return f"{reducer.__name__} has no name"
-    if not isinstance(reducer.name, str) or not _NAME.fullmatch(reducer.name):
+    if not isinstance(reducer.name, str) or not NAME.fullmatch(reducer.name):
         return f"{reducer.__name__}: the name {reducer.name!r} is not lower-case words joined by hyphens"
     if reducer.reduce is Reducer.reduce and reducer.prepare is Reducer.prepare:
         return f"{reducer.name}: overrides neither reduce nor prepare"
-    for what, given, known in (("needs", reducer.needs, _STATISTICS), ("promises", reducer.promises, PROMISES)):
+    for what, given, known in (("needs", reducer.needs, STATISTICS), ("promises", reducer.promises, PROMISES)):
         if isinstance(given, str) or not all(word in known for word in given):
             return f"{reducer.name}: {what} = {given!r}; it is a set of: {', '.join(sorted(known))}"
     problem = parameters.problems(reducer)

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import fcntl
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import lrbench
 from lrbench.environment import environment
-from lrbench.errors import InputError, LrbenchError
+from lrbench.errors import InputError, LrbenchError, one_line
 from lrbench.evaluate import make_engine
 from lrbench.evaluate.bound import BoundEngine
 from lrbench.evaluate.engine import Engine, Job, Outcome
+from lrbench.manifest import Manifest
 from lrbench.models.edit import edited
-from lrbench.models.load import LoadedModel, load
+from lrbench.models.load import LoadedModel, load, load_structure
 from lrbench.models.slots import count_numbers
 from lrbench.plan import Cell, Method, Plan, make_plan, methods
 from lrbench.reduce import Reduction, Reductions
 from lrbench.registry import Registry
 from lrbench.store import Row, RunDirectory
 from lrbench.suite import ModelSpec, Suite
-from lrbench.tasks.load import TaskSet, load_tasks
+from lrbench.tasks.load import load_tasks
 
 LOCK = ".lock"
 
@@ -35,8 +36,8 @@ class Progress(Protocol):
     def note(self, message: str) -> None:
         """Something happens that takes a while, or that the user should know."""
 
-    def planned(self, model: str, cells: int, reused: int, tasks: Collection[str]) -> None:
-        """A model's cells are known, how many of them are there already, and the tasks that the suite names."""
+    def planned(self, model: str, cells: int, reused: int, tasks: Mapping[str, Sequence[str]]) -> None:
+        """A model's cells are known, how many are there already, and what the suite's tasks stand for."""
 
     def finished(self, row: Row) -> None:
         """A row was written."""
@@ -44,7 +45,13 @@ class Progress(Protocol):
 
 @dataclass
 class RunResult:
-    """What a run did. `failed` counts the failed rows of the whole plan, new and old."""
+    """What a run did.
+
+    Attributes:
+        computed: cells worked on now, whatever became of them.
+        reused: cells that had a row.
+        failed, skipped: such rows of the whole plan, new and old.
+    """
 
     directory: RunDirectory
     computed: int = 0
@@ -53,9 +60,17 @@ class RunResult:
     skipped: int = 0
     seconds: float = 0.0
 
+    def count(self, rows: Iterable[Row], *, new: bool) -> None:
+        """Adds rows of the plan."""
+        for row in rows:
+            self.computed += new
+            self.reused += not new
+            self.failed += row.status == "failed"
+            self.skipped += row.status == "skipped"
+
     def summary(self) -> str:
         """One line for the terminal."""
-        parts = [f"{self.computed} cells scored in {self.seconds:.0f} s"] if self.computed else ["nothing to compute"]
+        parts = [f"{self.computed} cells done in {self.seconds:.0f} s"] if self.computed else ["nothing to compute"]
         if self.reused:
             parts.append(f"{self.reused} already there")
         if self.skipped:
@@ -90,11 +105,13 @@ class _ModelRun:
     def sizes(self, cell: Cell, reductions: Sequence[Reduction]) -> dict[str, float]:
         """keep of the targets and of the model, and the compression ratio.
 
-        A tied weight is not replaced but comes on top: whatever else uses it needs it still.
+        A tied weight is replaced only when all that use it are edited; else its factors come on top of it.
         """
         stored = sum(reduction.edit.stored_numbers for reduction in reductions)
         dense = sum(slot.about.shape[0] * slot.about.shape[1] for slot in cell.slots)
-        replaced = sum(slot.about.shape[0] * slot.about.shape[1] for slot in cell.slots if not slot.tied)
+        edited_users = Counter(id(slot.tensor()) for slot in cell.slots)
+        originals = {id(slot.tensor()): slot for slot in cell.slots}.items()
+        replaced = sum(slot.tensor().numel() for key, slot in originals if edited_users[key] == slot.users)
         model = (self.numbers - replaced + stored) / self.numbers
         return {"keep_targets": stored / dense, "keep_model": model, "compression_ratio": 1 / model}
 
@@ -129,48 +146,55 @@ def run_suite(
     """
     started = time.perf_counter()
     built = methods(suite, registry)
+    for spec in suite.models:  # a mistake in the last one is said before the first is scored
+        make_plan(suite, load_structure(spec), built)
     directory = RunDirectory(out)
-    _refuse_other_suite(directory, suite)
     result = RunResult(directory)
     with _exclusive(directory):
+        _refuse_other_suite(directory, suite)
+        manifest = Manifest(directory, suite, built, registry)
         rows = {} if force else directory.rows()
-        manifest: dict[str, Any] = {
-            "schema": 1, "lrbench": lrbench.__version__, "suite": suite.resolved(), "suite_hash": suite.hash,
-            "reducers": [_method(method, registry) for method in built], "models": [], "tasks": [], "cells": [],
-        }  # fmt: skip
+        done = {key: row for key, row in rows.items() if row.status != "failed" or not retry_failed}
         for spec in suite.models:
-            progress.note(f"loading {spec.display_name}")
-            loaded = load(spec, device=device)
-            plan = make_plan(suite, loaded.inventory, built)
-            progress.note("building requests")
-            tasks = load_tasks(suite.tasks, suite.task_paths, notify=progress.note)
-            scorer = make_engine(engine, loaded, tasks, spec, suite.batch_size)
-            setting = _setting(suite, loaded, spec, scorer)
-            keys = {id(cell): cell.digest(**setting) for cell in plan.cells}
-            _describe(manifest, loaded, tasks, scorer, keys, plan)
-            directory.write_manifest(manifest)
-            here = environment(loaded.device)
-            directory.add_environment(here)
-            share = _ModelRun(suite, loaded, directory, here["hash"])
-
-            def there(key: str) -> bool:
-                return key in rows and (rows[key].status != "failed" or not retry_failed)
-
-            missing = Plan(tuple(cell for cell in plan.cells if not there(keys[id(cell)])))
-            progress.planned(loaded.label, len(plan.cells), len(plan.cells) - len(missing.cells), tasks.named)
-            result.reused += len(plan.cells) - len(missing.cells)
-            for key in keys.values():
-                if there(key):
-                    result.failed += rows[key].status == "failed"
-                    result.skipped += rows[key].status == "skipped"
-            for row in _rows(share, missing, keys, scorer):
-                directory.append(row)
-                result.computed += row.status == "ok"
-                result.failed += row.status == "failed"
-                result.skipped += row.status == "skipped"
-                progress.finished(row)
+            _run_model(suite, spec, built, manifest, result, done, device, engine, progress)
     result.seconds = time.perf_counter() - started
     return result
+
+
+def _run_model(
+    suite: Suite,
+    spec: ModelSpec,
+    built: Sequence[Method],
+    manifest: Manifest,
+    result: RunResult,
+    done: Mapping[str, Row],
+    device: str | None,
+    engine: str,
+    progress: Progress,
+) -> None:
+    """Scores one model's cells, but for those that are `done`. When it returns, nothing holds the model."""
+    progress.note(f"loading {spec.display_name}")
+    loaded = load(spec, device=device)
+    plan = make_plan(suite, loaded.inventory, built)
+    progress.note("building requests")
+    tasks = load_tasks(suite.tasks, suite.task_paths, notify=progress.note)
+    scorer = make_engine(engine, loaded, tasks, spec, suite.batch_size)
+    setting = _setting(suite, loaded, spec, scorer)
+    keys = {id(cell): cell.digest(**setting) for cell in plan.cells}
+    missing = Plan(tuple(cell for cell in plan.cells if keys[id(cell)] not in done))
+    manifest.add_model(loaded, tasks, scorer, list(keys.values()), at_work=bool(missing.cells))
+    reused = [done[key] for key in keys.values() if key in done]
+    result.count(reused, new=False)
+    progress.planned(loaded.label, len(plan.cells), len(reused), tasks.named)
+    if not missing.cells:
+        return
+    here = environment(loaded.device, engine=scorer.name, batch_size=scorer.lm.batch_size)
+    result.directory.add_environment(here)
+    share = _ModelRun(suite, loaded, result.directory, here["hash"])
+    for row in _rows(share, missing, keys, scorer):
+        result.directory.append(row)
+        result.count([row], new=True)
+        progress.finished(row)
 
 
 def _rows(share: _ModelRun, plan: Plan, keys: dict[int, str], engine: Engine) -> Iterator[Row]:
@@ -230,36 +254,18 @@ def _setting(suite: Suite, loaded: LoadedModel, spec: ModelSpec, engine: BoundEn
     return {
         "model": loaded.label,
         "weights": loaded.weight_hash,
+        "config": loaded.config_hash,
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "seed": suite.seed,
-        "tasks": engine.requests.hashes(),
+        "tasks": engine.requests.definition(),
         "model_options": {"chat_template": spec.chat_template, "max_length": spec.max_length, "add_bos": spec.add_bos},
     }
 
 
-def _describe(
-    manifest: dict[str, Any], loaded: LoadedModel, tasks: TaskSet, engine: BoundEngine,
-    keys: dict[int, str], plan: Plan,
-) -> None:  # fmt: skip
-    """Adds a model's share to the manifest."""
-    manifest["models"].append({
-        "label": loaded.label, **loaded.source, "weight_hash": loaded.weight_hash,
-        "dtype": str(loaded.dtype).removeprefix("torch."), "numbers": count_numbers(loaded.model),
-        "blocks": len(loaded.inventory.blocks), "engine": engine.describe(),
-    })  # fmt: skip
-    manifest["tasks"] = [{"task": name, "subtasks": subtasks} for name, subtasks in tasks.named.items()]
-    manifest["cells"] += [keys[id(cell)] for cell in plan.cells]
-
-
-def _method(method: Method, registry: Registry) -> dict[str, Any]:
-    name = method.reducer.name
-    return {"label": method.label, "reducer": name, "params": dict(method.params), "source": registry.source(name),
-            "source_hash": method.source_hash}  # fmt: skip
-
-
 def _refuse_other_suite(directory: RunDirectory, suite: Suite) -> None:
     if not directory.manifest_file.exists():
-        if directory.path.is_dir() and any(path.name != LOCK for path in directory.path.iterdir()):
+        own = (LOCK, directory.manifest_file.with_suffix(".tmp").name, "environments.jsonl")
+        if not directory.rows_file.exists() and any(path.name not in own for path in directory.path.iterdir()):
             raise InputError(f"{directory.path}: not empty, and not a run; choose another --out")
         return
     other = directory.manifest()
@@ -274,8 +280,13 @@ def _refuse_other_suite(directory: RunDirectory, suite: Suite) -> None:
 @contextmanager
 def _exclusive(directory: RunDirectory) -> Iterator[None]:
     """One process at a time writes to a run; the lock is gone with the process, however it ends."""
-    directory.path.mkdir(parents=True, exist_ok=True)
-    with (directory.path / LOCK).open("w") as file:
+    try:
+        directory.path.mkdir(parents=True, exist_ok=True)
+        lock = (directory.path / LOCK).open("w")
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        raise InputError(f"{directory.path}: cannot be a run directory: {reason}; choose another --out") from None
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -14,17 +14,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
 from lrbench.errors import InputError, one_line
+from lrbench.scores import Score, Strict
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
-
-
-class Edit(_Strict):
+class Edit(Strict):
     """One reduced weight of a cell."""
 
     weight: str
@@ -39,15 +36,7 @@ class Edit(_Strict):
     optimal_error: float  # the Eckart-Young optimum of the same rank, before rounding
 
 
-class Score(_Strict):
-    """One metric of one task."""
-
-    value: float
-    stderr: float | None = None
-    n: int  # documents
-
-
-class Row(_Strict):
+class Row(Strict):
     """What one cell was, cost and scored. `DESIGN` words: keep, cell, edit; differences are made by the tables."""
 
     schema_: Literal[1] = Field(default=1, alias="schema")
@@ -73,6 +62,11 @@ class Row(_Strict):
     scores: dict[str, dict[str, Score]] = Field(default_factory=dict)
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, ser_json_inf_nan="constants")
+
+    @property
+    def setting(self) -> str:
+        """What was asked of the ranks, in words: `keep 0.5`; empty for the unedited model."""
+        return ", ".join(f"{kind} {value:g}" for kind, value in self.requested.items())
 
 
 class RunDirectory:
@@ -122,19 +116,29 @@ class RunDirectory:
         try:
             return json.loads(self.manifest_file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise InputError(f"{self.manifest_file}: {one_line(error)}; is {self.path} a run directory?") from None
+            hint = (
+                "delete it, and run the suite again: its rows are kept"
+                if self.rows_file.exists()
+                else "is it a run directory?"
+            )
+            raise InputError(f"{self.manifest_file}: {one_line(error)}; {hint}") from None
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """Replaces the manifest in one step."""
         self.path.mkdir(parents=True, exist_ok=True)
-        temporary = self.manifest_file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, self.manifest_file)
+        _replace(self.manifest_file, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
     def environments(self) -> dict[str, dict[str, Any]]:
         """Hash -> hardware and versions."""
-        lines = (json.loads(line) for line in _whole_lines(self.path / "environments.jsonl"))
-        return {entry["hash"]: entry for entry in lines}
+        file = self.path / "environments.jsonl"
+        entries: dict[str, dict[str, Any]] = {}
+        for number, line in enumerate(_whole_lines(file), 1):
+            try:
+                entry = from_json(line)
+                entries[entry["hash"]] = entry
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(f"{file}:{number}: not an environment: {one_line(error)}") from None
+        return entries
 
     def add_environment(self, entry: dict[str, Any]) -> None:
         """Records an environment unless it is there."""
@@ -145,13 +149,8 @@ class RunDirectory:
         """Writes a cell's per-document scores, before its row: a row never stands without its samples."""
         folder = self.path / "samples"
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f"{cell}.tmp"
-        with temporary.open("w", encoding="utf-8") as file:
-            for sample in samples:
-                file.write(json.dumps(sample, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, folder / f"{cell}.jsonl")
+        lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+        _replace(folder / f"{cell}.jsonl", "".join(lines))
 
     def samples(self, cell: str) -> list[dict[str, Any]]:
         """A cell's per-document scores: dicts with `task`, `doc` (index), `metrics` {metric: value}, and more."""
@@ -175,6 +174,21 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
         for line in file:
             if line.endswith(b"\n"):
                 yield line
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file that is there whole or not at all, also after a power cut."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _append(path: Path, line: str) -> None:

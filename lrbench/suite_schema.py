@@ -302,8 +302,12 @@ class Suite(_Spec):
 
     @property
     def hash(self) -> str:
-        """Short SHA-256 of `resolved()`; names the run's directory."""
-        text = json.dumps(self.resolved(), sort_keys=True, ensure_ascii=False)
+        """Short SHA-256 of what the suite asks; names the run's directory.
+
+        How it is executed (`device`, `batch_size`) does not count: a run goes on elsewhere, or with smaller batches.
+        Nor does what is left out, so that a key that a later version knows leaves the hashes of older suites alone.
+        """
+        text = json.dumps(_defining(self.resolved()), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def resolved(self) -> dict[str, Any]:
@@ -328,3 +332,10 @@ class Suite(_Spec):
     def error(self, path: KeyPath, message: str) -> SuiteError:
         """The error that shows `message` at the line of `path`; to be raised by the caller."""
         return self._document.error(path, message)
+
+
+def _defining(data: Any) -> Any:
+    if isinstance(data, dict):
+        execution = ("device", "batch_size")
+        return {key: _defining(value) for key, value in data.items() if value is not None and key not in execution}
+    return [_defining(value) for value in data] if isinstance(data, list) else data

@@ -52,16 +52,18 @@ def check_reducer(reducer: type[Reducer] | Reducer, *, device: str = "cpu") -> l
         except Exception as error:  # a plugin may raise anything
             return [CheckResult("can be made with its default parameters", False, one_line(error))]
     subject = Subject(reducer, torch.device(device))
-    checks = [*FORM, *(check for promise, check in PROMISED.items() if promise in reducer.promises)]
     numpy_state, python_state = numpy.random.get_state(), random.getstate()
     try:
         with torch.random.fork_rng():
-            results = [_run(check, subject) for check in checks[:2]]
+            results = [_run(check, subject) for check in FORM[:2]]
+            checks = list(FORM[2:])
+            if results[0].passed:  # else `promises` may be anything
+                checks += [check for promise, check in PROMISED.items() if promise in reducer.promises]
             first = next((result.name for result in results if not result.passed), None)
             if first is None:
-                return results + [_run(check, subject) for check in checks[2:]]
+                return results + [_run(check, subject) for check in checks]
             # All the others would fail of the same cause.
-            return results + [CheckResult(_sentence(check), True, skipped=f"{first!r} failed") for check in checks[2:]]
+            return results + [CheckResult(_sentence(check), True, skipped=f"{first!r} failed") for check in checks]
     finally:
         numpy.random.set_state(numpy_state)
         random.setstate(python_state)

@@ -36,6 +36,8 @@ def validate_factors(factors: object, shape: tuple[int, int], rank: int, reducer
     if factors.rank > rank and not isinstance(factors, Dense):
         raise ReducerError(f"{who} returned rank {factors.rank} where rank {rank} was asked; truncate it")
     stated = reducer.stored_numbers(asked, rank)
+    if not (stated is None or isinstance(stated, int)):
+        raise ReducerError(f"{who}: stored_numbers returned {stated!r}; return a whole number, or None")
     stored = factors.stored_numbers
     if stated is not None and (stored > stated or (stored < stated and factors.rank == rank)):
         raise ReducerError(

@@ -14,14 +14,15 @@ class CURDecomposition(lrbench.Reducer):
 
     `selection` says how I and J are found:
 
-    - `lupp`: LU with partial pivoting of a sketch of each side; fast, random, nested in k.
+    - `lupp`: LU with partial pivoting: J from a sketch WᵀΩ of k columns, I from the columns C = W[:, J] found so; fast,
+      random, nested in k.
     - `deim`: interpolation points of the leading singular vectors; nested in k. The spectral error is at most
       (η_p + η_q) sigma_{k+1} (Sorensen, Embree, theorem 4.1).
-    - `leverage`: a draw without replacement by leverage scores of rank k; the weakest, and not nested.
+    - `leverage`: a draw without replacement by leverage scores of rank k; not nested, and may miss a direction.
     - `cpqr`: QR with column pivoting of W and of Wᵀ; nested in k.
 
     Sorensen, Embree, "A DEIM induced CUR factorization", 2016 (arXiv 1407.5516); Mahoney, Drineas, "CUR matrix
-    decompositions for improved data analysis", 2009; Dong, Martinsson, 2021 (arXiv 2104.05877).
+    decompositions for improved data analysis", 2009; Dong, Martinsson, "Simpler is better", 2021 (arXiv 2104.05877).
     """
 
     name = "cur"
@@ -50,17 +51,15 @@ def _nested_pivots(
     W: torch.Tensor, selection: str, k: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Columns (k,) and rows (k,), best first."""
-    m, n = W.shape
     if selection == "cpqr":
         return linalg.cpqr_pivots(W, k), linalg.cpqr_pivots(W.T, k)
     if selection == "deim":
         U, V = _singular_vectors(W)  # (m, s), (n, s)
-    else:
-        for_rows, for_columns = linalg.spawn(generator, 2)
-        with linalg.full_precision():
-            U = W @ linalg.gaussian(n, k, for_rows, like=W)  # (m, k)
-            V = W.T @ linalg.gaussian(m, k, for_columns, like=W)  # (n, k)
-    return linalg.lupp_pivots(V, k), linalg.lupp_pivots(U, k)
+        return linalg.lupp_pivots(V[:, :k], k), linalg.lupp_pivots(U[:, :k], k)
+    with linalg.full_precision():
+        Y = W.T @ linalg.gaussian(W.shape[0], k, generator, like=W)  # (n, k)
+    columns = linalg.lupp_pivots(Y, k)
+    return columns, linalg.lupp_pivots(W.index_select(1, columns), k)
 
 
 def _singular_vectors(W: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,10 +11,11 @@ from lrbench import linalg
 class RandomColumns(lrbench.Reducer):
     """W ≈ C C⁺ W, with C = k columns of W drawn uniformly, and least-squares coefficients for the other columns.
 
-    Stored as a column interpolation, which is what `id` stores: the two differ in the choice of the k and in nothing
-    else, so that their distance is what choosing well is worth. (Dropping the other columns instead would lump the
-    choice together with the loss of the coefficients, and be a control for `cr` alone.) A better method than this one
-    is one that earns its choice; Haar-random matrices, where it is as good as any, show why they make poor tests.
+    Stored as a column interpolation, which is what `id` with `side: columns` stores: the two differ in the choice of
+    the k and in nothing else, so that their distance is what choosing well is worth. (The default of `id` takes rows
+    where W is wide.) Dropping the other columns instead would lump the choice together with the loss of the
+    coefficients, and be a control for `cr` alone. On Haar-random matrices, whose columns are all alike, it is nearly as
+    good as `id`: such matrices make poor tests.
     """
 
     name = "random-columns"

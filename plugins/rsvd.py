@@ -13,8 +13,9 @@ class RandomizedSVD(lrbench.Reducer):
     """W ≈ Q (QᵀW)_k, with Q an orthonormal basis of the range of (W Wᵀ)^q W Ω, and (·)_k the truncated SVD.
 
     Halko, Martinsson, Tropp, "Finding structure with randomness", 2011 (arXiv 0909.4061), algorithms 4.4 and 5.1.
-    With oversampling p >= 2 and no power iteration the mean error of the range is at most sqrt(1 + k/(p−1)) of the
-    optimum (theorem 10.5). `oversample: 0, power_iterations: 2` is LASER's own `torch.svd_lowrank(q=k, niter=2)`.
+    With oversampling p >= 2 and no power iteration (q = 0) the expected Frobenius error ‖W − Q QᵀW‖, before truncation
+    to rank k, is at most sqrt(1 + k/(p−1)) times the optimum of rank k (theorem 10.5, for k >= 2).
+    `oversample: 0, power_iterations: 2` is LASER's own `torch.svd_lowrank(q=k, niter=2)`.
     """
 
     name = "rsvd"
@@ -49,8 +50,8 @@ class _Sketched(lrbench.Prepared):
 
     def at_rank(self, rank: int) -> lrbench.LowRank:
         columns = min(rank + self.oversample, self.size)
-        Q, B = self.Q[:, :columns], self.B[:columns]
-        U = linalg.Spectrum(B, self.G[:columns, :columns]).leading(rank).to(B.dtype)  # (l, k)
+        Q, B = self.Q[:, :columns], self.B[:columns]  # (m, l), (l, n)
+        U = linalg.Spectrum(B, self.G[:columns, :columns], rank=rank).leading(rank).to(B.dtype)  # (l, k)
         with linalg.full_precision():
             return lrbench.LowRank(Q @ U, U.T @ B)  # (m, k), (k, n)
 

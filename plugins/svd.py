@@ -17,10 +17,11 @@ class SVD(lrbench.Reducer):
 
     name = "svd"
     promises = frozenset({"exact", "monotone", "optimal", "idempotent", "homogeneous"})
+    one_preparation = True  # all but an SVD of W itself, made only if a rank's tail is under linalg.GATE
 
     def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:
         """One eigendecomposition, of the Gram matrix of the shorter side, serves every rank."""
-        return _Truncations(weight)
+        return _Truncations(weight, max(ranks))
 
     def stored_numbers(self, shape: tuple[int, int], rank: int) -> int:
         """k(m + n)."""
@@ -28,9 +29,9 @@ class SVD(lrbench.Reducer):
 
 
 class _Truncations(lrbench.Prepared):
-    def __init__(self, weight: torch.Tensor) -> None:
+    def __init__(self, weight: torch.Tensor, rank: int) -> None:
         self.dtype = weight.dtype
-        self.spectrum = linalg.Spectrum(weight)
+        self.spectrum = linalg.Spectrum(weight, rank=rank)
 
     def at_rank(self, rank: int) -> lrbench.LowRank:
         U = self.spectrum.leading(rank).to(self.dtype)  # (m, k), or V_k (n, k) where m > n

@@ -65,6 +65,9 @@ def run(suite: Path, out: Path, *plugins: Path, heard: Heard | None = None, over
 
 
 MISBEHAVING = """
+import time
+from pathlib import Path
+
 import torch
 import lrbench
 
@@ -116,7 +119,59 @@ class Picky(lrbench.Reducer):
         return lrbench.Dense(weight.clone())
 
 
+class SizeRaises(lrbench.Reducer):
+    name = "size-raises"
+    def reduce(self, weight, rank, context):
+        return lrbench.Dense(weight.clone())
+    def stored_numbers(self, shape, rank):
+        return {}[rank]
+
+
+class SizeIsText(lrbench.Reducer):
+    name = "size-is-text"
+    def reduce(self, weight, rank, context):
+        return lrbench.Dense(weight.clone())
+    def stored_numbers(self, shape, rank):
+        return "many"
+
+
+class NoDense(lrbench.Dense):
+    def dense(self):
+        raise RuntimeError("no dense today")
+
+
+class FactorsRaise(lrbench.Reducer):
+    name = "factors-raise"
+    def reduce(self, weight, rank, context):
+        return NoDense(weight.clone())
+
+
+class Moody(lrbench.Reducer):
+    name = "moody"
+    def reduce(self, weight, rank, context):
+        if (Path(__file__).parent / "bad mood").exists():
+            raise RuntimeError("not today")
+        return lrbench.Dense(weight.clone())
+
+
+class Slow(lrbench.Prepared):
+    def __init__(self, weight):
+        self.weight = weight
+    def at_rank(self, rank):
+        return lrbench.LowRank(self.weight[:, :rank].clone(), self.weight[:rank].clone())
+
+
+class SlowWhenLarge(lrbench.Reducer):
+    name = "slow-when-large"
+    def prepare(self, weight, ranks, context):
+        time.sleep(max(ranks) > 50)
+        return Slow(weight)
+
+
 @lrbench.hookimpl
 def lrbench_reducers():
-    return [Raises, WrongShape, GivesNan, Lies, Writes, ReturnsTensor, Picky]
+    return [
+        Raises, WrongShape, GivesNan, Lies, Writes, ReturnsTensor, Picky, SizeRaises, SizeIsText, FactorsRaise, Moody,
+        SlowWhenLarge,
+    ]
 """

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
 import json
 import math
 import random
+import subprocess
+import sys
 
 import pytest
+from rich.console import Console
 
 from lrbench.cli import leaderboard as verb
-from lrbench.edited import describe, ranks, relative_error
+from lrbench.cli.progress import TerminalProgress
+from lrbench.edits_in_words import describe, ranks, relative_error
 from lrbench.errors import InputError
-from lrbench.leaderboard import build, mean_score
+from lrbench.leaderboard import build
+from lrbench.measured import Overall, unpaired
 from lrbench.metrics import is_share, lower_is_better, primary
 from lrbench.render import FORMATS
-from lrbench.store import RunDirectory, Score
+from lrbench.scores import Score
+from lrbench.store import RunDirectory
 from tests.synthetic_run import ROLES, demo_run, edit, row, simple_run
 
 ONES = [1.0] * 8
@@ -85,11 +92,46 @@ def test_a_task_is_stood_for_by_accuracy_then_exact_match_then_perplexity(metric
     assert primary(metrics) == chosen
 
 
-def test_which_way_is_better_is_known_by_name():
+def test_which_way_is_better_is_guessed_by_name():
     assert all(map(lower_is_better, ["word_perplexity", "bits_per_byte", "brier_score", "ter"]))
     assert not any(map(lower_is_better, ["acc", "exact_match,strict", "bleu"]))
     assert is_share("exact_match,strict")
     assert not is_share("bleu")
+
+
+def directed(path, directions, cells, place=lambda tasks: {"engine": {"tasks": tasks}}):
+    """A run whose manifest says which way is better: task -> {metric: higher is better}."""
+    run = RunDirectory(path)
+    tasks = {task: {"higher_is_better": higher} for task, higher in directions.items()}
+    run.write_manifest({"models": [{"label": "almanac", **place(tasks)}]})
+    for given in cells:
+        run.append(given)
+    return run
+
+
+@pytest.mark.parametrize("place", [lambda tasks: {"engine": {"tasks": tasks}}, lambda tasks: {"tasks": tasks}])
+def test_which_way_is_better_is_what_the_task_says_and_not_what_the_name_does(tmp_path, place):
+    scores = {cell: {"t": {"surprise,strict": Score(value=value, n=5)}} for cell, value in (("a", 3.0), ("b", 2.0))}
+    cells = [reduced(cell, scores=scores[cell]) for cell in scores]
+    board = build([directed(tmp_path, {"t": {"surprise": False}}, cells, place)])
+    assert [entry.row.cell for entry in board.entries] == ["b", "a"]
+    assert [entry.pareto for entry in board.entries] == [True, False]
+    assert {(0, "t"), (0, "score")} <= board.best()
+    assert {column.name: column.better for column in board.columns}["t"] == "lower"
+
+
+def test_a_loss_that_the_task_calls_better_higher_is_better_higher(tmp_path):
+    cells = [reduced("a", scores={"t": {"loss": Score(value=3.0, n=5)}})]
+    (column,) = (c for c in build([directed(tmp_path, {"t": {"loss": True}}, cells)]).columns if c.name == "t")
+    assert column.better == "higher"
+
+
+def test_a_groups_way_is_that_of_its_tasks(tmp_path):
+    run = RunDirectory(tmp_path)
+    told = {"tasks": {"x": {"higher_is_better": {"surprise": False}}, "y": {}}, "groups": {"g": ["y", "x"]}}
+    run.write_manifest({"tasks": [{"task": "g", "subtasks": ["y", "x"]}], "models": [{"label": "m", "engine": told}]})
+    run.append(reduced("a", scores={"g": {"surprise": Score(value=3.0, n=5)}}))
+    assert next(column.better for column in build([run]).columns if column.name == "g") == "lower"
 
 
 # --- the table
@@ -201,6 +243,56 @@ def test_the_pareto_front_is_what_nothing_beats_in_keep_and_score(tmp_path):
         assert entry.pareto == (not beaten)
 
 
+def limited(path, limit, correct, weights="w"):
+    """A run of one cell on the first `limit` documents, as its manifest says."""
+    run = simple_run(path, [(reduced(f"limit{limit}{weights}"), {"t": correct})])
+    hashes = {"documents": f"first {limit}", "prompts": "p"}
+    tasks = {"t": {"hashes": hashes}}
+    run.write_manifest({"models": [{"label": "almanac", "weight_hash": weights, "engine": {"tasks": tasks}}]})
+    return run
+
+
+def test_lines_scored_on_other_documents_or_of_other_weights_do_not_compete(tmp_path):
+    few, many = limited(tmp_path / "4", 4, [1, 1, 1, 1]), limited(tmp_path / "40", 40, [1] * 30 + [0] * 10)
+    other = limited(tmp_path / "other", 40, [1] * 20 + [0] * 20, "other weights")
+    board = build([few, many, other])
+    assert [entry.pareto for entry in board.entries] == [True, True, True]
+    assert not {name for _, name in board.best()} & {"t", "score"}
+    same = limited(tmp_path / "same", 40, [1] * 20 + [0] * 20)
+    assert [entry.pareto for entry in build([many, same]).entries] == [True, False]
+    assert {(0, "t"), (0, "score")} <= build([many, same]).best()
+
+
+def test_where_the_manifest_knows_no_documents_their_number_tells(tmp_path):
+    few = simple_run(tmp_path / "4", [(reduced("few"), {"t": [1, 1, 1, 1]})])
+    many = simple_run(tmp_path / "40", [(reduced("many"), {"t": [1] * 30 + [0] * 10})])
+    assert [entry.pareto for entry in build([few, many]).entries] == [True, True]
+
+
+def test_rows_of_another_environment_than_their_unedited_model_are_counted(tmp_path):
+    rows = [(row("base"), {"t": ONES}), (reduced("a"), {"t": ONES}), (reduced("b", environment="e1"), {"t": ONES})]
+    assert build([simple_run(tmp_path, rows)]).elsewhere == 1
+
+
+@pytest.mark.parametrize(("lost", "significant"), [(4, False), (6, True)])
+def test_a_difference_is_significant_by_the_documents_that_changed(tmp_path, lost, significant):
+    base = [1.0] * 200
+    run = simple_run(tmp_path, [(row("base"), {"t": base}), (reduced("a"), {"t": [0.0] * lost + base[lost:]})])
+    unedited, edited = build([run]).entries
+    assert unedited.values["t"].significant is None
+    assert edited.values["t"].discordant == (0, lost)
+    assert edited.values["t"].significant is edited.values["score"].significant is significant
+
+
+def test_the_score_of_several_tasks_counts_the_documents_that_changed_in_all_of_them(tmp_path):
+    base = {"x": [1.0] * 50, "y": [1.0] * 100}
+    edited = {"x": [0.0] * 3 + [1.0] * 47, "y": [0.0] * 3 + [1.0] * 97}
+    values = build([simple_run(tmp_path, [(row("base"), base), (reduced("a"), edited)])]).entries[1].values
+    assert (values["x"].significant, values["y"].significant) == (False, False)
+    assert values["score"].discordant == (0, 6)
+    assert values["score"].significant
+
+
 def test_a_lower_perplexity_is_the_score_where_no_task_has_an_accuracy(tmp_path):
     run = RunDirectory(tmp_path)
     for cell, value in (("a", 30.0), ("b", 20.0)):
@@ -251,9 +343,10 @@ def test_a_task_called_as_a_column_keeps_a_name_of_its_own(tmp_path):
     assert board.entries[0].values["task:score"].value == 0.5
 
 
-def test_there_is_no_ratio_to_an_optimum_of_zero(tmp_path):
-    exact = edit(relative_error=1e-4, optimal_error=0.0)
-    run = simple_run(tmp_path, [(reduced("a", edits=[exact]), {"t": ONES}), (reduced("b"), {"t": ONES})])
+@pytest.mark.parametrize("optimum", [0.0, 1e-12, 5e-7, math.nan])
+def test_there_is_no_ratio_to_an_optimum_of_zero(tmp_path, optimum):
+    exact = edit(relative_error=1e-4, optimal_error=optimum)
+    run = simple_run(tmp_path, [(reduced("a", edits=[exact, exact]), {"t": ONES}), (reduced("b"), {"t": ONES})])
     ratios = {entry.row.cell: entry.values["optimum"] for entry in build([run]).entries}
     assert ratios == {"a": None, "b": pytest.approx(0.3 / 0.25)}
 
@@ -263,8 +356,8 @@ def test_the_best_of_a_setting_is_marked_and_equals_are_not(tmp_path):
         tmp_path,
         [
             (reduced("a", "svd", decompose_seconds=1.0), {"t": ONES}),
-            (reduced("b", "id", decompose_seconds=0.5), {"t": [0, *ONES]}),
-            (reduced("c", "id", keep=0.25), {"t": [0, *ONES]}),
+            (reduced("b", "id", decompose_seconds=0.5), {"t": [0, *ONES[1:]]}),
+            (reduced("c", "id", keep=0.25), {"t": [0, *ONES[1:]]}),
         ],
     )
     assert build([run]).best() == {(0, "t"), (0, "score"), (1, "decompose")}
@@ -282,15 +375,41 @@ def test_top_keeps_the_first_of_each_setting_and_says_how_many_it_left_out(tmp_p
     assert len(build([demo_run(tmp_path / "sorted")], "-keep").top(2).entries) == 3
 
 
-def test_the_mean_score_of_a_row_is_over_accuracies_only():
+def test_the_score_of_a_row_is_over_accuracies_only():
     scores = {
         "a": {"acc": Score(value=0.5, n=1), "acc_norm": Score(value=0.9, n=1)},
         "b": {"exact_match,strict": Score(value=1.0, n=1)},
         "c": {"word_perplexity": Score(value=9.0, n=1)},
     }
-    assert mean_score(row("x", scores=scores)) == pytest.approx(0.75)
-    assert mean_score(row("x", scores=scores), ["a"]) == 0.5
-    assert mean_score(row("x", scores={"c": scores["c"]})) is None
+
+    def score(scores, subtasks=None):
+        given = row("x", scores=scores)
+        return Overall.of_row(given, subtasks or {}).score(unpaired(given))
+
+    assert score(scores).value == pytest.approx(0.75)
+    assert score(scores, {"a": []}).value == 0.5
+    assert score(scores, {"tag": ["a", "b"]}).value == pytest.approx(0.75)
+    assert score({"c": scores["c"]}).value == 9.0
+    assert score({}) is None
+
+
+def test_the_best_row_of_the_progress_is_the_best_of_the_leaderboard(tmp_path):
+    run = demo_run(tmp_path)
+    out = io.StringIO()
+    with TerminalProgress(Console(file=out, width=200)) as progress:
+        subtasks = {entry["task"]: entry["subtasks"] for entry in run.manifest()["tasks"]}
+        progress.planned("almanac", len(run.rows()), 0, subtasks)
+        for given in run.rows().values():
+            progress.finished(given)
+    edited = [entry for entry in build([run]).entries if not entry.baseline]
+    best = max(edited, key=lambda entry: entry.values["score"].value)
+    name = f"{best.values['method']} {best.values['setting']}"
+    assert f"best {best.values['score'].value:.3f} ({name} 24 weights)" in out.getvalue()
+
+
+def test_a_table_is_made_without_torch():
+    code = "import sys, lrbench.leaderboard, lrbench.render.terminal; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 # --- the command

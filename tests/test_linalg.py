@@ -73,13 +73,32 @@ def test_a_gram_alone_would_fail_below_the_gate():
     assert not math.isclose(naive, optimum, rel_tol=0.5)
 
 
-def test_coordinates_do_not_depend_on_the_order_of_the_ranks():
-    W = normal(10, 14)
-    up, down = linalg.Spectrum(W), linalg.Spectrum(W)
-    rising = [up.coordinates(k) for k in (2, 5, 9)]
-    falling = [down.coordinates(k) for k in (9, 5, 2)][::-1]
-    for a, b in zip(rising, falling, strict=True):
-        torch.testing.assert_close(a, b)
+@pytest.mark.parametrize("decay", [0.8, 0.1])
+def test_a_spectrum_made_for_some_ranks_gives_the_same_there_and_refuses_larger_ones(decay):
+    W = with_spectrum(10, 14, decay ** torch.arange(10).double())
+    whole, part = linalg.Spectrum(W), linalg.Spectrum(W, rank=8)
+    for k in (8, 5, 2):
+        assert torch.equal(part.leading(k), whole.leading(k))
+        assert torch.equal(part.coordinates(k), whole.coordinates(k))
+    assert part.errors() == whole.errors()[:9]
+    for ask in (part.leading, part.coordinates):
+        with pytest.raises(ValueError, match="rank 9 was asked of a spectrum made for ranks up to 8"):
+            ask(9)
+
+
+def test_the_svd_is_made_only_if_a_rank_that_is_asked_needs_it(monkeypatch):
+    W = with_spectrum(10, 14, 0.1 ** torch.arange(10).double())
+    monkeypatch.setattr(torch.linalg, "svd", lambda *args, **kwargs: pytest.fail("an SVD was made"))
+    assert linalg.Spectrum(W, rank=5).errors()[5] == pytest.approx(1e-5, rel=0.01)
+    with pytest.raises(pytest.fail.Exception):
+        linalg.Spectrum(W, rank=8)
+
+
+def test_the_spectrum_of_a_weight_that_is_not_finite_is_an_error():
+    W = normal(5, 6)
+    W[2, 3] = math.nan
+    with pytest.raises(torch.linalg.LinAlgError):
+        linalg.Spectrum(W)
 
 
 def test_tail_errors_never_grow_and_end_in_zero():
@@ -190,6 +209,16 @@ def test_coefficients_of_the_gram_are_the_least_squares_ones():
     )
 
 
+def test_the_gram_refuses_coefficients_where_it_cannot_be_trusted():
+    W = with_spectrum(20, 30, 0.1 ** torch.arange(20).double())
+    pivots = linalg.greedy_rows(W, 12)
+    assert 5 <= pivots.trusted < 12
+    others = torch.tensor([i for i in range(20) if i not in pivots.order.tolist()])
+    assert pivots.coefficients(pivots.trusted, others).shape == (8, pivots.trusted)
+    with pytest.raises(ValueError, match="use RowRefit"):
+        pivots.coefficients(12, others)
+
+
 def test_the_kahan_matrix_keeps_the_order_of_its_columns_and_the_bound_of_pivoted_qr():
     K = kahan(40)
     K = K * (1 - 1e-10) ** torch.arange(40).double()  # ties between columns would be broken by rounding
@@ -268,14 +297,6 @@ def test_a_sketch_is_the_same_in_every_dtype_and_normal():
     assert torch.equal(small.double(), linalg.gaussian(64, 100, generator(1), torch.zeros(1).double()))
     assert abs(float(small.mean())) < 4 / 80
     assert float(small.var()) == pytest.approx(1, abs=4 * math.sqrt(2 / 6400))
-
-
-def test_spawned_generators_do_not_feel_how_much_their_siblings_give():
-    a, b = linalg.spawn(generator(3), 2)
-    torch.randn(1000, generator=a)
-    c, d = linalg.spawn(generator(3), 2)
-    assert torch.equal(torch.randn(9, generator=b), torch.randn(9, generator=d))
-    assert not torch.equal(torch.randn(9, generator=c), torch.randn(9, generator=d))
 
 
 def test_the_range_finder_meets_the_bound_of_halko_martinsson_and_tropp():

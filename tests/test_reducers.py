@@ -11,8 +11,9 @@ from lrbench.plugins import cr, cur, id, random_columns, rsvd, svd
 from sklearn.utils.extmath import randomized_svd
 
 import lrbench
-from lrbench.linalg import optimal_errors
+from lrbench.linalg import RowRefit, gaussian, lupp_pivots, optimal_errors
 from lrbench.testing import check_reducer
+from lrbench.validate import validate_factors
 
 SVD, RandomizedSVD, RandomColumns = svd.SVD, rsvd.RandomizedSVD, random_columns.RandomColumns
 ID, CR, CUR = id.InterpolativeDecomposition, cr.CR, cur.CURDecomposition
@@ -99,6 +100,25 @@ def test_parameters_out_of_range_are_refused(make, message):
         make()
 
 
+@pytest.mark.parametrize("reducer", [SVD(), ID(), ID(side="columns"), ID(selection="lupp")], ids=label)
+@pytest.mark.parametrize("decay", [0.9, 0.3])
+def test_all_factorizations_are_made_in_prepare(reducer, decay, monkeypatch):
+    U, V = torch.linalg.qr(normal(24, 24)).Q, torch.linalg.qr(normal(30, 24, seed=1)).Q
+    p = prepared(reducer, (U * decay ** torch.arange(24).double()) @ V.T, [2, 16])  # .3 ** 16 is below what a Gram sees
+    for name in ("eigh", "svd", "qr", "lu_factor_ex", "cholesky_ex"):
+        monkeypatch.setattr(torch.linalg, name, lambda *args, name=name, **kwargs: pytest.fail(f"{name} in at_rank"))
+    assert (p.at_rank(2).rank, p.at_rank(16).rank, p.at_rank(9).rank) == (2, 16, 9)
+
+
+@pytest.mark.parametrize("reducer", [SVD(), *(CR(sampling=s) for s in ("top", "random"))], ids=label)
+def test_where_one_preparation_serves_all_ranks_they_are_those_of_a_preparation_each_bit_for_bit(reducer):
+    W = slow(20, 30).float()
+    shared = prepared(reducer, W, [3, 8, 20])
+    assert reducer.one_preparation
+    for rank in (20, 3, 8):
+        assert torch.equal(shared.at_rank(rank).dense(), reduce(reducer, W, rank).dense())
+
+
 # svd
 
 
@@ -148,8 +168,9 @@ def test_rsvd_without_oversampling_errs_as_lasers_own_svd_lowrank_does():
 
 def test_rsvd_meets_the_mean_bound_of_halko_martinsson_and_tropp():
     W, k, p = slow(40, 60), 6, 4
-    # Truncation to rank k adds at most the optimum of rank k to the error of the range (their theorem 9.3).
-    bound = (1 + math.sqrt(1 + k / (p - 1))) * optimal_errors(W)[k]
+    # ‖W − (QQᵀW)_k‖² = ‖W − QQᵀW‖² + ‖QQᵀW − (QQᵀW)_k‖². The mean of the first is at most 1 + k/(p − 1) optima squared
+    # (the proof of their theorem 10.5), and the second at most one, as a projection's singular values are no larger.
+    bound = math.sqrt(2 + k / (p - 1)) * optimal_errors(W)[k]
     reducer = RandomizedSVD(oversample=p, power_iterations=0)
     assert sum(error(W, reduce(reducer, W, k, seed)) for seed in range(20)) / 20 <= bound
 
@@ -217,6 +238,16 @@ def test_a_permutation_of_the_columns_permutes_the_result():
         torch.testing.assert_close(reduce(reducer, W[:, order], 6).dense(), expected, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_a_refit_betters_the_coefficients_that_a_sketch_gives_by_itself(seed):
+    W, k = slow(40, 60), 20
+    Y = W @ gaussian(60, k, torch.Generator().manual_seed(seed), like=W)
+    rows, every = lupp_pivots(Y, k), torch.arange(40)
+    own = Y @ torch.linalg.inv(Y[rows])  # Y = own @ Y[rows]
+    fitted = RowRefit(W, rows).coefficients(k, every)
+    assert float((W - own @ W[rows]).norm()) > 1.5 * float((W - fitted @ W[rows]).norm())
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_id_is_within_the_exponential_bound_of_pivoted_qr_and_above_the_best_subset(seed):
     W, k = normal(7, 9, seed=seed) * torch.linspace(1, 3, 7)[:, None], 3
@@ -225,7 +256,8 @@ def test_id_is_within_the_exponential_bound_of_pivoted_qr_and_above_the_best_sub
     assert best * (1 - 1e-9) <= ours
     assert best <= math.sqrt(k + 1) * optimal_errors(W)[k]  # there is a subset this good (Deshpande et al., 2006)
     spectral = float(torch.linalg.matrix_norm(W - reduce(ID(side="rows"), W, k).dense(), 2))
-    assert spectral <= 2**k * math.sqrt(7 - k) * float(torch.linalg.svdvals(W)[k])  # Gu, Eisenstat, section 2
+    # No row left is longer than the next pivot, and that is at most 2^k sigma_{k+1} (Gu, Eisenstat, 1996)
+    assert spectral <= 2**k * math.sqrt(7 - k) * float(torch.linalg.svdvals(W)[k])
 
 
 def _subset_error(W, rows):
@@ -251,6 +283,25 @@ def test_choosing_beats_chance_where_columns_differ():
     assert chosen < 0.9 * chance
 
 
+def test_choosing_is_worth_next_to_nothing_on_a_haar_random_matrix():
+    W = torch.linalg.qr(normal(60, 60)).Q[:40] * (1 + 0.01 * torch.arange(40))[:, None]
+    for rank in (5, 10, 20):
+        chosen, chance = error(W, reduce(ID(side="columns"), W, rank)), error(W, reduce(RandomColumns(), W, rank))
+        assert chosen <= chance * (1 + 1e-9)
+        assert chosen > 0.95 * chance
+
+
+def test_random_columns_stores_what_id_stores_of_columns_but_for_the_choice():
+    W = slow(20, 30)
+    for reducer in (RandomColumns(), ID(side="columns")):
+        factors = reduce(reducer, W, 7)
+        others = [j for j in range(30) if j not in factors.indices.tolist()]
+        assert factors.side == "columns"
+        expected = torch.linalg.lstsq(factors.skeleton, W[:, others]).solution
+        torch.testing.assert_close(factors.coefficients, expected, rtol=1e-9, atol=1e-10)
+        assert reducer.stored_numbers((20, 30), 7) == factors.stored_numbers
+
+
 # cr
 
 
@@ -270,6 +321,8 @@ def test_random_cr_merges_equal_draws_and_stores_no_column_twice():
     factors = reduce(CR(sampling="random"), W, 3).check()
     assert factors.rank < 3
     assert factors.stored_numbers == 4 * factors.rank
+    # Fewer numbers than stated are no contradiction where the rank is lower too.
+    assert validate_factors(factors, (4, 3), 3, CR(sampling="random")) is factors
 
 
 def test_random_cr_has_the_mean_and_the_variance_of_drineas_kannan_and_mahoney():
@@ -302,6 +355,35 @@ def test_cur_holds_the_best_middle_for_its_rows_and_columns(selection):
     torch.testing.assert_close(factors.U, torch.linalg.pinv(C) @ W @ torch.linalg.pinv(R), rtol=1e-6, atol=1e-8)
     cross = W - C @ torch.linalg.pinv(W[factors.rows][:, factors.columns]) @ R
     assert error(W, factors) <= float(cross.norm())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_cross_errs_well_above_the_best_middle_even_on_pivots_of_lu(seed):
+    W = slow(40, 60)
+    factors = reduce(CUR(), W, 20, seed)
+    cross = W - factors.C @ torch.linalg.inv(W[factors.rows][:, factors.columns]) @ factors.R
+    assert float(cross.norm()) > 1.3 * error(W, factors)
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (30, 20)])
+def test_lupp_takes_the_rows_that_lu_pivots_on_in_the_columns_it_has_taken(shape):
+    W = slow(*shape)
+    whole = prepared(CUR(), W, [4, 9]).at_rank(9)
+    assert whole.rows.tolist() == lupp_pivots(W[:, whole.columns], 9).tolist()
+    alone = reduce(CUR(), W, 4)
+    assert (alone.columns.tolist(), alone.rows.tolist()) == (whole.columns[:4].tolist(), whole.rows[:4].tolist())
+
+
+def test_rows_from_the_columns_taken_err_less_than_rows_from_a_sketch_of_their_own():
+    W, k, ours, theirs = slow(40, 60), 10, [], []
+    for seed in range(10):
+        factors = reduce(CUR(), W, k, seed)
+        ours.append(error(W, factors))
+        Y = W @ gaussian(60, k, torch.Generator().manual_seed(seed), like=W)
+        R = W[lupp_pivots(Y, k)]
+        U = torch.linalg.pinv(factors.C) @ W @ torch.linalg.pinv(R)
+        theirs.append(float((W - factors.C @ U @ R).norm()))
+    assert sum(ours) < sum(theirs)
 
 
 @pytest.mark.parametrize("seed", range(4))

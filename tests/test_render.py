@@ -18,7 +18,8 @@ from lrbench.measured import Measured
 from lrbench.render import FORMATS, renderer, terminal
 from lrbench.render.markdown import escape
 from lrbench.render.text import clean, pieces, plain
-from lrbench.store import RunDirectory, Score
+from lrbench.scores import Score
+from lrbench.store import RunDirectory
 from tests.synthetic_run import SUBTASKS, demo_run, edit, row, simple_run
 
 METHODS = ("svd", "laser-svd", "id", "cr", "cur", "random-columns")
@@ -175,24 +176,35 @@ def test_the_unedited_model_is_the_first_line_and_bold(board):
     assert lines.index(first) < next(i for i, line in enumerate(lines) if "laser-svd" in line)
 
 
-def test_a_difference_is_coloured_only_beyond_two_of_its_standard_errors(tmp_path):
+def test_a_difference_is_coloured_only_where_it_is_significant_and_the_notes_say_so(tmp_path):
     base = [1.0] * 50 + [0.0] * 50
     run = simple_run(
         tmp_path,
         [
             (row("base"), {"t": base}),
             (row("noise", reducer="noise", label="noise"), {"t": [0.0, *base[1:]]}),
-            (row("bad", reducer="bad", label="bad"), {"t": [0.0] * 20 + base[20:]}),
+            (row("four", reducer="four", label="four"), {"t": [0.0] * 4 + base[4:]}),
+            (row("bad", reducer="bad", label="bad"), {"t": [0.0] * 6 + base[6:]}),
             (row("good", reducer="good", label="good"), {"t": [1.0] * 80 + [0.0] * 20}),
         ],
     )
-    lines = {
-        word: line for line in printed(build([run]), 120).splitlines() for word in line.split() if "0 ±" not in word
-    }
+    text = printed(build([run]), 120)
+    assert "exact sign test at 5 % (McNemar)" in " ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split())
+    lines = {word: line for line in text.splitlines() for word in line.split() if "0 ±" not in word}
     assert "\x1b[31m" in lines["bad"]
     assert "\x1b[32m" in lines["good"]
-    assert "\x1b[31m" not in lines["noise"]
-    assert "\x1b[32m" not in lines["noise"]
+    for word in ("noise", "four"):
+        assert "\x1b[31m" not in lines[word]
+        assert "\x1b[32m" not in lines[word]
+
+
+@pytest.mark.parametrize("name", ["terminal", "markdown"])
+def test_rows_of_another_environment_are_said_under_the_table(tmp_path, name):
+    cells = [(row("base"), {"t": [1, 0]}), (row("a", reducer="svd", label="svd"), {"t": [1, 1]})]
+    assert "environment" not in renderer(name)(build([simple_run(tmp_path / "one", cells)]))
+    cells += [(row(cell, reducer="svd", label="svd", environment="e1"), {"t": [1, 1]}) for cell in ("b", "c")]
+    text = renderer(name)(build([simple_run(tmp_path / "two", cells)]))
+    assert "2 rows were scored in another environment than the unedited model." in text
 
 
 def test_the_best_of_a_setting_is_bold(board):
@@ -261,6 +273,13 @@ def test_csv_has_all_metrics_in_full_precision(tmp_path):
     assert (base["t:acc:stderr"], base["t:acc:n"], base["t:acc:delta"]) == ("0.1", "3", "")
     assert float(edited["t:acc:delta"]) == 0.1 - 1 / 3
     assert float(edited["t:acc_norm:delta"]) == 0.0
+    assert edited["t:acc:significant"] == ""  # there are no samples to tell by
+
+
+def test_csv_says_whether_a_difference_is_significant(tmp_path):
+    cells = [(row("base"), {"t": [1.0] * 9}), (row("a", reducer="svd", label="svd"), {"t": [0.0] * 9})]
+    base, edited = rows_of(renderer("csv")(build([simple_run(tmp_path, cells)])))
+    assert (base["t:acc:significant"], edited["t:acc:significant"]) == ("", "true")
 
 
 def test_csv_lines_end_as_the_standard_says_and_are_of_one_length(board):
@@ -292,7 +311,7 @@ def test_json_says_every_value_of_every_column(board):
     for line in document["rows"]:
         assert set(names) <= set(line)
     score = document["rows"][1]["scores"]["almanac_facts"]["acc"]
-    assert set(score) == {"value", "stderr", "n", "delta", "delta_stderr"}
+    assert set(score) == {"value", "stderr", "n", "delta", "delta_stderr", "discordant", "significant"}
     assert score == document["rows"][1]["almanac_facts"]
 
 

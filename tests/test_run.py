@@ -1,5 +1,6 @@
 """Runs end to end on the bundled model: rows, restoring, resuming, and everything that can go wrong."""
 
+import json
 import math
 import shutil
 
@@ -54,7 +55,9 @@ def test_every_cell_gets_a_row_with_all_that_a_row_says(tmp_path):
     manifest = result.directory.manifest()
     assert manifest["cells"] == [row.cell for row in rows]
     assert manifest["models"][0]["weight_hash"] == load(ModelSpec(name="almanac")).weight_hash
-    assert result.directory.environments()[baseline.environment] == environment(torch.device("cpu"))
+    assert result.directory.environments()[baseline.environment] == environment(
+        torch.device("cpu"), engine="frozen", batch_size=32
+    )
 
 
 def test_a_second_run_computes_nothing(tmp_path):
@@ -173,6 +176,9 @@ def test_cells_are_ordered_by_the_first_block_and_ranks_stand_together():
         ("lies", "stored_numbers"),
         ("writes", "writes to the weight it is given"),
         ("returns-tensor", "return lrbench factors"),
+        ("size-raises", "KeyError"),
+        ("size-is-text", "stored_numbers"),
+        ("factors-raise", "no dense today"),
     ],
 )
 def test_a_plugin_that_misbehaves_is_a_failed_row_that_names_it_and_the_weight(tmp_path, name, reason):
@@ -190,10 +196,109 @@ def test_a_plugin_that_misbehaves_is_a_failed_row_that_names_it_and_the_weight(t
     assert (result.failed, baseline.status) == (1, "ok")
     again = run(suite, tmp_path / "out", plugin)
     assert (again.computed, again.failed, again.reused) == (0, 1, 3)
-    plugin.write_text(MISBEHAVING.replace('raise RuntimeError("no luck\\nat all")', "return lrbench.Dense(weight)"))
-    tried = Heard()
-    run(suite, tmp_path / "out", plugin, heard=tried, retry_failed=True)
-    assert [row.label for row in tried.rows if row.label != "svd"][:1] == [name]
+
+
+def test_failed_cells_are_tried_again_only_on_request(tmp_path):
+    plugin = tmp_path / "bad.py"
+    plugin.write_text(MISBEHAVING)
+    suite = write_suite(tmp_path, reducers="[svd, moody]", layers="[5]", rank="{rank: 8}")
+    (tmp_path / "bad mood").touch()
+    first = run(suite, tmp_path / "out", plugin)
+    assert (first.computed, first.failed) == (3, 1)
+    (tmp_path / "bad mood").unlink()
+    reused = run(suite, tmp_path / "out", plugin)
+    assert (reused.computed, reused.reused, reused.failed) == (0, 3, 1)
+    heard = Heard()
+    tried = run(suite, tmp_path / "out", plugin, heard=heard, retry_failed=True)
+    assert (tried.computed, tried.reused, tried.failed) == (1, 2, 0)
+    assert [(row.label, row.status) for row in heard.rows] == [("moody", "ok")]
+    (tmp_path / "bad mood").touch()
+    assert run(suite, tmp_path / "out", plugin, retry_failed=True).computed == 0
+
+
+def test_a_no_op_edit_gives_the_baseline_bit_for_bit_and_claims_no_low_rank(tmp_path):
+    plugin = tmp_path / "bad.py"
+    plugin.write_text(MISBEHAVING)
+    suite = write_suite(tmp_path, reducers="[moody]", rank="{rank: 3}")
+    baseline, *others = ok_rows(run(suite, tmp_path / "out", plugin))
+    for row in others:
+        assert row.scores == baseline.scores
+        [edit] = row.edits
+        assert (edit.rank, edit.stored_as, edit.relative_error) == (192, "dense", 0.0)
+        assert edit.optimal_error <= 1e-7
+
+
+def test_a_rank_is_timed_as_if_it_were_alone(tmp_path):
+    plugin = tmp_path / "bad.py"
+    plugin.write_text(MISBEHAVING)
+    suite = write_suite(tmp_path, reducers="[slow-when-large]", layers="[5]", rank="{rank: [2, 100]}")
+    _, small, large = ok_rows(run(suite, tmp_path / "out", plugin))
+    assert (small.edits[0].rank, large.edits[0].rank) == (2, 100)
+    assert small.decompose_seconds < 1 <= large.decompose_seconds
+
+
+@pytest.mark.parametrize("change", ["rope_theta", "generation"])
+def test_a_change_of_the_configuration_makes_other_cells(tmp_path, change):
+    shutil.copytree(bundled()["almanac"], tmp_path / "copy")
+    suite = write_suite(tmp_path, model="{pretrained: ./copy, device: cpu}", layers="[5]", reducers="[svd]")
+    assert run(suite, tmp_path / "out").computed == 2
+    name = "config.json" if change == "rope_theta" else "generation_config.json"
+    config = json.loads((tmp_path / "copy" / name).read_text())
+    if change == "rope_theta":
+        config["rope_parameters"]["rope_theta"] = 50.0
+    else:
+        config["repetition_penalty"] = 2.0
+    (tmp_path / "copy" / name).write_text(json.dumps(config))
+    assert run(suite, tmp_path / "out").computed == 2
+
+
+def test_a_change_of_a_groups_weighting_makes_other_cells(tmp_path):
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    (folder / "part.jsonl").write_text('{"q": "The", "c": ["dog is", "dog are"], "g": 0}\n' * 3)
+    task = "task: part\ndataset_path: json\ndataset_kwargs: {data_files: {test: part.jsonl}}\ntest_split: test\n"
+    task += "output_type: multiple_choice\ndoc_to_text: '{{q}}'\ndoc_to_choice: '{{c}}'\ndoc_to_target: '{{g}}'\n"
+    (folder / "part.yaml").write_text(task)
+    group = "group: both\ntask: [part]\naggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
+    (folder / "both.yaml").write_text(group)
+    suite = write_suite(tmp_path, reducers="[svd]", layers="[5]")
+    overrides = [f"task_paths=[{folder}]", "tasks=[both]"]
+    assert run(suite, tmp_path / "out", overrides=overrides).computed == 2
+    assert run(suite, tmp_path / "out", overrides=overrides).computed == 0
+    (folder / "both.yaml").write_text(group.replace("true", "false"))
+    assert run(suite, tmp_path / "out", overrides=overrides).computed == 2
+
+
+def test_smaller_batches_go_on_with_the_same_run(tmp_path):
+    suite = write_suite(tmp_path, layers="[5]", reducers="[svd]")
+    run(suite, tmp_path / "out")
+    again = run(suite, tmp_path / "out", overrides=["batch_size=4"])
+    assert (again.computed, again.reused) == (0, 2)
+
+
+def test_a_mistake_in_the_last_model_is_said_before_the_first_is_scored(tmp_path):
+    text = write_suite(tmp_path, layers="[5]", reducers="[svd]").read_text()
+    suite = tmp_path / "two.yaml"
+    suite.write_text(text.replace("model: {name: almanac, device: cpu}", "models: [{name: almanac}, {name: almanak}]"))
+    with pytest.raises(InputError, match="almanak"):
+        run(suite, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_cannot_be_read_any_more_takes_nothing_from_the_manifest(tmp_path):
+    for name in ("one", "two"):
+        shutil.copytree(bundled()["almanac"], tmp_path / name)
+    text = write_suite(tmp_path, layers="[5]", reducers="[svd]").read_text()
+    suite = tmp_path / "two.yaml"
+    models = "models: [{pretrained: ./one}, {pretrained: ./two}]"
+    suite.write_text(text.replace("model: {name: almanac, device: cpu}", models))
+    result = run(suite, tmp_path / "out")
+    before = result.directory.manifest()["cells"]
+    (tmp_path / "two" / "model.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(InputError, match="two"):
+        run(suite, tmp_path / "out")
+    assert result.directory.manifest()["cells"] == before
+    assert len(before) == 4
 
 
 def test_a_slot_that_a_reducer_does_not_support_is_a_skipped_row(tmp_path):
@@ -257,6 +362,9 @@ def test_a_directory_with_another_run_or_with_other_files_is_refused(tmp_path):
     with pytest.raises(InputError, match="not empty, and not a run"):
         run(suite, tmp_path / "full")
     run(suite, tmp_path / "out")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be a run directory"):
+        run(suite, tmp_path / "file")
     with pytest.raises(InputError, match="another suite's run, or one with other settings"):
         run(suite, tmp_path / "out", overrides=["seed=1"])
 
@@ -309,6 +417,13 @@ def test_a_tied_head_is_counted_on_top_of_the_embedding(tmp_path):
     stored = 8 * (2048 + 192)
     assert row.keep_targets == pytest.approx(stored / (2048 * 192))
     assert row.keep_model == pytest.approx((3_935_424 + stored) / 3_935_424)
+
+
+def test_both_sides_of_a_tied_pair_replace_the_matrix_they_share(tmp_path):
+    sweep = {"mode": "together", "weights": "[head, embed]", "rank": "{rank: 8}", "layers": "all"}
+    _, row = ok_rows(run(write_suite(tmp_path, reducers="[svd]", **sweep), tmp_path / "out"))
+    stored = 2 * 8 * (2048 + 192)
+    assert row.keep_model == pytest.approx((3_935_424 - 2048 * 192 + stored) / 3_935_424)
 
 
 def test_rows_of_a_plugin_as_it_was_stay_on_file_but_leave_the_plan(tmp_path):

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrbench.errors import InputError
-from lrbench.store import RunDirectory, Score, open_run
+from lrbench.scores import Score
+from lrbench.store import RunDirectory, open_run
 from tests.synthetic_run import demo_run, edit, row
 
 
@@ -21,6 +22,12 @@ def test_rows_come_back_as_they_were_written(tmp_path):
     )
     run.append(written)
     assert run.rows() == {"a": written}
+
+
+def test_a_setting_is_said_in_words():
+    assert row("a", requested={"keep": 0.5}).setting == "keep 0.5"
+    assert row("a", requested={"rank": 64}).setting == "rank 64"
+    assert row("base").setting == ""
 
 
 def test_a_row_uses_the_names_of_the_schema(tmp_path):

@@ -269,6 +269,9 @@ def test_where_the_factors_are_wrong_only_that_is_reported():
         ({"promises": frozenset({"fast"})}, "promises holds ['fast']"),
         ({"needs": frozenset({"luck"})}, "needs holds ['luck']"),
         ({"max_rank": lambda self, shape: min(shape) // 2}, "max_rank gives 0"),
+        ({"promises": None}, "TypeError"),
+        ({"needs": [["luck"]]}, "TypeError"),
+        ({"name": None}, "TypeError"),
     ],
 )
 def test_a_reducer_that_is_declared_wrongly_is_told_so(declared, detail):
@@ -325,6 +328,41 @@ def test_a_reducer_that_cannot_be_made_or_does_nothing_is_a_failed_check_not_a_c
     ]
     failed = [result for result in check_reducer(Empty) if not result.passed]
     assert [result.detail for result in failed] == ["NotImplementedError: Empty overrides neither reduce nor prepare"]
+
+
+@pytest.mark.parametrize("method", ["dense", "apply", "check", "tensors", "shape", "rank", "stored_numbers"])
+@pytest.mark.parametrize("error", [ZeroDivisionError, StopIteration, AttributeError, LookupError])
+def test_factors_of_a_plugins_own_that_raise_are_a_failed_check_not_a_crash(method, error):
+    def out_of_luck(self, *args):
+        raise error("out of luck")
+
+    given = getattr(lrbench.LowRank, method)
+    body = property(out_of_luck) if isinstance(given, property) else out_of_luck
+    Unlucky = type("Unlucky", (lrbench.LowRank,), {method: body})
+
+    class Makes(Sound):
+        def reduce(self, weight, rank, context):
+            factors = super().reduce(weight, rank, context)
+            return Unlucky(factors.left, factors.right)
+
+    failed = [result for result in check_reducer(Makes) if not result.passed]
+    assert failed
+    assert all(f"{error.__name__}: out of luck" in result.detail for result in failed)
+
+
+def test_a_dense_matrix_of_another_shape_is_not_compared_by_broadcasting():
+    class Row(lrbench.LowRank):
+        def dense(self):
+            return super().dense()[:1]
+
+    class Makes(Sound):
+        def reduce(self, weight, rank, context):
+            factors = super().reduce(weight, rank, context)
+            return Row(factors.left, factors.right)
+
+    [applied] = [result for result in check_reducer(Makes) if "apply to a token" in result.name]
+    assert not applied.passed
+    assert "is not" in applied.detail
 
 
 def test_a_result_better_than_the_optimum_is_found_out():

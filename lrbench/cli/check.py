@@ -1,4 +1,4 @@
-"""`lrbench check SUITE...`: validate, and print the plan: slots found and not found, cells, documents, tokens."""
+"""`lrbench check SUITE...`: validate, and print the plan: slots found and not found, documents, cells."""
 
 from __future__ import annotations
 
@@ -74,8 +74,7 @@ def _print_plan(plan: Plan) -> None:
     lines: dict[tuple[str, str, str], list[Cell]] = {}
     for cell in plan.cells:
         if cell.method is not None and cell.mode is not None:
-            setting = ", ".join(f"{kind} {value:g}" for kind, value in cell.requested.items())
-            lines.setdefault((cell.method.label, cell.mode, setting), []).append(cell)
+            lines.setdefault((cell.method.label, cell.mode, cell.setting), []).append(cell)
     impossible = {id(cell): reason for cell, reason in plan.impossible()}
     for (label, mode, setting), cells in sorted(lines.items()):
         possible = [cell for cell in cells if id(cell) not in impossible and not cell.skip]

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     if args.top is not None:
         board = board.top(args.top)
     if args.output is not None:
-        _write(args.output, _text(board, args.format))
+        write(args.output, _text(board, args.format))
         return 0
     _print(board, args.format)
     sys.stdout.flush()  # a closed pipe shows here, where the command line knows what to do about it
@@ -83,7 +83,7 @@ def _print(board: Leaderboard, name: str) -> None:
         sys.stdout.write(_text(board, name))
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
     """Writes a file in one step: a reader sees the old one or the new one."""
     from lrbench.errors import InputError
 

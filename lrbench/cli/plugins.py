@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
@@ -118,7 +117,9 @@ def run_show(args: argparse.Namespace) -> int:
 
 def run_new(args: argparse.Namespace) -> int:
     """Writes NAME.py and test_NAME.py; never over a file that is there."""
-    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", args.name):
+    from lrbench.reducer import NAME
+
+    if not NAME.fullmatch(args.name) or not args.name[0].isalpha():
         raise InputError(
             f"{args.name!r} cannot be a reducer's name; use lower-case words joined by hyphens: top-columns"
         )
@@ -138,7 +139,7 @@ def run_new(args: argparse.Namespace) -> int:
     test.write_text(TEST.substitute(names))
     print(f"wrote {file} and {test}")
     print(f"  lrbench plugins test {file}")
-    print(f"  lrbench run quickstart --plugin {file} --set 'reducers=[svd, {args.name}]'")
+    print(f"  lrbench run quickstart --plugin {file} --set 'reducers=[{args.name}]'")
     return 0
 
 

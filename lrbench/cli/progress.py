@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lrbench.leaderboard import mean_score
+from lrbench.measured import Overall, unpaired
 from lrbench.store import Row
 
 
@@ -22,7 +22,7 @@ class TerminalProgress:
         self._bar: Progress | None = None
         self._task: Any = None
         self._best: tuple[float, str] | None = None
-        self._tasks: Collection[str] = ()
+        self._subtasks: Mapping[str, Sequence[str]] = {}
         self._done = self._total = 0
         self._last_line = 0.0
 
@@ -44,9 +44,9 @@ class TerminalProgress:
         """Says what is going on."""
         self._console.print(f"[dim]{escape(message)}[/dim]", highlight=False)
 
-    def planned(self, model: str, cells: int, reused: int, tasks: Collection[str]) -> None:
-        """Starts counting a model's cells; a row's score is its mean accuracy over `tasks`."""
-        self._tasks = tasks
+    def planned(self, model: str, cells: int, reused: int, tasks: Mapping[str, Sequence[str]]) -> None:
+        """Starts counting a model's cells; a row's score is the leaderboard's, over `tasks` (with their subtasks)."""
+        self._subtasks = tasks
         self._total, self._done, self._best = cells - reused, 0, None
         already = f", {reused} already there" if reused else ""
         self.note(f"{model}: {cells} cells{already}")
@@ -58,11 +58,8 @@ class TerminalProgress:
         self._done += 1
         if row.status == "failed":
             self._console.print(f"[red]failed[/red] {escape(_name(row))}: {escape(row.reason or '')}", highlight=False)
-        score = mean_score(row, self._tasks)
-        if row.status == "ok" and row.reducer is not None and score is not None and (
-            self._best is None or score > self._best[0]
-        ):  # fmt: skip
-            self._best = (score, _name(row))
+        if row.status == "ok" and row.reducer is not None:
+            self._compete(row)
         if self._bar is not None:
             best = f"best {self._best[0]:.3f} {self._best[1]}" if self._best else ""
             self._bar.update(self._task, advance=1, best=escape(best))
@@ -71,10 +68,19 @@ class TerminalProgress:
             best = f", best {self._best[0]:.3f} ({self._best[1]})" if self._best else ""
             self._console.print(f"{self._done} of {self._total} cells{best}", highlight=False)
 
+    def _compete(self, row: Row) -> None:
+        overall = Overall.of_row(row, self._subtasks)
+        score = overall.score(unpaired(row))
+        if score is None:
+            return
+        if self._best is None or (
+            score.value > self._best[0] if overall.higher_is_better else score.value < self._best[0]
+        ):
+            self._best = (score.value, _name(row))
+
 
 def _name(row: Row) -> str:
     if row.label is None:
         return "unedited"
-    setting = " ".join(f"{kind} {value:g}" for kind, value in row.requested.items())
     where = row.edits[0].weight if len(row.edits) == 1 else f"{len(row.edits)} weights" if row.edits else ""
-    return " ".join(part for part in (row.label, setting, where) if part)
+    return " ".join(part for part in (row.label, row.setting, where) if part)

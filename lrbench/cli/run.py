@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lrbench.evaluate import ENGINES
+
 if TYPE_CHECKING:
     from lrbench.registry import Registry
 
@@ -47,7 +49,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="run directory (default results/local/SUITE-HASH)")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1 ... (default: the suite's, else the GPU)")
     add_suite_options(parser)
-    parser.add_argument("--engine", choices=["frozen", "harness"], default="frozen",
+    parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0],
                         help="frozen: requests are built once; harness: lm-eval's own evaluator per cell")  # fmt: skip
     parser.add_argument("--force", action="store_true", help="score every cell again")
     parser.add_argument("--retry-failed", action="store_true", help="try failed cells again")
@@ -61,9 +63,10 @@ def run(args: argparse.Namespace) -> int:
         from lrbench.cli import check
 
         return check.show(args.suite, args)
+    from lrbench.cli.leaderboard import write
     from lrbench.cli.progress import TerminalProgress
     from lrbench.leaderboard import build
-    from lrbench.render import terminal
+    from lrbench.render import renderer, terminal
     from lrbench.run import run_suite
     from lrbench.suite import load_suite
 
@@ -80,6 +83,9 @@ def run(args: argparse.Namespace) -> int:
         done = f"the rows so far are in {out}; the same command goes on where it stopped"
         print(f"lrbench: interrupted; {done}", file=sys.stderr)
         return INTERRUPTED
-    terminal.show(build([result.directory]))
+    board = build([result.directory])
+    for name, suffix in (("markdown", "md"), ("csv", "csv"), ("json", "json")):
+        write(out / f"leaderboard.{suffix}", renderer(name)(board))
+    terminal.show(board)
     print(result.summary())
     return 0 if not result.failed else 1

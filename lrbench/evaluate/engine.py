@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from lrbench.errors import LrbenchError
-from lrbench.store import Score
+from lrbench.scores import Score
 
 
 @dataclass(frozen=True)

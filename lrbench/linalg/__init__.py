@@ -14,7 +14,7 @@ from lrbench.linalg.pivots import (
     weighted_sample,
 )
 from lrbench.linalg.refit import Core, RowRefit, solve_upper
-from lrbench.linalg.sketch import gaussian, range_finder, spawn
+from lrbench.linalg.sketch import gaussian, range_finder
 from lrbench.linalg.spectrum import Spectrum, optimal_errors
 
 __all__ = [
@@ -35,7 +35,6 @@ __all__ = [
     "pivoted_cholesky",
     "range_finder",
     "solve_upper",
-    "spawn",
     "tail_errors",
     "weighted_sample",
 ]

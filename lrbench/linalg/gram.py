@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 #: Relative tail error ‖W − W_k‖ / ‖W‖ under which a float64 Gram no longer tells the tail from rounding: squaring
-#: leaves half of float64's sixteen digits, and sums over thousands of directions take some of those. Measured at the
-#: gate: 1.014 of the optimum (1024×4096); use an SVD or QR of W itself below it.
+#: leaves half of float64's sixteen digits, and sums over thousands of directions take some of those. Below it, use an
+#: SVD or QR of W itself. On both sides tests/test_linalg.py holds the errors to within two percent of the optimum.
 GATE = 1e-6
 
 

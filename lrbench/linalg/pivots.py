@@ -19,20 +19,28 @@ class RowPivots:
         order: (r,) positions.
         errors: r + 1 floats, ‖W − W_I⁺-fit‖_F with the first k = 0 ... r rows kept and least-squares coefficients.
         factor: (t, m) Lᵀ of the Gram's pivoted Cholesky for the first t rows, those above the accuracy gate.
+        trusted: t, the largest rank whose coefficients the factor gives.
     """
 
     order: Tensor
     errors: list[float]
     factor: Tensor
 
-    def coefficients(self, k: int, others: Tensor) -> Tensor | None:
-        """Least-squares coefficients of rows `others` on the first k pivots; None where the Gram is not to be trusted.
+    @property
+    def trusted(self) -> int:  # noqa: D102  (documented with the attributes)
+        return len(self.factor)
+
+    def coefficients(self, k: int, others: Tensor) -> Tensor:
+        """Least-squares coefficients of the rows `others` on the first k pivots: one triangular solve.
 
         Returns:
-            (len(others), k) float64: one triangular solve with the leading block.
+            (len(others), k) float64.
+
+        Raises:
+            ValueError: k is above `trusted`; `RowRefit` serves there.
         """
-        if k > len(self.factor):
-            return None
+        if k > self.trusted:
+            raise ValueError(f"the Gram gives coefficients up to rank {self.trusted}, not {k}; use RowRefit")
         lead = self.factor[:k].index_select(1, self.order[:k]).triu()  # (k, k) L_kᵀ
         rest = self.factor[:k].index_select(1, others)  # (k, m - k)
         return torch.linalg.solve_triangular(lead, rest, upper=True).T
@@ -113,8 +121,8 @@ def lupp_pivots(Y: Tensor, rank: int) -> Tensor:
     Returns:
         (rank,) different positions.
 
-    Source: Dong, Martinsson, "Simpler is better", 2021 (arXiv 2104.05877), algorithm 3; Sorensen, Embree, "A DEIM
-    induced CUR factorization", 2016 (arXiv 1407.5516), section 3.
+    Source: Dong, Martinsson, "Simpler is better", 2021 (arXiv 2104.05877); Sorensen, Embree, "A DEIM
+    induced CUR factorization", 2016 (arXiv 1407.5516).
     """
     # The plain lu_factor refuses a singular sketch; its pivots are good all the same.
     swaps = torch.linalg.lu_factor_ex(Y).pivots.tolist()  # LAPACK's: row i was exchanged with row swaps[i] - 1

@@ -22,12 +22,6 @@ def gaussian(size: int, columns: int, generator: torch.Generator, like: Tensor) 
     return torch.cat(blocks)[:columns].T.to(device=like.device, dtype=like.dtype)
 
 
-def spawn(generator: torch.Generator, count: int) -> list[torch.Generator]:
-    """Independent CPU generators, so that how much is drawn from one does not shift what another gives."""
-    seeds = torch.randint(2**62, (count,), generator=generator).tolist()
-    return [torch.Generator(device="cpu").manual_seed(seed) for seed in seeds]
-
-
 def range_finder(W: Tensor, columns: int, power_iterations: int, generator: torch.Generator) -> Tensor:
     """Q (m, columns), orthonormal, whose span nearly holds that of W's leading singular vectors.
 

@@ -30,7 +30,8 @@ class LoadedModel:
     Attributes:
         label: how tables name it.
         source: bundled name, path or hub id, with revision, for the manifest.
-        weight_hash: SHA-256 of names, shapes, dtypes and bytes of all parameters and buffers.
+        weight_hash: SHA-256 of names, shapes, dtypes and bytes of all parameters and persistent buffers.
+        config_hash: SHA-256 of what else makes the model compute what it does: its configuration, and its generation's.
     """
 
     label: str
@@ -39,6 +40,7 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     inventory: Inventory
     weight_hash: str
+    config_hash: str
     device: torch.device
     dtype: torch.dtype
 
@@ -48,24 +50,23 @@ def bundled() -> dict[str, Path]:
     return {"almanac": Path(__file__).parent / "almanac" / "checkpoint"}
 
 
-def load(spec: ModelSpec, device: str | None = None, dtype: str | None = None) -> LoadedModel:
+def load(spec: ModelSpec, device: str | None = None) -> LoadedModel:
     """Loads a model, its tokenizer and its slots.
 
     Args:
         spec: what the suite says.
-        device, dtype: from the command line; they win over the suite's.
+        device: from the command line; it wins over the suite's.
 
     Raises:
         ModelError: the name is unknown, nothing loadable is there, the hub cannot be reached, or the device is not.
     """
     where, revision = _place(spec)
     target = choose_device(device or spec.device)
-    wanted = dtype or spec.dtype
     try:
         with _quietly():
             tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
             model = AutoModelForCausalLM.from_pretrained(
-                where, revision=revision, dtype="auto" if wanted == "auto" else DTYPES[wanted]
+                where, revision=revision, dtype="auto" if spec.dtype == "auto" else DTYPES[spec.dtype]
             )
         model = model.to(target).eval()  # type: ignore[arg-type]
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError, ...
@@ -79,6 +80,7 @@ def load(spec: ModelSpec, device: str | None = None, dtype: str | None = None) -
         tokenizer=tokenizer,
         inventory=find_slots(model),
         weight_hash=weight_hash(model),
+        config_hash=config_hash(model),
         device=target,
         dtype=model.dtype,
     )
@@ -121,6 +123,15 @@ def weight_hash(model: torch.nn.Module) -> str:
         for chunk in flat.split(1 << 28):  # a quarter of a GiB at a time, so that no second model is made on the CPU
             digest.update(chunk.cpu().numpy())
     return digest.hexdigest()
+
+
+def config_hash(model: PreTrainedModel) -> str:
+    """SHA-256 (hex) of the configuration: position encodings, norms, windows, scalings, and how text is generated."""
+    names = ("_name_or_path", "architectures", "dtype", "transformers_version")
+    config = {key: value for key, value in model.config.to_diff_dict().items() if key not in names}
+    generation = model.generation_config.to_diff_dict() if model.generation_config is not None else {}
+    generation.pop("transformers_version", None)
+    return hashlib.sha256(json.dumps([config, generation], sort_keys=True, default=str).encode()).hexdigest()
 
 
 @contextmanager

@@ -38,14 +38,14 @@ class WeightSlot:
         about: what a reducer is told (name, layer, role, shape).
         module, parameter: where the tensor lives: `getattr(module, parameter)`.
         layout: how the matrix lies in that tensor.
-        tied: another module uses the same tensor, so an edit adds numbers to the model instead of replacing them.
+        users: how many modules use the same tensor. Of a tied one, the original stays in use until all are edited.
     """
 
     about: Slot
     module: nn.Module = field(repr=False)
     parameter: str = "weight"
     layout: Layout = field(default_factory=Layout, repr=False)
-    tied: bool = False
+    users: int = 1
 
     @property
     def name(self) -> str:
@@ -135,11 +135,11 @@ def find_slots(model: nn.Module) -> Inventory:
     blocks_name, blocks = _decoder_blocks(model)
     names = {id(module): name for name, module in model.named_modules()}
     embed, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
-    owners: dict[int, int] = {}  # how many modules hold each parameter
+    users: dict[int, int] = {}  # how many modules hold each parameter
     for module in model.modules():
         for parameter in module._parameters.values():
             if parameter is not None:
-                owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+                users[id(parameter)] = users.get(id(parameter), 0) + 1
 
     slots: list[WeightSlot] = []
     left_out: list[tuple[str, str]] = []
@@ -154,7 +154,7 @@ def find_slots(model: nn.Module) -> Inventory:
             return
         out_features, in_features = layout.view(parameter).shape
         about = Slot(name=name, layer=layer, role=role, shape=(out_features, in_features))
-        slots.append(WeightSlot(about, module, "weight", layout, tied=owners[id(parameter)] > 1))
+        slots.append(WeightSlot(about, module, "weight", layout, users=users[id(parameter)]))
 
     for layer, block in enumerate(blocks):
         for path, module in block.named_modules():

@@ -10,15 +10,16 @@ from lrbench.leaderboard import Entry, Leaderboard
 from lrbench.measured import Measured
 from lrbench.render.text import clean
 
-_PARTS = ("value", "stderr", "n", "delta", "delta_stderr")
+_PARTS = ("value", "stderr", "n", "delta", "delta_stderr", "significant")
 
 
 def render(board: Leaderboard) -> str:
     """A header and a line a cell; failed and skipped ones last, with `status` and `reason`.
 
-    The metrics of a task stand under `TASK:METRIC`, `TASK:METRIC:stderr`, `:n`, `:delta` (from the unedited model) and
-    `:delta_stderr` (paired); shares are fractions, not percent. Fields without a value are empty. Text that a
-    spreadsheet would take for a formula gets a leading apostrophe.
+    The metrics of a task stand under `TASK:METRIC`, `TASK:METRIC:stderr`, `:n`, `:delta` (from the unedited model),
+    `:delta_stderr` (paired) and `:significant` (whether chance is an unlikely cause of it); shares are fractions, not
+    percent. Fields without a value are empty. Text that a spreadsheet would take for a formula gets a leading
+    apostrophe.
     """
     fixed = [column.name for column in board.columns if not column.task and column.name != "score"]
     entries = [*board.entries, *board.failures]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lrbench.leaderboard import Column, Entry, Leaderboard
 from lrbench.measured import Measured
-from lrbench.render.text import FRONT, PARETO, clean, headings, pieces, plain, units
+from lrbench.render.text import FRONT, PARETO, clean, headings, pieces, plain, remarks, units
 
 
 def render(board: Leaderboard) -> str:
@@ -27,8 +27,8 @@ def render(board: Leaderboard) -> str:
             cells.append(f"**{text}**" if strong else text)
         lines.append(_line([PARETO if entry.pareto else "", *cells]))
     lines += ["", f"{escape(units(columns))} Bold: the best of its setting. {escape(FRONT)}"]
-    if board.left_out:
-        lines += ["", f"{board.left_out} more rows are left out here."]
+    for remark in remarks(board):
+        lines += ["", remark]
     if board.failures:
         lines += ["", f"Not scored ({len(board.failures)}):", ""]
         lines += [_line(["model", "method", "setting", "edited", "status", "reason"]), _line([":--"] * 6)]

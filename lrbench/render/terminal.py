@@ -15,7 +15,7 @@ from rich.text import Text
 
 from lrbench.leaderboard import Column, Entry, Leaderboard, Value
 from lrbench.measured import Measured
-from lrbench.render.text import FRONT, PARETO, STYLES, clean, headings, pieces, plain, shared_prefix, units
+from lrbench.render.text import FRONT, PARETO, STYLES, clean, headings, pieces, plain, remarks, shared_prefix, units
 
 # What goes first where the terminal is narrow; the tasks themselves, from the right, go after all of these.
 _SUBTASKS, _ERRORS, _DELTAS = "subtasks", "standard errors", "differences"
@@ -194,8 +194,8 @@ class _Page:
         if hidden:
             note = "Hidden for want of width: {}; --format markdown or csv has all."
             yield Text(note.format(", ".join(hidden)), style="italic")
-        if self.board.left_out:
-            yield Text(f"{self.board.left_out} more rows are left out here.", style="italic")
+        for remark in remarks(self.board):
+            yield Text(remark, style="italic")
 
     def _failures(self) -> Iterator[Text | Table]:
         yield Text(f"Not scored ({len(self.board.failures)})", style="bold")

@@ -21,8 +21,12 @@ _UNITS = {
     "optimum": "opt.: the least error that any matrix of that rank has",
     "decompose": "time: seconds of decomposition",
 }
-STYLES = "Δ is coloured where it exceeds two of its own standard errors. Bold: the best of its setting."
-FRONT = f"{PARETO} Pareto-optimal: no other row keeps less and scores more."
+STYLES = (
+    "Δ is green (better) or red (worse) where chance is an unlikely cause: for answers that are right or wrong, by an "
+    "exact sign test at 5 % (McNemar) of those that changed; else, beyond two of its standard errors over at least "
+    "30 documents. Bold: the best of its setting."
+)
+FRONT = f"{PARETO} Pareto-optimal: no other row scored on the same documents keeps less and scores more."
 
 _ESCAPE_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b.")
 
@@ -40,6 +44,17 @@ def units(columns: Iterable[Column]) -> str:
     known = {**_UNITS, "keep_model": "keep model: numbers stored over dense ones"} if "keep" not in names else _UNITS
     scores = "Accuracies in %, ± one standard error, signed: the difference (Δ) from the unedited model"
     return "; ".join([scores, *(known[name] for name in names if name in known)]) + "."
+
+
+def remarks(board: Leaderboard) -> list[str]:
+    """What must be known of this table's rows: which were scored elsewhere, how many are not shown."""
+    found = []
+    if board.elsewhere:
+        rows = "1 row was" if board.elsewhere == 1 else f"{board.elsewhere} rows were"
+        found.append(f"{rows} scored in another environment than the unedited model.")
+    if board.left_out:
+        found.append(f"{board.left_out} more rows are left out here.")
+    return found
 
 
 def pieces(column: Column, value: Value) -> tuple[str, str, str]:

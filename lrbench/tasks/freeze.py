@@ -6,6 +6,7 @@ weights. Here it is done once, by lm-eval's own code, and the token ids are kept
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import inspect
 import json
@@ -101,6 +102,18 @@ class FrozenRequests:
             }
             for name, task in self.tasks.items()
         }
+
+    def definition(self) -> dict[str, Any]:
+        """What defines the scores beside the weights: each task's version and hashes, each group's way to aggregate."""
+        tasks = {name: [str(self.tasks[name].task.VERSION), hashes] for name, hashes in self.hashes().items()}
+        groups = {
+            name: [
+                [task.task_name for task in group.get_all_tasks()],
+                [dataclasses.asdict(metric) for metric in group.aggregate_metric_list or ()],
+            ]
+            for name, group in self.groups.items()
+        }
+        return {"tasks": tasks, "groups": _hash([groups])}
 
     def describe(self) -> dict[str, Any]:
         """For the manifest: each task's hashes, sizes and metrics (metric -> higher is better), each group's tasks."""
@@ -221,8 +234,10 @@ def _rolling_windows(text: str, lm: HFLM) -> list[Pair]:
 def _check_pairs(frozen: FrozenTask, asked: list[Instance], pairs: list[Pair], longest: int) -> None:
     for instance, (_, context, continuation) in zip(asked, pairs, strict=True):
         where = f"task {frozen.name!r}, document {instance.doc_id}"
-        if not continuation or not context:
+        if not continuation:
             raise TaskError(f"{where}: an empty continuation cannot be scored; give every choice some text")
+        if not context:
+            raise TaskError(f"{where}: a continuation after nothing cannot be scored; give the prompt some text")
         if len(continuation) > longest:
             raise TaskError(
                 f"{where}: a continuation of {len(continuation)} tokens does not fit the model's {longest}; "

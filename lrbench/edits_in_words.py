@@ -5,12 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from lrbench.models.roles import GROUPS
 from lrbench.store import Edit
-
-_GROUPS = {
-    "attn": ("attn.q", "attn.k", "attn.v", "attn.o"),
-    "mlp": ("mlp.gate", "mlp.up", "mlp.down"),
-}
 
 
 def describe(edits: Sequence[Edit], blocks: int | None = None) -> str:
@@ -68,7 +64,9 @@ def _root_mean_square(errors: Sequence[tuple[float, tuple[int, int]]]) -> float 
 def _roles(roles: Iterable[str]) -> str:
     left = set(roles)
     words = []
-    for group, members in _GROUPS.items():
+    for group, members in GROUPS.items():
+        if group == "all":  # the others together
+            continue
         if left.issuperset(members):
             words.append(group)
             left.difference_update(members)

@@ -1,0 +1,79 @@
+"""What a run was asked to do, and with what: `manifest.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import lrbench
+from lrbench.models.slots import count_numbers
+from lrbench.store import RunDirectory
+from lrbench.suite import Suite
+
+if TYPE_CHECKING:
+    from lrbench.evaluate.bound import BoundEngine
+    from lrbench.models.load import LoadedModel
+    from lrbench.plan import Method
+    from lrbench.registry import Registry
+    from lrbench.tasks.load import TaskSet
+
+
+class Manifest:
+    """A run's manifest, kept on disk model by model.
+
+    What an earlier run of the same suite wrote about a model stays until this one comes to it, so that a run that
+    fails on the way takes nothing from the tables.
+    """
+
+    def __init__(self, directory: RunDirectory, suite: Suite, methods: Sequence[Method], registry: Registry) -> None:
+        self._directory = directory
+        earlier = directory.manifest() if directory.manifest_file.exists() else {}
+        labels = [spec.display_name for spec in suite.models]
+        kept = {model["label"]: model for model in earlier.get("models", ())}
+        self._models: dict[str, dict[str, Any]] = {label: kept[label] for label in labels if label in kept}
+        self._labels = labels
+        self._content: dict[str, Any] = {
+            "schema": 1,
+            "lrbench": lrbench.__version__,
+            "suite": suite.resolved(),
+            "suite_hash": suite.hash,
+            "tasks": earlier.get("tasks", []),
+            "reducers": [_of_method(method, registry) for method in methods],
+        }
+
+    def add_model(
+        self, loaded: LoadedModel, tasks: TaskSet, engine: BoundEngine, cells: list[str], *, at_work: bool
+    ) -> None:
+        """Writes what is known of a model before its cells are scored.
+
+        Args:
+            cells: hashes of all its cells, in the order of the plan.
+            at_work: the engine has cells to score; else the entry of the one that scored them stays.
+        """
+        earlier = self._models.get(loaded.label, {})
+        self._models[loaded.label] = {
+            "label": loaded.label,
+            **loaded.source,
+            "weight_hash": loaded.weight_hash,
+            "config_hash": loaded.config_hash,
+            "dtype": str(loaded.dtype).removeprefix("torch."),
+            "numbers": count_numbers(loaded.model),
+            "blocks": len(loaded.inventory.blocks),
+            "engine": engine.describe() if at_work or "engine" not in earlier else earlier["engine"],
+            "cells": cells,
+        }
+        self._content["tasks"] = [{"task": name, "subtasks": parts} for name, parts in tasks.named.items()]
+        models = [self._models[label] for label in self._labels if label in self._models]
+        cells_of_all = [cell for model in models for cell in model["cells"]]
+        self._directory.write_manifest({**self._content, "models": models, "cells": cells_of_all})
+
+
+def _of_method(method: Method, registry: Registry) -> dict[str, Any]:
+    name = method.reducer.name
+    return {
+        "label": method.label,
+        "reducer": name,
+        "params": dict(method.params),
+        "source": registry.source(name),
+        "source_hash": method.source_hash,
+    }
