@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import lrbench
 from lrbench.environment import environment
 from lrbench.errors import InputError, LrbenchError
-from lrbench.evaluate import make_engine
+from lrbench.evaluate import ENGINES, make_engine
 from lrbench.evaluate.bound import BoundEngine
 from lrbench.evaluate.engine import Engine, Job, Outcome
 from lrbench.models.edit import edited
@@ -106,7 +106,7 @@ def run_suite(
     *,
     progress: Progress,
     device: str | None = None,
-    engine: str = "frozen",
+    engine: str = ENGINES[0],
     force: bool = False,
     retry_failed: bool = False,
 ) -> RunResult:
@@ -118,7 +118,7 @@ def run_suite(
         out: the run's directory; made where missing.
         progress: told what happens.
         device: instead of the suite's.
-        engine: `frozen` or `harness`; how cells are scored, not what they score.
+        engine: one of `ENGINES`; how cells are scored, not what they score.
         force: score again what has a row.
         retry_failed: score again what has a failed row.
 
@@ -144,7 +144,7 @@ def run_suite(
             plan = make_plan(suite, loaded.inventory, built)
             progress.note("building requests")
             tasks = load_tasks(suite.tasks, suite.task_paths, notify=progress.note)
-            scorer = make_engine(engine, loaded, tasks, spec, suite.batch_size)
+            scorer = make_engine(engine, loaded, tasks, spec, suite.batch_size, progress.note)
             setting = _setting(suite, loaded, spec, scorer)
             keys = {id(cell): cell.digest(**setting) for cell in plan.cells}
             _describe(manifest, loaded, tasks, scorer, keys, plan)

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lrbench.evaluate import ENGINES
+
 if TYPE_CHECKING:
     from lrbench.registry import Registry
 
@@ -47,8 +49,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="run directory (default results/local/SUITE-HASH)")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1 ... (default: the suite's, else the GPU)")
     add_suite_options(parser)
-    parser.add_argument("--engine", choices=["frozen", "harness"], default="frozen",
-                        help="frozen: requests are built once; harness: lm-eval's own evaluator per cell")  # fmt: skip
+    parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0],
+                        help="sweep: each cell from its first edited block on; frozen: lm-eval's forward passes on "
+                             "requests built once; harness: lm-eval's own evaluator per cell")  # fmt: skip
     parser.add_argument("--force", action="store_true", help="score every cell again")
     parser.add_argument("--retry-failed", action="store_true", help="try failed cells again")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop, as `lrbench check`")

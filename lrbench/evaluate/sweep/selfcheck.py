@@ -1,0 +1,143 @@
+"""The self-check: a few queries, chosen to be hard, scored by the plain model and by the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from lrbench.evaluate.sweep.batches import Batch, Layout, make_batches
+from lrbench.evaluate.sweep.frontier import Frontier
+from lrbench.evaluate.sweep.passes import Passes
+from lrbench.evaluate.sweep.queries import Query
+from lrbench.evaluate.sweep.scoring import Tally, predictions
+from lrbench.evaluate.sweep.trees import Tree
+
+ASKED = 64  # predictions a query, at most: with all of a long window's, the plain model's logits would fill the memory
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What may differ.
+
+    Attributes:
+        entering: what enters the head, as a share of its norm. The sharper test: where a model's logits hardly depend
+            on the context, log-likelihoods agree although the wrong tokens were attended to.
+        absolute, relative: of a query's log-likelihood; the larger of the two counts.
+    """
+
+    entering: float
+    absolute: float
+    relative: float
+
+
+TOLERANCES = {
+    torch.float64: Tolerance(1e-6, 1e-6, 1e-6),
+    torch.float32: Tolerance(1e-3, 1e-3, 1e-4),
+    torch.float16: Tolerance(2e-2, 0.5, 2e-2),
+    torch.bfloat16: Tolerance(8e-2, 2.0, 5e-2),
+}
+
+
+@dataclass(frozen=True)
+class Plain:
+    """What the plain model says of one query: what enters its head at the asked positions, and its log-likelihood."""
+
+    entering: torch.Tensor
+    loglikelihood: float
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The largest differences over all queries and block boundaries, and whether they are tolerable.
+
+    Attributes:
+        exact: starting at a later block changed nothing, to the last bit.
+    """
+
+    entering: float
+    loglikelihood: float
+    passed: bool
+    exact: bool
+
+
+def choose(queries: Sequence[Query], trees: Sequence[Tree]) -> list[Query]:
+    """The longest query (past any sliding window, if one is), the longest and the bushiest tree, the shortest few."""
+    forked = [tree for tree in trees if not tree.chain]
+    chosen: dict[int, None] = {max(range(len(queries)), key=lambda index: len(queries[index].tokens)): None}
+    for tree in (
+        *sorted(forked, key=lambda tree: -tree.size)[:1],
+        *sorted(forked, key=lambda tree: -len(tree.asked) / tree.size)[:1],
+    ):
+        chosen.update((index, None) for index, _ in tree.asked[:4])
+    for tree in sorted(trees, key=lambda tree: tree.size)[:3]:
+        chosen.update((index, None) for index, _ in tree.asked[:2])
+    return [queries[index].last(ASKED) for index in chosen]
+
+
+@torch.no_grad()
+def plainly(model: PreTrainedModel, query: Query) -> Plain:
+    """Scores one query by itself, without a mask, without padding, with nothing standing aside."""
+    entering: list[torch.Tensor] = []
+    head: nn.Module = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _module, args: entering.append(args[0]))
+    asked = len(query.targets)
+    try:
+        logits = model(torch.from_numpy(query.tokens)[None].to(model.device)).logits[0, -asked:].float()
+    finally:
+        hook.remove()
+    targets = torch.from_numpy(query.targets).to(logits.device)
+    loglikelihood = logits.log_softmax(-1).gather(1, targets[:, None]).double().sum()
+    return Plain(entering[0][0, -asked:], float(loglikelihood))
+
+
+def compare(
+    passes: Passes, queries: Sequence[Query], plain: Sequence[Plain], layout: Layout, tolerance: Tolerance
+) -> Compared:
+    """Scores `queries` from several block boundaries on and holds the answers against `plain`.
+
+    Raises:
+        Exception: whatever the model raises where it does not take the mask, or blocks that stand aside.
+    """
+    order = sorted(range(len(queries)), key=lambda index: queries[index].key)
+    batches = make_batches(queries, order, layout, passes.model.device)
+    passes.record(batches[0])
+    blocks = len(passes.blocks)
+    entering = loglikelihood = 0.0
+    passed = exact = True
+    first: list[torch.Tensor] = []
+    frontier = Frontier(passes)
+    for start in sorted({0, 1, blocks // 2, blocks - 1, blocks} if passes.resume else {0}):
+        states = frontier.at(batches, start)
+        tally = Tally(len(queries))
+        for index, (batch, state) in enumerate(zip(batches, states, strict=True)):
+            if start:
+                _other_tokens(passes, batch)
+            found = passes.asked(batch, start, state)
+            if not start:
+                first.append(found)
+            exact = exact and torch.equal(found, first[index])
+            tally.add(batch, *predictions(passes, batch, found))
+            for owner in batch.owners.unique().tolist():
+                mine = found[batch.entries[(batch.owners == owner).to(batch.entries.device)]]
+                distance = torch.linalg.vector_norm((mine - plain[owner].entering).float())
+                share = float(distance / torch.linalg.vector_norm(plain[owner].entering.float()))
+                entering, passed = max(entering, share), passed and share <= tolerance.entering
+        for (answer, _), reference in zip(tally.answers(), plain, strict=True):
+            difference = abs(answer - reference.loglikelihood)
+            loglikelihood = max(loglikelihood, difference)
+            bound = max(tolerance.absolute, tolerance.relative * abs(reference.loglikelihood))
+            passed = passed and difference <= bound
+    return Compared(entering, loglikelihood, passed, exact)
+
+
+def _other_tokens(passes: Passes, batch: Batch) -> None:
+    """A whole pass over other tokens: a block that remembers what it last saw then remembers something else."""
+    rolled = Batch(
+        batch.ids.roll(1, -1), batch.depths, batch.ends, batch.asked,
+        batch.entries, batch.targets, batch.owners, batch.tokens,
+    )  # fmt: skip
+    passes.asked(rolled, 0, None)
