@@ -123,9 +123,10 @@ def compare(
             tally.add(batch, *predictions(passes, batch, found))
             for owner in batch.owners.unique().tolist():
                 mine = found[batch.entries[(batch.owners == owner).to(batch.entries.device)]]
-                distance = torch.linalg.vector_norm((mine - plain[owner].entering).float())
-                share = float(distance / torch.linalg.vector_norm(plain[owner].entering.float()))
-                entering, passed = max(entering, share), passed and share <= tolerance.entering
+                distance = float(torch.linalg.vector_norm((mine - plain[owner].entering).float()))
+                norm = float(torch.linalg.vector_norm(plain[owner].entering.float()))
+                entering = max(entering, distance / norm if norm else distance)
+                passed = passed and distance <= tolerance.entering * norm
         for (answer, _), reference in zip(tally.answers(), plain, strict=True):
             difference = abs(answer - reference.loglikelihood)
             loglikelihood = max(loglikelihood, difference)
