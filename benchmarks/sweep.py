@@ -4,8 +4,8 @@
                                [--cells all|last-third|both] [--documents N] [--quick] [--json FILE] [...]
 
 One random-weight model is loaded once for each vocabulary; tasks are synthetic, and lm-eval's own code reads them.
-docs/benchmarks.md says what each number means. `--quick` takes about a minute on two cores, and measures too little to
-quote.
+docs/benchmarks.md says what each number means. `--quick` takes about a minute on two cores, and measures too
+little to quote.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from lrbench.evaluate.hflm import make_hflm
 from lrbench.models.load import LoadedModel, choose_device
 from lrbench.suite import ModelSpec
 from lrbench.tasks.freeze import freeze
-from lrbench.tasks.load import TaskSet, load_tasks
+from lrbench.tasks.load import load_tasks
 from sweep_cells import Cell, Swept, make_cells, run_sweep
 from sweep_floor import Speed, Work, count, flops, measure
 from sweep_report import show
@@ -101,11 +101,21 @@ def _workload(
     first = next(iter(planned.values()))
     timed = [first[round(i)] for i in np.linspace(len(first) - 1, 0, min(options.lm_eval_cells, len(first)))]
     keep = {cell.key for cell in timed}
+    started = time.perf_counter()
+    spec = ModelSpec(pretrained=options.config, max_length=workload.max_length)
+    engine = make_engine(options.engine, loaded, tasks, spec)
+    setup_seconds = time.perf_counter() - started
+    _say("  speed of blocks and head")
+    speed = measure(loaded, work.longest, quick=options.quick)
     measured: dict[str, Measured] = {}
-    speed: Speed | None = None
-    for which, cells in planned.items():
-        measured[which] = _sweep(options, loaded, workload, tasks, work, cells, keep, speed)
-        speed = measured[which].speed
+    for which, cells in reversed(planned.items()):  # last third first: each sweep starts below where the engine stands
+        _say(f"  {engine.name} engine on {len(cells)} cells")
+        swept = run_sweep(engine, loaded, cells, setup_seconds, keep)
+        before = speed
+        if not options.quick:
+            speed = measure(loaded, work.longest, tokens_at_once=before.tokens_at_once)
+        measured[which] = Measured(cells, swept, before.mean_with(speed))
+    del engine  # and the states that it keeps
     lm_eval, laser = LmEvalTime(reason="left out"), None
     if "lm-eval" not in options.without:
         _say(f"  lm-eval on {len(timed)} cell(s)")
@@ -117,25 +127,8 @@ def _workload(
         laser = time_laser(loaded, checkpoint, requests, sampled=sampled, max_length=workload.max_length)
     return [
         _entry(options, loaded, workload, vocabulary, documents, which, one, work, lm_eval, laser)
-        for which, one in measured.items()
+        for which, one in reversed(measured.items())
     ]
-
-
-def _sweep(
-    options: argparse.Namespace, loaded: LoadedModel, workload: Workload, tasks: TaskSet, work: Work,
-    cells: list[Cell], keep: set[str], before: Speed | None,
-) -> Measured:  # fmt: skip
-    spec = ModelSpec(pretrained=options.config, max_length=workload.max_length)
-    started = time.perf_counter()
-    engine = make_engine(options.engine, loaded, tasks, spec)
-    setup_seconds = time.perf_counter() - started
-    if before is None:
-        _say("  speed of blocks and head")
-        before = measure(loaded, work.longest, quick=options.quick)
-    _say(f"  {engine.name} engine on {len(cells)} cells")
-    swept = run_sweep(engine, loaded, cells, setup_seconds, keep)
-    after = measure(loaded, work.longest, quick=options.quick, tokens_at_once=before.tokens_at_once)
-    return Measured(cells, swept, before.mean_with(after))
 
 
 def _entry(
@@ -149,14 +142,15 @@ def _entry(
     floor = speed.floor(work, to_run)
     per_block, per_head = flops(loaded)
     useful = sum(to_run) * work.tokens * per_block + len(cells) * work.asked * per_head
-    slope, constant = swept.line(to_run)
+    line = swept.line(cells, blocks)
+    slope, constant, frontier = line or (None, None, None)
     softmax = len(cells) * work.asked * (speed.head_seconds - speed.head_gemm_seconds)
     entry: dict[str, Any] = {
         "workload": workload.name, "about": workload.about, "vocabulary": vocabulary, "documents": documents,
         "blocks": which, "blocks_edited": sorted({cell.layer for cell in cells}), "blocks_of_model": blocks,
         "cells": len(cells), "edits_per_block": _rates(options, which),
         "setup_seconds": swept.setup_seconds, "engine_seconds": swept.seconds, "cell_seconds": swept.cell_seconds,
-        "slope": {"seconds_per_cell_and_block": slope, "seconds_per_cell": constant},
+        "slope": {"seconds_per_cell_and_block": slope, "seconds_per_cell": constant}, "frontier_seconds": frontier,
         "floor_seconds": floor, "engine_over_floor": swept.seconds / floor,
         "floor_without_softmax_seconds": floor - softmax,
         "floor_cell_and_block_seconds": speed.block_seconds(work),
@@ -186,8 +180,8 @@ def _entry(
     if laser:
         whole = laser.cell(work.requests) * len(cells)
         entry["laser"] = {**asdict(laser), "extrapolated_seconds": whole, "ratio": whole / swept.seconds}
-    if workload.name == "counterfact" and which == "all":
-        per_edit = sum(slope * n + constant for n in range(1, blocks + 1))
+    if workload.name == "counterfact" and which == "all" and line:
+        per_edit = sum(line[0] * n + line[1] for n in range(1, blocks + 1))
         seconds = per_edit * LASER_SWEEP["edits_per_block"] * LASER_SWEEP["prompts"] / documents
         entry["laser_sweep_predicted"] = {**LASER_SWEEP, "blocks": blocks, "seconds": seconds}
     return entry
@@ -219,7 +213,7 @@ def _say(message: str) -> None:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks/sweep.py", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--workload", choices=[*WORKLOADS, "all"], default="all", help="all: piqa, hellaswag, rolling")
+    parser.add_argument("--workload", choices=[*WORKLOADS, "all"], help="default: all, quick piqa")
     parser.add_argument("--vocabulary", type=int, nargs="+", help="default: 8192, or the configuration's own")
     parser.add_argument("--documents", type=int, help="default: the workload's (PIQA-like 1838)")
     parser.add_argument(
@@ -244,6 +238,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, help="write all figures here, too")
     options = parser.parse_args(arguments)
+    options.workload = options.workload or ("piqa" if options.quick else "all")
     options.vocabulary = options.vocabulary or [{"gptj": 50400, "llama-3.1-8b": 128256}.get(options.config, 8192)]
     options.lm_eval_cells = options.lm_eval_cells or (1 if options.quick else 2)
     return options

@@ -79,18 +79,31 @@ class Swept:
     samples: dict[str, Samples] = field(default_factory=dict)
     description: dict[str, Any] = field(default_factory=dict)
 
-    def line(self, blocks_to_run: Sequence[int]) -> tuple[float, float]:
-        """Least squares: seconds for each further block that a cell runs, and for a cell that runs none."""
-        if len(set(blocks_to_run)) < 2:
-            return float("nan"), float("nan")
-        slope, constant = np.polyfit(blocks_to_run, self.cell_seconds, 1)
-        return float(slope), float(constant)
+    def line(self, cells: Sequence[Cell], blocks: int) -> tuple[float, float, float] | None:
+        """Least squares over all cells but the first of each block, which pays for moving the frontier up to it.
+
+        Returns:
+            Seconds for each further block that a cell runs, seconds for a cell that would run none, and what the first
+            cells of the blocks took beyond that line, together. None where there are too few cells.
+        """
+        later = [i for i, cell in enumerate(cells) if i and cells[i - 1].layer == cell.layer]
+        to_run = np.array([blocks - cell.layer for cell in cells])
+        if len(set(to_run[later])) < 2:
+            return None
+        seconds = np.array(self.cell_seconds)
+        slope, constant = np.polyfit(to_run[later], seconds[later], 1)
+        beyond = np.delete(seconds - (slope * to_run + constant), later)
+        return float(slope), float(constant), float(beyond.sum())
 
 
 def run_sweep(
     engine: BoundEngine, loaded: LoadedModel, cells: Sequence[Cell], setup_seconds: float, keep: Collection[str]
 ) -> Swept:
-    """Scores all cells, block after block, as a run does; keeps the samples of the cells in `keep`.
+    """Scores all cells as a run does: block after block, unless the engine wants them all at once.
+
+    Args:
+        setup_seconds: what making the engine took.
+        keep: keys of the cells whose samples are wanted.
 
     Raises:
         LrbenchError: a cell failed.
@@ -99,10 +112,13 @@ def run_sweep(
     by_layer: dict[int, list[Job]] = {}
     for cell in cells:
         by_layer.setdefault(cell.layer, []).append(cell.job())
+    groups = list(by_layer.values())
+    if getattr(engine, "prefers_many", False):
+        groups = [[job for jobs in groups for job in jobs]]
     with _counted(loaded, swept):
         synchronize(loaded.device)
         started = time.perf_counter()
-        for jobs in by_layer.values():
+        for jobs in groups:
             for outcome in engine.score(jobs):
                 if outcome.error is not None:
                     raise outcome.error

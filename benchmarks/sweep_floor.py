@@ -128,7 +128,7 @@ def measure(
     longest = max(longest, 16)
     lengths = sorted({16, longest} | {16 << i for i in range(1, 16) if 16 << i < longest})
     if quick:
-        repeats, blocks, tokens_at_once = 1, blocks[::3], 1024
+        repeats, blocks, tokens_at_once = 1, blocks[::3], 512
         lengths = lengths[:1] + lengths[2:-1:2] + lengths[-1:]
     if tokens_at_once is None:
         middle = lengths[len(lengths) // 2]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from rich.console import Console
@@ -10,7 +9,7 @@ from rich.table import Table
 
 from lrbench.environment import in_words
 
-WIDTH = 150  # tables are for files and logs as much as for terminals
+WIDTH = 180  # tables are for files and logs as much as for terminals
 
 
 def show(report: dict[str, Any]) -> None:
@@ -54,7 +53,7 @@ def _details(sweeps: list[dict[str, Any]]) -> Table:
     table = _table(
         "Where the time goes",
         "workload", "vocabulary", "blocks", "set-up s", "s/cell/block", "its floor", "s/cell", "its floor",
-        "tokens / asked", "head / asked", "GFLOP/s", "of peak",
+        "frontier s", "tokens / asked", "head / asked", "GFLOP/s", "of peak",
     )  # fmt: skip
     for sweep in sweeps:
         tokens, gemm, slope = sweep["tokens"], sweep["gemm"], sweep["slope"]
@@ -63,6 +62,7 @@ def _details(sweeps: list[dict[str, Any]]) -> Table:
             sweep["workload"], f"{sweep['vocabulary']:,}", sweep["blocks"], _seconds(sweep["setup_seconds"]),
             _seconds(slope["seconds_per_cell_and_block"]), _seconds(sweep["floor_cell_and_block_seconds"]),
             _seconds(slope["seconds_per_cell"]), _seconds(sweep["floor_head_seconds"]),
+            _seconds(sweep["frontier_seconds"]),
             f"{tokens['block_tokens_computed'] / tokens['block_tokens_asked']:.2f}",
             f"{head / tokens['head_positions_asked']:.2f}" if head else "not seen",
             f"{gemm['flops_per_second'] / 1e9:,.0f}", f"{gemm['flops_per_second'] / gemm['peak']:.0%}",
@@ -105,12 +105,12 @@ def _notes(sweep: dict[str, Any], batch_size: int) -> list[str]:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", caption_justify="left")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index in (0, 2) else "right", overflow="fold")
+        table.add_column(column, justify="left" if index in (0, 2) else "right", no_wrap=True)
     return table
 
 
 def _seconds(value: float | None) -> str:
-    if value is None or math.isnan(value):
+    if value is None:
         return "–"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
