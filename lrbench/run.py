@@ -27,6 +27,7 @@ from lrbench.suite import ModelSpec, Suite
 from lrbench.tasks.load import TaskSet, load_tasks
 
 LOCK = ".lock"
+HELD_BYTES = 2**30  # of factors that wait for an engine which prefers many jobs at once
 
 
 class Progress(Protocol):
@@ -176,9 +177,16 @@ def run_suite(
 def _rows(share: _ModelRun, plan: Plan, keys: dict[int, str], engine: Engine) -> Iterator[Row]:
     """Scores a plan's cells group by group; each row is yielded as soon as it is known."""
     reductions = Reductions(share.suite.seed)
+    jobs: list[Job] = []
+    pending: dict[str, tuple[Cell, list[Reduction]]] = {}
+
+    def scored() -> Iterator[Row]:
+        for outcome in engine.score(jobs):
+            cell, done = pending.pop(outcome.cell)
+            yield _scored_row(share, cell, done, outcome)
+        jobs.clear()
+
     for group in plan.groups():
-        jobs: list[Job] = []
-        pending: dict[str, tuple[Cell, list[Reduction]]] = {}
         for cell in group:
             if cell.skip:
                 yield share.row(cell, keys[id(cell)], "skipped", reason=cell.skip)
@@ -193,9 +201,10 @@ def _rows(share: _ModelRun, plan: Plan, keys: dict[int, str], engine: Engine) ->
                 continue
             pending[key] = (cell, outcome)
             jobs.append(Job(key, cell.first_block, _Editing(cell, outcome)))
-        for scored in engine.score(jobs):
-            cell, done = pending.pop(scored.cell)
-            yield _scored_row(share, cell, done, scored)
+        held = sum(reduction.edit.stored_bytes for _, done in pending.values() for reduction in done)
+        if not engine.prefers_many or held > HELD_BYTES:
+            yield from scored()
+    yield from scored()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 import lrbench.run
 from lrbench.environment import environment
 from lrbench.errors import InputError, SuiteError
+from lrbench.evaluate.sweep import memory
 from lrbench.models.load import bundled, load, weight_hash
 from lrbench.plan import make_plan, methods
 from lrbench.registry import Registry
@@ -114,6 +115,17 @@ def test_every_engine_gives_the_same_rows(tmp_path):
         for task, metrics in a.scores.items():
             for metric, score in metrics.items():
                 assert score.value == pytest.approx(b.scores[task][metric].value, rel=1e-5)
+
+
+def test_an_engine_without_room_for_its_frontier_gives_the_same_rows(tmp_path, monkeypatch):
+    suite = write_suite(tmp_path)
+    monkeypatch.setitem(memory.TOKENS, "cpu", 128)
+    roomy = ok_rows(run(suite, tmp_path / "roomy"))
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 0)
+    tight = run(suite, tmp_path / "tight")
+
+    assert tight.directory.manifest()["models"][0]["engine"]["sweep"]["parts"] > 1
+    assert [(row.cell, row.scores) for row in ok_rows(tight)] == [(row.cell, row.scores) for row in roomy]
 
 
 def test_a_full_rank_edit_that_changes_nothing_gives_the_baseline(tmp_path):

@@ -164,7 +164,7 @@ def test_where_attention_runs_eager_rows_are_short_and_few():
 
     for batch in sweeper.parts[0].batches:
         rows, length = batch.ids.shape
-        assert length <= max(memory.EAGER_ROW, max(len(query.tokens) for query in QUERIES))
+        assert length <= memory.LONGEST
         assert rows == 1 or rows * length**2 * 4 <= memory.SCORES["cpu"]
 
 

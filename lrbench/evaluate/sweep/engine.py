@@ -72,6 +72,11 @@ class SweepEngine(FrozenEngine):
                     model, queries, tokens=tokens, frontier_bytes=frontier_bytes, mode=mode, notify=notify
                 )
 
+    @property
+    def prefers_many(self) -> bool:
+        """Where requests go in parts: each call of `score` computes each part's states anew."""
+        return self.sweeper is not None and len(self.sweeper.parts) > 1
+
     def score(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
         """Scores each job in turn; one that cannot be scored yields an Outcome with an error, and the next goes on.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from lrbench.evaluate.sweep.frontier import Frontier
 from lrbench.evaluate.sweep.passes import Passes
 from lrbench.evaluate.sweep.queries import Query
 from lrbench.evaluate.sweep.scoring import Tally, predictions
-from lrbench.evaluate.sweep.trees import Tree
+from lrbench.evaluate.sweep.trees import Costs, Tree
 
 ASKED = 64  # predictions a query, at most: with all of a long window's, the plain model's logits would fill the memory
 
@@ -72,10 +73,18 @@ def choose(queries: Sequence[Query], trees: Sequence[Tree]) -> list[Query]:
         *sorted(forked, key=lambda tree: -tree.size)[:1],
         *sorted(forked, key=lambda tree: -len(tree.asked) / tree.size)[:1],
     ):
-        chosen.update((index, None) for index, _ in tree.asked[:4])
+        chosen.update((index, None) for index in _fork(tree))
     for tree in sorted(trees, key=lambda tree: tree.size)[:3]:
-        chosen.update((index, None) for index, _ in tree.asked[:2])
+        chosen.setdefault(tree.asked[0][0])
     return [queries[index].last(ASKED) for index in chosen]
+
+
+def _fork(tree: Tree) -> tuple[int, int]:
+    """Two queries of a tree that is no chain, of which neither begins with all of the other."""
+    for (one, nodes), (other, following) in pairwise(tree.asked):
+        if following[-1] >= tree.ends[nodes[-1]]:
+            return one, other
+    raise ValueError("the tree is a chain")
 
 
 @torch.no_grad()
@@ -99,23 +108,28 @@ def compare(
 ) -> Compared:
     """Scores `queries` from several block boundaries on and holds the answers against `plain`.
 
+    Whatever can be shared is, and the shortest go into one row, so that nothing is left untested because it is dear.
+
     Raises:
         Exception: whatever the model raises where it does not take the mask, or blocks that stand aside.
     """
     order = sorted(range(len(queries)), key=lambda index: queries[index].key)
-    batches = make_batches(queries, order, layout, passes.model.device)
-    passes.record(batches[0])
+    several = sum(sorted(len(query.tokens) for query in queries)[:3])
+    costs = Costs(token=1.0, pair=0.0, longest=layout.costs.longest)
+    batches = make_batches(queries, order, replace(layout, row=several, costs=costs), passes.model.device)
+    least = min(batches, key=lambda batch: batch.ids.numel())
+    passes.record(least)
     blocks = len(passes.blocks)
     entering = loglikelihood = 0.0
     passed = exact = True
     first: list[torch.Tensor] = []
     frontier = Frontier(passes)
-    for start in sorted({0, 1, blocks // 2, blocks - 1, blocks} if passes.resume else {0}):
+    for start in sorted({0, blocks // 2, blocks - 1, blocks} if passes.resume else {0}):
         states = frontier.at(batches, start)
         tally = Tally(len(queries))
         for index, (batch, state) in enumerate(zip(batches, states, strict=True)):
             if start:
-                _other_tokens(passes, batch)
+                _other_tokens(passes, least)
             found = passes.asked(batch, start, state)
             if not start:
                 first.append(found)

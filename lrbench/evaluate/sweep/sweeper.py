@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import isqrt
 from typing import Any
 
 import torch
@@ -125,11 +126,10 @@ class Sweeper:
         except Exception as error:  # a model that cannot even score a sequence will say so again, cell by cell
             self._fall_back(modes[0], MODES[-1], f"the plain model fails: {one_line(error)}")
             return MODES[-1]
-        row = sum(sorted(len(query.tokens) for query in chosen)[:3])  # so that several stand in one row
         for mode, following in pairwise(modes):
             self._passes = Passes(self._model, self._blocks, resume=mode != "whole")
             try:
-                layout, tolerance = self._layout(mode, row), TOLERANCES[self._model.dtype]
+                layout, tolerance = self._layout(mode), TOLERANCES[self._model.dtype]
                 found = compare(self._passes, chosen, plain, layout, tolerance)
             except Exception as error:  # models refuse masks, positions and stand-ins in many ways
                 self._fall_back(mode, following, one_line(error))
@@ -151,19 +151,20 @@ class Sweeper:
         instead = "lm-eval's own forward passes are" if following == "none" else f"{following!r} is"
         self._notify(f"sweep engine: this model does not allow mode {mode!r}, so {instead} used ({reason})")
 
-    def _layout(self, mode: str, row: int = memory.ROW) -> Layout:
-        scores = None
-        if self._is_eager():
-            heads = self._model.config.get_text_config().num_attention_heads
-            scores = memory.of(memory.SCORES, self._model.device) // heads
+    def _layout(self, mode: str) -> Layout:
         style = "packed" if mode == "packed" else "padded"
-        return Layout(style, self._tokens, min(row, self._tokens), scores, self._costs())  # type: ignore[arg-type]
+        row = min(memory.ROW, self._tokens)
+        return Layout(style, self._tokens, row, self._scores(), self._costs())  # type: ignore[arg-type]
 
     def _costs(self) -> Costs:
         block = sum(parameter.numel() for parameter in self._blocks[0].parameters())
-        width = self._model.config.get_text_config().hidden_size
-        longest = memory.EAGER_ROW if self._is_eager() else max(memory.ROW, self._tokens)
-        return Costs(float(block), 4.0 * width, longest)
+        scores = self._scores()
+        longest = memory.LONGEST if scores is None else min(memory.LONGEST, isqrt(scores))
+        return Costs(float(block), 4.0 * self._model.config.get_text_config().hidden_size, longest)
 
-    def _is_eager(self) -> bool:
-        return getattr(self._model.config, "_attn_implementation", "eager") == "eager"
+    def _scores(self) -> int | None:
+        """Attention scores of one head that a batch may have; None where the model does not hold them."""
+        if getattr(self._model.config, "_attn_implementation", "eager") != "eager":
+            return None
+        heads = self._model.config.get_text_config().num_attention_heads
+        return memory.of(memory.SCORES, self._model.device) // heads

@@ -126,7 +126,8 @@ def _joins(tree: _Growing, query: Query, shared: int, costs: Costs | None) -> bo
         return True
     together = costs.row(size)
     return (
-        size <= costs.longest
+        shared > 0
+        and size <= costs.longest
         and together <= costs.row(tree.size) + costs.row(alone)
         and together * tree.alone <= costs.row(tree.size) * (tree.alone + alone)
     )
