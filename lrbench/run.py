@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 from lrbench.environment import environment
 from lrbench.errors import InputError, LrbenchError, one_line
-from lrbench.evaluate import make_engine
+from lrbench.evaluate import ENGINES, make_engine
 from lrbench.evaluate.bound import BoundEngine
 from lrbench.evaluate.engine import Engine, Job, Outcome
 from lrbench.manifest import Manifest
@@ -28,6 +28,7 @@ from lrbench.suite import ModelSpec, Suite
 from lrbench.tasks.load import load_tasks
 
 LOCK = ".lock"
+HELD_BYTES = 2**30  # of factors that wait for an engine which prefers many jobs at once
 
 
 class Progress(Protocol):
@@ -123,7 +124,7 @@ def run_suite(
     *,
     progress: Progress,
     device: str | None = None,
-    engine: str = "frozen",
+    engine: str = ENGINES[0],
     force: bool = False,
     retry_failed: bool = False,
 ) -> RunResult:
@@ -135,7 +136,7 @@ def run_suite(
         out: the run's directory; made where missing.
         progress: told what happens.
         device: instead of the suite's.
-        engine: `frozen` or `harness`; how cells are scored, not what they score.
+        engine: one of `ENGINES`; how cells are scored, not what they score.
         force: score again what has a row.
         retry_failed: score again what has a failed row.
 
@@ -178,7 +179,7 @@ def _run_model(
     plan = make_plan(suite, loaded.inventory, built)
     progress.note("building requests")
     tasks = load_tasks(suite.tasks, suite.task_paths, notify=progress.note)
-    scorer = make_engine(engine, loaded, tasks, spec, suite.batch_size)
+    scorer = make_engine(engine, loaded, tasks, spec, suite.batch_size, progress.note)
     setting = _setting(suite, loaded, spec, scorer)
     keys = {id(cell): cell.digest(**setting) for cell in plan.cells}
     missing = Plan(tuple(cell for cell in plan.cells if keys[id(cell)] not in done))
@@ -200,9 +201,16 @@ def _run_model(
 def _rows(share: _ModelRun, plan: Plan, keys: dict[int, str], engine: Engine) -> Iterator[Row]:
     """Scores a plan's cells group by group; each row is yielded as soon as it is known."""
     reductions = Reductions(share.suite.seed)
+    jobs: list[Job] = []
+    pending: dict[str, tuple[Cell, list[Reduction]]] = {}
+
+    def scored() -> Iterator[Row]:
+        for outcome in engine.score(jobs):
+            cell, done = pending.pop(outcome.cell)
+            yield _scored_row(share, cell, done, outcome)
+        jobs.clear()
+
     for group in plan.groups():
-        jobs: list[Job] = []
-        pending: dict[str, tuple[Cell, list[Reduction]]] = {}
         for cell in group:
             if cell.skip:
                 yield share.row(cell, keys[id(cell)], "skipped", reason=cell.skip)
@@ -217,9 +225,10 @@ def _rows(share: _ModelRun, plan: Plan, keys: dict[int, str], engine: Engine) ->
                 continue
             pending[key] = (cell, outcome)
             jobs.append(Job(key, cell.first_block, _Editing(cell, outcome)))
-        for scored in engine.score(jobs):
-            cell, done = pending.pop(scored.cell)
-            yield _scored_row(share, cell, done, scored)
+        held = sum(reduction.edit.stored_bytes for _, done in pending.values() for reduction in done)
+        if not engine.prefers_many or held > HELD_BYTES:
+            yield from scored()
+    yield from scored()
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 import lrbench.run
 from lrbench.environment import environment
 from lrbench.errors import InputError, SuiteError
+from lrbench.evaluate.sweep import memory
 from lrbench.models.load import bundled, load, weight_hash
 from lrbench.plan import make_plan, methods
 from lrbench.registry import Registry
@@ -106,13 +107,28 @@ def test_the_model_is_bit_for_bit_what_it_was_after_a_run(tmp_path, monkeypatch)
     assert weight_hash(seen[0].model) == seen[0].weight_hash
 
 
-def test_the_harness_engine_gives_the_same_rows(tmp_path):
+def test_every_engine_gives_the_same_rows(tmp_path):
     suite = write_suite(tmp_path, layers="[5]")
-    frozen = ok_rows(run(suite, tmp_path / "frozen"))
+    swept = ok_rows(run(suite, tmp_path / "sweep"))
+    frozen = ok_rows(run(suite, tmp_path / "frozen", engine="frozen"))
     harness = ok_rows(run(suite, tmp_path / "harness", engine="harness"))
-    assert [row.cell for row in frozen] == [row.cell for row in harness]
-    for a, b in zip(frozen, harness, strict=True):
-        assert a.scores == b.scores
+    assert [row.cell for row in swept] == [row.cell for row in frozen] == [row.cell for row in harness]
+    for a, b, c in zip(swept, frozen, harness, strict=True):
+        assert b.scores == c.scores
+        for task, metrics in a.scores.items():
+            for metric, score in metrics.items():
+                assert score.value == pytest.approx(b.scores[task][metric].value, rel=1e-5)
+
+
+def test_an_engine_without_room_for_its_frontier_gives_the_same_rows(tmp_path, monkeypatch):
+    suite = write_suite(tmp_path)
+    monkeypatch.setitem(memory.TOKENS, "cpu", 128)
+    roomy = ok_rows(run(suite, tmp_path / "roomy"))
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 0)
+    tight = run(suite, tmp_path / "tight")
+
+    assert tight.directory.manifest()["models"][0]["engine"]["sweep"]["parts"] > 1
+    assert [(row.cell, row.scores) for row in ok_rows(tight)] == [(row.cell, row.scores) for row in roomy]
 
 
 def test_a_full_rank_edit_that_changes_nothing_gives_the_baseline(tmp_path):

@@ -50,7 +50,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1 ... (default: the suite's, else the GPU)")
     add_suite_options(parser)
     parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0],
-                        help="frozen: requests are built once; harness: lm-eval's own evaluator per cell")  # fmt: skip
+                        help="sweep: each cell from its first edited block on; frozen: lm-eval's forward passes on "
+                             "requests built once; harness: lm-eval's own evaluator per cell")  # fmt: skip
     parser.add_argument("--force", action="store_true", help="score every cell again")
     parser.add_argument("--retry-failed", action="store_true", help="try failed cells again")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop, as `lrbench check`")

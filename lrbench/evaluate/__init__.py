@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lrbench.evaluate.bound import BoundEngine
@@ -11,29 +12,41 @@ if TYPE_CHECKING:
     from lrbench.tasks.load import TaskSet
 
 #: What `--engine` chooses from, the default first.
-ENGINES = ("frozen", "harness")
+ENGINES = ("sweep", "frozen", "harness")
 DEFAULT_BATCH_SIZE = 32  # rows of one forward pass
 
 
 def make_engine(
-    name: str, loaded: LoadedModel, tasks: TaskSet, spec: ModelSpec, batch_size: int | None = None
+    name: str,
+    loaded: LoadedModel,
+    tasks: TaskSet,
+    spec: ModelSpec,
+    batch_size: int | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> BoundEngine:
     """The engine called `name`, bound to a model as its suite describes it, and to tasks.
+
+    Args:
+        notify: told what the engine has to do without on this model.
 
     Raises:
         ModelError: lm-eval cannot take the model.
         TaskError: the tasks' requests cannot be built.
     """
-    if name == "frozen":
+    options: dict[str, Any] = {
+        "batch_size": batch_size or DEFAULT_BATCH_SIZE,
+        "max_length": spec.max_length,
+        "add_bos": spec.add_bos,
+        "chat_template": spec.chat_template,
+    }
+    Engine: type[BoundEngine]
+    if name == "sweep":
+        from lrbench.evaluate.sweep import SweepEngine as Engine
+
+        if notify is not None:
+            options["notify"] = notify
+    elif name == "frozen":
         from lrbench.evaluate.frozen import FrozenEngine as Engine
     else:
-        from lrbench.evaluate.harness import HarnessEngine as Engine  # type: ignore[assignment]
-    return Engine(
-        loaded.model,
-        loaded.tokenizer,
-        tasks,
-        batch_size=batch_size or DEFAULT_BATCH_SIZE,
-        max_length=spec.max_length,
-        add_bos=spec.add_bos,
-        chat_template=spec.chat_template,
-    )
+        from lrbench.evaluate.harness import HarnessEngine as Engine
+    return Engine(loaded.model, loaded.tokenizer, tasks, **options)

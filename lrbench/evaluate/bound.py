@@ -64,6 +64,11 @@ class BoundEngine(ABC):
         self.requests = freeze(tasks, self.lm, chat_template=chat_template, seed=seed)
         self._asked_batch_size = batch_size
 
+    @property
+    def prefers_many(self) -> bool:
+        """No: jobs are scored one by one."""
+        return False
+
     @abstractmethod
     def measure(self, job: Job) -> tuple[Scores, Samples]:
         """Scores the model as it stands, with `job`'s edit in place."""

@@ -54,6 +54,11 @@ class Engine(Protocol):
 
     name: str
 
+    @property
+    def prefers_many(self) -> bool:
+        """Whether a call of `score` has costs of its own, so that jobs should come many at once."""
+        ...
+
     def score(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
         """Scores each job in turn; one that cannot be scored yields an Outcome with an error, and the next goes on."""
         ...

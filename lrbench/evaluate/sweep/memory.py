@@ -1,0 +1,43 @@
+"""How much memory there is, and what fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import psutil
+import torch
+
+from lrbench.evaluate.sweep.batches import Batch
+
+TOKENS = {"cpu": 1024, "cuda": 16384}  # of a batch
+LEAST_TOKENS = 64  # below this, halving batches saves no memory to speak of
+LOGITS = {"cpu": 2**24, "cuda": 2**27}  # numbers, float32, that may exist at once: positions × vocabulary
+SCORES = {"cpu": 2**26, "cuda": 2**29}  # numbers, attention scores of a batch where the model holds them
+LONGEST = 4096  # tokens; how long a row may become by sharing, whatever its costs: its mask has the square of it
+ROW = 128  # tokens; shorter documents are put together up to this length
+
+
+def of(sizes: dict[str, int], device: torch.device) -> int:
+    """The entry for a kind of device; any accelerator counts as a GPU."""
+    return sizes["cpu" if device.type == "cpu" else "cuda"]
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free memory of a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def split(batches: Sequence[Batch], bytes_per_token: int, budget: int) -> list[list[Batch]]:
+    """Parts such that the states of each part's tokens fit a budget in bytes; a part has one batch at least."""
+    parts: list[list[Batch]] = []
+    used = 0
+    for batch in batches:
+        size = batch.ids.numel() * bytes_per_token
+        if not parts or used + size > budget:
+            parts.append([])
+            used = 0
+        parts[-1].append(batch)
+        used += size
+    return parts

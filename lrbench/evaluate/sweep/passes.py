@@ -1,0 +1,147 @@
+"""Running parts of a model through its own forward: some blocks stand aside, and the pass may stop early."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from lrbench.evaluate.sweep.batches import Batch
+from lrbench.evaluate.sweep.masks import Masks
+
+_MISSING = object()
+
+
+def _answering(answer: Any) -> Callable[..., Any]:
+    """A forward that has its answer already."""
+    return lambda *_, **__: answer
+
+
+class _Stop(Exception):  # noqa: N818 - no error: it ends a pass whose rest is not needed
+    """Carries what the pass was made for."""
+
+    def __init__(self, found: torch.Tensor) -> None:
+        self.found = found
+
+
+class Passes:
+    """Parts of a model's forward pass over batches, all without gradients.
+
+    No family is named. A block stands aside by returning, in the form in which it returns itself, hidden states that
+    were recorded earlier; all else (embeddings, masks, rotary angles) the model makes as ever. What is asked of the
+    head is put in as the head's input, so that scaled and capped logits come out as the model computes them.
+
+    Args:
+        blocks: the decoder blocks.
+        resume: whether blocks may stand aside at all; else every pass goes through all of them.
+
+    Attributes:
+        width: of the hidden states, once recorded.
+    """
+
+    def __init__(self, model: PreTrainedModel, blocks: Sequence[nn.Module], *, resume: bool = True) -> None:
+        self.model = model
+        self.blocks = list(blocks)
+        self.resume = resume
+        self._head: nn.Module = model.get_output_embeddings()
+        self._masks = Masks(model.config, model.dtype)
+        self._forms: list[int | None] = []  # of each block: how many things it returns; None: a bare tensor
+        self.width = 0
+
+    @torch.no_grad()
+    def states(self, batch: Batch, start: int, states: torch.Tensor | None, stop: int) -> torch.Tensor:
+        """Hidden states that leave block `stop` - 1, (rows, length, width).
+
+        Args:
+            start: the first block that computes; those below stand aside.
+            states: what left block `start` - 1; None where `start` is 0.
+        """
+
+        def caught(_module: nn.Module, _args: Any, output: Any) -> None:
+            raise _Stop(output if isinstance(output, torch.Tensor) else output[0])
+
+        hook = self.blocks[stop - 1].register_forward_hook(caught)
+        try:
+            return self._until_stopped(batch, start, states)
+        finally:
+            hook.remove()
+
+    @torch.no_grad()
+    def asked(self, batch: Batch, start: int, states: torch.Tensor | None) -> torch.Tensor:
+        """What enters the head at the asked positions, (positions, width); arguments as in `states`."""
+
+        def caught(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            raise _Stop(args[0])
+
+        hook = self._head.register_forward_pre_hook(caught)
+        try:
+            entering = self._until_stopped(batch, start, states)
+        finally:
+            hook.remove()
+        return entering.reshape(-1, entering.shape[-1]).index_select(0, batch.asked)
+
+    @torch.no_grad()
+    def logits(self, entering: torch.Tensor) -> torch.Tensor:
+        """Logits (positions, vocabulary), float32, from what enters the head (positions, width)."""
+
+        def replaced(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (entering[None].to(args[0].device), *args[1:])
+
+        one = torch.zeros(1, 1, dtype=torch.long, device=self.model.device)
+        idle = torch.zeros(1, 1, self.width, dtype=entering.dtype, device=entering.device)
+        hook = self._head.register_forward_pre_hook(replaced)
+        try:
+            with self._standing_aside(len(self.blocks) if self.resume else 0, idle):
+                return self.model(input_ids=one, use_cache=False).logits[0].float()
+        finally:
+            hook.remove()
+
+    @torch.no_grad()
+    def record(self, batch: Batch) -> None:
+        """Learns in what form each block returns, and how wide: needed before one can stand aside, and for `logits`."""
+        forms: dict[int, int | None] = {}
+
+        def noted(module: nn.Module, _args: Any, output: Any) -> None:
+            forms[id(module)] = None if isinstance(output, torch.Tensor) else len(output)
+            self.width = (output if isinstance(output, torch.Tensor) else output[0]).shape[-1]
+
+        hooks = [block.register_forward_hook(noted) for block in self.blocks]
+        try:
+            self.asked(batch, 0, None)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self._forms = [forms[id(block)] for block in self.blocks]
+
+    def _until_stopped(self, batch: Batch, start: int, states: torch.Tensor | None) -> torch.Tensor:
+        arguments: dict[str, Any] = {"input_ids": batch.ids, "use_cache": False}
+        if batch.depths is not None:
+            arguments |= {"position_ids": batch.depths, "attention_mask": self._masks.of(batch)}
+        try:
+            with self._standing_aside(start, states):
+                self.model(**arguments)
+        except _Stop as stop:
+            return stop.found
+        raise RuntimeError("the model's forward pass went by the place where it was to be stopped")
+
+    @contextmanager
+    def _standing_aside(self, count: int, states: torch.Tensor | None) -> Iterator[None]:
+        """The first `count` blocks return `states`; what their instances had as `forward` comes back afterwards."""
+        if not count:
+            yield
+            return
+        kept = [block.__dict__.get("forward", _MISSING) for block in self.blocks[:count]]
+        try:
+            for block, form in zip(self.blocks[:count], self._forms, strict=False):
+                block.__dict__["forward"] = _answering(states if form is None else (states, *[None] * (form - 1)))
+            yield
+        finally:
+            for block, forward in zip(self.blocks, kept, strict=False):
+                if forward is _MISSING:
+                    block.__dict__.pop("forward", None)
+                else:
+                    block.__dict__["forward"] = forward

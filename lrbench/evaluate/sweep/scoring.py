@@ -1,0 +1,68 @@
+"""From hidden states to answers: (log-likelihood, whether greedy) of each query."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from lrbench.evaluate.sweep import memory
+from lrbench.evaluate.sweep.batches import Batch
+from lrbench.evaluate.sweep.passes import Passes
+
+
+class Tally:
+    """Sums predictions up to answers, for queries by index."""
+
+    def __init__(self, queries: int) -> None:
+        self._loglikelihoods = torch.zeros(queries, dtype=torch.float64)
+        self._misses = torch.zeros(queries, dtype=torch.int64)
+
+    def add(self, batch: Batch, loglikelihoods: torch.Tensor, greedy: torch.Tensor) -> None:
+        """Adds a batch's predictions, (predictions,) each."""
+        self._loglikelihoods.index_add_(0, batch.owners, loglikelihoods.to("cpu", torch.float64))
+        self._misses.index_add_(0, batch.owners, (~greedy).to("cpu", torch.int64))
+
+    def forget(self, indices: Sequence[int]) -> None:
+        """Takes back what was added for some queries."""
+        self._loglikelihoods[list(indices)] = 0
+        self._misses[list(indices)] = 0
+
+    def answers(self) -> list[tuple[float, bool]]:
+        """Of each query."""
+        return list(zip(self._loglikelihoods.tolist(), (self._misses == 0).tolist(), strict=True))
+
+
+def score_batches(
+    passes: Passes, batches: Sequence[Batch], start: int, states: Sequence[torch.Tensor | None], tally: Tally
+) -> None:
+    """Runs batches from block `start` on and adds up what they say. `states` enter that block (see `Frontier`)."""
+    for batch, entering in zip(batches, states, strict=True):
+        tally.add(batch, *predictions(passes, batch, passes.asked(batch, start, entering)))
+
+
+def predictions(passes: Passes, batch: Batch, entering: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The log-probability of each target and whether it is the likeliest token, (predictions,) each.
+
+    Args:
+        entering: the head at the asked positions, (positions, width).
+    """
+    loglikelihoods = torch.empty(len(batch.entries), dtype=torch.float32, device=entering.device)
+    greedy = torch.empty(len(batch.entries), dtype=torch.bool, device=entering.device)
+    at_once = max(1, memory.of(memory.LOGITS, entering.device) // vocabulary(passes))
+    for first in range(0, len(entering), at_once):
+        here = ((batch.entries >= first) & (batch.entries < first + at_once)).nonzero()[:, 0]
+        logits = passes.logits(entering[first : first + at_once])  # (positions, vocabulary)
+        highest, likeliest = logits.max(dim=-1)
+        position, target = batch.entries[here] - first, batch.targets[here]
+        chosen = logits[position, target]
+        normaliser = highest + logits.sub_(highest[:, None]).exp_().sum(-1).log()
+        loglikelihoods[here] = chosen - normaliser[position]
+        greedy[here] = likeliest[position] == target
+    return loglikelihoods, greedy
+
+
+def vocabulary(passes: Passes) -> int:
+    """How many logits a position has."""
+    head = passes.model.get_output_embeddings()
+    return int(head.weight.shape[0])

@@ -1,0 +1,35 @@
+"""The benchmarks run and say what they promise; what they measure is no test."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SWEEP = Path(__file__).parent.parent / "benchmarks" / "sweep.py"
+COLUMNS = [
+    "workload", "vocabulary", "blocks", "cells", "engine s", "floor s", "engine/floor", "lm-eval s", "× lm-eval",
+    "LASER s", "× LASER", "largest Δ", "set-up s", "s/cell/block", "s/cell", "its floor", "tokens / asked",
+    "head / asked", "GFLOP/s", "of peak",
+]  # fmt: skip
+
+
+def test_the_sweep_benchmark_prints_engine_floor_and_rivals_side_by_side(tmp_path):
+    file = tmp_path / "figures.json"
+    command = "--config tiny --workload piqa --vocabulary 64 --documents 4 --quick --lm-eval-cells 2 --laser-requests 2"
+    done = subprocess.run(
+        [sys.executable, SWEEP, *command.split(), "--device", "cpu", "--json", file],
+        capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    headers = [line for line in done.stdout.splitlines() if line.startswith("┃")]
+    printed = {cell.strip() for line in headers for cell in line.strip("┃").split("┃")}
+    assert {column for column in COLUMNS if not any(cell.startswith(column) for cell in printed)} == set()
+    report = json.loads(file.read_text())
+    assert [sweep["blocks"] for sweep in report["sweeps"]] == ["all", "last-third"]
+    for sweep in report["sweeps"]:
+        assert len(sweep["cell_seconds"]) == sweep["cells"]
+        assert 0 < sweep["floor_without_softmax_seconds"] <= sweep["floor_seconds"]
+        assert sweep["lm_eval"]["largest_difference"]["absolute"] < 1e-3
+        assert sweep["laser"]["requests"] == 2
+        assert not sweep["targets"]
