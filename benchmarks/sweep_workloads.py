@@ -105,6 +105,7 @@ def make_model(config: str, vocabulary: int, device: torch.device, dtype: str, m
         tokenizer=_tokenizer(vocabulary, max_length),
         inventory=find_slots(model),
         weight_hash="",
+        config_hash="",
         device=device,
         dtype=DTYPES[dtype],
     )

@@ -49,7 +49,9 @@ class ModelError(InputError):
 
 
 class TaskError(InputError):
-    """A task cannot be found, read or built."""
+    """A task cannot be found, read or built. `spec` is what the suite says of it, where that is known."""
+
+    spec: object = None
 
 
 class ReducerError(LrbenchError):

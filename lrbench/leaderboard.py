@@ -317,6 +317,10 @@ def _ordered(entries: list[Entry], columns: Sequence[Column], sort: str | None) 
         return entries
     name = sort.removeprefix("-")
     known = [column.name for column in columns]
+    # Tables leave out what all task names begin with.
+    short = [column for column in known if column.endswith(f"_{name}")]
+    if name not in known and len(short) == 1:
+        name = short[0]
     if name not in known:
         raise InputError(f"--sort: unknown column {name!r} (there are {', '.join(known)}){did_you_mean(name, known)}")
     missing = [entry for entry in entries if _sort_key(entry, name) is None]

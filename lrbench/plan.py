@@ -35,7 +35,8 @@ class Method:
 class Cell:
     """One edited model: `slots` reduced by `method`, each to the rank that `request` gives it.
 
-    The unedited model is the cell without a method.
+    The unedited model is the cell without a method. `skip` says why the method does not do this one, `failure` why it
+    could not even be asked.
     """
 
     method: Method | None = None
@@ -44,6 +45,7 @@ class Cell:
     request: RankRequest | None = None
     first_block: int | None = None
     skip: str | None = None
+    failure: str | None = None
 
     @property
     def requested(self) -> dict[str, float | int]:
@@ -100,6 +102,9 @@ class Plan:
         for cell in self.cells:
             if cell.method is None or cell.skip:
                 continue
+            if cell.failure:
+                found.append((cell, cell.failure))
+                continue
             try:
                 cell.ranks()
             except ReducerError as error:
@@ -145,9 +150,9 @@ def make_plan(suite: Suite, inventory: Inventory, built: Sequence[Method]) -> Pl
                 for request in sweep.rank.requests:
                     identity = (method.label, tuple(slot.name for slot in slots), (request.kind, request.value))
                     if identity not in cells:
-                        cells[identity] = Cell(
-                            method, sweep.mode, slots, request, _first_block(slots, blocks), _skip(method, slots)
-                        )
+                        skip, failure = _refusal(method, slots)
+                        first_block = _first_block(slots, blocks)
+                        cells[identity] = Cell(method, sweep.mode, slots, request, first_block, skip, failure)
     position = {slot.name: place for place, slot in enumerate(inventory.slots)}
     label_order = {method.label: place for place, method in enumerate(built)}
 
@@ -179,15 +184,21 @@ def _first_block(slots: tuple[WeightSlot, ...], blocks: int) -> int:
     return min(map(block, slots))
 
 
-def _skip(method: Method, slots: tuple[WeightSlot, ...]) -> str | None:
-    """Why a cell cannot be what was asked: a method that does without one of the slots is another experiment."""
+def _refusal(method: Method, slots: tuple[WeightSlot, ...]) -> tuple[str | None, str | None]:
+    """(why to skip, why it fails) for a cell that cannot be what was asked.
+
+    A method that does without one of the slots would be another experiment.
+    """
     for slot in slots:
         try:
             reason = method.reducer.supports(slot.about)
-        except Exception as error:
-            raise PluginError(f"{method.label}: supports() failed on {slot.name}: {one_line(error)}") from error
+        except (Exception, SystemExit) as error:
+            return None, f"{slot.name}: {method.label}: supports() failed: {one_line(error)}"
+        if not (reason is None or isinstance(reason, str)):
+            return None, f"{slot.name}: {method.label}: supports() returned {reason!r}; return a reason, or None"
         if reason:
-            return f"{method.label} does not support {slot.name}: {reason}"
+            return f"{method.label} does not support {slot.name}: {' '.join(reason.split())}", None
     if method.reducer.needs:
-        return f"{method.label} needs calibration ({', '.join(sorted(method.reducer.needs))}), which is not there yet"
-    return None
+        needs = ", ".join(sorted(method.reducer.needs))
+        return f"{method.label} needs calibration ({needs}), which is not there yet", None
+    return None, None

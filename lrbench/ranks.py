@@ -28,7 +28,7 @@ RankKind = Literal["fraction", "rank", "keep", "energy", "error"]
 _T = TypeVar("_T")
 
 # An exact reconstruction in float32 still differs by a few roundings; `error: 0` means this.
-_ROUNDINGS = 16
+_ROUNDINGS = 64
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,9 @@ def _last_true(holds: Callable[[int], bool], last: int, first: int = 1) -> int:
 
 def _max_rank(reducer: Reducer, slot: Slot) -> int:
     largest = _ask(reducer, slot, "max_rank()", lambda: reducer.max_rank(slot.shape))
-    if not isinstance(largest, int) or largest < 1:
+    if not isinstance(largest, int):
+        raise ReducerError(f"{slot.name}: {reducer.name}: max_rank returned {largest!r}; return a whole number")
+    if largest < 1:
         raise ReducerError(f"{slot.name}: {reducer.name} has no rank for {slot.shape[0]} x {slot.shape[1]}")
     return largest
 
@@ -242,7 +244,7 @@ def _ask(reducer: Reducer, slot: Slot, what: str, call: Callable[[], _T]) -> _T:
         return call()
     except LrbenchError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ReducerError(f"{slot.name}: {reducer.name}: {what} failed: {one_line(error)}") from error
 
 

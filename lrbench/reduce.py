@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from lrbench.store import Edit
 from lrbench.validate import validate_factors
 
 _T = TypeVar("_T")
+
+#: What foreign code may raise without ending the run: a plugin that calls sys.exit() is a failed row as well.
+FOREIGN = (Exception, SystemExit)
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,7 @@ class Reductions:
                         rank = find_rank(request, reducer, slot.about, spectrum, work.weight, searched)
                     prepare_seconds, prepared = shared or work.prepare([rank])
                     seconds, factors = work.at_rank(prepared, rank)
+                    work.check_honesty(factors, request, optimum)
                     done.append(work.measured(factors, optimum, prepare_seconds + seconds))
             except LrbenchError as error:
                 done.append(error)
@@ -122,7 +127,7 @@ class Reductions:
         self._warm.add(key)
         corner = work.weight[:64, :64].contiguous()
         # A method may refuse so small a matrix. On the real one its errors count.
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(*FOREIGN), _random_state_kept():
             reducer = work.method.reducer
             reducer.prepare(corner, [1], work.context()).at_rank(1).dense()
         _synchronize(corner.device)
@@ -157,6 +162,25 @@ class _Work:
         except ReducerError as error:
             raise ReducerError(f"{self.slot.name}: {error}") from None
 
+    def check_honesty(self, factors: Factors, request: RankRequest, optimum: Sequence[float]) -> None:
+        """Refuses factors that are better than any matrix of their rank, or worse than their own error curve said.
+
+        Both before rounding to the model's dtype. The allowance is for roundings in the weight's.
+        """
+        norm = optimum[0]
+        error = _norm(self.weight - factors.dense()) / norm if norm else 0.0
+        least = optimum[min(factors.rank, len(optimum) - 1)] / norm if norm else 0.0
+        if error < least * (1 - 1e-3) - 1e-5:
+            raise ReducerError(
+                f"{self.slot.name}: {self.method.label} has error {error:.3g} at rank {factors.rank}, where no matrix "
+                f"has less than {least:.3g}; its rank is not what it says"
+            )
+        if request.kind == "error" and error > request.value * (1 + 1e-3) + 1e-5:
+            raise ReducerError(
+                f"{self.slot.name}: {self.method.label} has error {error:.3g} where its errors() promised at most "
+                f"{request.value:g}; mend its errors()"
+            )
+
     def measured(self, factors: Factors, optimum: Sequence[float], seconds: float) -> Reduction:
         """Stores factors in the model's dtype, or Ŵ where that is smaller, and measures what is stored."""
         rows, columns = self.slot.about.shape
@@ -183,15 +207,16 @@ class _Work:
 
     def _timed(self, what: str, call: Callable[[], _T]) -> tuple[float, _T]:
         _synchronize(self.weight.device)
-        version, started = self.weight._version, time.perf_counter()
         try:
-            result = call()
-            _synchronize(self.weight.device)
-        except Exception as error:  # foreign code: whatever it raises is a failure of this reducer on this slot
+            with _random_state_kept():
+                started = time.perf_counter()
+                result = call()
+                _synchronize(self.weight.device)
+                seconds = time.perf_counter() - started
+        except FOREIGN as error:  # whatever a plugin raises is a failure of this reducer on this slot
             text = f"{self.slot.name}: {self.method.label} failed at {what}: {one_line(error)}"
             raise ReducerError(text) from error
-        seconds = time.perf_counter() - started
-        if self.weight._version != version:
+        if not torch.equal(self.weight, self.slot.read().to(self.weight.dtype)):
             raise ReducerError(
                 f"{self.slot.name}: {self.method.label} writes to the weight it is given; clone it first"
             )
@@ -209,8 +234,21 @@ def _failing_as(slot: WeightSlot, method: Method) -> Iterator[None]:
         yield
     except LrbenchError:
         raise
-    except Exception as error:
+    except FOREIGN as error:
         raise ReducerError(f"{slot.name}: {method.label}: {one_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Puts back what plugins must not touch: the global random state, and the default dtype."""
+    dtype = torch.get_default_dtype()
+    python = random.getstate()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+            random.setstate(python)
 
 
 def _working(dtype: torch.dtype) -> torch.dtype:

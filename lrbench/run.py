@@ -5,27 +5,27 @@ from __future__ import annotations
 import fcntl
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from lrbench.environment import environment
-from lrbench.errors import InputError, LrbenchError, one_line
+from lrbench.errors import InputError, LrbenchError, ModelError, TaskError, one_line
 from lrbench.evaluate import ENGINES, make_engine
 from lrbench.evaluate.bound import BoundEngine
 from lrbench.evaluate.engine import Engine, Job, Outcome
 from lrbench.manifest import Manifest
 from lrbench.models.edit import edited
-from lrbench.models.load import LoadedModel, load, load_structure
-from lrbench.models.slots import count_numbers
+from lrbench.models.load import LoadedModel, choose_device, load, load_structure
+from lrbench.models.slots import Inventory, count_numbers
 from lrbench.plan import Cell, Method, Plan, make_plan, methods
 from lrbench.reduce import Reduction, Reductions
 from lrbench.registry import Registry
 from lrbench.store import Row, RunDirectory
 from lrbench.suite import ModelSpec, Suite
-from lrbench.tasks.load import load_tasks
+from lrbench.tasks.load import TaskSet, load_tasks
 
 LOCK = ".lock"
 HELD_BYTES = 2**30  # of factors that wait for an engine which prefers many jobs at once
@@ -148,7 +148,7 @@ def run_suite(
     started = time.perf_counter()
     built = methods(suite, registry)
     for spec in suite.models:  # a mistake in the last one is said before the first is scored
-        make_plan(suite, load_structure(spec), built)
+        make_plan(suite, structure_of(suite, spec, device), built)
     directory = RunDirectory(out)
     result = RunResult(directory)
     with _exclusive(directory):
@@ -160,6 +160,27 @@ def run_suite(
             _run_model(suite, spec, built, manifest, result, done, device, engine, progress)
     result.seconds = time.perf_counter() - started
     return result
+
+
+def structure_of(suite: Suite, spec: ModelSpec, device: str | None = None) -> Inventory:
+    """A model's slots without its weights, once its device is known to be there.
+
+    Raises:
+        SuiteError: it cannot be had; at the suite's line.
+    """
+    try:
+        choose_device(device or spec.device)
+        return load_structure(spec)
+    except ModelError as error:
+        raise suite.error(spec.path, str(error)) from None
+
+
+def tasks_of(suite: Suite, notify: Callable[[str], None]) -> TaskSet:
+    """The suite's tasks. Raises SuiteError at the line of the task that cannot be loaded."""
+    try:
+        return load_tasks(suite.tasks, suite.task_paths, notify=notify)
+    except TaskError as error:
+        raise suite.error(getattr(error.spec, "path", ("tasks",)), str(error)) from None
 
 
 def _run_model(
@@ -178,7 +199,7 @@ def _run_model(
     loaded = load(spec, device=device)
     plan = make_plan(suite, loaded.inventory, built)
     progress.note("building requests")
-    tasks = load_tasks(suite.tasks, suite.task_paths, notify=progress.note)
+    tasks = tasks_of(suite, progress.note)
     scorer = make_engine(engine, loaded, tasks, spec, suite.batch_size, progress.note)
     setting = _setting(suite, loaded, spec, scorer)
     keys = {id(cell): cell.digest(**setting) for cell in plan.cells}
@@ -214,10 +235,12 @@ def _rows(share: _ModelRun, plan: Plan, keys: dict[int, str], engine: Engine) ->
         for cell in group:
             if cell.skip:
                 yield share.row(cell, keys[id(cell)], "skipped", reason=cell.skip)
+            elif cell.failure:
+                yield share.row(cell, keys[id(cell)], "failed", reason=cell.failure)
             elif cell.method is None:
                 pending[keys[id(cell)]] = (cell, [])
                 jobs.append(Job(keys[id(cell)], None, lambda: edited({})))
-        reducible = [cell for cell in group if cell.method is not None and not cell.skip]
+        reducible = [cell for cell in group if cell.method is not None and not cell.skip and not cell.failure]
         for cell, outcome in reductions.of_group(reducible) if reducible else ():
             key = keys[id(cell)]
             if isinstance(outcome, LrbenchError):
@@ -279,10 +302,9 @@ def _refuse_other_suite(directory: RunDirectory, suite: Suite) -> None:
         return
     other = directory.manifest()
     if other.get("suite_hash") != suite.hash:
-        name = other.get("suite", {}).get("name", "?")
         raise InputError(
             f"{directory.path}: holds another suite's run, or one with other settings "
-            f"({name}, {other.get('suite_hash')}); choose another --out"
+            f"({other.get('suite_hash')}); choose another --out"
         )
 
 

@@ -114,7 +114,10 @@ class RunDirectory:
     def manifest(self) -> dict[str, Any]:
         """The manifest. Raises InputError where there is none or it is not JSON."""
         try:
-            return json.loads(self.manifest_file.read_text(encoding="utf-8"))
+            manifest = json.loads(self.manifest_file.read_text(encoding="utf-8"))
+            if not isinstance(manifest, dict):
+                raise ValueError("not a mapping")
+            return manifest
         except (OSError, ValueError) as error:
             hint = (
                 "delete it, and run the suite again: its rows are kept"

@@ -39,6 +39,9 @@ def validate_factors(factors: object, shape: tuple[int, int], rank: int, reducer
     if not (stated is None or isinstance(stated, int)):
         raise ReducerError(f"{who}: stored_numbers returned {stated!r}; return a whole number, or None")
     stored = factors.stored_numbers
+    held = sum(tensor.numel() for tensor in factors.tensors().values() if tensor.is_floating_point())
+    if stored != held:
+        raise ReducerError(f"{who} returned factors that say they store {stored} numbers, and hold {held}")
     if stated is not None and (stored > stated or (stored < stated and factors.rank == rank)):
         raise ReducerError(
             f"{who} stores {stored} numbers at rank {rank}, but its stored_numbers says {stated}; make them agree"

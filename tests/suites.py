@@ -65,6 +65,7 @@ def run(suite: Path, out: Path, *plugins: Path, heard: Heard | None = None, over
 
 
 MISBEHAVING = """
+import sys
 import time
 from pathlib import Path
 
@@ -168,9 +169,66 @@ class SlowWhenLarge(lrbench.Reducer):
         return Slow(weight)
 
 
+class Exits(lrbench.Reducer):
+    name = "exits"
+    def reduce(self, weight, rank, context):
+        sys.exit(3)
+
+
+class WritesData(lrbench.Reducer):
+    name = "writes-data"
+    def reduce(self, weight, rank, context):
+        weight.data.zero_()
+        return lrbench.LowRank(weight[:, :rank].clone(), weight[:rank].clone())
+
+
+class Free(lrbench.LowRank):
+    stored_numbers = 1
+
+
+class SizeLies(lrbench.Reducer):
+    name = "size-lies"
+    def reduce(self, weight, rank, context):
+        return Free(weight[:, :rank].clone(), weight[:rank].clone())
+
+
+class Modest(lrbench.Dense):
+    rank = 1
+
+
+class TooGood(lrbench.Reducer):
+    name = "too-good"
+    def reduce(self, weight, rank, context):
+        return Modest(weight.clone())
+
+
+class Unsupportive(lrbench.Reducer):
+    name = "unsupportive"
+    def supports(self, slot):
+        raise KeyError("no such slot")
+    def reduce(self, weight, rank, context):
+        return lrbench.Dense(weight.clone())
+
+
+class Boasts(lrbench.Prepared):
+    def __init__(self, weight):
+        self.weight = weight
+    def at_rank(self, rank):
+        return lrbench.ColumnSubset(self.weight[:, :rank].clone(), torch.arange(rank), self.weight.shape[1])
+    def errors(self, ranks):
+        return [0.0] * len(ranks)
+
+
+class Boastful(lrbench.Reducer):
+    name = "boastful"
+    def prepare(self, weight, ranks, context):
+        return Boasts(weight)
+
+
 @lrbench.hookimpl
 def lrbench_reducers():
     return [
+        Exits, WritesData, SizeLies, TooGood, Unsupportive, Boastful,
         Raises, WrongShape, GivesNan, Lies, Writes, ReturnsTensor, Picky, SizeRaises, SizeIsText, FactorsRaise, Moody,
         SlowWhenLarge,
     ]

@@ -215,7 +215,8 @@ def test_env_prints_what_rows_record(capsys):
     assert "torch" in said(capsys)[0]
 
 
-def test_an_interrupt_leaves_what_is_done_on_disk_and_says_how_to_go_on(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_what_is_done_on_disk_and_says_how_to_go_on(tmp_path, number):
     suite = write_suite(tmp_path, layers="all", reducers="[svd, id, cr]")
     process = subprocess.Popen(
         [sys.executable, "-m", "lrbench", "run", str(suite), "--out", "out"],
@@ -226,7 +227,7 @@ def test_an_interrupt_leaves_what_is_done_on_disk_and_says_how_to_go_on(tmp_path
         if len(directory.rows()) >= 2:
             break
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err

@@ -57,7 +57,7 @@ def test_every_cell_gets_a_row_with_all_that_a_row_says(tmp_path):
     assert manifest["cells"] == [row.cell for row in rows]
     assert manifest["models"][0]["weight_hash"] == load(ModelSpec(name="almanac")).weight_hash
     assert result.directory.environments()[baseline.environment] == environment(
-        torch.device("cpu"), engine="frozen", batch_size=32
+        torch.device("cpu"), engine="sweep", batch_size=32
     )
 
 
@@ -195,6 +195,11 @@ def test_cells_are_ordered_by_the_first_block_and_ranks_stand_together():
         ("size-raises", "KeyError"),
         ("size-is-text", "stored_numbers"),
         ("factors-raise", "no dense today"),
+        ("exits", "SystemExit: 3"),
+        ("writes-data", "writes to the weight it is given"),
+        ("size-lies", "say they store 1 numbers, and hold"),
+        ("too-good", "where no matrix"),
+        ("unsupportive", "supports() failed: KeyError"),
     ],
 )
 def test_a_plugin_that_misbehaves_is_a_failed_row_that_names_it_and_the_weight(tmp_path, name, reason):
@@ -212,6 +217,16 @@ def test_a_plugin_that_misbehaves_is_a_failed_row_that_names_it_and_the_weight(t
     assert (result.failed, baseline.status) == (1, "ok")
     again = run(suite, tmp_path / "out", plugin)
     assert (again.computed, again.failed, again.reused) == (0, 1, 3)
+
+
+def test_an_error_curve_that_lies_fails_the_cell(tmp_path):
+    plugin = tmp_path / "bad.py"
+    plugin.write_text(MISBEHAVING)
+    suite = write_suite(tmp_path, reducers="[boastful, svd]", layers="[5]", rank="{error: 0.5}")
+    _, boastful, svd = run(suite, tmp_path / "out", plugin).directory.rows().values()
+    assert (boastful.status, svd.status) == ("failed", "ok")
+    assert "boastful has error 0.9" in boastful.reason
+    assert svd.edits[0].relative_error <= 0.5
 
 
 def test_failed_cells_are_tried_again_only_on_request(tmp_path):

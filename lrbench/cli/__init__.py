@@ -6,6 +6,7 @@ Verbs import what they need when they run, so that `lrbench --help` is quick.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -42,6 +43,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb: 0 all cells ok, 1 some cell failed, 2 bad input, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a sign shows another
+            stream.reconfigure(errors="replace")
     debug = "--debug" in arguments  # also after the verb, where people type it
     args = parser().parse_args([argument for argument in arguments if argument != "--debug"])
     try:
@@ -59,6 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print("lrbench: interrupted", file=sys.stderr)
         return run.INTERRUPTED
+    except OSError as error:  # a full disk, a closed device: the machine's fault, not the input's and not ours
+        if debug:
+            raise
+        print(f"lrbench: {one_line(error)}", file=sys.stderr)
+        return 1
     except Exception as error:
         if debug:
             raise

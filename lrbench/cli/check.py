@@ -29,16 +29,15 @@ def run(args: argparse.Namespace) -> int:
 
 def show(name: str, args: argparse.Namespace) -> int:
     """Prints one suite's plan."""
-    from lrbench.models.load import load_structure
     from lrbench.plan import make_plan, methods
+    from lrbench.run import structure_of, tasks_of
     from lrbench.suite import load_suite
-    from lrbench.tasks.load import load_tasks
 
     suite = load_suite(name, overrides=args.overrides, limit=args.limit, dtype=args.dtype)
     registry = load_registry(suite.plugins, args.plugin)
     built = methods(suite, registry)
-    tasks = load_tasks(suite.tasks, suite.task_paths, notify=lambda message: print(message, file=sys.stderr))
-    models = [(spec.display_name, load_structure(spec)) for spec in suite.models]
+    tasks = tasks_of(suite, lambda message: print(message, file=sys.stderr))
+    models = [(spec.display_name, structure_of(suite, spec)) for spec in suite.models]
     plans = [make_plan(suite, inventory, built) for _, inventory in models]
     print(f"{suite.name}  (run directory results/local/{suite.name}-{suite.hash})")
     print("\ntasks")

@@ -42,7 +42,7 @@ class TerminalProgress:
 
     def note(self, message: str) -> None:
         """Says what is going on."""
-        self._console.print(f"[dim]{escape(message)}[/dim]", highlight=False)
+        self._console.print(f"[dim]{escape(message)}[/dim]", highlight=False, soft_wrap=True)
 
     def planned(self, model: str, cells: int, reused: int, tasks: Mapping[str, Sequence[str]]) -> None:
         """Starts counting a model's cells; a row's score is the leaderboard's, over `tasks` (with their subtasks)."""
@@ -57,7 +57,9 @@ class TerminalProgress:
         """Counts a row; failed ones are said at once."""
         self._done += 1
         if row.status == "failed":
-            self._console.print(f"[red]failed[/red] {escape(_name(row))}: {escape(row.reason or '')}", highlight=False)
+            self._console.print(
+                f"[red]failed[/red] {escape(_name(row))}: {escape(row.reason or '')}", highlight=False, soft_wrap=True
+            )
         if row.status == "ok" and row.reducer is not None:
             self._compete(row)
         if self._bar is not None:
@@ -66,7 +68,7 @@ class TerminalProgress:
         elif time.monotonic() - self._last_line > 10 or self._done == self._total:
             self._last_line = time.monotonic()
             best = f", best {self._best[0]:.3f} ({self._best[1]})" if self._best else ""
-            self._console.print(f"{self._done} of {self._total} cells{best}", highlight=False)
+            self._console.print(f"{self._done} of {self._total} cells{best}", highlight=False, soft_wrap=True)
 
     def _compete(self, row: Row) -> None:
         overall = Overall.of_row(row, self._subtasks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -74,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
     suite = load_suite(args.suite, overrides=args.overrides, limit=args.limit, dtype=args.dtype)
     registry = load_registry(suite.plugins, args.plugin)
     out = args.out or Path("results") / "local" / f"{suite.name}-{suite.hash}"
+    # What ends a job on a cluster: treated as ^C, so that the terminal is left in order and the way on is said.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with TerminalProgress() as progress:
             result = run_suite(

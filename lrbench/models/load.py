@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,6 +69,8 @@ def load(spec: ModelSpec, device: str | None = None) -> LoadedModel:
             model = AutoModelForCausalLM.from_pretrained(
                 where, revision=revision, dtype="auto" if spec.dtype == "auto" else DTYPES[spec.dtype]
             )
+        if not len(tokenizer):
+            raise ValueError("there is no tokenizer; save the model's beside it")
         model = model.to(target).eval()  # type: ignore[arg-type]
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError, ...
         raise ModelError(_cannot_load(where, error)) from error
@@ -94,7 +97,8 @@ def load_structure(spec: ModelSpec) -> Inventory:
     """
     where, revision = _place(spec)
     try:
-        config = AutoConfig.from_pretrained(where, revision=revision)
+        with _quietly():
+            config = AutoConfig.from_pretrained(where, revision=revision)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except Exception as error:
@@ -136,12 +140,16 @@ def config_hash(model: PreTrainedModel) -> str:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without transformers' progress bars: a run has its own."""
+    """Without transformers' progress bars (a run has its own) and the hub's retries (one line says how they ended)."""
     shown = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        hub.setLevel(level)
         if shown:
             hf_logging.enable_progress_bar()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -100,8 +101,21 @@ def _manager(specs: list[TaskSpec], places: list[Path], notify: Callable[[str], 
         manager = TaskManager(include_path=list(places))
         for spec in specs:
             for name in _missing(spec.task, manager.task_index):
-                raise TaskError(f"unknown task {name!r}{_named_by(name, spec)}{did_you_mean(name, manager.all_tasks)}")
+                with _about(spec):
+                    raise TaskError(
+                        f"unknown task {name!r}{_named_by(name, spec)}{did_you_mean(name, manager.all_tasks)}"
+                    )
     return manager
+
+
+@contextmanager
+def _about(spec: TaskSpec) -> Iterator[None]:
+    """Errors raised inside are about `spec`, and say so to whoever knows where it was written."""
+    try:
+        yield
+    except TaskError as error:
+        error.spec = spec
+        raise
 
 
 def _named_by(name: str, spec: TaskSpec) -> str:
