@@ -75,7 +75,7 @@ def _print_plan(plan: Plan) -> None:
         if cell.method is not None and cell.mode is not None:
             lines.setdefault((cell.method.label, cell.mode, cell.setting), []).append(cell)
     impossible = {id(cell): reason for cell, reason in plan.impossible()}
-    for (label, mode, setting), cells in sorted(lines.items()):
+    for (label, mode, setting), cells in lines.items():
         possible = [cell for cell in cells if id(cell) not in impossible and not cell.skip]
         ranks = sorted({rank for cell in possible for rank in cell.ranks() if rank is not None})
         spread = f"rank {ranks[0]}" + (f" to {ranks[-1]}" if len(ranks) > 1 else "") if ranks else "rank found when run"
