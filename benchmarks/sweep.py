@@ -104,6 +104,7 @@ def _workload(
     started = time.perf_counter()
     spec = ModelSpec(pretrained=options.config, max_length=workload.max_length)
     engine = make_engine(options.engine, loaded, tasks, spec)
+    engine.describe()  # the sweep engine checks itself when it is first wanted: that is set-up, and no cell's time
     setup_seconds = time.perf_counter() - started
     _say("  speed of blocks and head")
     speed = measure(loaded, work.longest, quick=options.quick)

@@ -18,7 +18,7 @@ from lrbench.evaluate.bound import BoundEngine
 from lrbench.evaluate.engine import Engine, Job, Outcome
 from lrbench.manifest import Manifest
 from lrbench.models.edit import edited
-from lrbench.models.load import LoadedModel, choose_device, load, load_structure
+from lrbench.models.load import LoadedModel, choose_device, first_non_finite, load, load_structure
 from lrbench.models.slots import Inventory, count_numbers
 from lrbench.plan import Cell, Method, Plan, make_plan, methods
 from lrbench.reduce import Reduction, Reductions
@@ -198,6 +198,9 @@ def _run_model(
     progress.note(f"loading {spec.display_name}")
     loaded = load(spec, device=device)
     plan = make_plan(suite, loaded.inventory, built)
+    broken = first_non_finite(loaded.model)
+    if broken:  # cells that reduce it name it themselves; the others fail for it all the same
+        progress.note(f"{spec.display_name}: {broken}; mend the checkpoint")
     progress.note("building requests")
     tasks = tasks_of(suite, progress.note)
     scorer = make_engine(engine, loaded, tasks, spec, suite.batch_size, progress.note)

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 import lrbench.run
 from lrbench.environment import environment
@@ -61,13 +62,17 @@ def test_every_cell_gets_a_row_with_all_that_a_row_says(tmp_path):
     )
 
 
-def test_a_second_run_computes_nothing(tmp_path):
+def test_a_second_run_computes_nothing(tmp_path, monkeypatch):
     suite = write_suite(tmp_path)
     first = run(suite, tmp_path / "out")
     before = first.directory.rows_file.read_bytes()
     heard = Heard()
+    passes = []
+    forward = LlamaForCausalLM.forward
+    monkeypatch.setattr(LlamaForCausalLM, "forward", lambda *a, **k: passes.append(1) or forward(*a, **k))
     second = run(suite, tmp_path / "out", heard=heard)
     assert (second.computed, second.reused, heard.rows) == (0, 5, [])
+    assert passes == []
     assert first.directory.rows_file.read_bytes() == before
     assert "nothing to compute" in second.summary()
 
@@ -358,7 +363,9 @@ def test_a_nan_in_a_weight_is_a_failed_row_that_names_the_place(tmp_path):
     model.model.save_pretrained(tmp_path / "broken")
     model.tokenizer.save_pretrained(tmp_path / "broken")
     suite = write_suite(tmp_path, model="{pretrained: ./broken, device: cpu}")
-    rows = run(suite, tmp_path / "out").directory.rows().values()
+    heard = Heard()
+    rows = run(suite, tmp_path / "out", heard=heard).directory.rows().values()
+    assert "./broken: model.layers.5.mlp.down_proj.weight holds nan at [3, 7]; mend the checkpoint" in heard.notes
     assert {row.status for row in rows} == {"failed"}
     reasons = {row.edits[0].layer if row.edits else (row.label, row.reason) for row in rows}
     assert (

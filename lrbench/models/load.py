@@ -129,6 +129,15 @@ def weight_hash(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
+def first_non_finite(model: torch.nn.Module) -> str | None:
+    """Which parameter holds the first NaN or infinity, and where, in words; None where all numbers are finite."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not bool(parameter.isfinite().all()):
+            place = (~parameter.isfinite()).nonzero()[0].tolist()
+            return f"{name} holds {float(parameter[tuple(place)])} at {place}"
+    return None
+
+
 def config_hash(model: PreTrainedModel) -> str:
     """SHA-256 (hex) of the configuration: position encodings, norms, windows, scalings, and how text is generated."""
     names = ("_name_or_path", "architectures", "dtype", "transformers_version")
