@@ -20,15 +20,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
 
 if TYPE_CHECKING:  # torch is slow to import, and `lrbench --help` must not wait for it
     import torch
 
     from lrbench.factors import Factors
+
+_T = TypeVar("_T")
 
 #: How a reducer may be called.
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -62,6 +64,29 @@ class Slot:
     shape: tuple[int, int]
 
 
+class Shared:
+    """What several reducers compute from one weight alone, such as its Gram matrix: computed once, for all of them."""
+
+    def __init__(self) -> None:
+        self._results: dict[tuple[Any, ...], tuple[tuple[Any, ...], Any]] = {}
+
+    def once(self, make: Callable[..., _T], *arguments: Any) -> _T:
+        """`make(*arguments)`, from memory where it was asked before with the very same objects.
+
+        The time that a result took is part of every reducer's own that asks for it.
+
+        Args:
+            make: a function of a module, which draws nothing at random; its result is not to be written to.
+            arguments: the weight, statistics, what `once` returned, plain values.
+        """
+        # By identity: comparing tensors costs as much as some results. The arguments are kept, so that no id is reused.
+        key = (make, *(a if isinstance(a, int | float | str | None) else ("object", id(a)) for a in arguments))
+        if key not in self._results:
+            self._results[key] = arguments, make(*arguments)
+        result: _T = self._results[key][1]
+        return result
+
+
 @dataclass(frozen=True)
 class Context:
     """What a reducer is given beside the weight.
@@ -71,11 +96,20 @@ class Context:
         generator: a CPU generator seeded from (seed, slot, reducer): the only randomness a reducer may use. Draw on
             the CPU and move: CPU and CUDA streams differ.
         statistics: calibration statistics by name, for the names in the reducer's `needs`.
+        shared: what other reducers have computed from the same weight; see `once`.
     """
 
     slot: Slot
     generator: torch.Generator
     statistics: Mapping[str, torch.Tensor] = field(default_factory=lambda: MappingProxyType({}))
+    shared: Shared = field(default_factory=Shared, repr=False)
+
+    def once(self, make: Callable[..., _T], *arguments: Any) -> _T:
+        """`make(*arguments)`, computed once for all reducers of this weight; see `Shared.once`.
+
+            G = context.once(linalg.gram, weight)
+        """
+        return self.shared.once(make, *arguments)
 
     @classmethod
     def seeded(cls, slot: Slot, reducer: Reducer, seed: int = 0, **kwargs: Any) -> Context:
@@ -105,6 +139,10 @@ class Prepared:
     def errors(self, ranks: Sequence[int]) -> Sequence[float] | None:
         """The exact absolute Frobenius error at each rank, without building factors; None where not known."""
         return None
+
+    def chosen(self, rank: int) -> Mapping[str, Any]:
+        """What the method chose for itself at a rank, such as `{"algorithm": "gram"}`; stands in the row's params."""
+        return {}
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
