@@ -107,7 +107,7 @@ class Context:
     def once(self, make: Callable[..., _T], *arguments: Any) -> _T:
         """`make(*arguments)`, computed once for all reducers of this weight; see `Shared.once`.
 
-            G = context.once(linalg.gram, weight)
+        Thus `context.once(linalg.gram, weight)`.
         """
         return self.shared.once(make, *arguments)
 
