@@ -95,6 +95,8 @@ def _declared(s: Subject) -> None:
     for what, declared, known in (("promises", reducer.promises, {*PROMISES}), ("needs", reducer.needs, STATISTICS)):
         unknown = sorted(set(declared) - known)
         _require(not unknown, f"{what} holds {unknown}; known are {', '.join(sorted(known))}")
+    what = reducer.rank_of
+    _require(isinstance(what, str) and what != "", f"rank_of is {what!r}; say what has the rank, as 'each block'")
     for shape in ((12, 20), (20, 12), (1, 9), (9, 1)):
         largest = reducer.max_rank(shape)
         _require(largest >= 1, f"max_rank gives {largest} for {shape}; at least 1 must be possible")

@@ -61,7 +61,7 @@ def closed_rank(
     m, n = slot.shape
     if request.kind in ("fraction", "energy") and reducer.rank_of != "weight":
         raise ReducerError(
-            f"{slot.name}: {request.kind} asks for a rank of the weight, and that of {reducer.name} is of "
+            f"{slot.name}: {request.kind} asks for a rank of the weight, but the rank of {reducer.name} is that of "
             f"{reducer.rank_of}; use `keep`, `error` or `rank`"
         )
     largest = _max_rank(reducer, slot)

@@ -60,22 +60,13 @@ class _Clustered(lrbench.Prepared):
     def __init__(self, reducer: ClusteredSVD, weight: torch.Tensor, generator: torch.Generator) -> None:
         self.reducer, self.W = reducer, weight  # (m, n)
         self.K = min(reducer.clusters, weight.shape[0])
-        self.draws = torch.rand(reducer.restarts, self.K, generator=generator, dtype=torch.float64)
-        self.shares: dict[int, dict[str, Any]] = {}
+        self.draws = torch.rand(reducer.restarts, self.K, generator=generator, dtype=torch.float64).tolist()
+        self.shares: dict[int, dict[str, Any]] = {}  # what `chosen` says, of the ranks built
 
     def at_rank(self, rank: int) -> lrbench.ClusteredLowRank:
-        m, n = self.W.shape
-        iterations = self.reducer.iterations
-        tried = [linalg.k_subspaces(self.W, self.K, rank, draws, iterations) for draws in self.draws.tolist()]
-        labels, _ = min(tried, key=lambda found: found[1])  # (m,)
-        members = [(labels == c).nonzero().flatten() for c in range(self.K)]
-        parts = [linalg.Spectrum(self.W[rows]) for rows in members if len(rows)]
-        members = [rows for rows in members if len(rows)]
-        ranks = [min(rank, part.size) for part in parts]
-        if self.reducer.ranks == "energy":
-            ranks = _shared(
-                [part.errors() for part in parts], [len(rows) + n for rows in members], ranks, rank * (m + self.K * n)
-            )
+        _, members, parts, ranks = min(
+            (self.clustered(rank, draws) for draws in self.draws), key=lambda found: found[0]
+        )
         lefts, bases = [], []
         for part, r in zip(parts, ranks, strict=True):
             U, B = part.leading(r).to(self.W.dtype), part.coordinates(r)  # (m_c, r), (r, n); of W[rows]ᵀ if m_c > n
@@ -85,6 +76,19 @@ class _Clustered(lrbench.Prepared):
         sizes = tuple(len(rows) for rows in members)
         self.shares[rank] = {"cluster_sizes": list(sizes), "cluster_ranks": ranks}
         return lrbench.ClusteredLowRank(torch.cat(lefts), torch.cat(bases), torch.cat(members), sizes, tuple(ranks))
+
+    def clustered(
+        self, rank: int, draws: list[float]
+    ) -> tuple[float, list[torch.Tensor], list[linalg.Spectrum], list[int]]:
+        """From one seed: the squared error, and rows, spectrum and rank of each cluster that has rows."""
+        m, n = self.W.shape
+        labels, _ = linalg.k_subspaces(self.W, self.K, rank, draws, self.reducer.iterations)  # (m,)
+        members = [rows for c in range(self.K) if len(rows := (labels == c).nonzero().flatten())]  # (m_c,) each
+        parts = [linalg.Spectrum(self.W[rows]) for rows in members]
+        ranks, tails = [min(rank, part.size) for part in parts], [part.errors() for part in parts]
+        if self.reducer.ranks == "energy":
+            ranks = _shared(tails, [len(rows) + n for rows in members], ranks, rank * (m + self.K * n))
+        return _left(tails, ranks), members, parts, ranks
 
     def chosen(self, rank: int) -> dict[str, Any]:
         return self.shares.get(rank, {})
@@ -111,8 +115,12 @@ def _shared(errors: list[list[float]], costs: list[int], equal: list[int], budge
         if c not in closed:
             ranks[c] += 1
             budget -= costs[c]
-    left = [sum(tails[r] ** 2 for tails, r in zip(errors, tried, strict=True)) for tried in (ranks, equal)]
-    return ranks if left[0] <= left[1] else equal
+    return ranks if _left(errors, ranks) <= _left(errors, equal) else equal
+
+
+def _left(errors: list[list[float]], ranks: list[int]) -> float:
+    """The squared error of all clusters at their ranks."""
+    return sum(tails[r] ** 2 for tails, r in zip(errors, ranks, strict=True))
 
 
 @lrbench.hookimpl

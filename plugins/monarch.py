@@ -53,7 +53,7 @@ class Monarch(lrbench.Reducer):
         if self.blocks == "auto":
             return [Layout(m, n, J, K) for J in _powers_of_two(m) for K in _powers_of_two(n)]
         J, K = (self.blocks, self.blocks) if isinstance(self.blocks, int) else self.blocks
-        return [Layout(m, n, min(J, m), min(K, n))]
+        return [Layout(m, n, min(J, m), min(K, n))]  # the minimum for warming up on a corner; see `supports`
 
     def stored_numbers(self, shape: tuple[int, int], rank: int) -> int:
         """r J K (L + I), of the layout with the fewest blocks; no more in the others."""

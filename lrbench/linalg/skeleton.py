@@ -27,25 +27,27 @@ def skeleton_rows(A: Tensor) -> tuple[Tensor, Tensor]:
     """
     m, k = A.shape
     factored, swaps, _ = torch.linalg.lu_factor_ex(A.double())  # does not refuse a singular matrix
-    order = rows_after(swaps, m).to(A.device)
-    rows, others = order[:k], order[k:]
-    # L_2 L_1⁻¹, solved from the right; the strict upper part of `factored` is U, and is not read.
-    X = torch.linalg.solve_triangular(factored[:k], factored[k:], upper=False, left=False, unitriangular=True)
+    L = factored.tril(-1) + torch.eye(m, k, dtype=torch.float64, device=A.device)  # (m, k), rows as exchanged
+    chosen, others = torch.arange(k, device=A.device), torch.arange(k, m, device=A.device)
+    X = torch.linalg.solve_triangular(L[:k], L[k:], upper=False, left=False, unitriangular=True)  # (m - k, k)
+    before = X
     while X.numel():
         i, j = divmod(int(X.abs().argmax()), k)
         if abs(float(X[i, j])) <= DOMINANCE:
             break
-        X, rows, others = _exchanged(X, rows, others, i, j)
-    ascending = others.argsort()
-    return rows, X[ascending]
+        X, chosen, others = _exchanged(X, chosen, others, i, j)
+    if X is not before:  # what large coefficients have left of rounding in the small ones
+        X = torch.linalg.solve(L[chosen], L[others], left=False)
+    order = rows_after(swaps, m).to(A.device)
+    return order[chosen], X[order[others].argsort()]
 
 
-def _exchanged(X: Tensor, rows: Tensor, others: Tensor, i: int, j: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Coefficients, rows and others once the j-th chosen row and the i-th other one have changed places."""
+def _exchanged(X: Tensor, chosen: Tensor, others: Tensor, i: int, j: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Coefficients, positions chosen and others, once the j-th chosen and the i-th other row have changed places."""
     pivot, row, column = X[i, j].clone(), X[i].clone(), X[:, j].clone()
     row[j] -= 1
     column[i] += 1
     X = X - torch.outer(column, row / pivot)
-    rows, others = rows.clone(), others.clone()
-    rows[j], others[i] = others[i].clone(), rows[j].clone()
-    return X, rows, others
+    chosen, others = chosen.clone(), others.clone()
+    chosen[j], others[i] = others[i].clone(), chosen[j].clone()
+    return X, chosen, others
