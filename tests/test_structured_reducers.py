@@ -10,6 +10,7 @@ from lrbench.plugins import bottom, clustered_svd, monarch, random_subspace, rsv
 import lrbench
 from lrbench.linalg import DOMINANCE, block_errors, k_subspaces, optimal_errors, skeleton_rows
 from lrbench.low_rank import pivoted
+from lrbench.parameters import ParameterError, build
 from lrbench.ranks import RankRequest, closed_rank
 from lrbench.testing import check_reducer
 from lrbench.validate import validate_factors
@@ -97,6 +98,32 @@ def test_every_structured_reducer_keeps_its_accuracy_in_float32(reducer):
 def test_parameters_out_of_range_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_block_counts_can_be_written_in_a_suite_in_three_ways():
+    assert [build(Monarch, {"blocks": b}).blocks for b in ("auto", 4, [2, 8])] == ["auto", 4, (2, 8)]
+    for wrong in ("many", [2], [2, 4, 8], 2.5, True):
+        with pytest.raises(ParameterError, match="monarch: blocks"):
+            build(Monarch, {"blocks": wrong})
+
+
+def test_what_has_the_rank_must_be_said_in_words():
+    class Unsaid(RandomSubspace):
+        rank_of = ""
+
+    failed = [r for r in check_reducer(Unsaid) if not r.passed]
+    assert [r.detail for r in failed] == ["rank_of is ''; say what has the rank, as 'each block'"]
+
+
+@pytest.mark.parametrize("reducer", [SVD(store="pivoted"), Monarch(), ClusteredSVD(clusters=3)])
+def test_factored_layers_of_every_structure_keep_the_bias_and_survive_a_file(reducer, tmp_path):
+    W, bias, x = slow(20, 30).float(), normal(20).float(), normal(2, 5, 30).float()
+    factors = reduce(reducer, W, 4)
+    factors.save(tmp_path / "w.safetensors")
+    module = lrbench.Factors.load(tmp_path / "w.safetensors").module(bias)
+    torch.testing.assert_close(module(x), x @ factors.dense().T + bias, rtol=1e-4, atol=1e-4)
+    numbers = (tmp_path / "w.safetensors").stat().st_size
+    assert factors.stored_bytes <= numbers <= factors.stored_bytes + 1000
 
 
 # store: pivoted
