@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from lrbench.figures import BLUE, GREY, INK, ORANGE, altair
+from lrbench.render.text import clean
 from lrbench.spectra import GRID, SlotSpectrum, by_group
 
 _TRAINED, _RANDOM = "trained weights: mean of the layers, and their range", "random Gaussian matrix of the same shape"
 _COLUMNS = 4
+_PERCENT = {"labelExpr": "round(100 * datum.value) + ' %'", "labelOverlap": False, "labelFlush": False}
 
 
 def records(spectra: Sequence[SlotSpectrum]) -> list[dict[str, Any]]:
@@ -25,9 +27,15 @@ def records(spectra: Sequence[SlotSpectrum]) -> list[dict[str, Any]]:
         ):
             for kept, values in zip(GRID, zip(*curves, strict=True), strict=True):
                 held = {"held": sum(values) / len(values), "low": min(values), "high": max(values)}
-                panel = f"{group}  ({len(members)} {'matrix' if len(members) == 1 else 'matrices'})"
-                found.append({"role": panel, "kind": kind, "kept": kept, **held})
+                found.append({"role": _panel(group, members), "kind": kind, "kept": kept, **held})
     return found
+
+
+def _panel(group: str, members: Sequence[SlotSpectrum]) -> str:
+    """A panel's heading: `attn.q (8 of 192 × 192)`."""
+    shapes = {spectrum.shape for spectrum in members}
+    what = " × ".join(map(str, shapes.pop())) if len(shapes) == 1 else "several shapes"
+    return f"{clean(group)} ({len(members)} of {what})"
 
 
 def chart(spectra: Sequence[SlotSpectrum], model: str) -> Any:
@@ -43,14 +51,16 @@ def chart(spectra: Sequence[SlotSpectrum], model: str) -> Any:
     alt = altair()
     points = records(spectra)
     panels = list(dict.fromkeys(point["role"] for point in points))
-    kept = alt.X(
-        "kept:Q", title="singular values kept, of min(m, n)", scale=alt.Scale(domain=[0, 1], nice=False),
-        axis=alt.Axis(format=".0%", values=[0, 0.2, 0.4, 0.6, 0.8, 1]),
-    )  # fmt: skip
-    held = alt.Y(
-        "held:Q", title="energy held, Σσ²", scale=alt.Scale(domain=[0, 1], nice=False),
-        axis=alt.Axis(format=".0%", values=[0, 0.2, 0.4, 0.6, 0.8, 0.9, 1]),
-    )  # fmt: skip
+    # Every layer says the same of its axes: where they differ, Vega-Lite mixes them.
+    across = {
+        "title": "singular values kept, of min(m, n)", "scale": alt.Scale(domain=[0, 1], nice=False),
+        "axis": alt.Axis(values=[0, 0.2, 0.4, 0.6, 0.8, 1], **_PERCENT),
+    }  # fmt: skip
+    up = {
+        "title": "energy held, Σσ²", "scale": alt.Scale(domain=[0, 1], nice=False),
+        "axis": alt.Axis(values=[0, 0.2, 0.4, 0.6, 0.8, 0.9, 1], **_PERCENT),
+    }  # fmt: skip
+    kept = alt.X("kept:Q", **across)
     kinds = [_TRAINED, _RANDOM]
     colour = alt.Color(
         "kind:N", title=None, scale=alt.Scale(domain=kinds, range=[BLUE, ORANGE]),
@@ -60,26 +70,28 @@ def chart(spectra: Sequence[SlotSpectrum], model: str) -> Any:
     # Dashes too, for print without colour.
     dash = alt.StrokeDash("kind:N", scale=alt.Scale(domain=kinds, range=[[1, 0], [5, 3]]), legend=None)
     base = alt.Chart()
+    once = base.transform_aggregate(points="count()")  # else a line is drawn for every record
     rule = {"color": GREY, "strokeDash": [2, 3], "strokeWidth": 1}
     layers = alt.layer(
-        base.mark_rule(**rule).encode(x=alt.datum(0.2)),
-        base.mark_rule(**rule).encode(y=alt.datum(0.9)),
-        base.mark_area(opacity=0.22, clip=True).encode(
-            x=kept, y=alt.Y("low:Q"), y2="high:Q", color=colour
+        once.mark_rule(**rule).encode(x=alt.XDatum(0.2, **across)),
+        once.mark_rule(**rule).encode(y=alt.YDatum(0.9, **up)),
+        base.mark_area(opacity=0.22, clip=True, color=BLUE).encode(
+            x=kept, y=alt.Y("low:Q", **up), y2="high:Q"
         ).transform_filter(alt.datum.kind == _TRAINED),
         base.mark_line(strokeWidth=2.2, clip=True).encode(
-            x=kept, y=held, color=colour, strokeDash=dash,
+            x=kept, y=alt.Y("held:Q", **up), color=colour, strokeDash=dash,
             tooltip=[alt.Tooltip("role:N"), alt.Tooltip("kind:N"), alt.Tooltip("kept:Q", format=".1%"),
                      alt.Tooltip("held:Q", format=".1%", title="held, mean"), alt.Tooltip("low:Q", format=".1%"),
                      alt.Tooltip("high:Q", format=".1%")],
         ),
-    ).properties(width=190, height=190)  # fmt: skip
+    ).properties(width=200, height=200)  # fmt: skip
     title = alt.TitleParams(
-        f"{model}: how much of the energy the largest singular values hold",
+        f"{clean(model)}: how much of the energy the largest singular values hold",
         subtitle="Energy is the sum of squared singular values. Dotted: the first 20 % of them, and 90 % of the energy.",
         anchor="start", fontSize=16, subtitleFontSize=12, subtitleColor=INK, color=INK, offset=12,
     )  # fmt: skip
-    facet = alt.Facet("role:N", sort=panels, title=None, header=alt.Header(labelFontSize=13, labelFontWeight="bold"))
+    facet = alt.Facet("role:N", sort=panels, title=None, header=alt.Header(labelFontSize=13, labelFontWeight="bold",
+                                                                   labelLimit=240))
     return (
         layers.facet(facet=facet, columns=min(_COLUMNS, len(panels)), data=alt.InlineData(values=points))
         .resolve_axis(x="independent", y="independent")
