@@ -1,4 +1,4 @@
-"""Claims that are often made of trained weights, answered for one model from its spectra: yes or no, with the figures."""
+"""Claims that are often made of trained weights, answered for one model from its spectra: yes or no, with figures."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def _energy(spectra: Sequence[SlotSpectrum]) -> Claim:
     needed = [spectrum.figures.rank_90 / spectrum.figures.size for spectrum in spectra]
     numbers = (
         f"the top 20 % do so in {at_20} of {count} matrices, the top 10 % in {at_10}; the top 20 % hold "
-        f"{_spread(held)} of the energy (of random matrices {_percent(random)}), the top 10 % {_spread(first)}; 90 % of "
-        f"it takes {_spread(needed)} of the singular values"
+        f"{_spread(held)} of the energy (of random matrices {_percent(random)}), the top 10 % {_spread(first)}; 90 % "
+        f"of it takes {_spread(needed)} of the singular values"
     )
     values = {
         "matrices": count, "matrices_at_20": at_20, "matrices_at_10": at_10, "energy_20_mean": statistics.fmean(held),
@@ -121,16 +121,16 @@ def _low_rank(spectra: Sequence[SlotSpectrum]) -> Claim:
     name = "low-effective-rank"
     statement = "Trained weights are of low effective rank."
     criterion = (
-        f"yes where in at least half of the matrices the effective rank is at most {LOW:g} of that of the random matrix "
-        "of the same shape"
+        f"yes where in at least half of the matrices the effective rank is at most {LOW:g} of that of the random "
+        "matrix of the same shape"
     )
     if not spectra:
         return _unknown(name, statement, criterion, "there is no matrix with a spectrum")
     ratios = [spectrum.against_random for spectrum in spectra]
     low, below, count = sum(ratio <= LOW for ratio in ratios), sum(ratio < 1 for ratio in ratios), len(ratios)
     numbers = (
-        f"so low in {low} of {count} matrices, lower than random in {below}; the effective rank is {_spread(ratios)} of "
-        f"the random one, in the median {_percent(statistics.median(ratios))}"
+        f"so low in {low} of {count} matrices, lower than random in {below}; the effective rank is {_spread(ratios)} "
+        f"of the random one, in the median {_percent(statistics.median(ratios))}"
     )
     values = {
         "matrices": count, "matrices_low": low, "matrices_below_random": below, "ratio_mean": statistics.fmean(ratios),

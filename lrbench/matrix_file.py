@@ -48,8 +48,8 @@ def read_matrix(path: Path, key: str | None = None) -> Matrix:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise InputError(
-            f"{path}: not one of {', '.join(SUFFIXES)}; pickles (.pt, .pth, .bin, .pkl) are not read: save it as one of "
-            "those"
+            f"{path}: not one of {', '.join(SUFFIXES)}; pickles (.pt, .pth, .bin, .pkl) are not read: save it "
+            "as one of those"
         )
     if suffix == ".npy" and key is not None:
         raise InputError(f"{path}: --key is for .npz and .safetensors; a .npy holds one array")

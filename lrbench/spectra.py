@@ -117,13 +117,17 @@ def singular_values(W: Tensor) -> Tensor:
     Raises:
         torch.linalg.LinAlgError: W holds NaN or Inf.
     """
-    short = W if W.shape[0] <= W.shape[1] else W.T  # (s, l)
+    short = (W if W.shape[0] <= W.shape[1] else W.T).double()  # (s, l)
+    largest = short.abs().amax()
+    if not float(largest):
+        return short.new_zeros(len(short))
+    short = short / largest  # so that no square over- or underflows
     squares = torch.linalg.eigvalsh(gram(short)).flip(0).clamp(min=0)  # (s,)
     tails = tail_errors(squares)
-    if float(tails[0]) and float(tails[-2]) >= GATE * float(tails[0]):
-        return squares.sqrt()
+    if float(tails[-2]) >= GATE * float(tails[0]):
+        return squares.sqrt() * largest
     driver = "gesvd" if short.is_cuda else None  # the default on CUDA, Jacobi, is less exact in the tail
-    return torch.linalg.svdvals(short.double(), driver=driver)
+    return torch.linalg.svdvals(short, driver=driver) * largest
 
 
 def figures_of(values: Tensor) -> Figures:
@@ -169,7 +173,7 @@ def energy_curve(values: Tensor) -> tuple[float, ...] | None:
 
 
 def random_singular_values(shape: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
-    """Singular values of one (m, n) matrix of independent N(0, 1) entries, descending: (min(m, n),) float64, on the CPU.
+    """Singular values of an (m, n) matrix of independent N(0, 1) entries: (min(m, n),) descending, float64, on CPU.
 
     One draw a shape, seeded by it, and kept. (m, n) and (n, m) share it. What is drawn is the bidiagonal matrix of χ
     variables to which Householder reflections bring a Gaussian one, and which has its singular values in distribution

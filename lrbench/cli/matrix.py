@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lrbench.cli import output
 from lrbench.cli.run import load_registry
 from lrbench.errors import InputError, PluginError
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from lrbench.plan import Method
     from lrbench.ranks import RankRequest
 
-FORMATS = ("terminal", "markdown", "csv", "json")
 #: Where no rank is asked for.
 DEFAULT = ("keep", (0.75, 0.5, 0.25))
 
@@ -41,13 +41,13 @@ def add_parser(subparsers: Any) -> None:
     ):
         ranks.add_argument(f"--{kind}", metavar=metavar, nargs="+", type=parse, help=text)
     parser.add_argument(
-        "--reducer", action="append", metavar="NAME[:param=value,...]", help="default: every reducer (repeatable)"
-    )
+        "--reducer", action="extend", nargs="+", metavar="NAME[:param=value,...]",
+        help="default: every reducer (one or several, repeatable)",
+    )  # fmt: skip
     parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a plugin file (repeatable)")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1 ... (default: the GPU where there is one)")
     parser.add_argument("--seed", metavar="N", type=_seed, default=0, help="of random draws; default: %(default)s")
-    parser.add_argument("--format", choices=FORMATS, default="terminal", help="default: %(default)s")
-    parser.add_argument("--output", metavar="FILE", type=Path, help="write to a file instead of the screen")
+    output.add_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -57,15 +57,14 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: the file, a reducer, a plugin or the device cannot be used.
     """
-    from lrbench.cli.leaderboard import write
     from lrbench.environment import environment
     from lrbench.matrix_file import read_matrix
     from lrbench.models.load import choose_device
     from lrbench.one_matrix import reduce_matrix, slot_of
-    from lrbench.render import document
     from lrbench.render import matrix as render
     from lrbench.spectra import figures_of, singular_values
 
+    output.check(args.output)
     methods = _methods(args.reducer, args.plugin)
     matrix = read_matrix(args.file, args.key)
     values = matrix.values.to(choose_device(args.device))
@@ -77,20 +76,11 @@ def run(args: argparse.Namespace) -> int:
         "norm": float(sigma.square().sum().sqrt()),
     }  # fmt: skip
     report = render.Report(about, figures_of(sigma), outcomes, environment(values.device))
-    if args.format == "terminal" and args.output is None:
-        document.show(render.document(report))
-    else:
-        text = {
-            "terminal": lambda: document.terminal(render.document(report)),
-            "markdown": lambda: document.markdown(render.document(report)),
-            "csv": lambda: render.csv(report),
-            "json": lambda: render.as_json(report),
-        }[args.format]()
-        if args.output is not None:
-            write(args.output, text)
-        else:
-            sys.stdout.write(text)
-    sys.stdout.flush()
+    output.emit(
+        args,
+        lambda: render.document(report),
+        {"csv": lambda: render.csv(report), "json": lambda: render.as_json(report)},
+    )
     return _exit_code(outcomes)
 
 
@@ -143,8 +133,14 @@ def _error(text: str) -> float:
 
 
 def _count(text: str) -> int:
-    return int(_number(text, lambda value: text.isdecimal() and value >= 1, "a whole number above zero"))
+    return _whole(text, range(1, 2**63), "a whole number above zero")
 
 
 def _seed(text: str) -> int:
-    return int(_number(text, lambda value: text.isdecimal() and int(text) < 2**63, "a whole number from 0 to 2^63 - 1"))
+    return _whole(text, range(2**63), "a whole number from 0 to 2^63 - 1")
+
+
+def _whole(text: str, allowed: range, what: str) -> int:
+    if not text.isdecimal() or len(text) > 19 or int(text) not in allowed:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return int(text)

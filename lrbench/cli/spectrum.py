@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lrbench.cli import output
 from lrbench.errors import InputError, ModelError, did_you_mean
 
 if TYPE_CHECKING:
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from lrbench.models.slots import WeightSlot
     from lrbench.spectra import SlotSpectrum
     from lrbench.suite_schema import ModelSpec
-
-FORMATS = ("terminal", "markdown", "csv", "json")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -37,8 +35,7 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--layers", metavar="L", default="all", help='all, 3, -1, 4-7, "last third" ... (default: all)')
     parser.add_argument("--per-slot", action="store_true", help="a line for every matrix too (JSON always has them)")
-    parser.add_argument("--format", choices=FORMATS, default="terminal", help="default: %(default)s")
-    parser.add_argument("--output", metavar="FILE", type=Path, help="write to a file instead of the screen")
+    output.add_options(parser)
     parser.add_argument(
         "--figure", metavar="FILE", type=Path, help="energy curves, as .svg, .png, .pdf or .html (offline)"
     )
@@ -53,13 +50,13 @@ def run(args: argparse.Namespace) -> int:
     """
     from lrbench import figures
     from lrbench.claims import claims
-    from lrbench.cli.leaderboard import write
     from lrbench.environment import environment
     from lrbench.models.load import load
-    from lrbench.render import document
     from lrbench.render import spectrum as render
 
+    output.check(args.output)
     if args.figure is not None:
+        output.check(args.figure, "--figure")
         figures.check(args.figure)
     model = load(model_spec(args.model, args.revision, args.dtype), args.device)
     spectra = _measured(_chosen(model, args.layers, args.weights))
@@ -76,20 +73,11 @@ def run(args: argparse.Namespace) -> int:
         from lrbench.figures import energy
 
         figures.save(energy.chart(spectra, model.label), args.figure)
-    if args.format == "terminal" and args.output is None:
-        document.show(render.document(report, args.per_slot))
-    else:
-        text = {
-            "terminal": lambda: document.terminal(render.document(report, args.per_slot)),
-            "markdown": lambda: document.markdown(render.document(report, args.per_slot)),
-            "csv": lambda: render.csv(report, args.per_slot),
-            "json": lambda: render.as_json(report),
-        }[args.format]()
-        if args.output is not None:
-            write(args.output, text)
-        else:
-            sys.stdout.write(text)
-    sys.stdout.flush()
+    output.emit(
+        args,
+        lambda: render.document(report, args.per_slot),
+        {"csv": lambda: render.csv(report, args.per_slot), "json": lambda: render.as_json(report)},
+    )
     return 0
 
 

@@ -7,6 +7,7 @@ its scripts itself; nothing is fetched from a network, when it is written or whe
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
 from pathlib import Path
@@ -27,7 +28,7 @@ _PAGE = Template("""<!DOCTYPE html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
-      content="default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:">
+      content="default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data:">
 <title>lrbench figure</title>
 <style>body { margin: 0; background: #fff; overflow-x: auto }</style>
 <script>$scripts</script>
@@ -35,12 +36,18 @@ _PAGE = Template("""<!DOCTYPE html>
 <body>
 <div id="figure"></div>
 <script>
-vegaEmbed("#figure", $specification,
-  {"mode": "vega-lite", "renderer": "svg", "actions": {"export": true, "source": false, "compiled": false, "editor": false}});
+vegaEmbed("#figure", $specification, $options);
 </script>
 </body>
 </html>
 """)
+_EMBEDDING = json.dumps(
+    {
+        "mode": "vega-lite",
+        "renderer": "svg",
+        "actions": {"export": True, "source": False, "compiled": False, "editor": False},
+    }
+)
 
 
 def altair() -> Any:
@@ -57,17 +64,13 @@ def altair() -> Any:
 
 
 def check(path: Path) -> None:
-    """Says before anything is computed whether a figure can be written there.
+    """Says before anything is computed whether a figure can be made of the kind that the path's suffix names.
 
     Raises:
-        InputError: another suffix, no such folder, a folder of that name, or Altair is not installed.
+        InputError: another suffix, or Altair is not installed.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"--figure: {path} must end in one of {', '.join(SUFFIXES)}")
-    if path.is_dir():
-        raise InputError(f"--figure: {path} is a folder; give a file")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"--figure: {path.parent} is not a folder; create it first")
     altair()
 
 
@@ -90,19 +93,16 @@ def save(chart: Any, path: Path) -> None:
 
 def to_bytes(chart: Any, form: str) -> bytes:
     """A chart as `svg`, `png` (two pixels a point), `pdf` or `html`."""
-    converter: Any = importlib.import_module("vl_convert")
-    specification = chart.to_dict()
-    version = ".".join(specification["$schema"].rsplit("/", 1)[1].removeprefix("v").split(".")[:2])
     if form == "html":
+        version = ".".join(altair().SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+        scripts = importlib.import_module("vl_convert").javascript_bundle(vl_version=version)
         # A name with `</script>` in it must not end the script that it stands in.
-        data = json.dumps(specification).replace("<", "\\u003c")
-        scripts = converter.javascript_bundle(vl_version=version)
-        return _PAGE.substitute(scripts=scripts, specification=data).encode()
+        specification = json.dumps(chart.to_dict()).replace("<", "\\u003c")
+        return _PAGE.substitute(scripts=scripts, specification=specification, options=_EMBEDDING).encode()
     if form == "svg":
-        text: str = converter.vegalite_to_svg(specification, vl_version=version)
-        return text.encode()
-    if form == "png":
-        image: bytes = converter.vegalite_to_png(specification, vl_version=version, scale=2)
-        return image
-    document: bytes = converter.vegalite_to_pdf(specification, vl_version=version)
-    return document
+        text = io.StringIO()
+        chart.save(text, format=form)
+        return text.getvalue().encode()
+    buffer = io.BytesIO()
+    chart.save(buffer, format=form, **({"scale_factor": 2} if form == "png" else {}))
+    return buffer.getvalue()

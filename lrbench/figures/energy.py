@@ -87,11 +87,12 @@ def chart(spectra: Sequence[SlotSpectrum], model: str) -> Any:
     ).properties(width=200, height=200)  # fmt: skip
     title = alt.TitleParams(
         f"{clean(model)}: how much of the energy the largest singular values hold",
-        subtitle="Energy is the sum of squared singular values. Dotted: the first 20 % of them, and 90 % of the energy.",
+        subtitle="Energy: the sum of squared singular values. Dotted: the first 20 % of them, and 90 % of the energy.",
         anchor="start", fontSize=16, subtitleFontSize=12, subtitleColor=INK, color=INK, offset=12,
     )  # fmt: skip
-    facet = alt.Facet("role:N", sort=panels, title=None, header=alt.Header(labelFontSize=13, labelFontWeight="bold",
-                                                                   labelLimit=240))
+    facet = alt.Facet(
+        "role:N", sort=panels, title=None, header=alt.Header(labelFontSize=13, labelFontWeight="bold", labelLimit=240)
+    )
     return (
         layers.facet(facet=facet, columns=min(_COLUMNS, len(panels)), data=alt.InlineData(values=points))
         .resolve_axis(x="independent", y="independent")

@@ -23,7 +23,7 @@ class Table:
     """A table of texts.
 
     Attributes:
-        headings: of the columns.
+        headings: of the columns; a line break in one is one in the terminal alone.
         rows: as many texts each.
         words: how many columns, from the left, hold words and not numbers.
         sections: the rows (by index) above which a line is drawn.
@@ -135,7 +135,8 @@ def _rich(table: Table) -> RichTable:
     shown = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for index, heading in enumerate(table.headings):
         left = index < table.words
-        shown.add_column(Text(clean(heading)), justify="left" if left else "right", overflow="fold", no_wrap=not left)
+        title = "\n".join(map(clean, heading.split("\n")))
+        shown.add_column(Text(title), justify="left" if left else "right", overflow="fold", no_wrap=not left)
     for index, row in enumerate(table.rows):
         if index in table.sections:
             shown.add_section()

@@ -19,6 +19,7 @@ _COLUMNS = (
     *("reducer", "label", "params", "requested", "status", "rank", "relative_error", "optimal_error", "ratio"),
     *("stored_numbers", "stored_bytes", "stored_as", "keep", "seconds", "reason"),
 )
+_HEADINGS = ("reducer", "setting", "rank", "error", "optimum", "ratio", "numbers", "keep", "stored as", "seconds")
 _LEGEND = (
     "Error: ‖W − Ŵ‖ / ‖W‖ after rounding to the matrix's dtype. Optimum: the least that any matrix of that rank has. "
     "Keep: stored numbers over those of the matrix; where factors would store more, Ŵ is counted dense. Seconds: the "
@@ -56,7 +57,8 @@ class Report:
 def document(report: Report) -> Document:
     """A table by request, what could not be done, and what the words mean."""
     about = report.matrix
-    rows, sections, before = [], set(), None
+    rows: list[list[str]] = []
+    sections, before = set(), None
     done = [outcome for outcome in report.ordered() if outcome.edit is not None]
     for outcome in done:
         if outcome.request != before:
@@ -65,8 +67,7 @@ def document(report: Report) -> Document:
         rows.append(_line(outcome))
     parts: list[Part] = [_figures(report.figures)]
     if rows:
-        headings = ["reducer", "setting", "rank", "error", "optimum", "ratio", "numbers", "keep", "stored as", "seconds"]
-        parts.append(Table(headings, rows, words=2, sections=frozenset(sections)))
+        parts.append(Table(_HEADINGS, rows, words=2, sections=frozenset(sections)))
     missing = [outcome for outcome in report.ordered() if outcome.edit is None]
     if missing:
         lines = [[o.status, o.method.label, _setting(o), o.reason or ""] for o in missing]
@@ -135,7 +136,7 @@ def _figures(figures: Figures) -> str:
     if figures.zero:
         return "A matrix of zeros."
     return (
-        f"Stable rank {figures.stable_rank:.1f}, effective rank {figures.effective_rank:.1f} of {figures.size}; the top "
-        f"10 % of the singular values hold {100 * figures.energy_10:.1f} % of the energy, the top 20 % "
+        f"Stable rank {figures.stable_rank:.1f}, effective rank {figures.effective_rank:.1f} of {figures.size}; the "
+        f"top 10 % of the singular values hold {100 * figures.energy_10:.1f} % of the energy, the top 20 % "
         f"{100 * figures.energy_20:.1f} %; 90 % takes rank {figures.rank_90}, 99 % rank {figures.rank_99}."
     )

@@ -17,21 +17,21 @@ from lrbench.render.text import MISSING
 from lrbench.spectra import NAMES, SlotSpectrum, by_group, summary
 
 _HEADINGS = {
-    "stable_rank": "stable rank",
-    "effective_rank": "effective rank",
-    "effective_rank_share": "of min(m, n)",
-    "energy_10": "energy in top 10 %",
-    "energy_20": "in top 20 %",
-    "rank_90": "rank for 90 %",
-    "rank_90_share": "of min(m, n)",
-    "rank_99": "rank for 99 %",
-    "rank_99_share": "of min(m, n)",
+    "stable_rank": "stable\nrank",
+    "effective_rank": "effective\nrank",
+    "effective_rank_share": "of\nmin(m, n)",
+    "energy_10": "energy in\ntop 10 %",
+    "energy_20": "in\ntop 20 %",
+    "rank_90": "rank for\n90 %",
+    "rank_90_share": "of\nmin(m, n)",
+    "rank_99": "rank for\n99 %",
+    "rank_99_share": "of\nmin(m, n)",
 }
 _LEGEND = (
     "Energy: the sum of squared singular values. Stable rank: ‖W‖_F² / σ₁². Effective rank: exp of the entropy of "
     "σ / Σσ (Roy and Vetterli, 2007). Top 10 and 20 %: the first int(0.1·min(m, n)) and int(0.2·min(m, n)) singular "
-    "values. Rank for 90 and 99 %: the fewest singular values with that share of the energy. Random: one Gaussian matrix "
-    "of the same shape, seeded by it; none of the figures depends on the scale."
+    "values. Rank for 90 and 99 %: the fewest singular values with that share of the energy. Random: one Gaussian "
+    "matrix of the same shape, seeded by it; none of the figures depends on the scale."
 )
 
 
@@ -117,7 +117,8 @@ def _point(claim: Claim) -> tuple[str, str, str]:
 
 
 def _by_role(report: Report) -> Table:
-    rows, sections = [], set()
+    rows: list[list[str]] = []
+    sections = set()
     for group, members in by_group(report.spectra).items():
         sections.add(len(rows))
         for place, (statistic, values) in enumerate(summary(members).items()):
@@ -133,7 +134,7 @@ def _every_slot(report: Report) -> Table:
          MISSING if s.figures.zero else f"{100 * s.against_random:.1f} %"]
         for s in report.spectra
     ]  # fmt: skip
-    headings = ["weight", "shape", *(_HEADINGS[name] for name in NAMES), "effective rank of random's"]
+    headings = ["weight", "shape", *(_HEADINGS[name] for name in NAMES), "effective rank,\nof random's"]
     return Table(headings, rows, words=2)
 
 
