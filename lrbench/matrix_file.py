@@ -14,6 +14,7 @@ from lrbench.errors import InputError, did_you_mean, one_line
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_BEGINNINGS = {".npy": b"\x93NUMPY", ".npz": b"PK"}
 _SHOWN = 8
 
 
@@ -64,6 +65,10 @@ def read_matrix(path: Path, key: str | None = None) -> Matrix:
 
 
 def _numpy(path: Path, key: str | None) -> tuple[str, torch.Tensor]:
+    with path.open("rb") as file:  # numpy takes whatever is neither for a pickle
+        start = file.read(6)
+    if not start.startswith(_BEGINNINGS[path.suffix.lower()]):
+        raise InputError(f"{path}: is no {path.suffix.lower()} file, whatever its name says")
     try:
         loaded = np.load(path, allow_pickle=False)
     except ValueError as error:
@@ -71,8 +76,6 @@ def _numpy(path: Path, key: str | None) -> tuple[str, torch.Tensor]:
             raise InputError(_pickled(path)) from None
         raise
     if isinstance(loaded, np.ndarray):
-        if key is not None:
-            raise ValueError("it is a single array in truth")
         return path.name, _from_numpy(loaded, str(path))
     with loaded:
         name = _choose(path, loaded.files, key)
