@@ -31,7 +31,7 @@ def answers(spectra):
 
 def with_roles(low, high, **changed):
     """One matrix of each role; Q, K and V of rank `low`, the others of rank `high`."""
-    ranks = {role: low for role in ("attn.q", "attn.k", "attn.v")} | {"attn.o": high, "mlp.up": high, "mlp.down": high}
+    ranks = dict.fromkeys(("attn.q", "attn.k", "attn.v"), low) | {"attn.o": high, "mlp.up": high, "mlp.down": high}
     return [flat(rank, role=role) for role, rank in (ranks | changed).items()]
 
 
@@ -75,7 +75,7 @@ def test_roles_are_compared_by_their_means_over_the_layers():
 
 
 def test_a_lower_share_that_only_comes_from_the_shape_is_no_finding():
-    """Square Gaussian matrices have a lower effective rank than wide ones: the second reading of the claim sees that."""
+    """Square Gaussian matrices have a lower effective rank than wide ones: the second reading sees that."""
     generator = torch.Generator().manual_seed(1)
     shapes = {"attn.q": (80, 80), "attn.k": (80, 80), "attn.v": (80, 80), "mlp.up": (80, 320), "mlp.down": (80, 320)}
     spectra = []

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,8 +56,6 @@ def test_npy_is_read_as_it_was_written(dtype, order):
 
 
 def read_matrix_of(name, key=None):
-    from pathlib import Path
-
     return read_matrix(Path(name), key)
 
 
@@ -127,12 +126,10 @@ def write_bad(kind):
             np.save("torn.npy", W)
             np.savez("torn.npz", a=W)
             save_file({"a": torch.from_numpy(W)}, "torn.safetensors")
-            data = open(kind, "rb").read()
-            open(kind, "wb").write(data[: len(data) // 2])
+            data = Path(kind).read_bytes()
+            Path(kind).write_bytes(data[: len(data) // 2])
         case "folder.npy":
-            import os
-
-            os.mkdir(kind)
+            Path(kind).mkdir()
 
 
 @pytest.mark.parametrize(
@@ -276,7 +273,7 @@ def test_the_error_is_that_after_rounding_to_the_files_dtype(capsys):
 def test_zeros_and_every_shape_are_reduced(shape, capsys):
     for name, matrix in (("zeros.npy", np.zeros(shape)), ("ones.npy", np.ones(shape))):
         np.save(name, matrix)
-        rows = [row for row in rows_of(capsys, name, "--rank", "1", "--reducer", "svd", "id")]
+        rows = rows_of(capsys, name, "--rank", "1", "--reducer", "svd", "id")
         assert all(row["relative_error"] == pytest.approx(0, abs=1e-9) for row in rows)
         assert all(row["ratio"] is None for row in rows)
 
@@ -351,7 +348,7 @@ def test_every_format_has_the_rows(capsys):
     for form in ("terminal", "markdown", "csv", "json"):
         assert main([*arguments, "--format", form, "--output", f"table.{form}"]) == 1
         assert capsys.readouterr().out == ""
-    texts = {form: open(f"table.{form}", newline="").read() for form in ("terminal", "markdown", "csv", "json")}
+    texts = {form: Path(f"table.{form}").read_bytes().decode() for form in ("terminal", "markdown", "csv", "json")}
     assert "| svd | rank 4 | 4 | 0.7718 | 0.7718 | 1.000x | 256 | 0.267 |" in texts["markdown"]
     assert "Not reduced" in texts["terminal"]
     assert "\x1b" not in texts["terminal"]

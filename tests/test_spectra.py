@@ -1,5 +1,6 @@
 """Spectra: the figures of singular values, random matrices, and a model's weights."""
 
+import itertools
 import math
 
 import numpy as np
@@ -121,7 +122,7 @@ def test_the_curve_passes_through_the_energy_at_every_whole_rank():
     assert (curve[0], curve[-1]) == (0, pytest.approx(1))
     for k in range(1, 21):
         assert curve[GRID.index(k / 20)] == pytest.approx(float(energy[k - 1]))
-    assert all(later >= earlier for earlier, later in zip(curve, curve[1:], strict=False))
+    assert all(later >= earlier for earlier, later in itertools.pairwise(curve))
 
 
 def test_energy_agrees_with_the_optimal_errors_of_the_kernels():
