@@ -80,8 +80,26 @@ def test_the_formats_say_the_same(capsys):
             assert claim["criterion"].split(",")[0].split("_")[0] in " ".join(text.split())
         assert "layers.7.mlp.down" not in text
         with_slots = " ".join(printed(capsys, *chosen, "--format", form, "--per-slot").replace("\\", "").split())
-        for slot in data["slots"]:
-            assert slot["weight"] in with_slots
+        for name in ("6.self_attn.q_proj", "6.mlp.gate_proj", "7.mlp.down_proj"):
+            assert f"{name} " in with_slots
+        assert "Every name begins with model.layers. and ends in .weight." in with_slots
+
+
+@pytest.mark.parametrize(
+    ("names", "ends"),
+    [
+        (["a.0.q.weight", "a.1.k.weight"], ("a.", ".weight")),
+        (["a.0.q.weight"], ("", "")),
+        (["a.b.weight", "a.b.weight"], ("a.b.", "")),
+        (["a.weight", "b.bias"], ("", "")),
+        (["w", "w.x"], ("", "")),
+        (["h.10.x", "h.1.x"], ("h.", ".x")),
+    ],
+)
+def test_what_names_share_is_said_once(names, ends):
+    from lrbench.render.spectrum import _shared_ends
+
+    assert _shared_ends(names) == ends
 
 
 def test_output_goes_to_a_file_and_nothing_to_the_screen(capsys, tmp_path):

@@ -19,18 +19,19 @@ from lrbench.spectra import NAMES, SlotSpectrum, by_group, summary
 _HEADINGS = {
     "stable_rank": "stable\nrank",
     "effective_rank": "effective\nrank",
-    "effective_rank_share": "of\nmin(m, n)",
-    "energy_10": "energy in\ntop 10 %",
-    "energy_20": "in\ntop 20 %",
+    "effective_rank_share": "of full\nrank",
+    "energy_10": "energy\nin 10 %",
+    "energy_20": "energy\nin 20 %",
     "rank_90": "rank for\n90 %",
-    "rank_90_share": "of\nmin(m, n)",
+    "rank_90_share": "of full\nrank",
     "rank_99": "rank for\n99 %",
-    "rank_99_share": "of\nmin(m, n)",
+    "rank_99_share": "of full\nrank",
 }
 _LEGEND = (
     "Energy: the sum of squared singular values. Stable rank: ‖W‖_F² / σ₁². Effective rank: exp of the entropy of "
-    "σ / Σσ (Roy and Vetterli, 2007). Top 10 and 20 %: the first int(0.1·min(m, n)) and int(0.2·min(m, n)) singular "
-    "values. Rank for 90 and 99 %: the fewest singular values with that share of the energy. Random: one Gaussian "
+    "σ / Σσ (Roy and Vetterli, 2007). Full rank: min(m, n). Energy in 10 and 20 %: its share in the first "
+    "int(0.1·min(m, n)) and int(0.2·min(m, n)) singular values. Rank for 90 and 99 %: the fewest singular values with "
+    "that share of the energy. Random: one Gaussian "
     "matrix of the same shape, seeded by it; none of the figures depends on the scale."
 )
 
@@ -61,7 +62,11 @@ def document(report: Report, per_slot: bool = False) -> Document:
     parts: list[Part] = [Heading("Claims"), Listing([_point(claim) for claim in report.claims])]
     parts += [Heading("By role"), _by_role(report)]
     if per_slot:
-        parts += [Heading("Every matrix"), _every_slot(report), Heading("Random matrices"), _random(report)]
+        before, after = _shared_ends([spectrum.weight for spectrum in report.spectra])
+        parts += [Heading("Every matrix"), _every_slot(report, before, after)]
+        if before or after:
+            parts.append(f"Every name begins with {before or 'nothing'} and ends in {after or 'nothing'}.")
+        parts += [Heading("Random matrices"), _random(report)]
     parts.append(_LEGEND)
     zero = sum(spectrum.figures.zero for spectrum in report.spectra)
     if zero:
@@ -128,14 +133,31 @@ def _by_role(report: Report) -> Table:
     return Table(headings, rows, words=3, sections=frozenset(sections))
 
 
-def _every_slot(report: Report) -> Table:
+def _every_slot(report: Report, before: str, after: str) -> Table:
     rows = [
-        [s.weight, str(s.shape), *_figures(s.figures.values()),
+        [s.weight.removeprefix(before).removesuffix(after), str(s.shape), *_figures(s.figures.values()),
          MISSING if s.figures.zero else f"{100 * s.against_random:.1f} %"]
         for s in report.spectra
     ]  # fmt: skip
-    headings = ["weight", "shape", *(_HEADINGS[name] for name in NAMES), "effective rank,\nof random's"]
+    headings = ["weight", "shape", *(_HEADINGS[name] for name in NAMES), "eff. rank\n/ random"]
     return Table(headings, rows, words=2)
+
+
+def _shared_ends(names: Sequence[str]) -> tuple[str, str]:
+    """What all names begin with and what all end in, in whole parts between dots, so that a table is narrower."""
+    if len(names) < 2:
+        return "", ""
+    parts = [name.split(".") for name in names]
+    shortest = min(map(len, parts)) - 1  # one part stays
+
+    def alike(place: int) -> bool:
+        return all(len(each) > shortest and each[place] == parts[0][place] for each in parts)
+
+    before = next((count for count in range(shortest) if not alike(count)), shortest)
+    left = shortest - before
+    after = next((count for count in range(left) if not alike(-1 - count)), left)
+    head, tail = parts[0][:before], parts[0][len(parts[0]) - after :]
+    return "".join(f"{part}." for part in head), "".join(f".{part}" for part in tail)
 
 
 def _random(report: Report) -> Table:
