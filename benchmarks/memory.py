@@ -182,7 +182,7 @@ def _show(report: dict[str, Any]) -> None:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks/memory.py", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--vocabulary", type=int, default=128_256)
-    parser.add_argument("--documents", type=int, default=250, help="PIQA-like; default 250")
+    parser.add_argument("--documents", type=int, default=100, help="PIQA-like; default 100")
     parser.add_argument("--batch", type=int, default=32, help="rows of lm-eval's batches; default 32")
     parser.add_argument("--config", choices=CONFIGS, default="llama-12x384")
     parser.add_argument("--device", help="default: the GPU where there is one")

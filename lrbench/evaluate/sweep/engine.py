@@ -225,10 +225,11 @@ class SweepEngine(FrozenEngine):
         """Has lm-eval write the texts that are asked for."""
         if one.error is not None or not self.requests.prompts:
             return
+        started = time.perf_counter()
         with ExitStack() as stack:
-            started = time.perf_counter()
             try:
                 stack.enter_context(one.job.edited())
+                started = time.perf_counter()
                 with contained():
                     one.texts = self._texts()
             except LrbenchError as error:
