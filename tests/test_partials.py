@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lrbench.evaluate.engine import Partial
-from lrbench.evaluate.sweep import memory
+from lrbench.evaluate.sweep import SweepEngine, memory
 from lrbench.evaluate.sweep.sweeper import Sweeper
 from lrbench.partials import RunPartials
 from lrbench.store import RunDirectory
@@ -235,3 +235,17 @@ def test_the_budget_stands_in_the_environment_and_the_manifest(suite, tmp_path):
     assert environment["frontier_memory"] == 0.5
     assert directory.manifest()["suite"]["frontier_memory"] == 0.5
     assert directory.manifest()["models"][0]["engine"]["sweep"]["frontier_memory"] == 0.5
+
+
+def test_an_interruption_while_texts_are_written_costs_no_pass_again(suite, tmp_path, monkeypatch):
+    tasks = "tasks=[{task: almanac_agreement, limit: 12}, {task: almanac_recall, limit: 2}]"
+    result = run(suite, tmp_path / "whole", overrides=[TIGHT, tasks])
+    with monkeypatch.context() as patched:
+        patched.setattr(SweepEngine, "_texts", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(suite, tmp_path / "out", overrides=[TIGHT, tasks])
+    heard = Heard()
+    again = run(suite, tmp_path / "out", overrides=[TIGHT, tasks], heard=heard)
+    assert heard.steps == []
+    assert facts(again.directory) == facts(result.directory)
+    assert all("text" in again.directory.samples(row.cell)[-1] for row in heard.rows)

@@ -31,12 +31,12 @@ class _Answering:
     """One job, as far as it has been answered.
 
     Attributes:
-        known: query -> (log-likelihood, whether greedy), from an earlier process.
+        known: numbers of the parts that an earlier process was answered.
     """
 
     job: Job
     tally: Tally
-    known: dict[int, tuple[float, bool]] = field(default_factory=dict)
+    known: set[int] = field(default_factory=set)
     texts: list[str] = field(default_factory=list)
     seconds: float = 0.0
     error: LrbenchError | None = None
@@ -45,13 +45,6 @@ class _Answering:
     def block(self) -> int:
         """The first block that has to run."""
         return self.job.first_block or 0
-
-    def answers(self) -> list[tuple[float, bool]]:
-        """Of each query, what is known of it."""
-        answers = self.tally.answers()
-        for index, answer in self.known.items():
-            answers[index] = answer
-        return answers
 
 
 class SweepEngine(FrozenEngine):
@@ -100,7 +93,7 @@ class SweepEngine(FrozenEngine):
         with contained():
             return Sweeper(self._model, queries, **self._sweeping)
 
-    @property
+    @cached_property
     def blocks(self) -> int:
         """Decoder blocks of the model."""
         return len(find_slots(self._model).blocks)
@@ -136,7 +129,7 @@ class SweepEngine(FrozenEngine):
         answering = [self._begin(sweeper, job) for job in jobs]
         several = len(sweeper.parts) > 1
         for number, part in enumerate(sweeper.parts, 1):
-            waiting = [one for one in answering if one.error is None and not one.known.keys() >= set(part.queries)]
+            waiting = [one for one in answering if one.error is None and number not in one.known]
             here = Counter(one.block for one in waiting)  # each part's states are moved up anew
             for one in waiting:
                 before = one.seconds
@@ -147,16 +140,8 @@ class SweepEngine(FrozenEngine):
                 one.seconds += share
                 here[one.block] -= 1
                 if several and one.error is None and self.partials is not None:
-                    answers = one.tally.answers()
-                    self.partials.add(
-                        one.job.cell,
-                        Partial(
-                            part.queries,
-                            [answers[index][0] for index in part.queries],
-                            [answers[index][1] for index in part.queries],
-                            one.seconds - before,
-                        ),
-                    )
+                    answers = one.tally.of(part.queries)
+                    self.partials.add(one.job.cell, Partial(part.queries, *answers, one.seconds - before))
         for one in answering:
             self._generate(one)
             yield self._outcome(one)
@@ -169,9 +154,10 @@ class SweepEngine(FrozenEngine):
             answers = zip(partial.loglikelihoods, partial.greedy, strict=True)
             known.update(zip(partial.queries, answers, strict=True))
             one.seconds += partial.seconds
-        for part in sweeper.parts:
-            if known.keys() >= set(part.queries):
-                one.known.update((index, known[index]) for index in part.queries)
+        for number, part in enumerate(sweeper.parts, 1):
+            if known and known.keys() >= set(part.queries):
+                one.tally.restore(part.queries, [known[index] for index in part.queries])
+                one.known.add(number)
         return one
 
     def _answer(self, sweeper: Sweeper, one: _Answering, part: Part, number: int) -> bool:
@@ -255,7 +241,7 @@ class SweepEngine(FrozenEngine):
         return [*self.requests.pairs, *self.requests.windows]
 
     def _answers(self, one: _Answering) -> Answers:
-        answers = one.answers()
+        answers = one.tally.answers()
         pairs, windows = answers[: len(self.requests.pairs)], answers[len(self.requests.pairs) :]
         rolling = []
         start = 0
