@@ -34,21 +34,24 @@ class Stopping(Heard):
             raise KeyboardInterrupt
 
 
-@pytest.fixture(autouse=True)
-def _small_batches(monkeypatch):
-    monkeypatch.setitem(memory.TOKENS, "cpu", 64)
+@pytest.fixture(autouse=True, scope="module")
+def _small_batches():
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(memory.TOKENS, "cpu", 64)
+        yield
 
 
-@pytest.fixture
-def suite(tmp_path):
-    return write_suite(tmp_path, layers="[5]", reducers="[svd, cr]")  # with the unedited model, three cells
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("suite")
+    return write_suite(folder, layers="[5]", reducers="[svd, cr]")  # with the unedited model, three cells
 
 
-@pytest.fixture
-def whole(suite, tmp_path):
+@pytest.fixture(scope="module")
+def whole(suite, tmp_path_factory):
     """The same without interruption: its rows, and how many steps it took."""
     heard = Heard()
-    result = run(suite, tmp_path / "whole", overrides=[TIGHT], heard=heard)
+    result = run(suite, tmp_path_factory.mktemp("run") / "whole", overrides=[TIGHT], heard=heard)
     assert heard.steps[0].parts > 3
     assert len(heard.steps) == 3 * heard.steps[0].parts
     return result, heard.steps
@@ -109,7 +112,7 @@ def test_a_killed_process_loses_one_cells_part_at_most(suite, whole, tmp_path):
         "        super().scoring(step)\n"
         "        time.sleep(float(sys.argv[1]))\n"
         "heard = Slow()\n"
-        f"run(Path('suite.yaml'), Path('out'), overrides=['{TIGHT}'], heard=heard)\n"
+        f"run(Path('{suite}'), Path('out'), overrides=['{TIGHT}'], heard=heard)\n"
         "print(len(heard.steps))\n"
     )
     out, here = tmp_path / "out", Path(__file__).parent.parent
@@ -120,7 +123,7 @@ def test_a_killed_process_loses_one_cells_part_at_most(suite, whole, tmp_path):
         return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
 
     process = start(0.3)
-    for _ in range(1200):
+    for _ in range(6000):
         if kept(out) >= 4 or process.poll() is not None:
             break
         time.sleep(0.05)
