@@ -106,6 +106,21 @@ def load_structure(spec: ModelSpec) -> Inventory:
     return find_slots(model)
 
 
+def has_chat_template(spec: ModelSpec) -> bool:
+    """Whether a model's tokenizer can be asked in its chat template.
+
+    Raises:
+        ModelError: there is no tokenizer to be had.
+    """
+    where, revision = _place(spec)
+    try:
+        with _quietly():
+            tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
+    except Exception as error:  # as in `load`
+        raise ModelError(_cannot_load(where, error)) from error
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
 def choose_device(name: str | None) -> torch.device:
     """The device asked for, else the GPU where there is one, else the CPU. Raises ModelError where it is not there."""
     if name is None or name == "auto":
