@@ -250,7 +250,7 @@ def _rows(share: _ModelRun, plan: Plan, keys: dict[int, str], engine: Engine) ->
                 yield share.row(cell, key, "failed", reason=str(outcome))
                 continue
             pending[key] = (cell, outcome)
-            jobs.append(Job(key, cell.first_block, _Editing(cell, outcome)))
+            jobs.append(Job(key, cell.first_block, _Editing(cell, outcome), cell.first_modules))
         held = sum(reduction.edit.stored_bytes for _, done in pending.values() for reduction in done)
         if not engine.prefers_many or held > HELD_BYTES:
             yield from scored()

@@ -123,7 +123,7 @@ class SweepEngine(FrozenEngine):
                 stack.enter_context(one.job.edited())
                 started = time.perf_counter()
                 with contained():
-                    sweeper.score(part, block, states, one.tally)
+                    sweeper.score(part, block, states, one.tally, one.job.modules)
                     if last:
                         one.texts = self._texts()
                 one.seconds += time.perf_counter() - started

@@ -16,6 +16,8 @@ SCORES = {"cpu": 2**26, "cuda": 2**29}  # numbers, attention scores of a batch w
 LONGEST = 4096  # tokens; how long a row may become by sharing, whatever its costs: its mask has the square of it
 ROW = 128  # tokens; shorter documents are put together up to this length
 
+ALLOCATOR_SAYS = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
+
 
 def of(sizes: dict[str, int], device: torch.device) -> int:
     """The entry for a kind of device; any accelerator counts as a GPU."""
@@ -27,6 +29,13 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out. On a CPU torch raises a RuntimeError that only its text tells apart."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in ALLOCATOR_SAYS)
 
 
 def split(batches: Sequence[Batch], bytes_per_token: int, budget: int) -> list[list[Batch]]:
