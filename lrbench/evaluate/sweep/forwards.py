@@ -66,27 +66,44 @@ class Call:
     ended: int | None = None
     version: int | None = None
 
+    def upwards(self) -> Iterator[Call]:
+        """Itself, and the calls within which it was made, from the innermost out."""
+        call: Call | None = self
+        while call is not None:
+            yield call
+            call = call.parent
+
     def within(self, other: Call) -> bool:
         """Whether it is `other`, or was made by it, directly or not."""
-        call: Call | None = self
-        while call is not None and call is not other:
-            call = call.parent
-        return call is other
+        return any(call is other for call in self.upwards())
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation: the innermost call, the storages that it read, and those that it returned or wrote to."""
+
+    when: int
+    call: Call | None
+    read: set[int]
+    made: set[int]
 
 
 class Trace(TorchDispatchMode):
-    """Follows a pass: the calls of some modules, and which of them (innermost) reads which storages.
+    """Follows a pass: the calls of some modules, and the operations on tensors.
+
+    Whatever the operations returned lives as long as the trace, so that no two tensors seem to lie in one place.
 
     Attributes:
         calls: in the order of their beginnings.
-        reads: (when, the innermost call, storages that an operation read in it).
+        operations: in their order.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Call] = []
-        self.reads: list[tuple[int, Call | None, set[int]]] = []
+        self.operations: list[Operation] = []
         self._active: list[Call] = []
+        self._alive: list[Any] = []
         self._clock = 0
 
     def follow(self, module: nn.Module) -> Change:
@@ -110,13 +127,36 @@ class Trace(TorchDispatchMode):
 
         return module, change
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: D105
-        self.reads.append((self._tick(), self._active[-1] if self._active else None, storages((args, kwargs))))
-        return func(*args, **(kwargs or {}))
+    def depending(self, tensors: Iterable[torch.Tensor]) -> set[int]:
+        """Storages of which anything was computed from any of these tensors."""
+        found = storages(list(tensors))
+        for operation in self.operations:
+            if operation.read & found:
+                found |= operation.made
+        return found
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        call = self._active[-1] if self._active else None
+        made = storages((output, _written(func, args, kwargs or {})))
+        self.operations.append(Operation(self._tick(), call, storages((args, kwargs)), made))
+        self._alive.append(output)
+        return output
 
     def _tick(self) -> int:
         self._clock += 1
         return self._clock
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """The arguments that an operation writes to."""
+    if not func._schema.is_mutable:
+        return []
+    given = [args[i] if i < len(args) else kwargs.get(one.name) for i, one in enumerate(func._schema.arguments)]
+    return [
+        value for value, one in zip(given, func._schema.arguments, strict=True)
+        if one.alias_info is not None and one.alias_info.is_write
+    ]  # fmt: skip
 
 
 def leading(output: Any) -> torch.Tensor | None:

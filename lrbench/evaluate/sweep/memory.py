@@ -32,7 +32,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out. On a CPU torch raises a RuntimeError that only its text tells apart."""
+    """Whether an error says that memory ran out. On a CPU torch raises a RuntimeError that only its text tells."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in ALLOCATOR_SAYS)

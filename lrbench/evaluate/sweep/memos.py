@@ -25,21 +25,36 @@ class Memos:
         self._budget = budget
         self._of: tuple[int, frozenset[nn.Module]] | None = None
         self._batches: Sequence[Batch] = ()
-        self._recipes: list[Recipe] | None = None
-        self._memos: list[Memo | None] = []
-        self._seen: list[bool] = []
+        self._states: Sequence[torch.Tensor | None] = ()
+        self._recipes: list[Recipe] = []
+        self._memos: dict[int, Memo | None] = {}  # of the batches that were seen
+        self._held = self._to_come = 0
 
     @property
     def bytes(self) -> int:
         """What is held."""
-        return sum(memo.bytes for memo in self._memos if memo is not None)
+        return self._held
 
-    def use(self, batches: Sequence[Batch], block: int, modules: frozenset[nn.Module]) -> None:
-        """Says what is edited from now on. What was remembered of other batches or for other edits is forgotten."""
+    def use(
+        self,
+        batches: Sequence[Batch],
+        states: Sequence[torch.Tensor | None],
+        block: int,
+        modules: frozenset[nn.Module],
+    ) -> None:
+        """Says what is edited from now on. What was remembered of other batches or for other edits is forgotten.
+
+        Args:
+            states: what enters the block, batch by batch.
+            modules: those of which parameters are edited.
+        """
         if self._batches is not batches or self._of != (block, modules):
             self.drop()
             self._batches, self._of = batches, (block, modules)
-            self._memos, self._seen = [None] * len(batches), [False] * len(batches)
+            smallest = min(range(len(batches)), key=lambda index: batches[index].ids.numel())
+            self._recipes = self._passes.recipes(batches[smallest], block, states[smallest], modules)
+            self._to_come = sum(batch.ids.numel() for batch in batches)
+        self._states = states
 
     def keep_only(self, batches: Sequence[Batch], block: int) -> None:
         """Forgets what belongs to other batches or another block."""
@@ -48,30 +63,27 @@ class Memos:
 
     def drop(self) -> None:
         """Forgets everything."""
-        self._of, self._batches, self._recipes, self._memos, self._seen = None, (), None, [], []
+        self._of, self._batches, self._states, self._recipes, self._memos = None, (), (), [], {}
+        self._held = self._to_come = 0
 
-    def asked(self, index: int, states: torch.Tensor | None) -> torch.Tensor:
+    def asked(self, index: int) -> torch.Tensor:
         """As `Passes.asked`, for a batch by its index, from the edited block on."""
         assert self._of is not None
-        block, modules = self._of
-        batch = self._batches[index]
-        if self._seen[index]:
+        batch, states, block = self._batches[index], self._states[index], self._of[0]
+        if index in self._memos:
             return self._passes.asked(batch, block, states, self._memos[index])
-        if self._recipes is None:
-            self._recipes = self._passes.recipes(batch, block, states, modules)
-        recipe = self._affordable(index)
+        recipe = self._affordable(batch.ids.numel())
         recording = Recording(recipe) if recipe else None
         entering = self._passes.asked(batch, block, states, recording)
-        self._memos[index] = recording.memo() if recording else None
-        self._seen[index] = True
+        memo = self._memos[index] = recording.memo() if recording else None
+        self._held += memo.bytes if memo else 0
+        self._to_come -= batch.ids.numel()
         return entering
 
-    def _affordable(self, index: int) -> Recipe | None:
-        """The first recipe that fits for this and all later batches; else the last one, while there is room for it."""
-        assert self._recipes is not None
-        left = self._budget - self.bytes
-        here, later = self._batches[index].ids.numel(), sum(b.ids.numel() for b in self._batches[index + 1 :])
+    def _affordable(self, tokens: int) -> Recipe | None:
+        """The first recipe that fits for all batches to come; else the least one, while there is room for it."""
+        left = self._budget - self._held
         for recipe in self._recipes:
-            if recipe.bytes_per_token * (here + later) <= left:
+            if recipe.bytes_per_token * self._to_come <= left:
                 return recipe
-        return next((r for r in self._recipes[-1:] if r.bytes_per_token * here <= left), None)
+        return next((recipe for recipe in self._recipes[-1:] if recipe.bytes_per_token * tokens <= left), None)

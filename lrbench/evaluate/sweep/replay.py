@@ -1,9 +1,10 @@
-"""What the first edited block computes before its first edited matrix: the same for every cell that edits it.
+"""What the first edited block computes apart from its edited matrices: the same for every cell that edits them.
 
-Nothing is known of the block but the calls that its modules made in one pass. A module that had finished before an
-edited one was first called cannot depend on the edit: it stands aside and returns what it returned before. One whose
-output nothing reads any more need not even be remembered. And a module that hands on, untouched, what the edited one
-within it returned is left out as a whole: the edited one is called with the input that it had.
+Nothing is known of the block but one pass through it: which module called which, and which operation read what. A
+module in which nothing was computed from an edited parameter cannot depend on the edit: it stands aside and returns
+what it returned before. One whose output nothing reads any more need not even be remembered. And a module that hands
+on, untouched, what the edited one within it returned is left out as a whole: the edited one is called with the input
+that it had.
 """
 
 from __future__ import annotations
@@ -179,11 +180,15 @@ def recipes(trace: Trace, block: nn.Module, edited: Collection[nn.Module], token
             return []
         chain.insert(0, parent)
     times = Counter(call.module for call in trace.calls)
+    edit = trace.depending(parameter for module in edited for parameter in module.parameters(recurse=False))
+    touched = [one.call for one in trace.operations if one.call is not None and (one.read | one.made) & edit]
+    handing_on = [call for call in trace.calls if storages(call.output) & edit]
+    dependent = {ancestor for call in {*touched, *handing_on, *calls} for ancestor in call.upwards()}
 
     def asides(parents: Sequence[Call]) -> list[Call]:
         return [
             call for call in trace.calls
-            if call.ended is not None and call.ended < first.begun and times[call.module] == 1
+            if call.ended is not None and call not in dependent and times[call.module] == 1
             and any(call.parent is parent for parent in parents) and _returns_tensors(call.output)
         ]  # fmt: skip
 
@@ -193,7 +198,9 @@ def recipes(trace: Trace, block: nn.Module, edited: Collection[nn.Module], token
         found.append(_recipe(trace, whole, asides(chain[:enclosing]), chain[enclosing], first, tokens))
     if enclosing is None or not found[-1]:
         found.append(_recipe(trace, whole, asides(chain), None, first, tokens))
-    found.append(_recipe(trace, whole, [call for call in asides(chain[:1]) if _costly(call.module)], None, first, tokens))
+    found.append(
+        _recipe(trace, whole, [call for call in asides(chain[:1]) if _costly(call.module)], None, first, tokens)
+    )
     made = [recipe for recipe in found if recipe is not None]
     return made if len(made) < 2 or made[0].bytes_per_token > made[1].bytes_per_token else made[:1]
 
@@ -209,13 +216,13 @@ def _recipe(
             return True
         return not any(call.within(gone) for gone in (*asides, *((enclosing,) if enclosing else ())))
 
-    final = storages(whole.output)
+    final = storages(leading(whole.output))  # all that a block which stands aside is known by
 
-    def read(one: Any, since: int | None) -> bool:
-        """Whether something still reads a tensor made by then; before, another one may have lain in its place."""
-        own = storages(one)
+    def read(tensor: Any, since: int | None) -> bool:
+        """Whether something still reads a tensor after it was returned."""
+        own = storages(tensor)
         return bool(own & final) or any(
-            when > (since or 0) and own & touched and computed(call) for when, call, touched in trace.reads
+            one.when > (since or 0) and own & one.read and computed(one.call) for one in trace.operations
         )
 
     def reads(call: Call) -> tuple[bool, ...]:
@@ -279,7 +286,9 @@ def _only_read(output: Any, read: tuple[bool, ...]) -> Any:
 def _idle(one: Any) -> Any:
     if not isinstance(one, torch.Tensor):
         return one
-    return torch.full((), float("nan") if one.is_floating_point() else 0, dtype=one.dtype, device=one.device).expand(one.shape)
+    return torch.full((), float("nan") if one.is_floating_point() else 0, dtype=one.dtype, device=one.device).expand(
+        one.shape
+    )
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from math import isqrt
 from typing import Any, TypeVar
@@ -19,7 +20,16 @@ from lrbench.evaluate.sweep.memos import Memos
 from lrbench.evaluate.sweep.passes import Passes
 from lrbench.evaluate.sweep.queries import Query
 from lrbench.evaluate.sweep.scoring import Tally, predictions
-from lrbench.evaluate.sweep.selfcheck import TOLERANCES, Compared, Plain, choose, compare, make_check, plainly, remembers_amiss
+from lrbench.evaluate.sweep.selfcheck import (
+    TOLERANCES,
+    Compared,
+    Plain,
+    choose,
+    compare,
+    make_check,
+    plainly,
+    remembers_amiss,
+)
 from lrbench.evaluate.sweep.trees import Costs, grow
 from lrbench.models.slots import find_slots
 
@@ -135,11 +145,11 @@ class Sweeper:
         remembering = self.remembers and bool(modules) and block < len(self._blocks)
         if remembering:
             edited = frozenset(self._model.get_submodule(name) for name in modules)
-            self._memos.use(part.batches, block, edited)
+            self._memos.use(part.batches, states, block, edited)
         start = block if self._passes.resume else 0
         for index, (batch, state) in enumerate(zip(part.batches, states, strict=True)):
             if remembering:
-                entering = self._memos.asked(index, state)
+                entering = self._memos.asked(index)
             else:
                 entering = self._passes.asked(batch, start, state)
             tally.add(batch, *predictions(self._passes, batch, entering))
@@ -175,7 +185,7 @@ class Sweeper:
             self._passes = Passes(self._model, self._blocks, resume=mode != "whole")
             blocks = len(self._blocks)
             starts = {0, blocks // 2, blocks - 1, blocks} if self._passes.resume else {0}
-            found = self._tried(lambda mode=mode, starts=starts: self._compare(mode, chosen, plain, starts, record=True))
+            found = self._tried(partial(self._compare, mode, chosen, plain, starts, record=True))
             if isinstance(found, str):
                 self._fall_back(mode, following, found)
                 continue
@@ -199,7 +209,7 @@ class Sweeper:
             return
         self._passes.trim = True
         starts = {len(self._blocks) - 1, len(self._blocks)}
-        found = self._tried(lambda: self._compare(mode, chosen, plain, starts))
+        found = self._tried(partial(self._compare, mode, chosen, plain, starts))
         if isinstance(found, str) or not found.passed or (exact and not found.exact):
             self._passes.trim = False
             reason = found if isinstance(found, str) else _differ(found)

@@ -31,11 +31,9 @@ def positionwise(trace: Trace, block: nn.Module, shape: tuple[int, int]) -> list
     if len(called) != 1 or called[0].ended is None:
         return []
     last = called[0]
-    after = [
-        call for call in trace.calls
-        if call.begun > last.ended and call.ended is not None and (call.parent is None or call.parent.begun < last.begun)
-    ]  # fmt: skip
-    found = [call.module for call in after if _alone(call, shape)]
+    after = [call for call in trace.calls if call.begun > called[0].ended and call.ended is not None]
+    outermost = [call for call in after if call.parent is None or call.parent.begun < last.begun]
+    found = [call.module for call in outermost if _alone(call, shape)]
     children = [call for call in trace.calls if call.parent is last]
     mixing = [call for call in children if not _alone(call, shape)]
     if mixing:
