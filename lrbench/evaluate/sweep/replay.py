@@ -192,15 +192,14 @@ def recipes(trace: Trace, block: nn.Module, edited: Collection[nn.Module], token
             and any(call.parent is parent for parent in parents) and _returns_tensors(call.output)
         ]  # fmt: skip
 
-    found = []
+    found: list[Recipe | None] = []
     enclosing = next((i for i in range(1, len(chain) - 1) if _hands_on(chain[i], first, calls, times)), None)
-    if enclosing is not None:
+    if enclosing is not None and not storages((first.args, first.kwargs)) & edit:
         found.append(_recipe(trace, whole, asides(chain[:enclosing]), chain[enclosing], first, tokens))
-    if enclosing is None or not found[-1]:
+    if not any(found):
         found.append(_recipe(trace, whole, asides(chain), None, first, tokens))
-    found.append(
-        _recipe(trace, whole, [call for call in asides(chain[:1]) if _costly(call.module)], None, first, tokens)
-    )
+    outermost = [call for call in asides(chain[:1]) if _costly(call.module)]
+    found.append(_recipe(trace, whole, outermost, None, first, tokens))
     made = [recipe for recipe in found if recipe is not None]
     return made if len(made) < 2 or made[0].bytes_per_token > made[1].bytes_per_token else made[:1]
 
