@@ -63,7 +63,6 @@ def test_of_every_weight_of_every_block_an_edit_that_changes_nothing_is_the_base
             continue
         scored(sweeper, block, [slot], -1.0)  # what another edit's pass remembered
         assert scored(sweeper, block, [slot]) == baseline, slot.name
-        assert scored(sweeper, block, [slot]) == baseline, slot.name
 
 
 @pytest.mark.parametrize("family", FAMILIES)
