@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from lrbench.models.slots import WeightSlot
 from lrbench.tasks.score import Samples
 from sweep_floor import synchronize
 
+Forward = Callable[..., Any]
 KEPT = (0.05, 0.3)  # of the full rank, the smallest and the largest edit
 
 
@@ -35,7 +36,7 @@ class Cell:
 
     def job(self) -> Job:
         """What an engine is given."""
-        return Job(self.key, self.layer, self._edited)
+        return Job(self.key, self.layer, self._edited, (self.slot.module_name,))
 
     def _edited(self) -> AbstractContextManager[None]:
         return edited({self.slot: (self.left.float() @ self.right.float()).to(self.slot.tensor().dtype)})
@@ -134,22 +135,43 @@ def run_sweep(
 
 @contextmanager
 def _counted(loaded: LoadedModel, swept: Swept) -> Iterator[None]:
-    """Counts what goes through every weight of every block, and through the head."""
+    """Counts what goes through every weight of every block, and through the head.
 
-    def weight(numbers: int) -> Callable[[nn.Module, Any, torch.Tensor], None]:
-        def ran(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-            swept.block_flops += 2.0 * numbers * (output.numel() // output.shape[-1])
+    The forwards themselves are counted, not the calls of their modules: an engine may wrap them to compute less.
+    """
+    forwards: list[tuple[nn.Module, Forward]] = []
+
+    def counted(module: nn.Module, count: Callable[[int], None]) -> None:
+        forward = module.forward
+
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            output = forward(*args, **kwargs)
+            count(output.numel() // output.shape[-1])
+            return output
+
+        forwards.append((module, module.__dict__.get("forward")))
+        module.__dict__["forward"] = counting
+
+    def weight(numbers: int) -> Callable[[int], None]:
+        def ran(positions: int) -> None:
+            swept.block_flops += 2.0 * numbers * positions
 
         return ran
 
-    def head(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-        swept.head_positions = (swept.head_positions or 0) + output.numel() // output.shape[-1]
+    def head(positions: int) -> None:
+        swept.head_positions = (swept.head_positions or 0) + positions
 
-    with ExitStack() as stack:
+    output = loaded.model.get_output_embeddings()
+    assert output is not None
+    try:
         for slot in loaded.inventory.slots:
             if slot.about.layer is not None:
-                stack.callback(slot.module.register_forward_hook(weight(slot.tensor().numel())).remove)
-        output = loaded.model.get_output_embeddings()
-        assert output is not None
-        stack.callback(output.register_forward_hook(head).remove)
+                counted(slot.module, weight(slot.tensor().numel()))
+        counted(output, head)
         yield
+    finally:
+        for module, before in reversed(forwards):
+            if before is None:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = before

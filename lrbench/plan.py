@@ -57,6 +57,13 @@ class Cell:
         """The rank as it was asked for, in words: `keep 0.5`."""
         return f"{self.request.kind} {self.request.value:g}" if self.request else ""
 
+    @property
+    def first_modules(self) -> tuple[str, ...]:
+        """Names of the modules edited in the first block; none where something that comes before it is edited too."""
+        if any(slot.about.layer is None and slot.about.role != "head" for slot in self.slots):
+            return ()
+        return tuple(dict.fromkeys(slot.module_name for slot in self.slots if slot.about.layer == self.first_block))
+
     def digest(self, **setting: Any) -> str:
         """SHA-256 of what defines the result: this cell, and `setting` (weights, documents, prompts, seed, ...).
 

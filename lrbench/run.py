@@ -295,7 +295,7 @@ def _rows(share: _ModelRun, plan: Plan, keys: dict[int, str], engine: Engine) ->
                 yield share.row(cell, key, "failed", reason=str(outcome))
                 continue
             pending[key] = (cell, outcome)
-            jobs.append(Job(key, cell.first_block, _Editing(cell, outcome), sharing=sharing))
+            jobs.append(Job(key, cell.first_block, _Editing(cell, outcome), cell.first_modules, sharing))
         held = sum(reduction.edit.stored_bytes for _, done in pending.values() for reduction in done)
         if not engine.prefers_many or held > HELD_BYTES:
             yield from scored()

@@ -11,6 +11,7 @@ from lrbench import probe as probing
 from lrbench.cli import main
 from lrbench.cli.run import default_directory
 from lrbench.evaluate.sweep import SweepEngine, memory
+from lrbench.evaluate.sweep.passes import Passes
 from lrbench.evaluate.sweep.probe import SweepCost, cost
 from lrbench.evaluate.sweep.sweeper import Sweeper
 from lrbench.models.load import bundled
@@ -54,7 +55,18 @@ def computed(monkeypatch):
 
         return wrapped
 
+    def unseen(recipes):  # what an engine tries out on one batch, for each set of edited modules, is not predicted
+        def wrapped(*arguments):
+            before, seen.scoring = seen.scoring, False
+            try:
+                return recipes(*arguments)
+            finally:
+                seen.scoring = before
+
+        return wrapped
+
     monkeypatch.setattr(LlamaDecoderLayer, "forward", counting)
+    monkeypatch.setattr(Passes, "recipes", unseen(Passes.recipes))
     for name in ("advance", "score"):
         monkeypatch.setattr(Sweeper, name, while_scoring(getattr(Sweeper, name)))
     return seen

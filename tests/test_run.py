@@ -11,6 +11,7 @@ from transformers import LlamaForCausalLM
 import lrbench.run
 from lrbench.environment import environment
 from lrbench.errors import InputError, SuiteError
+from lrbench.evaluate.engine import Job
 from lrbench.evaluate.sweep import memory
 from lrbench.models.load import bundled, load, weight_hash
 from lrbench.plan import make_plan, methods
@@ -493,3 +494,18 @@ def test_several_models_stand_in_one_run(tmp_path):
     heard = Heard()
     run(suite, tmp_path / "out", heard=heard)
     assert heard.rows == []
+
+
+def test_engines_are_told_which_modules_a_cell_edits_in_its_first_block(tmp_path, monkeypatch):
+    told = []
+
+    def heard(*given, **named):
+        job = Job(*given, **named)
+        told.append((job.first_block, job.modules))
+        return job
+
+    monkeypatch.setattr(lrbench.run, "Job", heard)
+    run(write_suite(tmp_path), tmp_path / "out")
+
+    down = [(layer, (f"model.layers.{layer}.mlp.down_proj",)) for layer in (2, 5)]
+    assert told == [(None, ()), *(job for job in down for _ in ("svd", "cr"))]

@@ -66,7 +66,8 @@ def job(model):
             finally:
                 weight.data = original
 
-        return Job(f"{layer}-{factor}", layer, edited)
+        named = layer is not None and layer != BLOCKS
+        return Job(f"{layer}-{factor}", layer, edited, (f"model.layers.{layer}.mlp.down_proj",) if named else ())
 
     return made
 
@@ -164,8 +165,8 @@ def test_memory_that_runs_out_halves_the_batches_and_goes_on(make, job, monkeypa
     expected = make(FrozenEngine).score([job(4, 0.5)])
     score, failing = engine.sweeper.score, [True]
 
-    def runs_out(part, block, states, tally):
-        score(part, block, states, tally)
+    def runs_out(*given):
+        score(*given)
         if failing:
             failing.pop()
             raise torch.OutOfMemoryError("CUDA out of memory")

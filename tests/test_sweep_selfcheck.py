@@ -1,8 +1,11 @@
 import pytest
 import torch
 
+from lrbench.evaluate.out_of_memory import is_out_of_memory
 from lrbench.evaluate.sweep import memory
+from lrbench.evaluate.sweep.forwards import Trace
 from lrbench.evaluate.sweep.masks import Masks
+from lrbench.evaluate.sweep.passes import Passes
 from lrbench.evaluate.sweep.scoring import Tally
 from lrbench.evaluate.sweep.sweeper import Sweeper
 from lrbench.models.slots import find_slots
@@ -190,3 +193,69 @@ def test_what_was_tallied_can_be_taken_back(model):
         sweeper.score(part, 0, sweeper.advance(part, 0), tally)
 
     assert same(tally.answers(), plainly(model, QUERIES))
+
+
+def test_a_block_that_peeks_at_its_weights_is_computed_whole_in_each_cell(model):
+    block = find_slots(model).blocks[3]
+    forward = block.input_layernorm.forward
+    block.input_layernorm.forward = lambda x: forward(x) * (1 + abs(block.mlp.down_proj.weight.data.numpy()).mean())
+
+    sweeper = falls_back(model, "before model.layers.3.mlp.down_proj.weight")
+
+    assert sweeper.mode == "packed"
+    assert not sweeper.describe()["remembers_before_the_edit"]
+    assert sweeper.describe()["last_block_only_where_asked"]
+
+
+def test_a_block_that_cannot_be_followed_is_computed_whole_in_each_cell(model, monkeypatch):
+    def refuses(*_):
+        raise RuntimeError("no dispatch")
+
+    monkeypatch.setattr(Trace, "__torch_dispatch__", refuses)
+
+    assert not falls_back(model, "no dispatch").remembers
+
+
+def test_a_last_block_that_mixes_positions_late_computes_them_all(model):
+    mlp = find_slots(model).blocks[-1].mlp
+    forward = mlp.forward
+    mlp.forward = lambda x: forward(x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None])
+
+    sweeper = falls_back(model, "differ by", "differ by")
+
+    assert sweeper.mode == "padded"
+    assert not sweeper.describe()["last_block_only_where_asked"]
+    assert sweeper.remembers
+
+
+def test_memory_that_runs_out_in_the_self_check_halves_the_batches_there(model, monkeypatch):
+    asked, failing = Passes.asked, [True, True]
+
+    def runs_out(self, batch, *args):
+        if failing:
+            failing.pop()
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+            )
+        return asked(self, batch, *args)
+
+    monkeypatch.setattr(Passes, "asked", runs_out)
+    said = []
+    sweeper = Sweeper(model, QUERIES, tokens=512, notify=said.append)
+
+    assert sweeper.mode == "packed"
+    assert sweeper.describe()["batch_tokens"] == 128
+    assert sweeper.describe()["fallbacks"] == []
+    assert len(said) == len(sweeper.describe()["out_of_memory"]) == 2
+
+
+def test_running_out_of_memory_is_told_from_other_errors():
+    with pytest.raises(RuntimeError) as real:
+        torch.empty(2**46)
+
+    assert is_out_of_memory(real.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes."))
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(ValueError("not enough memory"))

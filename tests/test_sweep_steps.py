@@ -8,8 +8,8 @@ import torch
 from rich.console import Console
 
 from lrbench.cli.progress import TerminalProgress
-from lrbench.evaluate.bound import is_out_of_memory
 from lrbench.evaluate.engine import Step
+from lrbench.evaluate.out_of_memory import is_out_of_memory
 from lrbench.evaluate.sweep import engine, memory
 from lrbench.evaluate.sweep.sweeper import Sweeper
 from tests.suites import MISBEHAVING, Heard, run, write_suite

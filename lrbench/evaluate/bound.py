@@ -16,17 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lrbench.errors import EvaluationError, LrbenchError, one_line
 from lrbench.evaluate.engine import Job, Outcome, Partials, Step
 from lrbench.evaluate.hflm import logits_are_finite, make_hflm
+from lrbench.evaluate.out_of_memory import is_out_of_memory
 from lrbench.tasks.containment import OTHER_SEED, contained
 from lrbench.tasks.freeze import freeze
 from lrbench.tasks.load import TaskSet
 from lrbench.tasks.score import Samples, Scores
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of a GPU or of the machine: torch has an exception of its own only for the former."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 class BoundEngine(ABC):

@@ -20,12 +20,15 @@ class Job:
         first_block: index of the first decoder block that the edit touches (0 also for the embedding, the number of
             blocks for the head); None where nothing is edited. Everything below it computes what it always did.
         edited: puts the edit in place for as long as the context lasts. May be entered more than once.
+        modules: names of the modules whose parameters the edit replaces in the first block, in no order. Empty where
+            that is not known, or where something that comes before the block is edited too.
         sharing: how many jobs, from this one on, start at its block: what it costs to get there is shared by them.
     """
 
     cell: str
     first_block: int | None
     edited: Callable[[], AbstractContextManager[None]]
+    modules: tuple[str, ...] = ()
     sharing: int = 1
 
 

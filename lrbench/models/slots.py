@@ -52,6 +52,11 @@ class WeightSlot:
         """The parameter's name."""
         return self.about.name
 
+    @property
+    def module_name(self) -> str:
+        """The name of the module that holds the parameter."""
+        return self.name.partition("[")[0].removesuffix(f".{self.parameter}")
+
     def tensor(self) -> nn.Parameter:
         """The parameter as it is now."""
         return getattr(self.module, self.parameter)

@@ -14,9 +14,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lrbench.errors import EvaluationError, LrbenchError
-from lrbench.evaluate.bound import is_out_of_memory
 from lrbench.evaluate.engine import Job, Outcome, Partial, Step
 from lrbench.evaluate.frozen import FrozenEngine
+from lrbench.evaluate.out_of_memory import is_out_of_memory
 from lrbench.evaluate.sweep.queries import make_queries
 from lrbench.evaluate.sweep.scoring import Tally
 from lrbench.evaluate.sweep.sweeper import MODES, Part, Sweeper, silent
@@ -174,7 +174,7 @@ class SweepEngine(FrozenEngine):
                 stack.enter_context(one.job.edited())
                 started, scoring = time.perf_counter(), True
                 with contained():
-                    sweeper.score(part, one.block, states, one.tally)
+                    sweeper.score(part, one.block, states, one.tally, one.job.modules)
             except LrbenchError as error:
                 failure = error
             except Exception as error:  # torch, lm-eval and the tasks' code raise whatever they like

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -11,14 +10,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lrbench.evaluate.sweep.batches import Batch
+from lrbench.evaluate.sweep.forwards import Change, Trace, answering, changed, instead
 from lrbench.evaluate.sweep.masks import Masks
-
-_MISSING = object()
-
-
-def _answering(answer: Any) -> Callable[..., Any]:
-    """A forward that has its answer already."""
-    return lambda *_, **__: answer
+from lrbench.evaluate.sweep.replay import Memo, Recipe, Recording, recipes
+from lrbench.evaluate.sweep.trim import WORTH, positionwise, trimming
 
 
 class _Stop(Exception):  # noqa: N818 - no error: it ends a pass whose rest is not needed
@@ -41,24 +36,32 @@ class Passes:
 
     Attributes:
         width: of the hidden states, once recorded.
+        trim: whether what follows the last attention computes at the asked positions only. Hidden states elsewhere
+            then mean nothing.
+        trimmed: the modules that this concerns, once recorded.
     """
 
     def __init__(self, model: PreTrainedModel, blocks: Sequence[nn.Module], *, resume: bool = True) -> None:
         self.model = model
         self.blocks = list(blocks)
         self.resume = resume
+        self.trim = False
+        self.trimmed: list[nn.Module] = []
         self._head: nn.Module = model.get_output_embeddings()
         self._masks = Masks(model.config, model.dtype)
         self._forms: list[int | None] = []  # of each block: how many things it returns; None: a bare tensor
         self.width = 0
 
     @torch.no_grad()
-    def states(self, batch: Batch, start: int, states: torch.Tensor | None, stop: int) -> torch.Tensor:
+    def states(
+        self, batch: Batch, start: int, states: torch.Tensor | None, stop: int, inside: Memo | Recording | None = None
+    ) -> torch.Tensor:
         """Hidden states that leave block `stop` - 1, (rows, length, width).
 
         Args:
             start: the first block that computes; those below stand aside.
             states: what left block `start` - 1; None where `start` is 0.
+            inside: what of block `start` stands aside, or is to be remembered for that.
         """
 
         def caught(_module: nn.Module, _args: Any, output: Any) -> None:
@@ -66,12 +69,14 @@ class Passes:
 
         hook = self.blocks[stop - 1].register_forward_hook(caught)
         try:
-            return self._until_stopped(batch, start, states)
+            return self._until_stopped(batch, start, states, inside, last=stop == len(self.blocks))
         finally:
             hook.remove()
 
     @torch.no_grad()
-    def asked(self, batch: Batch, start: int, states: torch.Tensor | None) -> torch.Tensor:
+    def asked(
+        self, batch: Batch, start: int, states: torch.Tensor | None, inside: Memo | Recording | None = None
+    ) -> torch.Tensor:
         """What enters the head at the asked positions, (positions, width); arguments as in `states`."""
 
         def caught(_module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -79,10 +84,31 @@ class Passes:
 
         hook = self._head.register_forward_pre_hook(caught)
         try:
-            entering = self._until_stopped(batch, start, states)
+            entering = self._until_stopped(batch, start, states, inside)
         finally:
             hook.remove()
         return entering.reshape(-1, entering.shape[-1]).index_select(0, batch.asked)
+
+    @torch.no_grad()
+    def recipes(
+        self, batch: Batch, start: int, states: torch.Tensor | None, edited: Collection[nn.Module]
+    ) -> list[Recipe]:
+        """What of block `start` need not be computed again once remembered, if only `edited` in it change.
+
+        Args:
+            batch, states: to find it out with, in a pass through this block.
+        """
+        block = self.blocks[start]
+        if not set(edited) <= set(block.modules()):
+            return []
+        trace, trim = Trace(), self.trim
+        self.trim = False
+        try:
+            with changed(trace.follow(module) for module in block.modules()), trace:
+                self.states(batch, start, states, start + 1)
+        finally:
+            self.trim = trim
+        return recipes(trace, block, edited, batch.ids.numel())
 
     @torch.no_grad()
     def logits(self, entering: torch.Tensor) -> torch.Tensor:
@@ -95,53 +121,54 @@ class Passes:
         idle = torch.zeros(1, 1, self.width, dtype=entering.dtype, device=entering.device)
         hook = self._head.register_forward_pre_hook(replaced)
         try:
-            with self._standing_aside(len(self.blocks) if self.resume else 0, idle):
+            with changed(self._aside(len(self.blocks) if self.resume else 0, idle)):
                 return self.model(input_ids=one, use_cache=False).logits[0].float()
         finally:
             hook.remove()
 
     @torch.no_grad()
     def record(self, batch: Batch) -> None:
-        """Learns in what form each block returns, and how wide: needed before one can stand aside, and for `logits`."""
+        """Learns in what form each block returns, how wide, and what may be trimmed; needed before any of these."""
         forms: dict[int, int | None] = {}
 
         def noted(module: nn.Module, _args: Any, output: Any) -> None:
             forms[id(module)] = None if isinstance(output, torch.Tensor) else len(output)
             self.width = (output if isinstance(output, torch.Tensor) else output[0]).shape[-1]
 
+        trace, self.trimmed = Trace(), []
+        below = {module for block in self.blocks[:-1] for module in block.modules()}
         hooks = [block.register_forward_hook(noted) for block in self.blocks]
         try:
-            self.asked(batch, 0, None)
+            with changed(trace.follow(module) for module in self.model.modules() if module not in below):
+                self.asked(batch, 0, None)
         finally:
             for hook in hooks:
                 hook.remove()
         self._forms = [forms[id(block)] for block in self.blocks]
+        rows, length = batch.ids.shape
+        self.trimmed = positionwise(trace, self.blocks[-1], (rows, length))
 
-    def _until_stopped(self, batch: Batch, start: int, states: torch.Tensor | None) -> torch.Tensor:
+    def _until_stopped(
+        self, batch: Batch, start: int, states: torch.Tensor | None, inside: Memo | Recording | None, last: bool = True
+    ) -> torch.Tensor:
         arguments: dict[str, Any] = {"input_ids": batch.ids, "use_cache": False}
         if batch.depths is not None:
             arguments |= {"position_ids": batch.depths, "attention_mask": self._masks.of(batch)}
+        changes = [*self._aside(start, states), *(inside.inner() if inside else ())]
+        if last and self.trim and len(batch.asked) <= WORTH * batch.ids.numel():
+            changes += trimming(self.trimmed, batch)
+        if isinstance(inside, Recording):
+            changes += inside.outer()
         try:
-            with self._standing_aside(start, states):
+            with changed(changes):
                 self.model(**arguments)
         except _Stop as stop:
             return stop.found
         raise RuntimeError("the model's forward pass went by the place where it was to be stopped")
 
-    @contextmanager
-    def _standing_aside(self, count: int, states: torch.Tensor | None) -> Iterator[None]:
-        """The first `count` blocks return `states`; what their instances had as `forward` comes back afterwards."""
-        if not count:
-            yield
-            return
-        kept = [block.__dict__.get("forward", _MISSING) for block in self.blocks[:count]]
-        try:
-            for block, form in zip(self.blocks[:count], self._forms, strict=False):
-                block.__dict__["forward"] = _answering(states if form is None else (states, *[None] * (form - 1)))
-            yield
-        finally:
-            for block, forward in zip(self.blocks, kept, strict=False):
-                if forward is _MISSING:
-                    block.__dict__.pop("forward", None)
-                else:
-                    block.__dict__["forward"] = forward
+    def _aside(self, count: int, states: torch.Tensor | None) -> list[Change]:
+        """The first `count` blocks return `states`."""
+        return [
+            instead(block, answering(states if form is None else (states, *[None] * (form - 1))))
+            for block, form in zip(self.blocks[:count], self._forms, strict=False)
+        ]

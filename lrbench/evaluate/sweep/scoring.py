@@ -43,14 +43,6 @@ class Tally:
         return list(zip(self._loglikelihoods.tolist(), (self._misses == 0).tolist(), strict=True))
 
 
-def score_batches(
-    passes: Passes, batches: Sequence[Batch], start: int, states: Sequence[torch.Tensor | None], tally: Tally
-) -> None:
-    """Runs batches from block `start` on and adds up what they say. `states` enter that block (see `Frontier`)."""
-    for batch, entering in zip(batches, states, strict=True):
-        tally.add(batch, *predictions(passes, batch, passes.asked(batch, start, entering)))
-
-
 def predictions(passes: Passes, batch: Batch, entering: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The log-probability of each target and whether it is the likeliest token, (predictions,) each.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -14,8 +14,11 @@ from lrbench.evaluate.sweep.batches import Batch, Layout, make_batches
 from lrbench.evaluate.sweep.frontier import Frontier
 from lrbench.evaluate.sweep.passes import Passes
 from lrbench.evaluate.sweep.queries import Query
+from lrbench.evaluate.sweep.replay import Recording
 from lrbench.evaluate.sweep.scoring import Tally, predictions
 from lrbench.evaluate.sweep.trees import Costs, Tree
+from lrbench.models.edit import edited
+from lrbench.models.slots import WeightSlot
 
 ASKED = 64  # predictions a query, at most: with all of a long window's, the plain model's logits would fill the memory
 
@@ -66,7 +69,10 @@ class Compared:
 
 
 def choose(queries: Sequence[Query], trees: Sequence[Tree]) -> list[Query]:
-    """The longest query (past any sliding window, if one is), the longest and the bushiest tree, the shortest few."""
+    """The longest query (past any sliding window, if one is), the longest and the bushiest tree, the shortest few.
+
+    The longest is asked for no more than half of what it could be: there must be positions that nobody asks about.
+    """
     forked = [tree for tree in trees if not tree.chain]
     chosen: dict[int, None] = {max(range(len(queries)), key=lambda index: len(queries[index].tokens)): None}
     for tree in (
@@ -76,7 +82,8 @@ def choose(queries: Sequence[Query], trees: Sequence[Tree]) -> list[Query]:
         chosen.update((index, None) for index in _fork(tree))
     for tree in sorted(trees, key=lambda tree: tree.size)[:3]:
         chosen.setdefault(tree.asked[0][0])
-    return [queries[index].last(ASKED) for index in chosen]
+    half = max(1, len(queries[next(iter(chosen))].tokens) // 2)
+    return [queries[index].last(ASKED if place else min(ASKED, half)) for place, index in enumerate(chosen)]
 
 
 def _fork(tree: Tree) -> tuple[int, int]:
@@ -103,35 +110,38 @@ def plainly(model: PreTrainedModel, query: Query) -> Plain:
     return Plain(entering[0][0, -asked:], float(loglikelihood))
 
 
-def compare(
-    passes: Passes, queries: Sequence[Query], plain: Sequence[Plain], layout: Layout, tolerance: Tolerance
-) -> Compared:
-    """Scores `queries` from several block boundaries on and holds the answers against `plain`.
+def make_check(queries: Sequence[Query], layout: Layout, device: torch.device) -> list[Batch]:
+    """The chosen queries in batches, the smallest last.
 
     Whatever can be shared is, and the shortest go into one row, so that nothing is left untested because it is dear.
-
-    Raises:
-        Exception: whatever the model raises where it does not take the mask, or blocks that stand aside.
     """
     order = sorted(range(len(queries)), key=lambda index: queries[index].key)
     several = sum(sorted(len(query.tokens) for query in queries)[:3])
     costs = Costs(token=1.0, pair=0.0, longest=layout.costs.longest)
-    batches = make_batches(queries, order, replace(layout, row=several, costs=costs), passes.model.device)
-    least = min(batches, key=lambda batch: batch.ids.numel())
-    passes.record(least)
-    blocks = len(passes.blocks)
+    batches = make_batches(queries, order, replace(layout, row=several, costs=costs), device)
+    return sorted(batches, key=lambda batch: -batch.ids.numel())
+
+
+def compare(
+    passes: Passes, batches: Sequence[Batch], plain: Sequence[Plain], tolerance: Tolerance, starts: Collection[int]
+) -> Compared:
+    """Scores `batches` of the queries from some block boundaries on and holds the answers against `plain`.
+
+    Raises:
+        Exception: whatever the model raises where it does not take the mask, or blocks that stand aside.
+    """
     entering = loglikelihood = 0.0
     passed = exact = True
     first: list[torch.Tensor] = []
     frontier = Frontier(passes)
-    for start in sorted({0, blocks // 2, blocks - 1, blocks} if passes.resume else {0}):
+    for place, start in enumerate(sorted(starts)):
         states = frontier.at(batches, start)
-        tally = Tally(len(queries))
+        tally = Tally(len(plain))
         for index, (batch, state) in enumerate(zip(batches, states, strict=True)):
             if start:
-                _other_tokens(passes, least)
+                _other_tokens(passes, batches[-1])
             found = passes.asked(batch, start, state)
-            if not start:
+            if not place:
                 first.append(found)
             exact = exact and torch.equal(found, first[index])
             tally.add(batch, *predictions(passes, batch, found))
@@ -147,6 +157,43 @@ def compare(
             bound = max(tolerance.absolute, tolerance.relative * abs(reference.loglikelihood))
             passed = passed and difference <= bound
     return Compared(entering, loglikelihood, passed, exact)
+
+
+@torch.no_grad()
+def remembers_amiss(passes: Passes, batch: Batch, slots: Sequence[WeightSlot]) -> str | None:
+    """The first weight before which something cannot be remembered; None where all is well.
+
+    For some blocks and each of their weights: what one edit's pass remembered is given back to another edit's, which
+    must come to what it comes to without, bit for bit.
+
+    Args:
+        batch: to try it on.
+        slots: the model's.
+    """
+    blocks = len(passes.blocks)
+    frontier = Frontier(passes)
+    batches = [batch]
+    for block in sorted({0, blocks // 2, blocks - 1}):
+        (state,) = frontier.at(batches, block)
+        for slot in _one_each(slot for slot in slots if slot.about.layer == block):
+            weight = slot.read()
+            ways = passes.recipes(batch, block, state, {slot.module})
+            for recipe in ways if block == blocks - 1 else ways[:1]:  # of the others, some of the same stands aside
+                recording = Recording(recipe)
+                with edited({slot: -weight}):
+                    passes.states(batch, block, state, block + 1, recording)
+                memo = recording.memo()
+                with edited({slot: weight / 2}):
+                    whole = passes.states(batch, block, state, block + 1)
+                    replayed = passes.states(batch, block, state, block + 1, memo)
+                if not torch.equal(replayed, whole):
+                    return slot.name
+    return None
+
+
+def _one_each(slots: Iterator[WeightSlot]) -> list[WeightSlot]:
+    """One slot of each module."""
+    return list({id(slot.module): slot for slot in slots}.values())
 
 
 def _other_tokens(passes: Passes, batch: Batch) -> None:

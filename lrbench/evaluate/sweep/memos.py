@@ -1,0 +1,89 @@
+"""What was remembered of the first edited block, batch by batch, for the cells to come that edit the same of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from lrbench.evaluate.sweep.batches import Batch
+from lrbench.evaluate.sweep.passes import Passes
+from lrbench.evaluate.sweep.replay import Memo, Recipe, Recording
+
+
+class Memos:
+    """Remembers during the first cell that edits certain modules of a block, and gives back to those after it.
+
+    Args:
+        budget: bytes for all that is remembered at a time. What saves most for its bytes comes first; the rest is
+            computed again in each cell.
+    """
+
+    def __init__(self, passes: Passes, budget: int) -> None:
+        self._passes = passes
+        self._budget = budget
+        self._of: tuple[int, frozenset[nn.Module]] | None = None
+        self._batches: Sequence[Batch] = ()
+        self._states: Sequence[torch.Tensor | None] = ()
+        self._recipes: list[Recipe] = []
+        self._memos: dict[int, Memo | None] = {}  # of the batches that were seen
+        self._held = self._to_come = 0
+
+    @property
+    def bytes(self) -> int:
+        """What is held."""
+        return self._held
+
+    def use(
+        self,
+        batches: Sequence[Batch],
+        states: Sequence[torch.Tensor | None],
+        block: int,
+        modules: frozenset[nn.Module],
+    ) -> None:
+        """Says what is edited from now on. What was remembered of other batches or for other edits is forgotten.
+
+        Args:
+            states: what enters the block, batch by batch.
+            modules: those of which parameters are edited.
+        """
+        if self._batches is not batches or self._of != (block, modules):
+            self.drop()
+            self._batches, self._of = batches, (block, modules)
+            smallest = min(range(len(batches)), key=lambda index: batches[index].ids.numel())
+            self._recipes = self._passes.recipes(batches[smallest], block, states[smallest], modules)
+            self._to_come = sum(batch.ids.numel() for batch in batches)
+        self._states = states
+
+    def keep_only(self, batches: Sequence[Batch], block: int) -> None:
+        """Forgets what belongs to other batches or another block."""
+        if self._batches is not batches or self._of is None or self._of[0] != block:
+            self.drop()
+
+    def drop(self) -> None:
+        """Forgets everything."""
+        self._of, self._batches, self._states, self._recipes, self._memos = None, (), (), [], {}
+        self._held = self._to_come = 0
+
+    def asked(self, index: int) -> torch.Tensor:
+        """As `Passes.asked`, for a batch by its index, from the edited block on."""
+        assert self._of is not None
+        batch, states, block = self._batches[index], self._states[index], self._of[0]
+        if index in self._memos:
+            return self._passes.asked(batch, block, states, self._memos[index])
+        recipe = self._affordable(batch.ids.numel())
+        recording = Recording(recipe) if recipe else None
+        entering = self._passes.asked(batch, block, states, recording)
+        memo = self._memos[index] = recording.memo() if recording else None
+        self._held += memo.bytes if memo else 0
+        self._to_come -= batch.ids.numel()
+        return entering
+
+    def _affordable(self, tokens: int) -> Recipe | None:
+        """The first recipe that fits for all batches to come; else the least one, while there is room for it."""
+        left = self._budget - self._held
+        for recipe in self._recipes:
+            if recipe.bytes_per_token * self._to_come <= left:
+                return recipe
+        return next((recipe for recipe in self._recipes[-1:] if recipe.bytes_per_token * tokens <= left), None)
