@@ -90,8 +90,8 @@ def test_parts_that_are_now_divided_otherwise_are_known_by_their_requests(suite,
     with pytest.raises(KeyboardInterrupt):
         run(suite, out, overrides=[TIGHT], heard=Stopping(3 * (parts - 1) + 1))
 
-    heard = Heard()  # room for some batches of 64 tokens, in 192 float32 numbers each
-    again = run(suite, out, overrides=[f"frontier_memory={8 * 64 * 192 * 4 / 2**30}"], heard=heard)
+    heard = Heard()  # room for five batches of 64 tokens, in 192 float32 numbers each
+    again = run(suite, out, overrides=[f"frontier_memory={5 * 64 * 192 * 4 / 2**30}"], heard=heard)
 
     assert 1 < heard.steps[0].parts < parts
     assert len(heard.steps) == 3  # only the part with what had not been answered
