@@ -106,14 +106,15 @@ class _ModelRun:
     def sizes(self, cell: Cell, reductions: Sequence[Reduction]) -> dict[str, float]:
         """keep of the targets and of the model, and the compression ratio.
 
-        A tied weight is replaced only when all that use it are edited; else its factors come on top of it.
+        A part of a fused or stacked parameter replaces its own numbers. A tied weight is replaced only when all that use
+        it are edited; else its factors come on top of it.
         """
         stored = sum(reduction.edit.stored_numbers for reduction in reductions)
-        dense = sum(slot.about.shape[0] * slot.about.shape[1] for slot in cell.slots)
-        edited_users = Counter(id(slot.tensor()) for slot in cell.slots)
-        originals = {id(slot.tensor()): slot for slot in cell.slots}.items()
-        replaced = sum(slot.tensor().numel() for key, slot in originals if edited_users[key] == slot.users)
-        model = (self.numbers - replaced + stored) / self.numbers
+        dense = sum(slot.numbers for slot in cell.slots)
+        places = {slot: slot.place for slot in cell.slots}
+        edited_users = Counter(places.values())
+        whole = {place: slot.numbers for slot, place in places.items() if edited_users[place] == slot.users}
+        model = (self.numbers - sum(whole.values()) + stored) / self.numbers
         return {"keep_targets": stored / dense, "keep_model": model, "compression_ratio": 1 / model}
 
 
