@@ -26,7 +26,8 @@ SEPARATE = {f"self_attn.{part}_proj.weight": role for part, role in {**QKV, "o":
 MLP = {f"mlp.{part}_proj.weight": f"mlp.{part}" for part in ("gate", "up", "down")}
 DENSE_MLP = {"mlp.dense_h_to_4h.weight": "mlp.up", "mlp.dense_4h_to_h.weight": "mlp.down"}
 STACK = {
-    **{f"mlp.experts.gate_up_proj[{expert}][{part}]": f"mlp.{part}" for expert in range(EXPERTS) for part in ("gate", "up")},
+    **{f"mlp.experts.gate_up_proj[{expert}][gate]": "mlp.gate" for expert in range(EXPERTS)},
+    **{f"mlp.experts.gate_up_proj[{expert}][up]": "mlp.up" for expert in range(EXPERTS)},
     **{f"mlp.experts.down_proj[{expert}]": "mlp.down" for expert in range(EXPERTS)},
 }  # fmt: skip
 OUTSIDE = {"model.embed_tokens.weight": "embed", "lm_head.weight": "head"}
@@ -112,7 +113,9 @@ ARCHITECTURES = {
     "qwen2": Architecture("qwen2", LLAMA, {**SEPARATE, **MLP}),
     "qwen3": Architecture("qwen3", {**LLAMA, "head_dim": 12}, {**SEPARATE, **MLP}),
     "gemma2": Architecture("gemma2", {**LLAMA, "head_dim": 12, "sliding_window": 4}, {**SEPARATE, **MLP}, tied=True),
-    "gemma3": Architecture("gemma3_text", {**LLAMA, "head_dim": 12, "sliding_window": 4}, {**SEPARATE, **MLP}, tied=True),
+    "gemma3": Architecture(
+        "gemma3_text", {**LLAMA, "head_dim": 12, "sliding_window": 4}, {**SEPARATE, **MLP}, tied=True,
+    ),
     "phi": Architecture(
         "phi", {**LLAMA, "num_key_value_heads": 4},
         {"self_attn.q_proj.weight": "attn.q", "self_attn.k_proj.weight": "attn.k", "self_attn.v_proj.weight": "attn.v",

@@ -4,12 +4,12 @@ from collections import Counter
 
 import pytest
 import torch
-from tests.architectures import ARCHITECTURES, EXPERTS, VOCABULARY, build, shared
 from transformers import AutoModelForCausalLM
 
 from lrbench.models.edit import edited
 from lrbench.models.load import weight_hash
 from lrbench.models.slots import count_numbers, find_slots
+from tests.architectures import ARCHITECTURES, EXPERTS, VOCABULARY, build, shared
 
 IDS = torch.arange(2 * 11).reshape(2, 11) * 7 % (VOCABULARY - 3) + 3
 every = pytest.mark.parametrize("name", list(ARCHITECTURES))
@@ -129,7 +129,9 @@ def test_the_parts_of_fused_attention_are_what_attention_makes_of_them(name):
 @pytest.mark.parametrize("name", FUSED_MLP)
 def test_the_parts_of_a_fused_mlp_make_its_output(name):
     model, inventory = shared(name)
-    gate, up, down = (next(s for s in of_layer(inventory) if s.about.role == f"mlp.{p}") for p in ("gate", "up", "down"))
+    gate, up, down = (
+        next(s for s in of_layer(inventory) if s.about.role == f"mlp.{p}") for p in ("gate", "up", "down")
+    )
     mlp = model.get_submodule(down.name.removesuffix(".down_proj.weight"))
     x = torch.randn(5, gate.about.shape[1], generator=torch.Generator().manual_seed(0))
     activation = mlp.activation_fn
@@ -140,7 +142,7 @@ def test_the_parts_of_a_fused_mlp_make_its_output(name):
 
 @pytest.mark.parametrize("name", STACKED)
 def test_the_slots_of_an_expert_make_its_output(name):
-    model, inventory = shared(name)
+    _, inventory = shared(name)
     slots = {(s.layout.expert, s.about.role): s for s in of_layer(inventory) if s.layout.expert is not None}
     assert len(slots) == 3 * EXPERTS
     module = slots[0, "mlp.gate"].module

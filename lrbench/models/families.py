@@ -139,13 +139,13 @@ def fused_layouts(path: str, rows: int, config: Any) -> dict[str, Rows] | str:
         rows: of its matrix (out, in).
         config: of the language model.
     """
-    kind = getattr(config, "model_type", None)
+    kind: str = getattr(config, "model_type", "") or "this model"
     if "up" in path.rpartition(".")[2]:
         order = Interleaving(1, (("gate", rows // 2), ("up", rows // 2))) if kind in GATE_THEN_UP else None
     else:
         order = ATTENTION[kind](config) if kind in ATTENTION else None
     if order is None:
-        return f"several roles fused in one matrix, in an order that is not known of {kind or 'this model'}"
+        return f"several roles fused in one matrix, in an order that is not known of {kind}"
     if order.rows != rows:
         return f"several roles fused in one matrix of {rows} rows, where {kind} has {order.rows}"
     return order.layouts()

@@ -1,4 +1,4 @@
-"""How a slot's matrix W (out, in) lies in its parameter: as it is, transposed, one of a stack, some rows of a fused one.
+"""How a slot's matrix W (out, in) lies in its parameter: as it is, transposed, one of a stack, rows of a fused one.
 
 Nothing here knows a model; `lrbench.models.families` says which layout a parameter has.
 """

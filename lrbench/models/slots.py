@@ -6,6 +6,7 @@ import fnmatch
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +17,6 @@ from lrbench.models.families import PART_ROLES, expert_layouts, fused_layouts, s
 from lrbench.models.layouts import Layout
 from lrbench.models.roles import ALIASES, GROUPS, ROLES, is_fused, is_router, role_of
 from lrbench.reducer import Slot
-
 
 #: What a matrix can be reduced in. Eight-bit floats are a quantized checkpoint's, and need their scales beside them.
 _EDITABLE = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
@@ -60,7 +60,7 @@ class WeightSlot:
 
     @property
     def place(self) -> tuple[object, ...]:
-        """Equal for two slots that share their numbers, as a tied head and embedding do. Holds while nothing is edited."""
+        """Equal for two slots that share their numbers, as a tied head and embedding do, while nothing is edited."""
         return id(self.tensor()), *self.layout.place
 
     @property
@@ -169,7 +169,7 @@ class _Search:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        config = getattr(model, "config", None)
+        config: Any = getattr(model, "config", None)
         self._config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
         self._names = {id(module): name for name, module in model.named_modules()}
         self._users: Counter[int] = Counter()  # how many modules hold each parameter
