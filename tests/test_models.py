@@ -20,7 +20,7 @@ from lrbench.models.roles import is_fused, is_router, role_of
 from lrbench.models.slots import count_numbers, find_slots
 from lrbench.run import _ModelRun
 from lrbench.suite import ModelSpec
-from tests.architectures import shared
+from tests.architectures import build, shared
 
 LLAMA = LlamaConfig(
     vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2,
@@ -191,6 +191,18 @@ def test_of_an_architecture_never_seen_everything_is_accounted_for():
     assert [slot.name for slot in inventory.select([1], ["*.Wqkv.weight"])] == ["layers.1.attention.Wqkv.weight"]
     with pytest.raises(ModelError, match="selects no weight"):
         inventory.select([0, 1], ["*.gate.weight"])
+
+
+def test_a_repositorys_own_code_is_not_taken_for_the_model_type_that_it_claims():
+    own = type("Phi3ForCausalLM", (type(shared("phi3")[0]),), {"__module__": "transformers_modules.someone.modeling"})
+    model = build("phi3")
+    model.__class__ = own
+    inventory = find_slots(model)
+    assert {slot.about.role for slot in inventory.slots} == {"attn.o", "mlp.down", "head", "embed", None}
+    assert {why for _, why in inventory.unnamed} == {
+        "several roles fused in one matrix, in an order that is not known of this model"
+    }
+    assert [s.about.shape for s in inventory.select([0], ["*.qkv_proj.weight"])] == [(64, 32)]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from lrbench.models import load as loading
 from lrbench.models import memory
 from lrbench.models.load import bundled, load, load_structure
 from lrbench.models.slots import find_slots
+from lrbench.store import RunDirectory
 from lrbench.suite import ModelSpec, load_suite
 from tests.architectures import COMMON, LLAMA
 
@@ -372,3 +373,38 @@ def test_check_shows_what_was_found_and_what_was_not(tmp_path, capsys):
     assert "not found:" not in oss
     assert "only by glob: model.layers.1.self_attn.qkv_proj.weight (several" in minimax
     assert "several roles fused in one matrix, in an order that is not known of minimax" in minimax
+
+
+def test_a_run_on_fused_and_stacked_weights_counts_what_each_part_replaces(tmp_path):
+    shared = "vocab_size: 2048, hidden_size: 32, num_attention_heads: 4, num_hidden_layers: 2, intermediate_size: 16"
+    (tmp_path / "s.yaml").write_text(
+        "models:\n"
+        f"  - {{config: {{model_type: gpt_neox, {shared}}}}}\n"
+        f"  - {{config: {{model_type: gpt_oss, {shared}, head_dim: 8, num_key_value_heads: 2, num_local_experts: 3,\n"
+        "     num_experts_per_tok: 2}}\n"
+        "tasks: [{task: almanac_agreement, limit: 2}]\nreducers: [svd]\n"
+        "sweep: [{mode: layer, layers: [1], weights: [attn.q, mlp.down], rank: {rank: [3, 1000]}},\n"
+        "        {mode: together, weights: [all], rank: {fraction: 1.0}}]\n"
+    )
+    assert main(["run", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 1
+    directory = RunDirectory(tmp_path / "out")
+    numbers = {model["label"]: model["numbers"] for model in directory.manifest()["models"]}
+    rows = list(directory.rows().values())
+    assert len(rows) == 8
+    for row in rows:
+        if row.requested == {"rank": 1000}:
+            assert row.status == "failed"
+            continue
+        assert row.status == "ok"
+        stored = sum(edit.stored_numbers for edit in row.edits)
+        dense = sum(edit.shape[0] * edit.shape[1] for edit in row.edits)
+        assert row.keep_model == pytest.approx(1 - (dense - stored) / numbers[row.model])
+        names = [edit.weight for edit in row.edits]
+        if row.requested == {"rank": 3} and row.model == "random gpt_neox":
+            block = "gpt_neox.layers.1."
+            assert names == [f"{block}attention.query_key_value.weight[q]", f"{block}mlp.dense_4h_to_h.weight"]
+        elif row.requested == {"rank": 3}:
+            assert names[1:] == [f"model.layers.1.mlp.experts.down_proj[{expert}]" for expert in range(3)]
+        elif row.reducer is not None:  # at full rank nothing is stored but what was there
+            assert stored == dense
+            assert max(edit.relative_error for edit in row.edits) < 1e-5

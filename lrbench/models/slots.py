@@ -18,6 +18,8 @@ from lrbench.models.layouts import Layout
 from lrbench.models.roles import ALIASES, GROUPS, ROLES, is_fused, is_router, role_of
 from lrbench.reducer import Slot
 
+#: The package in which transformers puts the code that comes with a checkpoint.
+REPOSITORIES = "transformers_modules"
 #: What a matrix can be reduced in. Eight-bit floats are a quantized checkpoint's, and need their scales beside them.
 _EDITABLE = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 
@@ -171,6 +173,8 @@ class _Search:
         self._model = model
         config: Any = getattr(model, "config", None)
         self._config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+        if type(model).__module__.partition(".")[0] == REPOSITORIES:
+            self._config = None  # a repository's own code may call itself by a known model type, and lie otherwise
         self._names = {id(module): name for name, module in model.named_modules()}
         self._users: Counter[int] = Counter()  # how many modules hold each parameter
         for module in model.modules():
