@@ -69,7 +69,9 @@ def load(spec: ModelSpec, device: str | None = None, *, trust_remote_code: bool 
     numbers = count_numbers(structure(source, spec.attn_implementation))
     tokenizer = read_tokenizer(spec, source)
     if getattr(source.config, "quantization_config", None) is None:  # else numbers do not tell the bytes
-        check_room(source.label, numbers, dtype or torch.bfloat16, _devices(device_map, target))
+        devices = _devices(device_map, target)
+        for together in ([torch.device("cpu")], devices) if source.random else (devices,):
+            check_room(source.label, numbers, dtype or torch.bfloat16, together)
     with failing(source.where, source.revision), quietly():
         if source.random:
             model = _drawn(spec, source, dtype)
