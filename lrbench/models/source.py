@@ -124,8 +124,9 @@ def read_tokenizer(spec: ModelSpec, source: Source) -> PreTrainedTokenizerBase:
     where, revision = (str(bundled()["almanac"]), None) if source.random else (source.where, source.pinned)
     if spec.tokenizer is not None:
         where, revision = str(bundled().get(spec.tokenizer, spec.tokenizer)), None
+    trusted = source.trusted and spec.tokenizer is None  # the model's repository is trusted, not another one
     with failing(where, revision), quietly():
-        tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=source.trusted)
+        tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=trusted)
     if not len(tokenizer):
         raise ModelError(f"{where}: cannot be loaded: there is no tokenizer; save the model's beside it")
     vocabulary = getattr(source.config.get_text_config(decoder=True), "vocab_size", None)
