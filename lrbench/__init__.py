@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from lrbench.factors import CUR, ColumnSubset, Dense, Factors, Interpolative, LowRank
+    from lrbench.factors import (
+        CUR,
+        BlockDiagonalProduct,
+        ClusteredLowRank,
+        ColumnSubset,
+        Dense,
+        Factors,
+        Interpolative,
+        LowRank,
+    )
+    from lrbench.low_rank import LowRankReducer
     from lrbench.reducer import Context, Prepared, Reducer, Slot
 
 __version__ = "0.1.0"
@@ -20,12 +30,15 @@ __version__ = "0.1.0"
 hookimpl = pluggy.HookimplMarker("lrbench")
 
 _HOMES = {
+    "BlockDiagonalProduct": "lrbench.factors",
     "CUR": "lrbench.factors",
+    "ClusteredLowRank": "lrbench.factors",
     "ColumnSubset": "lrbench.factors",
     "Dense": "lrbench.factors",
     "Factors": "lrbench.factors",
     "Interpolative": "lrbench.factors",
     "LowRank": "lrbench.factors",
+    "LowRankReducer": "lrbench.low_rank",
     "Context": "lrbench.reducer",
     "Prepared": "lrbench.reducer",
     "Reducer": "lrbench.reducer",
@@ -34,12 +47,15 @@ _HOMES = {
 
 __all__ = [
     "CUR",
+    "BlockDiagonalProduct",
+    "ClusteredLowRank",
     "ColumnSubset",
     "Context",
     "Dense",
     "Factors",
     "Interpolative",
     "LowRank",
+    "LowRankReducer",
     "Prepared",
     "Reducer",
     "Slot",

@@ -91,6 +91,7 @@ class Leaderboard:
         failures: cells that failed or were skipped, with `row.reason`.
         sort: the column asked for, None for the default order.
         left_out: scored cells that `top` dropped.
+        without_samples: scored cells whose per-document scores are not there, so that they cannot be paired.
     """
 
     columns: list[Column]
@@ -98,6 +99,7 @@ class Leaderboard:
     failures: list[Entry] = field(default_factory=list)
     sort: str | None = None
     left_out: int = 0
+    without_samples: int = 0
 
     @property
     def elsewhere(self) -> int:
@@ -192,7 +194,10 @@ def build(runs: Sequence[RunDirectory], sort: str | None = None) -> Leaderboard:
         Column("pareto", ("Pareto", "front"), "flag", detail=True),
     ]
     _mark_pareto(entries, score)
-    return Leaderboard(columns, _ordered(entries, columns, sort), failures, sort)
+    unpaired = sum(
+        row.status == "ok" and not run.run.has_samples(row.cell) for run in scored for row in run.rows.values()
+    )
+    return Leaderboard(columns, _ordered(entries, columns, sort), failures, sort, without_samples=unpaired)
 
 
 def _run_names(runs: Sequence[RunDirectory]) -> list[str]:

@@ -63,6 +63,14 @@ class Manifest:
             "cells": cells,
         }
         self._content["tasks"] = [{"task": name, "subtasks": parts} for name, parts in tasks.named.items()]
+        self._write()
+
+    def update_engine(self, loaded: LoadedModel, engine: BoundEngine) -> None:
+        """Writes what is known of an engine after it has scored: what it had to do without shows only then."""
+        self._models[loaded.label]["engine"] = engine.describe()
+        self._write()
+
+    def _write(self) -> None:
         models = [self._models[label] for label in self._labels if label in self._models]
         cells_of_all = [cell for model in models for cell in model["cells"]]
         self._directory.write_manifest({**self._content, "models": models, "cells": cells_of_all})

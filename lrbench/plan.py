@@ -150,7 +150,7 @@ def make_plan(suite: Suite, inventory: Inventory, built: Sequence[Method]) -> Pl
                 for request in sweep.rank.requests:
                     identity = (method.label, tuple(slot.name for slot in slots), (request.kind, request.value))
                     if identity not in cells:
-                        skip, failure = _refusal(method, slots)
+                        skip, failure = refusal(method, slots)
                         first_block = _first_block(slots, blocks)
                         cells[identity] = Cell(method, sweep.mode, slots, request, first_block, skip, failure)
     position = {slot.name: place for place, slot in enumerate(inventory.slots)}
@@ -184,7 +184,7 @@ def _first_block(slots: tuple[WeightSlot, ...], blocks: int) -> int:
     return min(map(block, slots))
 
 
-def _refusal(method: Method, slots: tuple[WeightSlot, ...]) -> tuple[str | None, str | None]:
+def refusal(method: Method, slots: tuple[WeightSlot, ...]) -> tuple[str | None, str | None]:
     """(why to skip, why it fails) for a cell that cannot be what was asked.
 
     A method that does without one of the slots would be another experiment.

@@ -59,6 +59,11 @@ def closed_rank(
         ReducerError: no rank fits the request, or the reducer fails on the shape. Names the slot, and what would fit.
     """
     m, n = slot.shape
+    if request.kind in ("fraction", "energy") and reducer.rank_of != "weight":
+        raise ReducerError(
+            f"{slot.name}: {request.kind} asks for a rank of the weight, but the rank of {reducer.name} is that of "
+            f"{reducer.rank_of}; use `keep`, `error` or `rank`"
+        )
     largest = _max_rank(reducer, slot)
     if request.kind == "rank":
         return _checked(int(request.value), request, reducer, slot, largest)

@@ -153,6 +153,8 @@ class Reducer:
         name: how suites call the method; lower case, words joined by hyphens.
         needs: calibration statistics wanted: any of `second_moment`, `absmean`, `fisher`.
         promises: which of `PROMISES` hold; `lrbench plugins test` checks them.
+        rank_of: what has the rank that the method is asked for. Of anything but the "weight", such as "each block", the
+            factors may be of a higher rank than asked; what they store is still held against `stored_numbers`.
         one_preparation: the work of `prepare` does not depend on which ranks are asked. Then it is done once for all
             ranks of a weight, and its time stands in each one's; else `prepare` is called for each rank alone, so
             that a small rank is not charged for what a large one needs.
@@ -161,6 +163,7 @@ class Reducer:
     name: ClassVar[str] = ""
     needs: ClassVar[frozenset[str]] = frozenset()
     promises: ClassVar[frozenset[str]] = frozenset()
+    rank_of: ClassVar[str] = "weight"
     one_preparation: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -15,11 +15,19 @@ from lrbench.environment import environment
 from lrbench.errors import InputError, LrbenchError, ModelError, TaskError, one_line
 from lrbench.evaluate import ENGINES, make_engine
 from lrbench.evaluate.bound import BoundEngine
-from lrbench.evaluate.engine import Engine, Job, Outcome
+from lrbench.evaluate.engine import Engine, Job, Outcome, Step
 from lrbench.manifest import Manifest
 from lrbench.models.edit import edited
-from lrbench.models.load import LoadedModel, choose_device, first_non_finite, load, load_structure
+from lrbench.models.load import (
+    LoadedModel,
+    choose_device,
+    first_non_finite,
+    has_chat_template,
+    load,
+    load_structure,
+)
 from lrbench.models.slots import Inventory, count_numbers
+from lrbench.partials import RunPartials
 from lrbench.plan import Cell, Method, Plan, make_plan, methods
 from lrbench.reduce import Reduction, Reductions
 from lrbench.registry import Registry
@@ -39,6 +47,9 @@ class Progress(Protocol):
 
     def planned(self, model: str, cells: int, reused: int, tasks: Mapping[str, Sequence[str]]) -> None:
         """A model's cells are known, how many are there already, and what the suite's tasks stand for."""
+
+    def scoring(self, step: Step) -> None:
+        """A cell was answered some requests."""
 
     def finished(self, row: Row) -> None:
         """A row was written."""
@@ -156,11 +167,14 @@ def run_suite(
     result = RunResult(directory)
     with _exclusive(directory):
         _refuse_other_suite(directory, suite)
+        if force:
+            directory.drop_partial()
         manifest = Manifest(directory, suite, built, registry)
         rows = {} if force else directory.rows()
         done = {key: row for key, row in rows.items() if row.status != "failed" or not retry_failed}
         for spec in suite.models:
             _run_model(suite, spec, built, manifest, result, done, device, engine, progress, trust_remote_code)
+        directory.drop_partial()  # every cell of the plan has its row
     result.seconds = time.perf_counter() - started
     return result
 
@@ -171,13 +185,19 @@ def structure_of(
     """A model's slots without its weights, once its device is known to be there.
 
     Raises:
-        SuiteError: it cannot be had; at the suite's line.
+        SuiteError: it cannot be had, or has no chat template where the suite wants one; at the suite's line.
     """
     try:
         choose_device(device or spec.device)
-        return load_structure(spec, trust_remote_code=trust_remote_code)
+        inventory = load_structure(spec, trust_remote_code=trust_remote_code)
+        templated = not spec.chat_template or has_chat_template(spec, trust_remote_code=trust_remote_code)
     except ModelError as error:
         raise suite.error(spec.path, str(error)) from None
+    if not templated:
+        raise suite.error(
+            (*spec.path, "chat_template"), "the tokenizer has no chat template; leave it out, or take another model"
+        )
+    return inventory
 
 
 def tasks_of(suite: Suite, notify: Callable[[str], None]) -> TaskSet:
@@ -186,6 +206,20 @@ def tasks_of(suite: Suite, notify: Callable[[str], None]) -> TaskSet:
         return load_tasks(suite.tasks, suite.task_paths, notify=notify)
     except TaskError as error:
         raise suite.error(getattr(error.spec, "path", ("tasks",)), str(error)) from None
+
+
+def make_suite_engine(
+    name: str, suite: Suite, spec: ModelSpec, loaded: LoadedModel, tasks: TaskSet, notify: Callable[[str], None]
+) -> BoundEngine:
+    """The engine called `name`, as the suite wants it. Raises as `make_engine`."""
+    memory = None if suite.frontier_memory == "auto" else suite.frontier_memory
+    return make_engine(name, loaded, tasks, spec, suite.batch_size, notify, memory)
+
+
+def cell_keys(suite: Suite, spec: ModelSpec, loaded: LoadedModel, engine: BoundEngine, plan: Plan) -> dict[int, str]:
+    """`id` of each cell -> its hash, by which its row is known."""
+    setting = _setting(suite, loaded, spec, engine)
+    return {id(cell): cell.digest(**setting) for cell in plan.cells}
 
 
 def _run_model(
@@ -209,9 +243,8 @@ def _run_model(
         progress.note(f"{spec.display_name}: {broken}; mend the checkpoint")
     progress.note("building requests")
     tasks = tasks_of(suite, progress.note)
-    scorer = make_engine(engine, loaded, tasks, spec, suite.batch_size, progress.note)
-    setting = _setting(suite, loaded, spec, scorer)
-    keys = {id(cell): cell.digest(**setting) for cell in plan.cells}
+    scorer = make_suite_engine(engine, suite, spec, loaded, tasks, progress.note)
+    keys = cell_keys(suite, spec, loaded, scorer, plan)
     missing = Plan(tuple(cell for cell in plan.cells if keys[id(cell)] not in done))
     manifest.add_model(loaded, tasks, scorer, list(keys.values()), at_work=bool(missing.cells))
     reused = [done[key] for key in keys.values() if key in done]
@@ -219,13 +252,22 @@ def _run_model(
     progress.planned(loaded.label, len(plan.cells), len(reused), tasks.named)
     if not missing.cells:
         return
-    here = environment(loaded.device, engine=scorer.name, batch_size=scorer.lm.batch_size)
+    here = environment(
+        loaded.device, engine=scorer.name, batch_size=scorer.lm.batch_size, frontier_memory=suite.frontier_memory
+    )
     result.directory.add_environment(here)
+    asked = [scorer.lm.max_length, list(scorer.requests.hashes().items())]
+    scorer.partials = RunPartials(result.directory, asked, here)
+    scorer.report = progress.scoring
     share = _ModelRun(suite, loaded, result.directory, here["hash"])
-    for row in _rows(share, missing, keys, scorer):
-        result.directory.append(row)
-        result.count([row], new=True)
-        progress.finished(row)
+    try:
+        for row in _rows(share, missing, keys, scorer):
+            result.directory.append(row)
+            result.directory.drop_partial(row.cell)
+            result.count([row], new=True)
+            progress.finished(row)
+    finally:
+        manifest.update_engine(loaded, scorer)
 
 
 def _rows(share: _ModelRun, plan: Plan, keys: dict[int, str], engine: Engine) -> Iterator[Row]:
@@ -233,6 +275,7 @@ def _rows(share: _ModelRun, plan: Plan, keys: dict[int, str], engine: Engine) ->
     reductions = Reductions(share.suite.seed)
     jobs: list[Job] = []
     pending: dict[str, tuple[Cell, list[Reduction]]] = {}
+    to_come = Counter(cell.first_block for cell in plan.cells if cell.method and not cell.skip and not cell.failure)
 
     def scored() -> Iterator[Row]:
         for outcome in engine.score(jobs):
@@ -252,11 +295,13 @@ def _rows(share: _ModelRun, plan: Plan, keys: dict[int, str], engine: Engine) ->
         reducible = [cell for cell in group if cell.method is not None and not cell.skip and not cell.failure]
         for cell, outcome in reductions.of_group(reducible) if reducible else ():
             key = keys[id(cell)]
+            sharing = to_come[cell.first_block]
+            to_come[cell.first_block] -= 1
             if isinstance(outcome, LrbenchError):
                 yield share.row(cell, key, "failed", reason=str(outcome))
                 continue
             pending[key] = (cell, outcome)
-            jobs.append(Job(key, cell.first_block, _Editing(cell, outcome)))
+            jobs.append(Job(key, cell.first_block, _Editing(cell, outcome), sharing=sharing))
         held = sum(reduction.edit.stored_bytes for _, done in pending.values() for reduction in done)
         if not engine.prefers_many or held > HELD_BYTES:
             yield from scored()

@@ -4,12 +4,14 @@ manifest.json         what was asked: the resolved suite, hashes of weights, tas
 environments.jsonl    hardware and versions, one line each, keyed by hash
 rows.jsonl            one line a scored cell; the last line of a cell wins
 samples/CELL.jsonl    one line a document: its metrics and log-likelihoods
+partial/CELL.jsonl    while requests are scored in parts: what an unfinished cell was answered, one line a part
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -154,6 +156,34 @@ class RunDirectory:
         folder.mkdir(parents=True, exist_ok=True)
         lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
         _replace(folder / f"{cell}.jsonl", "".join(lines))
+
+    def has_samples(self, cell: str) -> bool:
+        """Whether a cell's per-document scores are there."""
+        return (self.path / "samples" / f"{cell}.jsonl").is_file()
+
+    def partial(self, cell: str) -> list[Any]:
+        """What `add_partial` was given for a cell; lines that are no JSON are left out: they only cost a repetition."""
+        found = []
+        for line in _whole_lines(self._partial_file(cell)):
+            try:
+                found.append(from_json(line))
+            except ValueError:
+                continue
+        return found
+
+    def add_partial(self, cell: str, entry: dict[str, Any]) -> None:
+        """Keeps part of an unfinished cell durably. Numbers come back exactly, NaN and infinities too."""
+        _append(self._partial_file(cell), json.dumps(entry, ensure_ascii=False))
+
+    def drop_partial(self, cell: str | None = None) -> None:
+        """Removes what `add_partial` kept of a cell; without one, of all."""
+        if cell is None:
+            shutil.rmtree(self.path / "partial", ignore_errors=True)
+        else:
+            self._partial_file(cell).unlink(missing_ok=True)
+
+    def _partial_file(self, cell: str) -> Path:
+        return self.path / "partial" / f"{cell}.jsonl"
 
     def samples(self, cell: str) -> list[dict[str, Any]]:
         """A cell's per-document scores: dicts with `task`, `doc` (index), `metrics` {metric: value}, and more."""

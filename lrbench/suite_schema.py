@@ -74,6 +74,16 @@ _Weight = Annotated[
 ]
 
 
+def _memory(value: Any) -> Any:
+    """`auto`, or GiB."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is None or value == "auto":
+        return "auto"
+    if number and 0 < value < 2**63:
+        return value
+    raise ValueError(f"'frontier_memory' takes auto, or GiB as a number above 0, not {describe(value)}")
+
+
 class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     _path: KeyPath = PrivateAttr(default=())
@@ -322,6 +332,7 @@ class Suite(_Spec):
         task_paths, plugins: folders of task YAML, plugin files: absolute.
         tasks, reducers, sweep: at least one of each.
         batch_size: rows a forward pass; None for the engine's choice.
+        frontier_memory: GiB that states kept between cells may take; `auto` for what suits the free memory.
     """
 
     name: Annotated[_Text, AfterValidator(_directory_name)]
@@ -333,6 +344,7 @@ class Suite(_Spec):
     sweep: Annotated[tuple[SweepSpec, ...], Field(min_length=1)]
     seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] = 0
     batch_size: _Count | None = None
+    frontier_memory: Annotated[float | Literal["auto"], BeforeValidator(_memory)] = "auto"
     _document: Document = PrivateAttr()
 
     @model_validator(mode="after")
@@ -362,8 +374,8 @@ class Suite(_Spec):
     def hash(self) -> str:
         """Short SHA-256 of what the suite asks; names the run's directory.
 
-        How it is executed (`device`, `device_map`, `batch_size`) does not count: a run goes on elsewhere, or with
-        smaller batches.
+        How it is executed (`device`, `device_map`, `batch_size`, `frontier_memory`) does not count: a run goes on
+        elsewhere, or with smaller batches.
         Nor does what is left out, so that a key that a later version knows leaves the hashes of older suites alone.
         """
         text = json.dumps(_defining(self.resolved()), sort_keys=True, ensure_ascii=False)
@@ -382,6 +394,7 @@ class Suite(_Spec):
             "sweep": [sweep.resolved() for sweep in self.sweep],
             "seed": self.seed,
             "batch_size": self.batch_size,
+            "frontier_memory": self.frontier_memory,
         }
 
     def place(self, path: KeyPath) -> Place:
@@ -395,6 +408,6 @@ class Suite(_Spec):
 
 def _defining(data: Any) -> Any:
     if isinstance(data, dict):
-        execution = ("device", "device_map", "batch_size")
+        execution = ("device", "device_map", "batch_size", "frontier_memory")
         return {key: _defining(value) for key, value in data.items() if value is not None and key not in execution}
     return [_defining(value) for value in data] if isinstance(data, list) else data

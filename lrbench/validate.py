@@ -32,8 +32,9 @@ def validate_factors(factors: object, shape: tuple[int, int], rank: int, reducer
     for name, tensor in factors.tensors().items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise ReducerError(f"{who} returned NaN or Inf in {name} at rank {rank}; guard its divisions and solves")
+    of_weight = reducer.rank_of == "weight"
     # Dense claims no rank: it is counted at all of its numbers, so there is nothing to be gained by it.
-    if factors.rank > rank and not isinstance(factors, Dense):
+    if of_weight and factors.rank > rank and not isinstance(factors, Dense):
         raise ReducerError(f"{who} returned rank {factors.rank} where rank {rank} was asked; truncate it")
     stated = reducer.stored_numbers(asked, rank)
     if not (stated is None or isinstance(stated, int)):
@@ -42,7 +43,7 @@ def validate_factors(factors: object, shape: tuple[int, int], rank: int, reducer
     held = sum(tensor.numel() for tensor in factors.tensors().values() if tensor.is_floating_point())
     if stored != held:
         raise ReducerError(f"{who} returned factors that say they store {stored} numbers, and hold {held}")
-    if stated is not None and (stored > stated or (stored < stated and factors.rank == rank)):
+    if stated is not None and (stored > stated or (of_weight and stored < stated and factors.rank == rank)):
         raise ReducerError(
             f"{who} stores {stored} numbers at rank {rank}, but its stored_numbers says {stated}; make them agree"
         )

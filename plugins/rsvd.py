@@ -9,7 +9,7 @@ import lrbench
 from lrbench import linalg
 
 
-class RandomizedSVD(lrbench.Reducer):
+class RandomizedSVD(lrbench.LowRankReducer):
     """W ≈ Q (QᵀW)_k, with Q an orthonormal basis of the range of (W Wᵀ)^q W Ω, and (·)_k the truncated SVD.
 
     Halko, Martinsson, Tropp, "Finding structure with randomness", 2011 (arXiv 0909.4061), algorithms 4.4 and 5.1.
@@ -25,6 +25,7 @@ class RandomizedSVD(lrbench.Reducer):
     power_iterations: Annotated[int, "how often W Wᵀ is applied to the sketch"] = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.oversample < 0 or self.power_iterations < 0:
             raise ValueError("oversample and power_iterations must not be negative")
 
@@ -32,28 +33,24 @@ class RandomizedSVD(lrbench.Reducer):
         """One sketch, of the largest rank, serves every rank."""
         return _Sketched(weight, max(ranks), self, context.generator)
 
-    def stored_numbers(self, shape: tuple[int, int], rank: int) -> int:
-        """k(m + n)."""
-        return rank * sum(shape)
-
 
 class _Sketched(lrbench.Prepared):
     """One sketch serves every rank: rank k uses what its first k + p columns span."""
 
     def __init__(self, weight: torch.Tensor, rank: int, reducer: RandomizedSVD, generator: torch.Generator) -> None:
-        self.oversample, self.size = reducer.oversample, min(weight.shape)
+        self.reducer, self.oversample, self.size = reducer, reducer.oversample, min(weight.shape)
         columns = min(rank + reducer.oversample, self.size)  # l
         self.Q = linalg.range_finder(weight, columns, reducer.power_iterations, generator)  # (m, l)
         with linalg.full_precision():
             self.B = self.Q.T @ weight  # (l, n)
         self.G = linalg.gram(self.B)  # (l, l)
 
-    def at_rank(self, rank: int) -> lrbench.LowRank:
+    def at_rank(self, rank: int) -> lrbench.Factors:
         columns = min(rank + self.oversample, self.size)
         Q, B = self.Q[:, :columns], self.B[:columns]  # (m, l), (l, n)
         U = linalg.Spectrum(B, self.G[:columns, :columns], rank=rank).leading(rank).to(B.dtype)  # (l, k)
         with linalg.full_precision():
-            return lrbench.LowRank(Q @ U, U.T @ B)  # (m, k), (k, n)
+            return self.reducer.stored(Q @ U, U.T @ B)  # (m, k), (k, n)
 
 
 @lrbench.hookimpl

@@ -8,7 +8,7 @@ import lrbench
 from lrbench import linalg
 
 
-class SVD(lrbench.Reducer):
+class SVD(lrbench.LowRankReducer):
     """W ≈ U_k (U_kᵀ W), with U_k the k leading left singular vectors (right ones, on the other side, where m > n).
 
     Eckart, Young, "The approximation of one matrix by another of lower rank", 1936. Sharma, Ash, Misra, "The truth is
@@ -21,23 +21,20 @@ class SVD(lrbench.Reducer):
 
     def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:
         """One eigendecomposition, of the Gram matrix of the shorter side, serves every rank."""
-        return _Truncations(weight, max(ranks))
-
-    def stored_numbers(self, shape: tuple[int, int], rank: int) -> int:
-        """k(m + n)."""
-        return rank * sum(shape)
+        return _Truncations(self, weight, max(ranks))
 
 
 class _Truncations(lrbench.Prepared):
-    def __init__(self, weight: torch.Tensor, rank: int) -> None:
+    def __init__(self, reducer: SVD, weight: torch.Tensor, rank: int) -> None:
+        self.reducer = reducer
         self.dtype = weight.dtype
         self.spectrum = linalg.Spectrum(weight, rank=rank)
 
-    def at_rank(self, rank: int) -> lrbench.LowRank:
+    def at_rank(self, rank: int) -> lrbench.Factors:
         U = self.spectrum.leading(rank).to(self.dtype)  # (m, k), or V_k (n, k) where m > n
         B = self.spectrum.coordinates(rank)  # U_kᵀ W (k, n), or V_kᵀ Wᵀ (k, m)
         left, right = (U, B) if self.spectrum.wide else (B.T, U.T)  # (m, k), (k, n)
-        return lrbench.LowRank(left.contiguous(), right.contiguous())
+        return self.reducer.stored(left, right)
 
     def errors(self, ranks: Sequence[int]) -> list[float]:
         errors = self.spectrum.errors()

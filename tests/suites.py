@@ -3,6 +3,7 @@
 from pathlib import Path
 from textwrap import dedent
 
+from lrbench.evaluate.engine import Step
 from lrbench.registry import Registry
 from lrbench.run import RunResult, run_suite
 from lrbench.store import Row
@@ -43,6 +44,7 @@ class Heard:
     def __init__(self, stop_after: int | None = None) -> None:
         self.rows: list[Row] = []
         self.notes: list[str] = []
+        self.steps: list[Step] = []
         self.stop_after = stop_after
 
     def note(self, message):
@@ -50,6 +52,9 @@ class Heard:
 
     def planned(self, model, cells, reused, tasks):
         self.cells, self.reused = cells, reused
+
+    def scoring(self, step):
+        self.steps.append(step)
 
     def finished(self, row):
         self.rows.append(row)

@@ -6,7 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-SWEEP = Path(__file__).parent.parent / "benchmarks" / "sweep.py"
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+SWEEP, MEMORY = FOLDER / "sweep.py", FOLDER / "memory.py"
 COLUMNS = [
     "workload", "vocabulary", "blocks", "cells", "engine s", "floor s", "engine/floor", "lm-eval s", "× lm-eval",
     "LASER s", "× LASER", "largest Δ", "set-up s", "s/cell/block", "s/cell", "its floor", "tokens / asked",
@@ -33,3 +34,25 @@ def test_the_sweep_benchmark_prints_engine_floor_and_rivals_side_by_side(tmp_pat
         assert sweep["lm_eval"]["largest_difference"]["absolute"] < 1e-3
         assert sweep["laser"]["requests"] == 2
         assert not sweep["targets"]
+
+
+def test_the_memory_benchmark_prints_engine_and_lm_eval_side_by_side(tmp_path):
+    file = tmp_path / "figures.json"
+    command = "--config tiny --vocabulary 20000 --documents 24 --device cpu --threads 1"
+    done = subprocess.run(
+        [sys.executable, MEMORY, *command.split(), "--json", file],
+        capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for words in ("engine ", "lm-eval ", "20,000", "peak above MiB", "times less", "counted: "):
+        assert words in done.stdout
+    report = json.loads(file.read_text())
+    engine, lm_eval = report["engine"], report["lm-eval"]
+    assert engine["batch_tokens"] == lm_eval["batch_tokens"] == engine["sweep"]["batch_tokens"]
+    assert engine["requests"] == lm_eval["requests"] == 48
+    logits = (
+        4 * 20_000 * lm_eval["batch_tokens"] / 2
+    )  # lm-eval's, of a batch whose rows are half as long as the longest
+    assert lm_eval["bytes_above"] > logits
+    assert 0 < engine["bytes_above"] < lm_eval["bytes_above"]
+    assert report["ratio"] == lm_eval["bytes_above"] / engine["bytes_above"]

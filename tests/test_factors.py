@@ -8,7 +8,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lrbench.factors import CUR, ColumnSubset, Dense, Factors, Interpolative, LowRank
+from lrbench.factors import (
+    CUR,
+    BlockDiagonalProduct,
+    ClusteredLowRank,
+    ColumnSubset,
+    Dense,
+    Factors,
+    Interpolative,
+    LowRank,
+)
 from lrbench.reducer import Reducer
 from lrbench.validate import ReducerError, validate_factors
 
@@ -26,6 +35,8 @@ def examples():
         CUR(normal(5, 2), normal(2, 3), normal(3, 7), columns=torch.tensor([6, 2]), rows=torch.tensor([0, 4, 1])),
         ColumnSubset(normal(5, 3), torch.tensor([5, 0, 2]), in_features=7),
         Dense(normal(5, 7)),
+        BlockDiagonalProduct(normal(2, 3, 3, 2), normal(3, 2, 2, 3), out_features=5, in_features=7),
+        ClusteredLowRank(normal(8), normal(3, 7), torch.tensor([3, 0, 4, 2, 1]), sizes=(3, 2), ranks=(2, 1)),
     ]
 
 
@@ -52,7 +63,16 @@ def test_the_dense_matrix_of_the_base_class_is_that_of_each_type(factors):
 
 @pytest.mark.parametrize(
     ("index", "numbers", "positions"),
-    [(0, 3 * 12, 0), (1, 2 * (12 - 2), 2), (2, 3 * (12 - 3), 3), (3, 10 + 6 + 21, 5), (4, 15, 3), (5, 35, 0)],
+    [
+        (0, 3 * 12, 0),
+        (1, 2 * (12 - 2), 2),
+        (2, 3 * (12 - 3), 3),
+        (3, 10 + 6 + 21, 5),
+        (4, 15, 3),
+        (5, 35, 0),
+        (6, 72, 0),
+        (7, 29, 5),
+    ],
 )
 def test_numbers_are_counted_without_positions_and_bytes_with_them(index, numbers, positions):
     factors = examples()[index]
@@ -169,6 +189,21 @@ def test_positions_loaded_into_a_module_are_used():
         (Interpolative(normal(2, 7), torch.tensor([1.0, 2]), normal(3, 2), "rows"), "positions of an integer dtype"),
         (ColumnSubset(normal(5, 3), torch.tensor([0, 1]), in_features=7), "2 entries for 3"),
         (ColumnSubset(normal(5, 2), torch.tensor([0, 7]), in_features=7), "7, out of range 0..6"),
+        (
+            BlockDiagonalProduct(normal(2, 3, 3, 2), normal(2, 3, 2, 3), out_features=5, in_features=7),
+            r"left must be \(J, L, K, r\) and right \(K, J, r, I\)",
+        ),
+        (BlockDiagonalProduct(normal(2, 3, 6), normal(3, 2, 2, 3), 5, 7), "left must have 4 dimensions, not 3"),
+        (BlockDiagonalProduct(normal(2, 3, 3, 2), normal(3, 2, 2, 3), 7, 7), "out_features is 7, which 2 blocks of 3"),
+        (BlockDiagonalProduct(normal(2, 3, 3, 2), normal(3, 2, 2, 3), 5, 6), "in_features is 6, which 3 blocks of 3"),
+        (ClusteredLowRank(normal(8), normal(3, 7), torch.arange(5), (3, 2), (2, 2)), "ranks add up to 4"),
+        (ClusteredLowRank(normal(7), normal(3, 7), torch.arange(5), (3, 2), (2, 1)), "ask for 8 numbers in left"),
+        (ClusteredLowRank(normal(8), normal(3, 7), torch.arange(5), (3, 2), (3,)), "2 sizes, but 1 ranks"),
+        (ClusteredLowRank(normal(8), normal(3, 7), torch.arange(5), (3.0, 2), (2, 1)), "sizes must be whole numbers"),
+        (
+            ClusteredLowRank(normal(8), normal(3, 7), torch.tensor([0, 1, 2, 3, 3]), (3, 2), (2, 1)),
+            "rows holds a position twice",
+        ),
         (CUR(normal(5, 2), normal(3, 2), normal(2, 7), torch.arange(2), torch.arange(2)), "inner sizes differ"),
         (CUR(normal(5, 2), normal(2, 2), normal(2, 7), torch.tensor([0, 9]), torch.arange(2)), "CUR.columns holds 9"),
     ],
@@ -182,6 +217,52 @@ def test_rank_zero_and_full_rank_interpolations_are_consistent():
     full = Interpolative(normal(3, 4), torch.tensor([2, 0, 1]), normal(0, 3), side="rows")
     assert torch.equal(full.check().dense()[torch.tensor([2, 0, 1])], full.skeleton)
     torch.testing.assert_close(full.apply(torch.eye(4).double()), full.dense().T)
+
+
+def test_a_monarch_matrix_is_two_block_diagonal_matrices_with_a_permutation_between_them():
+    J, L, K, I, r = 2, 3, 4, 2, 2  # noqa: E741
+    left, right = normal(J, L, K, r), normal(K, J, r, I)
+    first = torch.block_diag(*right.reshape(K, J * r, I))  # (k j s) x (k i)
+    second = torch.block_diag(*left.reshape(J, L, K * r))  # (j l) x (j k s)
+    between = torch.arange(K * J * r).reshape(K, J, r).transpose(0, 1).flatten()  # (j k s) from (k j s)
+    after = torch.arange(J * L).reshape(J, L).T.flatten()  # (l j) from (j l)
+    factors = BlockDiagonalProduct(left, right, out_features=J * L, in_features=K * I).check()
+    torch.testing.assert_close(factors.dense(), (second @ first[between])[after])
+    assert (factors.blocks, factors.block_rank) == ((J, K), r)
+
+
+@pytest.mark.parametrize(
+    ("J", "L", "K", "I", "r", "rank"), [(2, 8, 2, 8, 1, 4), (1, 9, 1, 8, 3, 3), (2, 4, 4, 3, 3, 8), (4, 4, 2, 3, 2, 6)]
+)
+def test_the_rank_of_a_monarch_matrix_is_bounded_by_its_shapes_and_attains_the_bound(J, L, K, I, r, rank):  # noqa: E741
+    factors = BlockDiagonalProduct(normal(J, L, K, r), normal(K, J, r, I), J * L, K * I)
+    assert factors.rank == rank == int(torch.linalg.matrix_rank(factors.dense()))
+
+
+def test_a_cluster_may_be_of_rank_zero_or_empty():
+    factors = ClusteredLowRank(normal(4), normal(2, 7), torch.tensor([2, 0, 1]), sizes=(2, 1, 0), ranks=(2, 0, 0))
+    assert not factors.check().dense()[1].any()
+    torch.testing.assert_close(factors.apply(normal(3, 7)), normal(3, 7) @ factors.dense().T)
+    nothing = ClusteredLowRank(normal(0), normal(0, 7), torch.arange(5), sizes=[5], ranks=[0]).check()
+    assert (nothing.rank, nothing.stored_numbers, nothing.shape) == (0, 0, (5, 7))
+    assert torch.equal(nothing.apply(normal(2, 7)), torch.zeros(2, 5).double())
+
+
+class OfBlocks(Reducer):
+    name = "of-blocks"
+    rank_of = "each block"
+
+    def stored_numbers(self, shape, rank):
+        return 36 * rank
+
+
+def test_where_the_rank_is_not_of_the_weight_factors_are_held_against_their_size_alone():
+    factors = examples()[6]
+    assert factors.rank == 5
+    assert validate_factors(factors, (5, 7), 2, OfBlocks()) is factors
+    assert validate_factors(factors, (5, 7), 3, OfBlocks()) is factors
+    with pytest.raises(ReducerError, match="stores 72 numbers at rank 1, but its stored_numbers says 36"):
+        validate_factors(factors, (5, 7), 1, OfBlocks())
 
 
 class Halves(Reducer):

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import random
+import shutil
 import subprocess
 import sys
 
@@ -21,7 +22,7 @@ from lrbench.errors import InputError
 from lrbench.leaderboard import build
 from lrbench.measured import Overall, unpaired
 from lrbench.metrics import is_share, lower_is_better, primary
-from lrbench.render import FORMATS
+from lrbench.render import FORMATS, markdown, terminal
 from lrbench.scores import Score
 from lrbench.store import RunDirectory
 from tests.synthetic_run import ROLES, demo_run, edit, row, simple_run
@@ -391,6 +392,25 @@ def test_the_score_of_a_row_is_over_accuracies_only():
     assert score(scores, {"tag": ["a", "b"]}).value == pytest.approx(0.75)
     assert score({"c": scores["c"]}).value == 9.0
     assert score({}) is None
+
+
+def test_samples_that_are_gone_are_said_with_what_is_missing_for_it(tmp_path):
+    run = demo_run(tmp_path)
+    cells = [cell for cell, row in run.rows().items() if row.status == "ok"]
+    assert "missing" not in terminal.render(build([run]))
+    (tmp_path / "samples" / f"{cells[3]}.jsonl").unlink()
+    one = build([run])
+    assert one.without_samples == 1
+    assert "Samples of 1 cell are missing: its difference has no paired error." in terminal.render(one)
+    shutil.rmtree(tmp_path / "samples")
+    every = build([run])
+    assert f"Samples of {len(cells)} cells are missing: their differences have no paired errors." in markdown.render(
+        every
+    )
+    assert all(
+        measured.delta_stderr is None
+        for entry in every.entries for metrics in entry.metrics.values() for measured in metrics.values()
+    )  # fmt: skip
 
 
 def test_the_best_row_of_the_progress_is_the_best_of_the_leaderboard(tmp_path):

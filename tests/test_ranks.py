@@ -45,6 +45,11 @@ class TwoFactors(Reducer):
         return rank * sum(shape)
 
 
+class OfBlocks(TwoFactors):
+    name = "of-blocks"
+    rank_of = "each block"
+
+
 class Untold(TwoFactors):
     """Stores the same, and does not say."""
 
@@ -258,3 +263,12 @@ def test_a_reducer_that_raises_on_a_shape_is_named():
 
 def test_a_request_is_recorded_as_it_was_asked():
     assert RankRequest("keep", 0.5).requested == {"keep": 0.5}
+
+
+@pytest.mark.parametrize("request_", [RankRequest("fraction", 0.5), RankRequest("energy", 0.5)])
+def test_a_rank_of_the_weight_is_not_asked_of_a_method_that_counts_other_ranks(request_):
+    slot = Slot("w", 0, "mlp.up", (12, 20))
+    with pytest.raises(ReducerError, match="but the rank of of-blocks is that of each block; use `keep`, `error`"):
+        closed_rank(request_, OfBlocks(), slot, torch.ones(12))
+    assert closed_rank(RankRequest("keep", 0.5), OfBlocks(), slot) == 3
+    assert closed_rank(RankRequest("rank", 4), OfBlocks(), slot) == 4

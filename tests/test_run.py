@@ -58,7 +58,7 @@ def test_every_cell_gets_a_row_with_all_that_a_row_says(tmp_path):
     assert manifest["cells"] == [row.cell for row in rows]
     assert manifest["models"][0]["weight_hash"] == load(ModelSpec(name="almanac")).weight_hash
     assert result.directory.environments()[baseline.environment] == environment(
-        torch.device("cpu"), engine="sweep", batch_size=32
+        torch.device("cpu"), engine="sweep", batch_size=32, frontier_memory="auto"
     )
 
 

@@ -200,7 +200,7 @@ def test_reading_a_suite_imports_no_torch(suite_file):
             "suite.yaml:14:12: unknown key 'keep:0.5'; write 'keep: 0.5', with a space after the colon",
         ),
         ({"l15": "xyz: {}"}, "suite.yaml:15:1: unknown key 'xyz'; known keys: name, model, models, task_paths, "
-         "plugins, tasks, reducers, sweep, seed, batch_size"),
+         "plugins, tasks, reducers, sweep, seed, batch_size, frontier_memory"),
         ({"l15": "name: again"}, "suite.yaml:15:1: duplicate key 'name' (first at line 1, column 1)"),
         (
             {"l8": "  - rsvd: {oversample: 8, oversample: 9}"},
@@ -567,3 +567,34 @@ def test_layers_are_counted_as_documented(form, count, chosen):
 def test_a_layer_out_of_range_says_how_many_there_are(form):
     with pytest.raises(ValueError, match="out of range: the model has 8 blocks"):
         Layers.parse(form).resolve(8)
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"), [("auto", "auto"), ("4", 4.0), ("0.25", 0.25), ("null", "auto"), ("1e-3", 0.001)]
+)
+def test_the_memory_of_the_frontier_is_auto_or_gib_and_no_part_of_what_is_asked(suite_file, written, kept):
+    plain = load_suite(suite_file(MINIMAL))
+    suite = load_suite(suite_file(f"{MINIMAL.rstrip()}\nfrontier_memory: {written}\n"))
+    assert suite.frontier_memory == kept
+    assert load_suite(suite_file(MINIMAL), overrides=[f"frontier_memory={written}"]).frontier_memory == kept
+    assert plain.frontier_memory == "auto"
+    assert suite.hash == plain.hash
+    assert suite.resolved()["frontier_memory"] == kept
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("0", "0"), ("-2", "-2"), ("true", "true"), ("[1]", "a list"),
+        ("4GB", "'4GB' (a string)"), ("1" + "0" * 400, "1" + "0" * 56 + "..."),
+    ],
+)  # fmt: skip
+def test_any_other_memory_is_refused_at_its_place(suite_file, written, shown):
+    line = len(MINIMAL.rstrip().splitlines()) + 1
+    message = f"suite.yaml:{line}:18: 'frontier_memory' takes auto, or GiB as a number above 0, not {shown}"
+    path = suite_file(f"{MINIMAL.rstrip()}\nfrontier_memory: {written}\n")
+    with pytest.raises(SuiteError) as error:
+        load_suite(path)
+    assert str(error.value).endswith(message)
+    with pytest.raises(SuiteError, match="'frontier_memory' takes auto"):
+        load_suite(suite_file(MINIMAL), overrides=[f"frontier_memory={written}"])

@@ -1,4 +1,7 @@
-"""`lrbench check SUITE...`: validate, and print the plan: slots found and not found, documents, cells."""
+"""`lrbench check SUITE...`: validate, and print the plan: slots found and not found, documents, cells.
+
+With `--probe` also what a run would compute, and about how long it would take.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,29 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from lrbench.cli.run import add_suite_options, load_registry
+from lrbench.cli.run import add_suite_options, default_directory, load_registry
 from lrbench.models.roles import ROLES
 
 if TYPE_CHECKING:
     from lrbench.models.slots import Inventory
     from lrbench.plan import Cell, Plan
+    from lrbench.probe import Prediction
 
 
 def add_parser(subparsers: Any) -> None:
     """Adds the verb."""
-    parser = subparsers.add_parser("check", help="validate suites and print their plans; nothing is computed")
+    parser = subparsers.add_parser(
+        "check", help="validate suites and print their plans; nothing is computed",
+        description="Validates suites and prints their plans. Nothing is computed, unless --probe is given.",
+    )  # fmt: skip
     parser.add_argument("suite", metavar="SUITE", nargs="+", help="a suite file, or the name of a bundled suite")
     add_suite_options(parser)
+    parser.add_argument(
+        "--probe",
+        action="store_true",
+        help="load the models too, time a little of the work, and predict tokens and time of a run",
+    )
+    parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1 ... (default: the suite's, else the GPU)")
     parser.set_defaults(run=run)
 
 
@@ -28,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show(name: str, args: argparse.Namespace) -> int:
-    """Prints one suite's plan."""
+    """Prints one suite's plan, and with `args.probe` the prediction."""
     from lrbench.plan import make_plan, methods
     from lrbench.run import structure_of, tasks_of
     from lrbench.suite import load_suite
@@ -36,19 +49,25 @@ def show(name: str, args: argparse.Namespace) -> int:
     suite = load_suite(name, overrides=args.overrides, limit=args.limit, dtype=args.dtype)
     registry = load_registry(suite.plugins, args.plugin)
     built = methods(suite, registry)
-    tasks = tasks_of(suite, lambda message: print(message, file=sys.stderr))
+    tasks = tasks_of(suite, _say)
     trusted = args.trust_remote_code
-    models = [(spec.display_name, structure_of(suite, spec, trust_remote_code=trusted)) for spec in suite.models]
+    models = [(spec, structure_of(suite, spec, args.device, trust_remote_code=trusted)) for spec in suite.models]
     plans = [make_plan(suite, inventory, built) for _, inventory in models]
-    print(f"{suite.name}  (run directory results/local/{suite.name}-{suite.hash})")
+    out = default_directory(suite)
+    print(f"{suite.name}  (run directory {out})")
     print("\ntasks")
     for line in tasks.summary():
         print(f"  {line}")
     worst = 0
-    for (name, inventory), plan in zip(models, plans, strict=True):
-        print(f"\nmodel {name}: {len(inventory.blocks)} blocks, {len(inventory.slots)} weight slots")
+    for (spec, inventory), plan in zip(models, plans, strict=True):
+        print(f"\nmodel {spec.display_name}: {len(inventory.blocks)} blocks, {len(inventory.slots)} weight slots")
         _print_slots(inventory)
         _print_plan(plan)
+        if getattr(args, "probe", False):
+            from lrbench.probe import probe
+
+            prediction = probe(suite, spec, built, out, device=args.device, trust_remote_code=trusted, notify=_say)
+            _print_prediction(prediction)
         worst = max(worst, 1 if plan.impossible() else 0)
     return worst
 
@@ -97,3 +116,36 @@ def _print_plan(plan: Plan) -> None:
             print(f"  {title}: {reason}")
         if len(reasons) > 5:
             print(f"  {title}: and {len(reasons) - 5} more")
+
+
+def _print_prediction(found: Prediction) -> None:
+    sweep = found.sweep
+    print(f"\n  a prediction, no promise, for {found.machine}")
+    there = f", {found.there:,} already there" if found.there else ""
+    print(f"  {'cells':10} {found.to_score:,} to score{there}")
+    print(
+        f"  {'requests':10} {found.requests:,} a cell, of {sweep.tokens_asked:,} tokens; "
+        f"{sweep.tokens_shared:,} with what they share counted once"
+    )
+    padding = "in lm-eval's own passes, their padding not counted" if sweep.plain else "padding included"
+    print(f"  {'sweep':10} {found.block_tokens:,} tokens through a block, {padding}")
+    print(
+        f"  {'time':10} {_duration(found.seconds)}: set-up {_duration(found.setup_seconds)} (measured), "
+        f"decomposition {_duration(found.reduce_seconds)}, evaluation {_duration(found.score_seconds)}"
+    )
+    if found.texts:
+        print(f"  {'texts':10} {found.texts:,} a cell to generate, by lm-eval; not in the time predicted")
+    for failure in found.failures:
+        print(f"  failed when it was timed, so not in the time: {failure}")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)

@@ -1,4 +1,7 @@
-"""A run's progress: cells done, time left, the best row so far; plain lines where there is no terminal."""
+"""A run's progress: cells done, time left, where the engine is and how fast, the best row so far.
+
+Plain lines where there is no terminal.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from lrbench.evaluate.engine import Step
 from lrbench.measured import Overall, unpaired
 from lrbench.store import Row
+
+WINDOW = 10.0  # seconds of scoring over which the speed is a mean
 
 
 class TerminalProgress:
@@ -25,12 +31,15 @@ class TerminalProgress:
         self._subtasks: Mapping[str, Sequence[str]] = {}
         self._done = self._total = 0
         self._last_line = 0.0
+        self._where = ""
+        self._tokens = self._seconds = 0.0
 
     def __enter__(self) -> TerminalProgress:
         if self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[best]}"),
+                TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[engine]}"),
+                TextColumn("{task.fields[best]}"),
                 console=self._console, transient=True,
             )  # fmt: skip
             self._bar.start()
@@ -48,10 +57,28 @@ class TerminalProgress:
         """Starts counting a model's cells; a row's score is the leaderboard's, over `tasks` (with their subtasks)."""
         self._subtasks = tasks
         self._total, self._done, self._best = cells - reused, 0, None
+        self._where, self._tokens, self._seconds = "", 0.0, 0.0
         already = f", {reused} already there" if reused else ""
         self.note(f"{model}: {cells} cells{already}")
         if self._bar is not None and self._total:
-            self._task = self._bar.add_task(escape(model), total=self._total, best="")
+            self._task = self._bar.add_task(escape(model), total=self._total, engine="", best="")
+
+    def scoring(self, step: Step) -> None:
+        """Notes how far up the engine is, and how fast.
+
+        A token that goes through half of the blocks counts half, so that the speed is that of the machine, wherever
+        cells begin; it is a mean over the last seconds.
+        """
+        fading = max(0.0, 1 - step.seconds / WINDOW)
+        self._tokens = self._tokens * fading + step.tokens
+        self._seconds = self._seconds * fading + step.seconds
+        self._where = f"block {step.block + 1}/{step.blocks}" if step.block < step.blocks else "head"
+        if step.parts > 1:
+            self._where = f"part {step.part}/{step.parts} · {self._where}"
+        if self._bar is not None:
+            self._bar.update(self._task, engine=self._engine())
+        elif step.parts > 1:  # its cells are all done at the end: until then this is all that moves
+            self._line()
 
     def finished(self, row: Row) -> None:
         """Counts a row; failed ones are said at once."""
@@ -65,10 +92,21 @@ class TerminalProgress:
         if self._bar is not None:
             best = f"best {self._best[0]:.3f} {self._best[1]}" if self._best else ""
             self._bar.update(self._task, advance=1, best=escape(best))
-        elif time.monotonic() - self._last_line > 10 or self._done == self._total:
+        else:
+            self._line()
+
+    def _line(self) -> None:
+        """Says how far it is, every ten seconds and at the end."""
+        if time.monotonic() - self._last_line > 10 or self._done == self._total:
             self._last_line = time.monotonic()
+            engine = f", {self._engine()}" if self._where else ""
             best = f", best {self._best[0]:.3f} ({self._best[1]})" if self._best else ""
-            self._console.print(f"{self._done} of {self._total} cells{best}", highlight=False, soft_wrap=True)
+            self._console.print(f"{self._done} of {self._total} cells{engine}{best}", highlight=False, soft_wrap=True)
+
+    def _engine(self) -> str:
+        if not self._tokens or not self._seconds:
+            return self._where
+        return f"{self._where} · {_round(self._tokens / self._seconds)} tokens/s"
 
     def _compete(self, row: Row) -> None:
         overall = Overall.of_row(row, self._subtasks)
@@ -79,6 +117,15 @@ class TerminalProgress:
             score.value > self._best[0] if overall.higher_is_better else score.value < self._best[0]
         ):
             self._best = (score.value, _name(row))
+
+
+def _round(number: float) -> str:
+    """Two digits: `18k`, `1.8k`, `180`."""
+    number = float(f"{number:.2g}")
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:g}{letter}"
+    return f"{number:g}"
 
 
 def _name(row: Row) -> str:

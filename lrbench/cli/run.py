@@ -13,6 +13,7 @@ from lrbench.evaluate import ENGINES
 
 if TYPE_CHECKING:
     from lrbench.registry import Registry
+    from lrbench.suite import Suite
 
 INTERRUPTED = 130  # as shells count a process that ^C ended
 
@@ -30,6 +31,11 @@ def add_suite_options(parser: argparse.ArgumentParser) -> None:
         "--trust-remote-code", action="store_true",
         help="let models whose suite says trust_remote_code: true run the code in their repositories",
     )  # fmt: skip
+
+
+def default_directory(suite: Suite) -> Path:
+    """Where a suite's run is kept, unless told otherwise."""
+    return Path("results") / "local" / f"{suite.name}-{suite.hash}"
 
 
 def load_registry(*files: Iterable[str | Path]) -> Registry:
@@ -78,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
     suite = load_suite(args.suite, overrides=args.overrides, limit=args.limit, dtype=args.dtype)
     registry = load_registry(suite.plugins, args.plugin)
-    out = args.out or Path("results") / "local" / f"{suite.name}-{suite.hash}"
+    out = args.out or default_directory(suite)
     # What ends a job on a cluster: treated as ^C, so that the terminal is left in order and the way on is said.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

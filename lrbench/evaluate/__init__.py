@@ -23,11 +23,14 @@ def make_engine(
     spec: ModelSpec,
     batch_size: int | None = None,
     notify: Callable[[str], None] | None = None,
+    frontier_memory: float | None = None,
 ) -> BoundEngine:
     """The engine called `name`, bound to a model as its suite describes it, and to tasks.
 
     Args:
         notify: told what the engine has to do without on this model.
+        frontier_memory: GiB that states kept between cells may take, in an engine that keeps some; None: as much as
+            suits the free memory.
 
     Raises:
         ModelError: lm-eval cannot take the model.
@@ -45,6 +48,8 @@ def make_engine(
 
         if notify is not None:
             options["notify"] = notify
+        if frontier_memory is not None:
+            options["frontier_bytes"] = int(frontier_memory * 2**30)
     elif name == "frozen":
         from lrbench.evaluate.frozen import FrozenEngine as Engine
     else:

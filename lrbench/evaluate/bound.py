@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from importlib.metadata import version
 from typing import Any
@@ -14,12 +14,19 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lrbench.errors import EvaluationError, LrbenchError, one_line
-from lrbench.evaluate.engine import Job, Outcome
+from lrbench.evaluate.engine import Job, Outcome, Partials, Step
 from lrbench.evaluate.hflm import logits_are_finite, make_hflm
 from lrbench.tasks.containment import OTHER_SEED, contained
 from lrbench.tasks.freeze import freeze
 from lrbench.tasks.load import TaskSet
 from lrbench.tasks.score import Samples, Scores
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of a GPU or of the machine: torch has an exception of its own only for the former."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 class BoundEngine(ABC):
@@ -35,6 +42,8 @@ class BoundEngine(ABC):
     Attributes:
         lm: lm-eval's model.
         requests: the frozen requests, with their hashes; `requests.hashes()` belongs into a cell's hash.
+        partials: where an engine that scores requests in parts keeps the answers to each; None: nowhere.
+        report: told what was done for each job, by an engine that knows it.
 
     Raises:
         ModelError: lm-eval cannot take the model.
@@ -42,6 +51,8 @@ class BoundEngine(ABC):
     """
 
     name: str
+    partials: Partials | None = None
+    report: Callable[[Step], None] | None = None
 
     def __init__(
         self,
@@ -117,7 +128,7 @@ class BoundEngine(ABC):
         return Outcome(job.cell, error=failure)
 
     def _failure(self, error: Exception) -> EvaluationError:
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_out_of_memory(error):
             failure = EvaluationError(f"out of memory at batch size {self.lm.batch_size}; set a smaller batch_size")
         else:
             failure = EvaluationError(f"scoring failed: {one_line(error)}")

@@ -20,11 +20,13 @@ class Job:
         first_block: index of the first decoder block that the edit touches (0 also for the embedding, the number of
             blocks for the head); None where nothing is edited. Everything below it computes what it always did.
         edited: puts the edit in place for as long as the context lasts. May be entered more than once.
+        sharing: how many jobs, from this one on, start at its block: what it costs to get there is shared by them.
     """
 
     cell: str
     first_block: int | None
     edited: Callable[[], AbstractContextManager[None]]
+    sharing: int = 1
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Outcome:
         scores: task (or group) -> metric -> score, named as in rows.
         samples: one dict a document: `task`, `doc` (its index in the task), `metrics` {metric: value}, and for
             log-likelihood tasks `loglikelihoods` and `greedy`, one entry a request.
-        seconds: spent scoring.
+        seconds: spent scoring, with the job's share of what several jobs need, and with `Partial.seconds`.
     """
 
     cell: str
@@ -43,6 +45,53 @@ class Outcome:
     samples: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     error: LrbenchError | None = None
+
+
+@dataclass(frozen=True)
+class Partial:
+    """What one job has been answered so far, of some of its log-likelihood queries.
+
+    Attributes:
+        queries: their indices, in the engine's order.
+        loglikelihoods, greedy: an answer each.
+        seconds: spent on them.
+    """
+
+    queries: list[int]
+    loglikelihoods: list[float]
+    greedy: list[bool]
+    seconds: float
+
+
+class Partials(Protocol):
+    """Keeps partial answers where a kill does not reach them. They must be of the same requests and environment."""
+
+    def read(self, cell: str) -> list[Partial]:
+        """All that was kept of a cell."""
+        ...
+
+    def add(self, cell: str, partial: Partial) -> None:
+        """Keeps more of a cell; durably, when it returns."""
+        ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """What an engine has just done for one job.
+
+    Attributes:
+        block: the first decoder block that was run; `blocks`, how many there are, where it was the head alone.
+        part, parts: which part of the requests it was, from 1, and how many there are.
+        tokens: put through all blocks; one that was put through half of them counts half.
+        seconds: that this took, without what other jobs need too.
+    """
+
+    block: int
+    blocks: int
+    part: int
+    parts: int
+    tokens: float
+    seconds: float
 
 
 class Engine(Protocol):

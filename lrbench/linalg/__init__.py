@@ -3,6 +3,7 @@
 Convention: `W` is (m, n); G is a Gram matrix; `k` and `rank` count vectors. Positions are int64.
 """
 
+from lrbench.linalg.blocks import block_errors, block_truncations
 from lrbench.linalg.cholesky import PivotedCholesky, pivoted_cholesky
 from lrbench.linalg.gram import GATE, full_precision, gram, tail_errors
 from lrbench.linalg.pivots import (
@@ -14,26 +15,33 @@ from lrbench.linalg.pivots import (
     weighted_sample,
 )
 from lrbench.linalg.refit import Core, RowRefit, solve_upper
+from lrbench.linalg.skeleton import DOMINANCE, skeleton_rows
 from lrbench.linalg.sketch import gaussian, range_finder
 from lrbench.linalg.spectrum import Spectrum, optimal_errors
+from lrbench.linalg.subspaces import k_subspaces
 
 __all__ = [
+    "DOMINANCE",
     "GATE",
     "Core",
     "PivotedCholesky",
     "RowPivots",
     "RowRefit",
     "Spectrum",
+    "block_errors",
+    "block_truncations",
     "cpqr_pivots",
     "full_precision",
     "gaussian",
     "gram",
     "greedy_rows",
+    "k_subspaces",
     "leverage_scores",
     "lupp_pivots",
     "optimal_errors",
     "pivoted_cholesky",
     "range_finder",
+    "skeleton_rows",
     "solve_upper",
     "tail_errors",
     "weighted_sample",

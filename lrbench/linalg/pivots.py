@@ -125,11 +125,15 @@ def lupp_pivots(Y: Tensor, rank: int) -> Tensor:
     induced CUR factorization", 2016 (arXiv 1407.5516).
     """
     # The plain lu_factor refuses a singular sketch; its pivots are good all the same.
-    swaps = torch.linalg.lu_factor_ex(Y).pivots.tolist()  # LAPACK's: row i was exchanged with row swaps[i] - 1
-    rows = list(range(Y.shape[0]))
-    for i, other in enumerate(swaps):
+    return rows_after(torch.linalg.lu_factor_ex(Y).pivots, Y.shape[0])[:rank].to(Y.device)
+
+
+def rows_after(swaps: Tensor, size: int) -> Tensor:
+    """Where the rows of a matrix of `size` rows come from after LAPACK's exchanges: row i with row swaps[i] - 1."""
+    rows = list(range(size))
+    for i, other in enumerate(swaps.tolist()):
         rows[i], rows[other - 1] = rows[other - 1], rows[i]
-    return torch.tensor(rows[:rank], dtype=torch.int64, device=Y.device)
+    return torch.tensor(rows, dtype=torch.int64)
 
 
 def leverage_scores(U: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from lrbench.suite import ModelSpec
 
 __all__ = [
-    "LoadedModel", "bundled", "choose_device", "config_hash", "first_non_finite", "load", "load_structure",
-    "weight_hash",
+    "LoadedModel", "bundled", "choose_device", "config_hash", "first_non_finite", "has_chat_template", "load",
+    "load_structure", "weight_hash",
 ]  # fmt: skip
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -116,6 +116,16 @@ def load_structure(spec: ModelSpec, *, trust_remote_code: bool = False) -> Inven
     if spec.adapter is not None:
         find_adapter(spec.adapter)
     return find_slots(structure(source, spec.attn_implementation))
+
+
+def has_chat_template(spec: ModelSpec, *, trust_remote_code: bool = False) -> bool:
+    """Whether a model's tokenizer can be asked in its chat template.
+
+    Raises:
+        ModelError: there is no tokenizer to be had.
+    """
+    tokenizer = read_tokenizer(spec, find(spec, trust_remote_code=trust_remote_code))
+    return bool(getattr(tokenizer, "chat_template", None))
 
 
 def choose_device(name: str | None) -> torch.device:

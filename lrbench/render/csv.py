@@ -32,9 +32,9 @@ def render(board: Leaderboard) -> str:
     header += ["reason", "environment"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\r\n")
-    writer.writerow([_field(name) for name in header])
+    writer.writerow([field(name) for name in header])
     for entry in entries:
-        writer.writerow([_field(value) for value in _line(entry, fixed, list(metrics))])
+        writer.writerow([field(value) for value in _line(entry, fixed, list(metrics))])
     return text.getvalue()
 
 
@@ -46,7 +46,8 @@ def _line(entry: Entry, fixed: list[str], metrics: list[tuple[str, str]]) -> lis
     return [*line, row.reason, row.environment]
 
 
-def _field(value: object) -> str:
+def field(value: object) -> str:
+    """One field: numbers in full precision, nothing for None and NaN, text that no spreadsheet takes for a formula."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bool):

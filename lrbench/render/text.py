@@ -47,11 +47,17 @@ def units(columns: Iterable[Column]) -> str:
 
 
 def remarks(board: Leaderboard) -> list[str]:
-    """What must be known of this table's rows: which were scored elsewhere, how many are not shown."""
+    """What must be known of this table's rows: which were scored elsewhere or lack samples, how many are not shown."""
     found = []
     if board.elsewhere:
         rows = "1 row was" if board.elsewhere == 1 else f"{board.elsewhere} rows were"
         found.append(f"{rows} scored in another environment than the unedited model.")
+    if board.without_samples:
+        found.append(
+            "Samples of 1 cell are missing: its difference has no paired error."
+            if board.without_samples == 1
+            else f"Samples of {board.without_samples} cells are missing: their differences have no paired errors."
+        )
     if board.left_out:
         found.append(f"{board.left_out} more rows are left out here.")
     return found

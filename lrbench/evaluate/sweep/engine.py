@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -12,12 +13,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lrbench.errors import LrbenchError
-from lrbench.evaluate.engine import Job, Outcome
+from lrbench.errors import EvaluationError, LrbenchError
+from lrbench.evaluate.bound import is_out_of_memory
+from lrbench.evaluate.engine import Job, Outcome, Partial, Step
 from lrbench.evaluate.frozen import FrozenEngine
 from lrbench.evaluate.sweep.queries import make_queries
 from lrbench.evaluate.sweep.scoring import Tally
 from lrbench.evaluate.sweep.sweeper import MODES, Part, Sweeper, silent
+from lrbench.models.slots import find_slots
 from lrbench.tasks.containment import contained
 from lrbench.tasks.load import TaskSet
 from lrbench.tasks.score import Answers, score
@@ -25,13 +28,23 @@ from lrbench.tasks.score import Answers, score
 
 @dataclass
 class _Answering:
-    """One job, as far as it has been answered."""
+    """One job, as far as it has been answered.
+
+    Attributes:
+        known: numbers of the parts that an earlier process was answered.
+    """
 
     job: Job
     tally: Tally
+    known: set[int] = field(default_factory=set)
     texts: list[str] = field(default_factory=list)
     seconds: float = 0.0
     error: LrbenchError | None = None
+
+    @property
+    def block(self) -> int:
+        """The first block that has to run."""
+        return self.job.first_block or 0
 
 
 class SweepEngine(FrozenEngine):
@@ -66,6 +79,7 @@ class SweepEngine(FrozenEngine):
         self._sweeping: dict[str, Any] = {
             "tokens": tokens, "frontier_bytes": frontier_bytes, "mode": mode, "notify": notify
         }  # fmt: skip
+        self._unpaid = 0.0  # seconds that went into moving the frontier and are in no job's time yet
 
     @cached_property
     def sweeper(self) -> Sweeper | None:
@@ -79,6 +93,11 @@ class SweepEngine(FrozenEngine):
         with contained():
             return Sweeper(self._model, queries, **self._sweeping)
 
+    @cached_property
+    def blocks(self) -> int:
+        """Decoder blocks of the model."""
+        return len(find_slots(self._model).blocks)
+
     @property
     def prefers_many(self) -> bool:
         """Where requests go in parts: each call of `score` computes each part's states anew."""
@@ -88,7 +107,7 @@ class SweepEngine(FrozenEngine):
         """Scores each job in turn; one that cannot be scored yields an Outcome with an error, and the next goes on.
 
         Where the states kept do not fit the memory, requests go in parts: then all jobs are scored on each part, and
-        the outcomes come at the end.
+        the outcomes come at the end. What a job was answered in a part is with `partials` before the next job begins.
         """
         if self.sweeper is None or self.sweeper.mode == "none":
             yield from super().score(jobs)
@@ -99,50 +118,111 @@ class SweepEngine(FrozenEngine):
             yield from self._score_together(self.sweeper, list(jobs))
 
     def describe(self) -> dict[str, Any]:
-        """As every engine's, with what `Sweeper.describe` says."""
-        return {**super().describe(), **({"sweep": self.sweeper.describe()} if self.sweeper else {})}
+        """As every engine's, with what `Sweeper.describe` says, and the memory that states kept may take, in GiB."""
+        if not self.sweeper:
+            return super().describe()
+        budget = self._sweeping["frontier_bytes"]
+        asked = "auto" if budget is None else budget / 2**30
+        return {**super().describe(), "sweep": {**self.sweeper.describe(), "frontier_memory": asked}}
 
     def _score_together(self, sweeper: Sweeper, jobs: Sequence[Job]) -> Iterator[Outcome]:
-        answering = [_Answering(job, Tally(len(self._asked()))) for job in jobs]
-        for part in sweeper.parts:
-            last = part is sweeper.parts[-1]
-            for one in answering:
-                while one.error is None and not self._answer(sweeper, one, part, last):
+        answering = [self._begin(sweeper, job) for job in jobs]
+        several = len(sweeper.parts) > 1
+        for number, part in enumerate(sweeper.parts, 1):
+            waiting = [one for one in answering if one.error is None and number not in one.known]
+            here = Counter(one.block for one in waiting)  # each part's states are moved up anew
+            for one in waiting:
+                before = one.seconds
+                while not self._answer(sweeper, one, part, number):
                     pass
+                share = self._unpaid / (here[one.block] if several else one.job.sharing)
+                self._unpaid -= share
+                one.seconds += share
+                here[one.block] -= 1
+                if several and one.error is None and self.partials is not None:
+                    answers = one.tally.of(part.queries)
+                    self.partials.add(one.job.cell, Partial(part.queries, *answers, one.seconds - before))
         for one in answering:
+            self._generate(one)
             yield self._outcome(one)
 
-    def _answer(self, sweeper: Sweeper, one: _Answering, part: Part, last: bool) -> bool:
+    def _begin(self, sweeper: Sweeper, job: Job) -> _Answering:
+        """A job with what an earlier process was answered: of parts that are known whole, others are scored again."""
+        one = _Answering(job, Tally(len(self._asked())))
+        known: dict[int, tuple[float, bool]] = {}
+        for partial in self.partials.read(job.cell) if self.partials is not None else ():
+            answers = zip(partial.loglikelihoods, partial.greedy, strict=True)
+            known.update(zip(partial.queries, answers, strict=True))
+            one.seconds += partial.seconds
+        for number, part in enumerate(sweeper.parts, 1):
+            if known and known.keys() >= set(part.queries):
+                one.tally.restore(part.queries, [known[index] for index in part.queries])
+                one.known.add(number)
+        return one
+
+    def _answer(self, sweeper: Sweeper, one: _Answering, part: Part, number: int) -> bool:
         """Answers a part's requests for one job. False where memory ran out, and it is to be tried again."""
-        block = one.job.first_block or 0
         started = time.perf_counter()
+        scoring = memory_ran_out = False
+        failure: LrbenchError | None = None
         with ExitStack() as stack:  # an edit that cannot be undone is no matter of one cell: it goes up
             try:
-                states = sweeper.advance(part, block)
-                one.seconds += time.perf_counter() - started
+                try:
+                    states = sweeper.advance(part, one.block)
+                finally:
+                    self._unpaid += time.perf_counter() - started
                 stack.enter_context(one.job.edited())
-                started = time.perf_counter()
+                started, scoring = time.perf_counter(), True
                 with contained():
-                    sweeper.score(part, block, states, one.tally)
-                    if last:
-                        one.texts = self._texts()
-                one.seconds += time.perf_counter() - started
-                return True
-            except torch.OutOfMemoryError as error:
-                failure: LrbenchError = self._failure(error)
-                memory_ran_out = True
+                    sweeper.score(part, one.block, states, one.tally)
             except LrbenchError as error:
-                failure, memory_ran_out = error, False
+                failure = error
             except Exception as error:  # torch, lm-eval and the tasks' code raise whatever they like
-                failure, memory_ran_out = self._failure(error), False
+                failure, memory_ran_out = self._failure(error), is_out_of_memory(error)
+            seconds = time.perf_counter() - started if scoring else 0.0
+        one.seconds += seconds
+        if failure is None:
+            self._tell(sweeper, one, part, number, seconds)
+            return True
         # outside the edit and the handlers: what they hold of the failed pass is gone
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if memory_ran_out and sweeper.halve():
             one.tally.forget(part.queries)
             return False
+        if memory_ran_out:
+            tokens = sweeper.describe()["batch_tokens"]
+            failure = EvaluationError(
+                f"out of memory even with batches of {tokens} tokens; set frontier_memory, so that kept states take "
+                "less, or a smaller max_length"
+            )
         one.error = failure
         return True
+
+    def _tell(self, sweeper: Sweeper, one: _Answering, part: Part, number: int, seconds: float) -> None:
+        if self.report is None:
+            return
+        blocks = self.blocks
+        block = one.block if sweeper.mode != "whole" else 0
+        tokens = sum(batch.tokens for batch in part.batches) * (blocks - block) / blocks
+        self.report(Step(block, blocks, number, len(sweeper.parts), tokens, seconds))
+
+    def _generate(self, one: _Answering) -> None:
+        """Has lm-eval write the texts that are asked for."""
+        if one.error is not None or not self.requests.prompts:
+            return
+        started = time.perf_counter()
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(one.job.edited())
+                started = time.perf_counter()
+                with contained():
+                    one.texts = self._texts()
+            except LrbenchError as error:
+                one.error = error
+            except Exception as error:  # as in `_answer`
+                one.error = self._failure(error)
+            one.seconds += time.perf_counter() - started
 
     def _outcome(self, one: _Answering) -> Outcome:
         started = time.perf_counter()

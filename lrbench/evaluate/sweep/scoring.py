@@ -28,6 +28,16 @@ class Tally:
         self._loglikelihoods[list(indices)] = 0
         self._misses[list(indices)] = 0
 
+    def restore(self, indices: Sequence[int], answers: Sequence[tuple[float, bool]]) -> None:
+        """Takes over what some queries were answered earlier."""
+        loglikelihoods, greedy = zip(*answers, strict=True)
+        self._loglikelihoods[list(indices)] = torch.tensor(loglikelihoods, dtype=torch.float64)
+        self._misses[list(indices)] = (~torch.tensor(greedy, dtype=torch.bool)).to(torch.int64)
+
+    def of(self, indices: Sequence[int]) -> tuple[list[float], list[bool]]:
+        """Log-likelihoods of some queries, and whether they are greedy."""
+        return self._loglikelihoods[list(indices)].tolist(), (self._misses[list(indices)] == 0).tolist()
+
     def answers(self) -> list[tuple[float, bool]]:
         """Of each query."""
         return list(zip(self._loglikelihoods.tolist(), (self._misses == 0).tolist(), strict=True))

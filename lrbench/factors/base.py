@@ -1,20 +1,12 @@
-"""Factors: structured stand-ins for a weight `W` of shape (out, in), which know their own size and cost.
-
-Conventions: `out, in = W.shape`, `y = W x`; `k` is the rank. Tensors of numbers are floating, tensors of positions are
-integer, and only the first are counted as numbers, cast by `to`, or trained in a `module`.
-"""
-
-# ruff: noqa: D102  (what every type of factors answers is documented once, by `Factors`)
+"""What all factors have in common: they apply, count, check, cast, save and load themselves by their fields."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -128,12 +120,13 @@ class Factors(ABC):
         for field, tensor in self.tensors().items():
             floating, dimensions = tensor.is_floating_point(), tensor.dim()
             is_positions = field in self._positions()
+            declared_dimensions = self._dimensions().get(field, 1 if is_positions else 2)
             if is_positions and (floating or tensor.dtype == torch.bool or tensor.is_complex()):
                 raise ValueError(f"{name}.{field} must be positions of an integer dtype, not {tensor.dtype}")
             if not is_positions and not floating:
                 raise ValueError(f"{name}.{field} must be of a floating dtype, not {tensor.dtype}")
-            if dimensions != (1 if is_positions else 2):
-                raise ValueError(f"{name}.{field} must have {1 if is_positions else 2} dimensions, not {dimensions}")
+            if dimensions != declared_dimensions:
+                raise ValueError(f"{name}.{field} must have {declared_dimensions} dimensions, not {dimensions}")
             if tensor.device != self.device:
                 raise ValueError(f"{name}.{field} is on {tensor.device}, the other tensors on {self.device}")
             if floating and tensor.dtype != self.dtype:
@@ -144,6 +137,10 @@ class Factors(ABC):
     def _positions(self) -> frozenset[str]:
         """The names of the tensors that hold positions."""
         return frozenset()
+
+    def _dimensions(self) -> dict[str, int]:
+        """How many dimensions a tensor has, by name, where it is not 2 for numbers and 1 for positions."""
+        return {}
 
     def module(self, bias: Tensor | None = None) -> FactoredLinear:
         """An `nn.Module` whose forward is `apply`, plus `bias` (out,) where given."""
@@ -189,210 +186,16 @@ class Factors(ABC):
             raise ValueError(f"{path}: {error}") from error
 
 
-def _agree(condition: bool, message: str) -> None:
+def agree(condition: bool, message: str) -> None:
+    """Raises ValueError with the message unless the condition holds."""
     if not condition:
         raise ValueError(message)
 
 
-def _check_positions(name: str, positions: Tensor, count: int, size: int) -> None:
-    """Positions must be `count` different ones below `size`."""
-    _agree(len(positions) == count, f"{name} has {len(positions)} entries for {count} rows or columns")
+def check_positions(name: str, positions: Tensor, count: int, size: int) -> None:
+    """Raises ValueError unless positions are `count` different ones below `size`."""
+    agree(len(positions) == count, f"{name} has {len(positions)} entries for {count} rows or columns")
     if count:
         low, high = int(positions.min()), int(positions.max())
-        _agree(low >= 0 and high < size, f"{name} holds {low if low < 0 else high}, out of range 0..{size - 1}")
-        _agree(len(positions.unique()) == count, f"{name} holds a position twice")
-
-
-@dataclass(frozen=True, eq=False)
-class LowRank(Factors):
-    """W ≈ left @ right.
-
-    Attributes:
-        left: (out, k).
-        right: (k, in).
-    """
-
-    left: Tensor
-    right: Tensor
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.left.shape[0], self.right.shape[1]
-
-    @property
-    def rank(self) -> int:
-        return self.left.shape[1]
-
-    def dense(self) -> Tensor:
-        return self.left @ self.right
-
-    def apply(self, x: Tensor) -> Tensor:
-        return (x @ self.right.T) @ self.left.T  # (..., in) -> (..., k) -> (..., out)
-
-    def _check(self) -> None:
-        left, right = tuple(self.left.shape), tuple(self.right.shape)
-        _agree(left[1] == right[0], f"LowRank: left is {left} and right is {right}; the inner sizes differ")
-
-
-@dataclass(frozen=True, eq=False)
-class Interpolative(Factors):
-    """W ≈ combinations of k of its own rows or columns; the identity part, for those k themselves, is not stored.
-
-    Attributes:
-        skeleton: (k, in), rows of W, for side "rows"; (out, k), columns of W, for side "columns".
-        indices: (k,) positions of the skeleton in W.
-        coefficients: (out - k, k) for the other rows, or (k, in - k) for the other columns, in ascending order.
-        side: "rows" or "columns".
-    """
-
-    skeleton: Tensor
-    indices: Tensor
-    coefficients: Tensor
-    side: Literal["rows", "columns"]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        rows = self.side == "rows"
-        size = self.rank + self.coefficients.shape[0 if rows else 1]
-        return (size, self.skeleton.shape[1]) if rows else (self.skeleton.shape[0], size)
-
-    @property
-    def rank(self) -> int:
-        return self.skeleton.shape[0 if self.side == "rows" else 1]
-
-    @cached_property
-    def _others(self) -> Tensor:
-        """Positions outside the skeleton, ascending."""
-        size = self.shape[0 if self.side == "rows" else 1]
-        outside = torch.ones(size, dtype=torch.bool, device=self.indices.device)
-        outside[self.indices.long()] = False
-        return outside.nonzero().flatten()
-
-    @cached_property
-    def _order(self) -> Tensor:
-        """Where each row of W stands in (skeleton rows, other rows)."""
-        return torch.cat([self.indices.long(), self._others]).argsort()
-
-    def dense(self) -> Tensor:
-        if self.side == "rows":
-            return torch.cat([self.skeleton, self.coefficients @ self.skeleton])[self._order]
-        return torch.cat([self.skeleton, self.skeleton @ self.coefficients], dim=1)[:, self._order]
-
-    def apply(self, x: Tensor) -> Tensor:
-        if self.side == "rows":
-            kept = x @ self.skeleton.T  # (..., k)
-            return torch.cat([kept, kept @ self.coefficients.T], dim=-1).index_select(-1, self._order)
-        kept = x.index_select(-1, self.indices) + x.index_select(-1, self._others) @ self.coefficients.T  # (..., k)
-        return kept @ self.skeleton.T
-
-    def _positions(self) -> frozenset[str]:
-        return frozenset({"indices"})
-
-    def _check(self) -> None:
-        _agree(self.side in ("rows", "columns"), f"Interpolative: side is {self.side!r}, not 'rows' or 'columns'")
-        k, rows = self.rank, self.side == "rows"
-        found, size = self.coefficients.shape[1 if rows else 0], self.shape[0 if rows else 1]
-        _agree(found == k, f"Interpolative: a skeleton of {k} {self.side}, but coefficients for {found}")
-        _check_positions("Interpolative.indices", self.indices, k, size)
-
-
-@dataclass(frozen=True, eq=False)
-class CUR(Factors):
-    """W ≈ C U R, with columns C and rows R of W.
-
-    Attributes:
-        C: (out, c), columns of W.
-        U: (c, r).
-        R: (r, in), rows of W.
-        columns: (c,) positions of C in W.
-        rows: (r,) positions of R in W.
-    """
-
-    C: Tensor
-    U: Tensor
-    R: Tensor
-    columns: Tensor
-    rows: Tensor
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.C.shape[0], self.R.shape[1]
-
-    @property
-    def rank(self) -> int:
-        return min(self.C.shape[1], self.R.shape[0])
-
-    def dense(self) -> Tensor:
-        return (self.C @ self.U) @ self.R
-
-    def apply(self, x: Tensor) -> Tensor:
-        return ((x @ self.R.T) @ self.U.T) @ self.C.T  # (..., in) -> (..., r) -> (..., c) -> (..., out)
-
-    def _positions(self) -> frozenset[str]:
-        return frozenset({"columns", "rows"})
-
-    def _check(self) -> None:
-        C, U, R = tuple(self.C.shape), tuple(self.U.shape), tuple(self.R.shape)
-        _agree(C[1] == U[0] and U[1] == R[0], f"CUR: C is {C}, U is {U} and R is {R}; the inner sizes differ")
-        _check_positions("CUR.columns", self.columns, C[1], R[1])
-        _check_positions("CUR.rows", self.rows, R[0], C[0])
-
-
-@dataclass(frozen=True, eq=False)
-class ColumnSubset(Factors):
-    """W ≈ k columns, already scaled, applied to k of the inputs; the other inputs are dropped.
-
-    Attributes:
-        columns: (out, k).
-        indices: (k,) the inputs they belong to.
-        in_features: how many inputs there are.
-    """
-
-    columns: Tensor
-    indices: Tensor
-    in_features: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.columns.shape[0], self.in_features
-
-    @property
-    def rank(self) -> int:
-        return self.columns.shape[1]
-
-    def dense(self) -> Tensor:
-        return self.columns.new_zeros(self.shape).index_copy(1, self.indices.long(), self.columns)
-
-    def apply(self, x: Tensor) -> Tensor:
-        return x.index_select(-1, self.indices) @ self.columns.T  # (..., k) -> (..., out)
-
-    def _positions(self) -> frozenset[str]:
-        return frozenset({"indices"})
-
-    def _check(self) -> None:
-        _check_positions("ColumnSubset.indices", self.indices, self.rank, self.in_features)
-
-
-@dataclass(frozen=True, eq=False)
-class Dense(Factors):
-    """W ≈ a matrix stored in full: for methods whose result has no structure to store.
-
-    Attributes:
-        matrix: (out, in).
-    """
-
-    matrix: Tensor
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.matrix.shape[0], self.matrix.shape[1]
-
-    @property
-    def rank(self) -> int:
-        return min(self.shape)
-
-    def dense(self) -> Tensor:
-        return self.matrix
-
-    def apply(self, x: Tensor) -> Tensor:
-        return x @ self.matrix.T
+        agree(low >= 0 and high < size, f"{name} holds {low if low < 0 else high}, out of range 0..{size - 1}")
+        agree(len(positions.unique()) == count, f"{name} holds a position twice")

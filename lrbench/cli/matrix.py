@@ -1,0 +1,146 @@
+"""`lrbench matrix FILE`: reducers on one matrix: error, distance from the optimum, size, time."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lrbench.cli import output
+from lrbench.cli.run import load_registry
+from lrbench.errors import InputError, PluginError
+
+if TYPE_CHECKING:
+    from lrbench.one_matrix import Outcome
+    from lrbench.plan import Method
+    from lrbench.ranks import RankRequest
+
+#: Where no rank is asked for.
+DEFAULT = ("keep", (0.75, 0.5, 0.25))
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the verb."""
+    parser = subparsers.add_parser(
+        "matrix", help="every reducer on one matrix: error, distance from the optimum, size, time",
+        description="Reducers on one matrix from a file (a weight, activations, scores), measured as in a run. Without "
+        "a rank: --keep 0.75 0.5 0.25.",
+    )  # fmt: skip
+    parser.add_argument("file", metavar="FILE", type=Path, help=".npy, .npz or .safetensors; W is (out, in)")
+    parser.add_argument("--key", metavar="NAME", help="which array of a .npz or .safetensors, where it holds several")
+    ranks = parser.add_mutually_exclusive_group()
+    for kind, metavar, parse, text in (
+        ("rank", "K", _count, "ranks"),
+        ("keep", "B", _share, "the largest rank whose stored numbers fit B times those of the matrix"),
+        ("fraction", "F", _share, "int(min(m, n) F)"),
+        ("energy", "E", _share, "the smallest rank with that share of the energy"),
+        ("error", "E", _error, "the smallest rank whose relative error is at most E"),
+    ):
+        ranks.add_argument(f"--{kind}", metavar=metavar, nargs="+", type=parse, help=text)
+    parser.add_argument(
+        "--reducer", action="extend", nargs="+", metavar="NAME[:param=value,...]",
+        help="default: every reducer (one or several, repeatable)",
+    )  # fmt: skip
+    parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a plugin file (repeatable)")
+    parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1 ... (default: the GPU where there is one)")
+    parser.add_argument("--seed", metavar="N", type=_seed, default=0, help="of random draws; default: %(default)s")
+    output.add_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Reduces, then writes the table: 1 where some reducer failed.
+
+    Raises:
+        InputError: the file, a reducer, a plugin or the device cannot be used.
+    """
+    from lrbench.environment import environment
+    from lrbench.matrix_file import read_matrix
+    from lrbench.models.load import choose_device
+    from lrbench.one_matrix import reduce_matrix, slot_of
+    from lrbench.render import matrix as render
+    from lrbench.spectra import figures_of, singular_values
+
+    output.check(args.output)
+    methods = _methods(args.reducer, args.plugin)
+    matrix = read_matrix(args.file, args.key)
+    values = matrix.values.to(choose_device(args.device))
+    outcomes = list(reduce_matrix(slot_of(values, matrix.name), methods, _requests(args), args.seed))
+    sigma = singular_values(values)
+    about = {
+        "file": str(args.file), "key": matrix.name if matrix.name != args.file.name else None,
+        "shape": list(values.shape), "dtype": str(values.dtype).removeprefix("torch."),
+        "norm": float(sigma.square().sum().sqrt()),
+    }  # fmt: skip
+    report = render.Report(about, figures_of(sigma), outcomes, environment(values.device))
+    output.emit(
+        args,
+        lambda: render.document(report),
+        {"csv": lambda: render.csv(report), "json": lambda: render.as_json(report)},
+    )
+    return _exit_code(outcomes)
+
+
+def _methods(asked: Sequence[str] | None, plugins: Sequence[str]) -> list[Method]:
+    """The methods asked for; without any, every reducer there is."""
+    from lrbench.one_matrix import method
+
+    registry = load_registry(plugins)
+    if asked is None:
+        named = {str(Path(plugin)) for plugin in plugins}
+        for broken in registry.broken:
+            if broken.source in named or str(Path(broken.source).parent) in named:
+                raise PluginError(f"{broken.source}: {broken.error}; mend it, or say by --reducer what is to run")
+            print(f"lrbench: {broken.source} cannot be loaded and is left out: {broken.error}", file=sys.stderr)
+        asked = sorted(registry.reducers)
+    repeated = next((text for text in asked if asked.count(text) > 1), None)
+    if repeated is not None:
+        raise InputError(f"--reducer {repeated} is given twice")
+    return [method(text, registry) for text in asked]
+
+
+def _requests(args: argparse.Namespace) -> list[RankRequest]:
+    from lrbench.ranks import RankRequest
+
+    kinds = ("rank", "keep", "fraction", "energy", "error")
+    kind, values = next(((kind, getattr(args, kind)) for kind in kinds if getattr(args, kind) is not None), DEFAULT)
+    return [RankRequest(kind, value) for value in dict.fromkeys(values)]  # type: ignore[arg-type]
+
+
+def _exit_code(outcomes: Sequence[Outcome]) -> int:
+    return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
+
+
+def _number(text: str, holds: Callable[[float], bool], what: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not holds(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return value
+
+
+def _share(text: str) -> float:
+    return _number(text, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
+
+
+def _error(text: str) -> float:
+    return _number(text, lambda value: 0 <= value < math.inf, "a number from 0 up")
+
+
+def _count(text: str) -> int:
+    return _whole(text, range(1, 2**63), "a whole number above zero")
+
+
+def _seed(text: str) -> int:
+    return _whole(text, range(2**63), "a whole number from 0 to 2^63 - 1")
+
+
+def _whole(text: str, allowed: range, what: str) -> int:
+    if not text.isdecimal() or len(text) > 19 or int(text) not in allowed:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return int(text)

@@ -1,0 +1,52 @@
+"""Answers to parts of the requests, kept in a run's directory, so that a kill loses one cell's part at most."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from lrbench.evaluate.engine import Partial
+from lrbench.store import RunDirectory
+
+#: of an environment, what changes how requests are divided, and no answer
+_DIVIDING = ("hash", "frontier_memory")
+
+_PARTIAL = TypeAdapter(Partial)
+
+
+class RunPartials:
+    """What the unfinished cells of one run were answered.
+
+    A row names one environment. So answers count only where they were given in this one, and to the same requests in
+    the same order; others are left alone, and their cells scored anew.
+
+    Args:
+        requests: what defines the queries and their order, as plain JSON.
+        environment: as `lrbench.environment.environment` makes it.
+    """
+
+    def __init__(self, directory: RunDirectory, requests: Any, environment: dict[str, Any]) -> None:
+        self._directory = directory
+        here = {key: value for key, value in environment.items() if key not in _DIVIDING}
+        self._made = hashlib.sha256(json.dumps([requests, here]).encode()).hexdigest()[:16]
+
+    def read(self, cell: str) -> list[Partial]:
+        """All that was kept of a cell, as far as it still holds."""
+        found = []
+        for entry in self._directory.partial(cell):
+            if isinstance(entry, dict) and entry.pop("made", None) == self._made:
+                try:
+                    partial = _PARTIAL.validate_python(entry)
+                except ValidationError:  # it only costs a repetition
+                    continue
+                if len(partial.queries) == len(partial.loglikelihoods) == len(partial.greedy):
+                    found.append(partial)
+        return found
+
+    def add(self, cell: str, partial: Partial) -> None:
+        """Keeps more of a cell; it is on disk when this returns."""
+        self._directory.add_partial(cell, {"made": self._made, **asdict(partial)})

@@ -1,0 +1,216 @@
+"""What a run of a suite would compute, and about how long: nothing is scored, a little of everything is timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+from lrbench.environment import environment, in_words
+from lrbench.errors import LrbenchError, one_line
+from lrbench.evaluate.bound import BoundEngine
+from lrbench.evaluate.sweep import SweepEngine
+from lrbench.evaluate.sweep.probe import SweepCost, cost
+from lrbench.linalg import optimal_errors
+from lrbench.models.load import load
+from lrbench.models.slots import WeightSlot
+from lrbench.plan import Cell, Method, make_plan
+from lrbench.reduce import Reductions
+from lrbench.run import cell_keys, make_suite_engine, tasks_of
+from lrbench.store import RunDirectory
+from lrbench.suite import ModelSpec, Suite
+from lrbench.tasks.containment import contained
+from lrbench.tasks.score import Answers, score
+
+QUICK = 1.0  # seconds; what takes less is timed again, warm
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one model's share of a run would come to. Seconds are wall time on the device probed.
+
+    Attributes:
+        machine: on which this was measured, in words.
+        to_score, there: cells that would be scored, and those that have a row.
+        requests: log-likelihood requests of a cell.
+        texts: of a cell, that lm-eval would have to generate; their time is in nothing here.
+        sweep: what a cell's requests come to.
+        block_tokens: positions times blocks of the whole sweep.
+        setup_seconds: loading, building requests, self-check: measured, not predicted.
+        reduce_seconds: decomposing the weights, with the checks of what the reducers return.
+        score_seconds: the sweep, with edits put in place and metrics computed.
+        failures: reducers that failed when they were timed, with the reason.
+    """
+
+    machine: str
+    to_score: int
+    there: int
+    requests: int
+    texts: int
+    sweep: SweepCost
+    block_tokens: int
+    setup_seconds: float
+    reduce_seconds: float
+    score_seconds: float
+    failures: tuple[str, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """All together."""
+        return self.setup_seconds + self.reduce_seconds + self.score_seconds
+
+
+def probe(
+    suite: Suite,
+    spec: ModelSpec,
+    built: Sequence[Method],
+    out: Path,
+    *,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    notify: Callable[[str], None],
+) -> Prediction:
+    """Loads a model, builds the requests, and times a little of what a run would do.
+
+    Args:
+        out: the run's directory; cells that have a row there would not be scored again.
+        trust_remote_code: as for a run.
+        notify: told what takes a while.
+
+    Raises:
+        InputError: the model or the tasks cannot be had, or the directory's rows cannot be read.
+    """
+    started = time.perf_counter()
+    notify(f"loading {spec.display_name}")
+    loaded = load(spec, device=device, trust_remote_code=trust_remote_code)
+    plan = make_plan(suite, loaded.inventory, built)
+    notify("building requests")
+    tasks = tasks_of(suite, notify)
+    engine = cast(SweepEngine, make_suite_engine("sweep", suite, spec, loaded, tasks, notify))
+    engine.describe()  # has it check itself
+    setup_seconds = time.perf_counter() - started
+    keys = cell_keys(suite, spec, loaded, engine, plan)
+    rows = RunDirectory(out).rows()
+    missing = [cell for cell in plan.cells if keys[id(cell)] not in rows and not cell.skip and not cell.failure]
+    notify("timing some of the work")
+    sweep = cost(engine)
+    starts = [cell.first_block or 0 for cell in missing]
+    reducing = _reduce([cell for cell in missing if cell.method], suite.seed)
+    score_seconds = sweep.seconds(starts) + reducing.placing_seconds + len(missing) * _metrics(engine)
+    return Prediction(
+        machine=in_words(environment(loaded.device)),
+        to_score=len(missing),
+        there=sum(key in rows for key in keys.values()),
+        requests=len(engine.requests.asked_pairs) + len(engine.requests.asked_rolling),
+        texts=len(engine.requests.prompts),
+        sweep=sweep,
+        block_tokens=sweep.block_tokens(starts),
+        setup_seconds=setup_seconds,
+        reduce_seconds=reducing.seconds,
+        score_seconds=score_seconds,
+        failures=tuple(reducing.failures),
+    )
+
+
+@dataclass
+class _Reducing:
+    seconds: float
+    placing_seconds: float
+    failures: list[str]
+
+
+def _reduce(cells: Sequence[Cell], seed: int) -> _Reducing:
+    """Times each method on one slot of each shape, at the largest rank that is asked of it, and multiplies."""
+    total = _Reducing(0.0, 0.0, [])
+    kinds: dict[tuple[str, tuple[int, int], str], list[tuple[Cell, WeightSlot]]] = {}
+    judged: dict[tuple[int, int], dict[str, WeightSlot]] = {}
+    for cell in cells:
+        assert cell.method is not None
+        assert cell.request is not None
+        for slot in cell.slots:
+            kinds.setdefault((cell.method.label, slot.about.shape, cell.request.kind), []).append((cell, slot))
+            judged.setdefault(slot.about.shape, {})[slot.name] = slot
+    spectrum_seconds = {}
+    for shape, slots in judged.items():  # the spectrum that each weight's reductions are judged by, once a run
+        weight = next(iter(slots.values())).read()
+        weight = weight if weight.dtype.itemsize == 8 else weight.float()
+        spectrum_seconds[shape] = _timed(lambda weight=weight: optimal_errors(weight))  # type: ignore[misc]
+        total.seconds += len(slots) * spectrum_seconds[shape]
+    reductions = Reductions(seed)
+    seen: set[str] = set()
+    for (_, shape, _), asked in kinds.items():
+        cell, slot = max(asked, key=lambda entry: _size(entry[0]))
+        alone = replace(cell, slots=(slot,))
+        groups = len({(each.slots, slot.name) for each, slot in asked})
+        first = 0.0 if slot.name in seen else spectrum_seconds[shape]
+        seen.add(slot.name)
+        one = _of_group(reductions, [alone], first, total.failures)
+        if one is None:
+            continue
+        seconds, placing = one
+        rank_seconds = seconds
+        if cell.method and cell.method.reducer.one_preparation and groups < len(asked):
+            two = _of_group(reductions, [alone, replace(alone)], 0.0, total.failures)
+            rank_seconds = min(seconds, max(0.0, two[0] - seconds)) if two else seconds
+        total.seconds += groups * (seconds - rank_seconds) + len(asked) * rank_seconds
+        total.placing_seconds += len(asked) * placing
+    return total
+
+
+def _size(cell: Cell) -> float:
+    """Sorts requests of one kind on one shape by the rank that they come to."""
+    assert cell.request is not None
+    return -cell.request.value if cell.request.kind == "error" else cell.request.value
+
+
+def _of_group(
+    reductions: Reductions, cells: list[Cell], first: float, failures: list[str]
+) -> tuple[float, float] | None:
+    """Seconds of a group's reductions, and of making the matrix that one puts in place; None where it fails.
+
+    Args:
+        first: seconds that this slot's first reduction takes longer than others.
+    """
+    started = time.perf_counter()
+    done = [outcome for _, outcome in reductions.of_group(cells)]
+    seconds = time.perf_counter() - started
+    if isinstance(done[0], LrbenchError):
+        failures.append(one_line(done[0]))
+        return None
+    if seconds < QUICK:
+        started = time.perf_counter()
+        list(reductions.of_group(cells))
+        seconds, first = time.perf_counter() - started, 0.0
+    started = time.perf_counter()
+    done[0][0].matrix()
+    return max(0.0, seconds - first), time.perf_counter() - started
+
+
+def _metrics(engine: BoundEngine) -> float:
+    """Seconds from a cell's answers to its scores."""
+    requests = engine.requests
+    answers = Answers(
+        [(-1.0, False)] * len(requests.asked_pairs),
+        [-1.0] * len(requests.asked_rolling),
+        [""] * len(requests.prompts),
+    )
+    started = time.perf_counter()
+    try:
+        with contained():
+            score(requests, answers)
+    except Exception:  # the tasks' code may raise on made-up answers: it is not what takes long
+        return 0.0
+    return time.perf_counter() - started
+
+
+def _timed(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    seconds = time.perf_counter() - started
+    if seconds < QUICK:
+        started = time.perf_counter()
+        call()
+        seconds = time.perf_counter() - started
+    return seconds
