@@ -69,12 +69,14 @@ def probe(
     out: Path,
     *,
     device: str | None = None,
+    trust_remote_code: bool = False,
     notify: Callable[[str], None],
 ) -> Prediction:
     """Loads a model, builds the requests, and times a little of what a run would do.
 
     Args:
         out: the run's directory; cells that have a row there would not be scored again.
+        trust_remote_code: as for a run.
         notify: told what takes a while.
 
     Raises:
@@ -82,7 +84,7 @@ def probe(
     """
     started = time.perf_counter()
     notify(f"loading {spec.display_name}")
-    loaded = load(spec, device=device)
+    loaded = load(spec, device=device, trust_remote_code=trust_remote_code)
     plan = make_plan(suite, loaded.inventory, built)
     notify("building requests")
     tasks = tasks_of(suite, notify)

@@ -65,7 +65,7 @@ class Reductions:
         """
         slots, method = cells[0].slots, cells[0].method
         assert method is not None
-        size = sum(slot.tensor().numel() * slot.tensor().element_size() for slot in slots)
+        size = sum(slot.numbers * slot.tensor().element_size() for slot in slots)
         at_once = len(cells) if size * len(cells) <= _free_memory(slots[0].tensor().device) / 4 else 1
         for start in range(0, len(cells), at_once):
             part = cells[start : start + at_once]

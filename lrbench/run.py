@@ -117,14 +117,15 @@ class _ModelRun:
     def sizes(self, cell: Cell, reductions: Sequence[Reduction]) -> dict[str, float]:
         """keep of the targets and of the model, and the compression ratio.
 
-        A tied weight is replaced only when all that use it are edited; else its factors come on top of it.
+        A part of a fused or stacked parameter replaces its own numbers. A tied weight is replaced only when all that
+        use it are edited; else its factors come on top of it.
         """
         stored = sum(reduction.edit.stored_numbers for reduction in reductions)
-        dense = sum(slot.about.shape[0] * slot.about.shape[1] for slot in cell.slots)
-        edited_users = Counter(id(slot.tensor()) for slot in cell.slots)
-        originals = {id(slot.tensor()): slot for slot in cell.slots}.items()
-        replaced = sum(slot.tensor().numel() for key, slot in originals if edited_users[key] == slot.users)
-        model = (self.numbers - replaced + stored) / self.numbers
+        dense = sum(slot.numbers for slot in cell.slots)
+        places = {slot: slot.place for slot in cell.slots}
+        edited_users = Counter(places.values())
+        whole = {place: slot.numbers for slot, place in places.items() if edited_users[place] == slot.users}
+        model = (self.numbers - sum(whole.values()) + stored) / self.numbers
         return {"keep_targets": stored / dense, "keep_model": model, "compression_ratio": 1 / model}
 
 
@@ -138,6 +139,7 @@ def run_suite(
     engine: str = ENGINES[0],
     force: bool = False,
     retry_failed: bool = False,
+    trust_remote_code: bool = False,
 ) -> RunResult:
     """Runs every cell of a suite that has no row yet.
 
@@ -150,6 +152,7 @@ def run_suite(
         engine: one of `ENGINES`; how cells are scored, not what they score.
         force: score again what has a row.
         retry_failed: score again what has a failed row.
+        trust_remote_code: lets the models whose suite asks for it run their repositories' own code.
 
     Raises:
         InputError: anything wrong with the suite, its models, tasks or plugins; or the directory holds another
@@ -159,7 +162,7 @@ def run_suite(
     started = time.perf_counter()
     built = methods(suite, registry)
     for spec in suite.models:  # a mistake in the last one is said before the first is scored
-        make_plan(suite, structure_of(suite, spec, device), built)
+        make_plan(suite, structure_of(suite, spec, device, trust_remote_code=trust_remote_code), built)
     directory = RunDirectory(out)
     result = RunResult(directory)
     with _exclusive(directory):
@@ -170,13 +173,15 @@ def run_suite(
         rows = {} if force else directory.rows()
         done = {key: row for key, row in rows.items() if row.status != "failed" or not retry_failed}
         for spec in suite.models:
-            _run_model(suite, spec, built, manifest, result, done, device, engine, progress)
+            _run_model(suite, spec, built, manifest, result, done, device, engine, progress, trust_remote_code)
         directory.drop_partial()  # every cell of the plan has its row
     result.seconds = time.perf_counter() - started
     return result
 
 
-def structure_of(suite: Suite, spec: ModelSpec, device: str | None = None) -> Inventory:
+def structure_of(
+    suite: Suite, spec: ModelSpec, device: str | None = None, *, trust_remote_code: bool = False
+) -> Inventory:
     """A model's slots without its weights, once its device is known to be there.
 
     Raises:
@@ -184,8 +189,8 @@ def structure_of(suite: Suite, spec: ModelSpec, device: str | None = None) -> In
     """
     try:
         choose_device(device or spec.device)
-        inventory = load_structure(spec)
-        templated = not spec.chat_template or has_chat_template(spec)
+        inventory = load_structure(spec, trust_remote_code=trust_remote_code)
+        templated = not spec.chat_template or has_chat_template(spec, trust_remote_code=trust_remote_code)
     except ModelError as error:
         raise suite.error(spec.path, str(error)) from None
     if not templated:
@@ -227,10 +232,11 @@ def _run_model(
     device: str | None,
     engine: str,
     progress: Progress,
+    trust_remote_code: bool,
 ) -> None:
     """Scores one model's cells, but for those that are `done`. When it returns, nothing holds the model."""
     progress.note(f"loading {spec.display_name}")
-    loaded = load(spec, device=device)
+    loaded = load(spec, device=device, trust_remote_code=trust_remote_code)
     plan = make_plan(suite, loaded.inventory, built)
     broken = first_non_finite(loaded.model)
     if broken:  # cells that reduce it name it themselves; the others fail for it all the same
@@ -330,7 +336,8 @@ def _scored_row(share: _ModelRun, cell: Cell, reductions: Sequence[Reduction], s
 
 
 def _setting(suite: Suite, loaded: LoadedModel, spec: ModelSpec, engine: BoundEngine) -> dict[str, Any]:
-    """What defines a result beside the cell itself."""
+    """What defines a result beside the cell itself. What a suite leaves out is left out, so that its hashes stay."""
+    attention = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
     return {
         "model": loaded.label,
         "weights": loaded.weight_hash,
@@ -338,7 +345,12 @@ def _setting(suite: Suite, loaded: LoadedModel, spec: ModelSpec, engine: BoundEn
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "seed": suite.seed,
         "tasks": engine.requests.definition(),
-        "model_options": {"chat_template": spec.chat_template, "max_length": spec.max_length, "add_bos": spec.add_bos},
+        "model_options": {
+            "chat_template": spec.chat_template,
+            "max_length": spec.max_length,
+            "add_bos": spec.add_bos,
+            **attention,
+        },
     }
 
 

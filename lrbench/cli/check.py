@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from lrbench.cli.run import add_suite_options, default_directory, load_registry
+from lrbench.models.roles import ROLES
 
 if TYPE_CHECKING:
     from lrbench.models.slots import Inventory
@@ -50,7 +50,8 @@ def show(name: str, args: argparse.Namespace) -> int:
     registry = load_registry(suite.plugins, args.plugin)
     built = methods(suite, registry)
     tasks = tasks_of(suite, _say)
-    models = [(spec, structure_of(suite, spec, args.device)) for spec in suite.models]
+    trusted = args.trust_remote_code
+    models = [(spec, structure_of(suite, spec, args.device, trust_remote_code=trusted)) for spec in suite.models]
     plans = [make_plan(suite, inventory, built) for _, inventory in models]
     out = default_directory(suite)
     print(f"{suite.name}  (run directory {out})")
@@ -65,15 +66,23 @@ def show(name: str, args: argparse.Namespace) -> int:
         if getattr(args, "probe", False):
             from lrbench.probe import probe
 
-            _print_prediction(probe(suite, spec, built, out, device=args.device, notify=_say))
+            prediction = probe(suite, spec, built, out, device=args.device, trust_remote_code=trusted, notify=_say)
+            _print_prediction(prediction)
         worst = max(worst, 1 if plan.impossible() else 0)
     return worst
 
 
 def _print_slots(inventory: Inventory) -> None:
-    groups = Counter((slot.about.role or "no role", slot.about.shape) for slot in inventory.slots)
-    for (role, (rows, columns)), count in groups.items():
-        print(f"  {role:9} {count:4} x ({rows}, {columns})")
+    groups: dict[tuple[str, tuple[int, int]], list[str]] = {}
+    for slot in inventory.slots:
+        groups.setdefault((slot.about.role or "no role", slot.about.shape), []).append(slot.name)
+    sizes = {key: f"({key[1][0]}, {key[1][1]})" for key in groups}
+    width = max(map(len, sizes.values()), default=0)
+    for (role, shape), names in groups.items():
+        print(f"  {role:9} {len(names):4} x {sizes[role, shape]:{width}}  {names[0]}{' ...' if len(names) > 1 else ''}")
+    missing = [role for role in ROLES if role not in inventory.roles]
+    if missing:
+        print(f"  not found: {', '.join(missing)}")
     for title, found in (("only by glob", inventory.unnamed), ("not editable", inventory.left_out)):
         for kind, names in _by_reason(found):
             print(f"  {title}: {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} ({kind})")
