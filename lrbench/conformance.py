@@ -46,7 +46,7 @@ class Subject:
         neutral = {
             "second_moment": torch.eye(shape[1], dtype=torch.float64, device=self.device),
             "absmean": torch.ones(shape[1], dtype=torch.float64, device=self.device),
-            "fisher": torch.ones(shape, dtype=torch.float64, device=self.device),
+            "fisher": torch.ones(shape[1], dtype=torch.float64, device=self.device),
         }
         statistics = {name: neutral[name] for name in self.reducer.needs if name in neutral}
         return Context.seeded(slot, self.reducer, seed, statistics=statistics)

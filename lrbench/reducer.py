@@ -34,7 +34,8 @@ _T = TypeVar("_T")
 
 #: How a reducer may be called.
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-#: What a reducer may ask for in `needs`: E[x xᵀ], mean |x|, and the summed squared gradients, of a slot's inputs.
+#: What a reducer may ask for in `needs`, of the inputs x of a slot with W (m, n): `second_moment` E[x xᵀ] (n, n),
+#: `absmean` E|x| (n,), and `fisher` Σ_i E[(∂loss/∂W_ij)²] (n,), one number for each input j.
 STATISTICS = frozenset({"second_moment", "absmean", "fisher"})
 #: What a reducer may promise of itself; `lrbench plugins test` checks each promise.
 PROMISES = {

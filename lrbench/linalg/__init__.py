@@ -16,14 +16,17 @@ from lrbench.linalg.pivots import (
 from lrbench.linalg.refit import Core, RowRefit, solve_upper
 from lrbench.linalg.sketch import gaussian, range_finder
 from lrbench.linalg.spectrum import Spectrum, optimal_errors
+from lrbench.linalg.weighted import FeatureRefit, WeightedSpectrum, output_error, root, weighted
 
 __all__ = [
     "GATE",
     "Core",
+    "FeatureRefit",
     "PivotedCholesky",
     "RowPivots",
     "RowRefit",
     "Spectrum",
+    "WeightedSpectrum",
     "cpqr_pivots",
     "full_precision",
     "gaussian",
@@ -32,9 +35,12 @@ __all__ = [
     "leverage_scores",
     "lupp_pivots",
     "optimal_errors",
+    "output_error",
     "pivoted_cholesky",
     "range_finder",
+    "root",
     "solve_upper",
     "tail_errors",
+    "weighted",
     "weighted_sample",
 ]
