@@ -13,9 +13,10 @@ from typing import TypeVar
 import psutil
 import torch
 
+from lrbench.calibration.statistics import Calibration
 from lrbench.errors import LrbenchError, ReducerError, one_line
 from lrbench.factors import Dense, Factors
-from lrbench.linalg import optimal_errors
+from lrbench.linalg import WeightedSpectrum, optimal_errors, output_error, root
 from lrbench.models.slots import WeightSlot
 from lrbench.plan import Cell, Method
 from lrbench.ranks import RankRequest, closed_rank, find_rank, ranks_to_prepare
@@ -37,11 +38,13 @@ class Reduction:
         factors: what would be stored, in the model's dtype.
         edit: the row's record of it.
         seconds: the shared preparation and this rank's construction, synchronized.
+        calibrate_seconds: the slot's share of what collecting its statistics cost.
     """
 
     factors: Factors
     edit: Edit
     seconds: float
+    calibrate_seconds: float = 0.0
 
     def matrix(self) -> torch.Tensor:
         """What stands in for W (out, in): the product of the stored factors, computed in float32 or better."""
@@ -52,9 +55,11 @@ class Reduction:
 class Reductions:
     """Reduces slots for a run. Keeps each slot's spectrum, and which reducers have been warmed up."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, calibration: Calibration | None = None) -> None:
         self._seed = seed
+        self._calibration = calibration
         self._optima: dict[str, list[float]] = {}
+        self._output_optima: dict[str, list[float]] = {}
         self._warm: set[tuple[str, torch.device]] = set()
 
     def of_group(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, list[Reduction] | LrbenchError]]:
@@ -89,7 +94,7 @@ class Reductions:
         reducer = method.reducer
         try:
             with _failing_as(slot, method):
-                work = _Work(slot, method, self._seed)
+                work = _Work(slot, method, self._seed, self._calibration)
                 optimum = self._optimum(slot, work.weight)
                 spectrum = _singular_values(optimum)
                 self._warm_up(work)
@@ -108,7 +113,8 @@ class Reductions:
                     prepare_seconds, prepared = shared or work.prepare([rank])
                     seconds, factors = work.at_rank(prepared, rank)
                     work.check_honesty(factors, request, optimum)
-                    done.append(work.measured(factors, optimum, prepare_seconds + seconds))
+                    measured = work.measured(factors, optimum, prepare_seconds + seconds)
+                    done.append(self._with_output_error(slot, work, measured))
             except LrbenchError as error:
                 done.append(error)
         return done
@@ -118,6 +124,24 @@ class Reductions:
         if slot.name not in self._optima:
             self._optima[slot.name] = optimal_errors(weight)
         return self._optima[slot.name]
+
+    def _with_output_error(self, slot: WeightSlot, work: _Work, reduction: Reduction) -> Reduction:
+        """Adds what the layer's output loses, where the method was given the inputs' second moment."""
+        if self._calibration is None or "second_moment" not in work.statistics:
+            return reduction
+        H = self._calibration.second_moment(slot)
+        if slot.name not in self._output_optima:
+            errors = WeightedSpectrum(work.weight, root(H)).weighted_errors()
+            self._output_optima[slot.name] = [error / errors[0] if errors[0] else 0.0 for error in errors]
+        optima = self._output_optima[slot.name]
+        stored = reduction.matrix().to(slot.tensor().dtype)
+        edit = reduction.edit.model_copy(
+            update={
+                "output_error": output_error(work.weight, stored, H),
+                "optimal_output_error": optima[min(reduction.edit.rank, len(optima) - 1)],
+            }
+        )
+        return dataclasses.replace(reduction, edit=edit)
 
     def _warm_up(self, work: _Work) -> None:
         """Runs a reducer once on a corner of its first weight, untimed: libraries initialise when first used."""
@@ -129,15 +153,20 @@ class Reductions:
         # A method may refuse so small a matrix. On the real one its errors count.
         with contextlib.suppress(*FOREIGN), _random_state_kept():
             reducer = work.method.reducer
-            reducer.prepare(corner, [1], work.context()).at_rank(1).dense()
+            reducer.prepare(corner, [1], work.context(corner.shape[1])).at_rank(1).dense()
         _synchronize(corner.device)
 
 
 class _Work:
     """One reducer at work on one slot: calls it, times it, and turns whatever it does wrong into a ReducerError."""
 
-    def __init__(self, slot: WeightSlot, method: Method, seed: int) -> None:
+    def __init__(self, slot: WeightSlot, method: Method, seed: int, calibration: Calibration | None = None) -> None:
         self.slot, self.method, self._seed = slot, method, seed
+        self.statistics: dict[str, torch.Tensor] = {}
+        self.calibrate_seconds = 0.0
+        if calibration is not None and method.reducer.needs:
+            self.statistics, self.calibrate_seconds = calibration.statistics(slot, method.reducer.needs)
+        self._versions = {name: statistic._version for name, statistic in self.statistics.items()}
         weight = slot.read()
         # A copy, so that a plugin that writes to its input cannot spoil the model.
         self.weight = weight.to(_working(weight.dtype), copy=True, memory_format=torch.contiguous_format)  # (out, in)
@@ -146,8 +175,10 @@ class _Work:
             value = float(self.weight[row, column])
             raise ReducerError(f"{slot.name}: the weight holds {value} at [{row}, {column}]; mend the checkpoint")
 
-    def context(self) -> Context:
-        return Context.seeded(self.slot.about, self.method.reducer, self._seed)
+    def context(self, inputs: int | None = None) -> Context:
+        """What the reducer is given beside the weight, or beside the first `inputs` columns of it."""
+        statistics = {name: _of_first(statistic, inputs) for name, statistic in self.statistics.items()}
+        return Context.seeded(self.slot.about, self.method.reducer, self._seed, statistics=statistics)
 
     def prepare(self, ranks: Sequence[int]) -> tuple[float, Prepared]:
         """Seconds, and the preparation for `ranks`."""
@@ -188,7 +219,7 @@ class _Work:
         dtype = self.slot.tensor().dtype
         smaller = factors.stored_numbers < rows * columns
         stored = factors.to(dtype=dtype) if smaller else Dense(factors.dense().to(dtype))
-        result = Reduction(stored, seconds=seconds, edit=None)  # type: ignore[arg-type]
+        result = Reduction(stored, None, seconds, self.calibrate_seconds)  # type: ignore[arg-type]
         rounded = result.matrix().to(dtype)
         if not bool(rounded.isfinite().all()):
             raise ReducerError(
@@ -220,6 +251,10 @@ class _Work:
             raise ReducerError(
                 f"{self.slot.name}: {self.method.label} writes to the weight it is given; clone it first"
             )
+        if any(statistic._version != self._versions[name] for name, statistic in self.statistics.items()):
+            raise ReducerError(
+                f"{self.slot.name}: {self.method.label} writes to the statistics it is given; clone them first"
+            )
         return seconds, result
 
 
@@ -249,6 +284,13 @@ def _random_state_kept() -> Iterator[None]:
         finally:
             torch.set_default_dtype(dtype)
             random.setstate(python)
+
+
+def _of_first(statistic: torch.Tensor, inputs: int | None) -> torch.Tensor:
+    """A statistic of the first inputs only; the very same object where all are meant."""
+    if inputs is None:
+        return statistic
+    return statistic[:inputs, :inputs].contiguous() if statistic.ndim == 2 else statistic[:inputs]
 
 
 def _working(dtype: torch.dtype) -> torch.dtype:

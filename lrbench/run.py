@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from lrbench.calibration.statistics import Calibration, prepare
 from lrbench.environment import environment
 from lrbench.errors import InputError, LrbenchError, ModelError, TaskError, one_line
 from lrbench.evaluate import ENGINES, make_engine
@@ -205,9 +206,12 @@ def _run_model(
     tasks = tasks_of(suite, progress.note)
     scorer = make_engine(engine, loaded, tasks, spec, suite.batch_size, progress.note)
     setting = _setting(suite, loaded, spec, scorer)
-    keys = {id(cell): cell.digest(**setting) for cell in plan.cells}
+    calibration = None
+    if suite.calibration is not None and any(method.reducer.needs for method in built):
+        calibration = prepare(suite, loaded, scorer.requests, scorer.lm.max_length, progress.note)
+    keys = {id(cell): cell.digest(**setting, **_calibrated(cell, calibration)) for cell in plan.cells}
     missing = Plan(tuple(cell for cell in plan.cells if keys[id(cell)] not in done))
-    manifest.add_model(loaded, tasks, scorer, list(keys.values()), at_work=bool(missing.cells))
+    manifest.add_model(loaded, tasks, scorer, list(keys.values()), calibration, at_work=bool(missing.cells))
     reused = [done[key] for key in keys.values() if key in done]
     result.count(reused, new=False)
     progress.planned(loaded.label, len(plan.cells), len(reused), tasks.named)
@@ -216,15 +220,24 @@ def _run_model(
     here = environment(loaded.device, engine=scorer.name, batch_size=scorer.lm.batch_size)
     result.directory.add_environment(here)
     share = _ModelRun(suite, loaded, result.directory, here["hash"])
-    for row in _rows(share, missing, keys, scorer):
+    if calibration is not None:
+        calibration.expect(missing.cells)
+    for row in _rows(share, missing, keys, scorer, calibration):
         result.directory.append(row)
         result.count([row], new=True)
         progress.finished(row)
 
 
-def _rows(share: _ModelRun, plan: Plan, keys: dict[int, str], engine: Engine) -> Iterator[Row]:
+def _calibrated(cell: Cell, calibration: Calibration | None) -> dict[str, Any]:
+    """What of the calibration defines a cell's result; nothing for methods that do without."""
+    return calibration.definition(cell.method) if calibration is not None and cell.method is not None else {}
+
+
+def _rows(
+    share: _ModelRun, plan: Plan, keys: dict[int, str], engine: Engine, calibration: Calibration | None
+) -> Iterator[Row]:
     """Scores a plan's cells group by group; each row is yielded as soon as it is known."""
-    reductions = Reductions(share.suite.seed)
+    reductions = Reductions(share.suite.seed, calibration)
     jobs: list[Job] = []
     pending: dict[str, tuple[Cell, list[Reduction]]] = {}
 
@@ -271,6 +284,7 @@ class _Editing:
 def _scored_row(share: _ModelRun, cell: Cell, reductions: Sequence[Reduction], scored: Outcome) -> Row:
     measured: dict[str, Any] = {
         "edits": [reduction.edit for reduction in reductions],
+        "calibrate_seconds": sum(reduction.calibrate_seconds for reduction in reductions),
         "decompose_seconds": sum(reduction.seconds for reduction in reductions),
         "evaluate_seconds": scored.seconds,
     }

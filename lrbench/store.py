@@ -34,6 +34,9 @@ class Edit(Strict):
     stored_as: Literal["factors", "dense"]
     relative_error: float  # |W - What|_F / |W|_F, after rounding to the model's dtype
     optimal_error: float  # the Eckart-Young optimum of the same rank, before rounding
+    # |(W - What) H^½|_F / |W H^½|_F and its least for the rank, with H = E[x x^T]; of methods that were given H
+    output_error: float | None = None
+    optimal_output_error: float | None = None
 
 
 class Row(Strict):

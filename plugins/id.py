@@ -142,7 +142,9 @@ class _Calibrated(_Skeletons):
     ) -> None:
         super().__init__(A, side)
         M = linalg.weighted(A, L) if side == "rows" else A.double() * H.double().diagonal().sqrt()[:, None]  # (a, b)
-        self.chooser = _Greedy(M, side, rank) if selection == "cholesky" else _Sketched(M, side, rank, selection, generator)
+        self.chooser = (
+            _Greedy(M, side, rank) if selection == "cholesky" else _Sketched(M, side, rank, selection, generator)
+        )
         self.fits = side == "rows"
 
     def choose(self, rank: int) -> torch.Tensor:

@@ -76,7 +76,7 @@ def _text(frozen: FrozenTask, instance: Instance) -> str:
     if not isinstance(query, str):  # several contexts, one answer: then the context is the document
         query = str(instance.args[0])
     if instance.request_type == "loglikelihood":
-        return f"{query} {instance.args[1]}"
+        return f"{query}{instance.args[1]}"  # the answer comes with its delimiter
     return f"{query} {right_answer(frozen.task, instance.doc) or ''}"
 
 

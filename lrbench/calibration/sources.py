@@ -125,9 +125,7 @@ def _dataset(suite: Suite, text: TextSpec) -> Iterator[str]:
         yield _column(suite, entry, text.column or "text", f"{text.dataset}, entry {index}")
 
 
-def _training(
-    suite: Suite, name: str, evaluated: Mapping[str, Task], notify: Callable[[str], None]
-) -> Iterator[str]:
+def _training(suite: Suite, name: str, evaluated: Mapping[str, Task], notify: Callable[[str], None]) -> Iterator[str]:
     place: KeyPath = (*TEXT, "task")
     try:
         tasks = load_tasks([TaskSpec(task=name)], suite.task_paths, notify=notify).tasks

@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
 
 def show(name: str, args: argparse.Namespace) -> int:
     """Prints one suite's plan."""
+    from lrbench.calibration.sources import read_text
     from lrbench.plan import make_plan, methods
     from lrbench.run import structure_of, tasks_of
     from lrbench.suite import load_suite
@@ -37,12 +38,17 @@ def show(name: str, args: argparse.Namespace) -> int:
     registry = load_registry(suite.plugins, args.plugin)
     built = methods(suite, registry)
     tasks = tasks_of(suite, lambda message: print(message, file=sys.stderr))
+    if suite.calibration is not None:
+        documents = read_text(suite, tasks.tasks, lambda message: print(message, file=sys.stderr))
     models = [(spec.display_name, structure_of(suite, spec)) for spec in suite.models]
     plans = [make_plan(suite, inventory, built) for _, inventory in models]
     print(f"{suite.name}  (run directory results/local/{suite.name}-{suite.hash})")
     print("\ntasks")
     for line in tasks.summary():
         print(f"  {line}")
+    if suite.calibration is not None:
+        characters = sum(map(len, documents))
+        print(f"\ncalibration\n  text of {characters:,} characters, {suite.calibration.samples} samples")
     worst = 0
     for (name, inventory), plan in zip(models, plans, strict=True):
         print(f"\nmodel {name}: {len(inventory.blocks)} blocks, {len(inventory.slots)} weight slots")
