@@ -330,5 +330,5 @@ def _listening(group: Sequence[Input], sums: Mapping[str, Moments], failures: di
     try:
         yield
     finally:
-        for one in hooks:
-            one.remove()
+        for registered in hooks:
+            registered.remove()

@@ -100,7 +100,7 @@ class Cache:
         path = self.folder / _file(kind, source)
         try:
             with safe_open(path, "pt") as file:
-                about, tensor = file.metadata() or {}, file.get_tensor("statistic")
+                about, tensor = file.metadata() or {}, file.get_tensor("statistic").clone()  # no view of the file
             if (about["key"], about["kind"], about["source"]) != (self.key, kind, source):
                 raise ValueError("it is of something else")
             if about["sha256"] != _digest(tensor):
@@ -150,4 +150,4 @@ def _file(kind: str, source: str) -> str:
 
 
 def _digest(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy()).hexdigest()
+    return hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()

@@ -54,7 +54,8 @@ class Routed:
         try:
             first = "gate_up_proj" if self._module.has_gate else "up_proj"
             inner = self._product(inputs, first, expert)
-            return self._module._apply_gate(inner) if self._module.has_gate else self._module.act_fn(inner)
+            activation: Any = self._module._apply_gate if self._module.has_gate else self._module.act_fn
+            return activation(inner)
         except AttributeError as error:
             raise ValueError(f"what enters its down-projections is not known: {error}") from None
 

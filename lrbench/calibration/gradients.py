@@ -17,8 +17,8 @@ def fisher(
 ) -> tuple[Mapping[str, torch.Tensor], float]:
     """F_j = Σ_i E[(∂loss/∂W_ij)²] of every slot's inputs j, over windows.
 
-    The loss is the mean negative log-likelihood of a window's tokens, one window to a backward pass, so that squares are
-    those of single samples. A gradient is squared, summed and freed as soon as it is there, before the next one is.
+    The loss is the mean negative log-likelihood of a window's tokens, one window to a backward pass, so that squares
+    are those of single samples. A gradient is squared, summed and freed as soon as it is there, before the next one is.
 
     Args:
         model: unedited; it is left as it was.
@@ -54,7 +54,9 @@ def fisher(
         with torch.enable_grad():
             for window in windows.to(device):
                 logits = model(input_ids=window[None], use_cache=False).logits[0, :-1]
-                nn.functional.cross_entropy(logits.float(), window[1:].to(logits.device)).backward()
+                loss = nn.functional.cross_entropy(logits.float(), window[1:].to(logits.device))
+                if loss.requires_grad:  # else it depends on none of the slots
+                    loss.backward()
     finally:
         for hook in hooks:
             hook.remove()

@@ -78,6 +78,6 @@ def draw(suite: Suite, documents: Sequence[str], tokenizer: PreTrainedTokenizerB
     return Samples(
         windows,
         hashlib.sha256(repr(windows.tolist()).encode()).hexdigest(),
-        tuple(tokenizer.decode(ids, skip_special_tokens=True) for ids in passages),
+        tuple(str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in passages),
         len(stream),
     )
