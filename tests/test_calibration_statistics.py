@@ -1,4 +1,4 @@
-"""Calibration statistics: against plain hooks on the whole model, in little memory, from the cache, and when refused."""
+"""Calibration statistics: against plain hooks on the whole model, in little memory, from the cache; refusals."""
 
 import gc
 import json

@@ -64,6 +64,12 @@ class _Held:
     plain: torch.Tensor
     damped: torch.Tensor
     seconds: float
+    versions: tuple[int, int]
+
+    def fits(self, source: str | None, device: torch.device) -> bool:
+        """Whether it is that of an input, there, and nobody has written to it."""
+        untouched = (self.plain._version, self.damped._version) == self.versions
+        return untouched and (self.source, self.device) == (source, device)
 
 
 class Calibration:
@@ -146,17 +152,18 @@ class Calibration:
 
     def _hold(self, slot: WeightSlot, kind: str) -> _Held:
         """A statistic on the slot's device; it takes the place of the last one of its kind."""
-        place = self._source(slot.name, kind), slot.tensor().device
-        if kind not in self._held or (self._held[kind].source, self._held[kind].device) != place:
+        device = slot.tensor().device
+        if kind not in self._held or not self._held[kind].fits(self._source(slot.name, kind), device):
             self._held.pop(kind, None)
             source, entry = self._entry(slot, kind)
-            plain = entry.tensor.to(slot.tensor().device)
+            plain = entry.tensor.to(device)
             damping = self._spec.damping if kind == "second_moment" else 0.0
             damped = plain
             if damping:
                 damped = plain.clone()
                 damped.diagonal().add_(damping * float(plain.diagonal().double().mean()))
-            self._held[kind] = _Held(source, slot.tensor().device, plain, damped, entry.seconds / entry.shared)
+            versions = plain._version, damped._version
+            self._held[kind] = _Held(source, device, plain, damped, entry.seconds / entry.shared, versions)
         return self._held[kind]
 
     def _entry(self, slot: WeightSlot, kind: str) -> tuple[str, Entry]:
