@@ -1,4 +1,4 @@
-"""Methods that are given statistics of the inputs: reading them, being best by them, and being the plain ones without."""
+"""Methods that are given statistics of the inputs: best by them, and the plain ones where they say nothing."""
 
 import math
 

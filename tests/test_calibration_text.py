@@ -1,6 +1,7 @@
 """Calibration text: where it comes from, which windows are drawn, and that none of it is evaluated."""
 
 import json
+from itertools import pairwise
 
 import pytest
 from transformers import AutoTokenizer
@@ -38,11 +39,9 @@ def text_of(folder, calibration, evaluated=()):
     return read_text(load_suite(with_calibration(folder, calibration)), dict(evaluated), lambda _: None)
 
 
-def refusal(folder, calibration, call=None):
-    path = with_calibration(folder, calibration)
+def refusal(folder, calibration):
     with pytest.raises(SuiteError) as caught:
-        suite = load_suite(path)
-        (call or (lambda s: read_text(s, {}, lambda _: None)))(suite)
+        text_of(folder, calibration)
     message = str(caught.value)
     assert "\n" not in message
     return message.removeprefix(str(folder) + "/")
@@ -180,7 +179,7 @@ def test_windows_are_stretches_of_the_text_that_never_overlap(tmp_path, tokenize
         places = [at for at in range(len(stream) - 49) if stream[at : at + 50] == window]
         assert len(places) == 1
         starts += places
-    assert all(b - a >= 50 for a, b in zip(starts, starts[1:], strict=False))
+    assert all(b - a >= 50 for a, b in pairwise(starts))
     assert samples.tokens == len(stream)
 
 
@@ -277,7 +276,8 @@ def test_a_reducer_that_needs_calibration_in_a_suite_without_is_refused_at_its_l
 def test_a_plugin_that_needs_an_unknown_statistic_is_refused_at_its_line(tmp_path):
     plugin = tmp_path / "odd.py"
     plugin.write_text(
-        "import lrbench\nclass Odd(lrbench.Reducer):\n    name = 'odd'\n    needs = frozenset({'third_moment'})\n"
+        "import lrbench\nclass Odd(lrbench.Reducer):\n    name = 'odd'\n    def __post_init__(self):\n"
+        "        object.__setattr__(self, 'needs', frozenset({'third_moment'}))\n"
         "    def reduce(self, weight, rank, context):\n        return lrbench.Dense(weight)\n"
         "@lrbench.hookimpl\ndef lrbench_reducers():\n    return [Odd]\n"
     )
