@@ -187,7 +187,7 @@ def _located_text(text: TextSpec, document: Document, absolute: Callable[[KeyPat
     else:
         path = absolute(place, given)
         if not path.is_file():
-            raise document.error(place, f"no such file of calibration text: {path}")
+            raise document.error(place, f"no such file of calibration text: {path} (a data set is {{dataset: NAME}})")
         if path.suffix not in (".txt", ".jsonl"):
             raise document.error(place, f"calibration text is a .txt or .jsonl file, not {path.name!r}")
         if path.suffix == ".txt" and text.column is not None:

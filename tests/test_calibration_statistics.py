@@ -159,12 +159,33 @@ def test_sums_that_do_not_fit_together_are_made_one_after_the_other(monkeypatch)
     assert all(torch.equal(tight[name][kind], roomy[name][kind]) for name in roomy for kind in BOTH)
 
 
-def test_seconds_add_up_to_what_the_pass_took():
+def test_seconds_of_the_statistics_add_up_to_those_of_the_passes(monkeypatch):
     model = tiny("llama")
-    collector = Activations(model, find_slots(model), some_windows(), lambda _: None)
-    last = [name for name, one in collector.survey.inputs.items() if one.layer == 3]
-    only_last = sum(one.seconds for one in collector.collect(dict.fromkeys(last, BOTH)))
-    assert only_last > 0
+    inventory = find_slots(model)
+    calls = []  # of blocks: the clock of this test
+    for block in inventory.blocks:
+        block.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    monkeypatch.setattr(activations.time, "perf_counter", lambda: len(calls))
+    collector = Activations(model, inventory, some_windows(), lambda _: None)
+    some = [name for name, one in collector.survey.inputs.items() if one.layer in (1, 2)]
+    found = list(collector.collect(dict.fromkeys(some, BOTH)))
+    assert sum(one.seconds for one in found) == pytest.approx(len(calls))
+    assert {one.input.layer for one in found} == {1, 2}
+    before = len(calls)
+    again = list(collector.collect(dict.fromkeys(some[:2], BOTH)))  # what was surveyed is paid for
+    assert sum(one.seconds for one in again) == pytest.approx(len(calls) - before)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_statistics_of_a_gpu_are_those_of_the_cpu(family, dtype):
+    model, windows = tiny(family, dtype), some_windows()
+    there, _ = collected(model, find_slots(model), windows)
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1
+    model = model.to("cuda")
+    here, _ = collected(model, find_slots(model), windows)
+    assert all(close(here[name][kind], there[name][kind], tolerance) for name in there for kind in BOTH)
 
 
 # Fisher information

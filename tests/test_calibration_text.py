@@ -104,8 +104,17 @@ def test_text_that_cannot_be_read_is_refused_with_its_line(tmp_path, content, ca
 
 def test_no_more_text_is_read_than_is_looked_at(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "READ", 10)
-    (tmp_path / "b.jsonl").write_text("\n".join(json.dumps({"text": "abcdef"}) for _ in range(5)))
-    assert text_of(tmp_path, "{text: b.jsonl}") == ["abcdef", "abcd"]
+    (tmp_path / "b.jsonl").write_text("\n".join(json.dumps({"text": "abcdef" * 10}) for _ in range(5)))
+    found = text_of(tmp_path, "{text: b.jsonl, samples: 1, length: 2}")  # 40 characters a token
+    assert [len(text) for text in found] == [60, 20]
+    (tmp_path / "a.txt").write_text("abcdef" * 100)
+    assert text_of(tmp_path, "{text: a.txt, samples: 2, length: 2}") == [("abcdef" * 100)[:160]]
+
+
+def test_long_texts_are_tokenised_in_pieces_of_whole_lines(tmp_path, tokenizer):
+    lines = [f"Line {number} of many.\n" for number in range(3000)]
+    samples = drawn(tmp_path, tokenizer, ["".join(lines)], "{name: almanac, samples: 1, length: 2}")
+    assert samples.tokens == len(tokenizer("".join(lines) + "\n\n", add_special_tokens=False)["input_ids"])
 
 
 # Training splits of tasks

@@ -48,6 +48,11 @@ class Input:
     expert: int | None = None
     parameter: str = "weight"
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return getattr(self.module, self.parameter).device
+
 
 @dataclass(frozen=True)
 class Survey:
@@ -114,7 +119,7 @@ class Activations:
             wanted: name of an input -> kinds.
         """
         inputs = [self.survey.inputs[name] for name in self.survey.inputs if name in wanted]
-        common = self._overhead / max(1, len(inputs))
+        common, self._overhead = self._overhead / max(1, len(inputs)), 0.0
         if self.whole:
             for group in self._groups(inputs, wanted):
                 yield from self._pass(group, wanted, common, self._whole)
@@ -162,7 +167,7 @@ class Activations:
     ) -> Iterator[Collected]:
         """All windows through one step, with sums over the inputs of `group`."""
         started = time.perf_counter()
-        sums = {one.name: Moments(one.features, wanted[one.name], self._device) for one in group}
+        sums = {one.name: Moments(one.features, wanted[one.name], one.device) for one in group}
         failures: dict[str, str] = {}
         with _listening(group, sums, failures):
             for index, batch in enumerate(self._batches):

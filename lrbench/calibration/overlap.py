@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lrbench.calibration.sources import right_answer
+from lrbench.errors import TaskError, one_line
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -53,10 +54,18 @@ def evaluated_in(passages: Sequence[str], requests: FrozenRequests) -> tuple[str
 
     Of a document that is asked about, its prompt without few-shot examples and each of its answers is looked for; of
     one whose every token is predicted, the text; of one that is answered in writing, the prompt and the right answer.
+
+    Raises:
+        TaskError: what a task asks cannot be had as text.
     """
     found = Passages(passages)
     for name, frozen in requests.tasks.items():
-        for document, texts in _documents(frozen):
+        try:
+            documents = list(_documents(frozen))
+        except Exception as error:  # the task's templates and functions raise whatever they like
+            what = "its documents cannot be compared with the calibration text"
+            raise TaskError(f"task {name!r}: {what}: {one_line(error)}") from error
+        for document, texts in documents:
             if any(found.hold(text) for text in texts):
                 return name, document
     return None

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from lrbench.calibration.sources import NAME, TEXT
+from lrbench.calibration.sources import LENGTH, NAME, TEXT
 from lrbench.suite import Suite
 
-LENGTH = 512  # tokens, where the suite does not say
 JOINT = "\n\n"  # between documents
 MARGIN = 64  # tokens on either side of a window that are compared with what is evaluated as well
-_AT_ONCE = 1000  # documents tokenised together
+_AT_ONCE = 1000  # pieces tokenised together
+_PIECE = 20_000  # characters; some tokenizers take more than linear time for a text
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Samples:
 def draw(suite: Suite, documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, longest: int) -> Samples:
     """Draws the suite's calibration windows.
 
-    Documents are joined by a blank line and tokenised without special tokens. Windows are stretches of that, which may
-    begin and end within a document and never overlap: of the tokens that no window takes, a random number stands before
-    each (`random.Random(seed)`).
+    Each document is followed by a blank line and tokenised without special tokens, long ones in pieces of whole lines.
+    Windows are stretches of that, which may begin and end within a document and never overlap: of the tokens that no
+    window takes, a random number stands before each (`random.Random(seed)`).
 
     Args:
         suite: has a calibration.
@@ -59,9 +59,9 @@ def draw(suite: Suite, documents: Sequence[str], tokenizer: PreTrainedTokenizerB
         raise suite.error(place, f"length {spec.length} is more than the model takes; at most {longest}")
     length = spec.length or min(LENGTH, longest)
     stream: list[int] = []
-    for start in range(0, len(documents), _AT_ONCE):
-        texts = [document + JOINT for document in documents[start : start + _AT_ONCE]]
-        for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
+    pieces = [piece for document in documents for piece in _pieces(document + JOINT)]
+    for start in range(0, len(pieces), _AT_ONCE):
+        for ids in tokenizer(pieces[start : start + _AT_ONCE], add_special_tokens=False, verbose=False)["input_ids"]:
             stream.extend(ids)
     free = len(stream) - spec.samples * length
     if free < 0:
@@ -81,3 +81,20 @@ def draw(suite: Suite, documents: Sequence[str], tokenizer: PreTrainedTokenizerB
         tuple(str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in passages),
         len(stream),
     )
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """A text in pieces that end with a line, once they have `_PIECE` characters."""
+    if len(text) <= _PIECE:
+        yield text
+        return
+    lines: list[str] = []
+    size = 0
+    for line in text.splitlines(keepends=True):
+        lines.append(line)
+        size += len(line)
+        if size >= _PIECE:
+            yield "".join(lines)
+            lines, size = [], 0
+    if lines:
+        yield "".join(lines)

@@ -17,14 +17,18 @@ from lrbench.yaml_positions import KeyPath
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
 
-#: Characters of text that are looked at, from its beginning; hundreds of times what windows are usually drawn from.
-READ = 20_000_000
+#: Characters of text that are looked at, from its beginning; at least so many for each token that is drawn.
+READ, READ_PER_TOKEN = 5_000_000, 40
+#: Tokens of a window, where the suite does not say and the model takes so many.
+LENGTH = 512
 
 TEXT, NAME = ("calibration", "text"), ("calibration", "name")
 
 
 def read_text(suite: Suite, evaluated: Mapping[str, Task], notify: Callable[[str], None]) -> list[str]:
-    """The documents of the suite's calibration text, in their order, up to `READ` characters.
+    """The documents of the suite's calibration text, in their order.
+
+    The first `READ` characters are enough to draw from, and more only where many tokens are drawn.
 
     Args:
         suite: has a calibration.
@@ -36,15 +40,16 @@ def read_text(suite: Suite, evaluated: Mapping[str, Task], notify: Callable[[str
     """
     spec = suite.calibration
     assert spec is not None
+    limit = max(READ, READ_PER_TOKEN * spec.samples * (spec.length or LENGTH))
     if spec.name is not None:
         known = bundled_texts()
         if spec.name not in known:
             hint = did_you_mean(spec.name, known)
             raise suite.error(NAME, f"no bundled calibration text {spec.name!r}{hint} (bundled: {', '.join(known)})")
-        return _first(known[spec.name]())
+        return _first(known[spec.name](), limit)
     assert spec.text is not None
     try:
-        documents = _first(_documents(suite, spec.text, evaluated, notify))
+        documents = _first(_documents(suite, spec.text, evaluated, limit, notify), limit)
     except LrbenchError:
         raise
     except Exception as error:  # datasets, lm-eval and the tasks' own code raise whatever they like
@@ -54,9 +59,9 @@ def read_text(suite: Suite, evaluated: Mapping[str, Task], notify: Callable[[str
     return documents
 
 
-def _first(documents: Iterator[str]) -> list[str]:
-    """Documents up to `READ` characters; the last one is cut there. Those of nothing but blanks are left out."""
-    found, left = [], READ
+def _first(documents: Iterator[str], limit: int) -> list[str]:
+    """Documents up to `limit` characters; the last one is cut there. Those of nothing but blanks are left out."""
+    found, left = [], limit
     for document in documents:
         if document.strip():
             found.append(document[:left])
@@ -67,12 +72,12 @@ def _first(documents: Iterator[str]) -> list[str]:
 
 
 def _documents(
-    suite: Suite, text: TextSpec, evaluated: Mapping[str, Task], notify: Callable[[str], None]
+    suite: Suite, text: TextSpec, evaluated: Mapping[str, Task], limit: int, notify: Callable[[str], None]
 ) -> Iterator[str]:
     if text.file is not None:
         path = Path(text.file)
         if path.suffix == ".txt":
-            yield _plain(suite, path)
+            yield _plain(suite, path, limit)
         else:
             yield from _lines(suite, path, text.column or "text")
     elif text.dataset is not None:
@@ -82,10 +87,10 @@ def _documents(
         yield from _training(suite, str(text.task), evaluated, notify)
 
 
-def _plain(suite: Suite, path: Path) -> str:
+def _plain(suite: Suite, path: Path, limit: int) -> str:
     try:
         with path.open(encoding="utf-8") as file:
-            return file.read(READ)
+            return file.read(limit)
     except (OSError, UnicodeDecodeError) as error:
         raise suite.error(TEXT, f"{path}: cannot be read as UTF-8 text: {one_line(error)}") from None
 
