@@ -1,6 +1,5 @@
 """Calibration statistics: against plain hooks on the whole model, in little memory, from the cache; refusals."""
 
-import gc
 import json
 import weakref
 
@@ -130,7 +129,6 @@ def test_only_one_blocks_sums_are_in_memory_and_the_model_is_run_once(monkeypatc
     def counted(self, *args):
         init(self, *args)
         alive.add(self)
-        gc.collect()
         most.append(len(alive))
 
     monkeypatch.setattr(moments.Moments, "__init__", counted)
