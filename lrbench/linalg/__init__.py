@@ -4,7 +4,7 @@ Convention: `W` is (m, n); G is a Gram matrix; `k` and `rank` count vectors. Pos
 """
 
 from lrbench.linalg.cholesky import PivotedCholesky, pivoted_cholesky
-from lrbench.linalg.gram import GATE, full_precision, gram, tail_errors
+from lrbench.linalg.gram import GATE, eigenvectors, full_precision, gram, short_gram, tail_errors
 from lrbench.linalg.pivots import (
     RowPivots,
     cpqr_pivots,
@@ -15,7 +15,7 @@ from lrbench.linalg.pivots import (
 )
 from lrbench.linalg.refit import Core, RowRefit, solve_upper
 from lrbench.linalg.sketch import gaussian, range_finder
-from lrbench.linalg.spectrum import Spectrum, optimal_errors
+from lrbench.linalg.spectrum import Spectrum, exact_vectors, optimal_errors
 
 __all__ = [
     "GATE",
@@ -25,6 +25,8 @@ __all__ = [
     "RowRefit",
     "Spectrum",
     "cpqr_pivots",
+    "eigenvectors",
+    "exact_vectors",
     "full_precision",
     "gaussian",
     "gram",
@@ -34,6 +36,7 @@ __all__ = [
     "optimal_errors",
     "pivoted_cholesky",
     "range_finder",
+    "short_gram",
     "solve_upper",
     "tail_errors",
     "weighted_sample",
