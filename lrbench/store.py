@@ -34,6 +34,7 @@ class Edit(Strict):
     stored_as: Literal["factors", "dense"]
     relative_error: float  # |W - What|_F / |W|_F, after rounding to the model's dtype
     optimal_error: float  # the Eckart-Young optimum of the same rank, before rounding
+    chosen: dict[str, Any] = Field(default_factory=dict)  # what the reducer chose for itself; see Prepared.chosen
 
 
 class Row(Strict):

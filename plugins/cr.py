@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import torch
 
 import lrbench
+from lrbench import linalg
 
 
 class CR(lrbench.Reducer):
@@ -58,13 +59,15 @@ class _Top(lrbench.Prepared):
         return lrbench.ColumnSubset(self.W.index_select(1, J), J, in_features=self.W.shape[1])
 
     def errors(self, ranks: Sequence[int]) -> list[float]:
-        return [float(self.squares[self.order[rank:]].sum().sqrt()) for rank in ranks]
+        errors: list[float] = linalg.tail_errors(self.squares[self.order]).tolist()
+        return [errors[rank] for rank in ranks]
 
 
 class _Random(lrbench.Prepared):
     def __init__(self, weight: torch.Tensor, generator: torch.Generator) -> None:
         self.W, n = weight, weight.shape[1]  # (m, n)
-        norms = weight.double().norm(dim=0).cpu()  # (n,)
+        self.squares = weight.double().square().sum(0).cpu()  # (n,)
+        norms = self.squares.sqrt()  # (n,)
         # A zero matrix has no distribution of its own, and any draw of it is right.
         self.p = norms / norms.sum() if bool(norms.any()) else torch.full_like(norms, 1 / n)
         # As many as the largest rank needs, so that the first k draws are the same whichever ranks are asked.
@@ -72,9 +75,17 @@ class _Random(lrbench.Prepared):
         cumulative = self.p.cumsum(0)
         self.draws = torch.searchsorted(cumulative, uniforms * cumulative[-1], right=True)  # (n,)
 
+    def scale(self, rank: int) -> torch.Tensor:
+        """(n,) times drawn, over the times expected: 0 for columns that were not."""
+        times = torch.bincount(self.draws[:rank], minlength=len(self.p))  # (n,)
+        return torch.where(times > 0, times / (rank * self.p), 0.0)
+
+    def errors(self, ranks: Sequence[int]) -> list[float]:
+        return [float((self.squares * (1 - self.scale(rank)).square()).sum().sqrt()) for rank in ranks]
+
     def at_rank(self, rank: int) -> lrbench.ColumnSubset:
-        J, times = self.draws[:rank].unique(return_counts=True)  # (c,), (c,), c <= k
-        scale = (times / (rank * self.p[J])).to(device=self.W.device, dtype=self.W.dtype)  # (c,)
+        J = self.draws[:rank].unique()  # (c,), c <= k
+        scale = self.scale(rank)[J].to(device=self.W.device, dtype=self.W.dtype)  # (c,)
         J = J.to(self.W.device)
         return lrbench.ColumnSubset(self.W.index_select(1, J) * scale, J, in_features=self.W.shape[1])
 

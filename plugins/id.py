@@ -48,7 +48,9 @@ class InterpolativeDecomposition(lrbench.Reducer):
         side = self.side if self.side != "auto" else "rows" if m <= n else "columns"
         A = weight if side == "rows" else weight.T  # (a, b): rows of A are chosen
         if self.selection == "cholesky":
-            return _Greedy(A, side, max(ranks))
+            short = m <= n if side == "rows" else n < m  # the side that other methods have use for
+            G = context.once(linalg.short_gram, weight) if short else None  # A Aᵀ (a, a)
+            return _Greedy(A, side, max(ranks), G)
         return _Sketched(A, side, max(ranks), self.selection, context.generator)
 
     def stored_numbers(self, shape: tuple[int, int], rank: int) -> int:
@@ -79,9 +81,9 @@ class _Skeletons(lrbench.Prepared):
 
 
 class _Greedy(_Skeletons):
-    def __init__(self, A: torch.Tensor, side: str, rank: int) -> None:
+    def __init__(self, A: torch.Tensor, side: str, rank: int, G: torch.Tensor | None) -> None:
         super().__init__(A, side)
-        self.pivots = linalg.greedy_rows(A, rank)
+        self.pivots = linalg.greedy_rows(A, rank, G)
         # Where the tail is below what a Gram can see, the coefficients come from a QR of W itself.
         self.refit = linalg.RowRefit(A, self.pivots.order) if rank > self.pivots.trusted else None
 
@@ -95,6 +97,9 @@ class _Greedy(_Skeletons):
 
     def errors(self, ranks: Sequence[int]) -> list[float]:
         return [self.pivots.errors[rank] for rank in ranks]
+
+    def chosen(self, rank: int) -> dict[str, str]:
+        return {"algorithm": self.pivots.algorithm}
 
 
 class _Sketched(_Skeletons):
@@ -114,6 +119,12 @@ class _Sketched(_Skeletons):
     def fit(self, rank: int, chosen: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
         refit = self.refit if self.nested else linalg.RowRefit(self.A, chosen)
         return refit.coefficients(rank, others)
+
+    def errors(self, ranks: Sequence[int]) -> list[float] | None:
+        if not self.nested:  # each rank has a choice and a fit of its own
+            return None
+        errors = self.refit.errors()
+        return [errors[rank] for rank in ranks]
 
 
 @lrbench.hookimpl

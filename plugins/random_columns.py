@@ -43,6 +43,10 @@ class _Drawn(lrbench.Prepared):
         T = self.refit.coefficients(rank, others).T.to(self.W.dtype).contiguous()  # (k, n - k)
         return lrbench.Interpolative(self.W.index_select(1, J), J, T, side="columns")
 
+    def errors(self, ranks: Sequence[int]) -> list[float]:
+        errors = self.refit.errors()
+        return [errors[rank] for rank in ranks]
+
 
 @lrbench.hookimpl
 def lrbench_reducers() -> list[type[lrbench.Reducer]]:

@@ -21,7 +21,7 @@ class SVD(lrbench.Reducer):
 
     def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:
         """One eigendecomposition, of the Gram matrix of the shorter side, serves every rank."""
-        return _Truncations(weight, max(ranks))
+        return _Truncations(weight, max(ranks), context)
 
     def stored_numbers(self, shape: tuple[int, int], rank: int) -> int:
         """k(m + n)."""
@@ -29,9 +29,9 @@ class SVD(lrbench.Reducer):
 
 
 class _Truncations(lrbench.Prepared):
-    def __init__(self, weight: torch.Tensor, rank: int) -> None:
+    def __init__(self, weight: torch.Tensor, rank: int, context: lrbench.Context) -> None:
         self.dtype = weight.dtype
-        self.spectrum = linalg.Spectrum(weight, rank=rank)
+        self.spectrum = linalg.Spectrum(weight, rank=rank, once=context.once)
 
     def at_rank(self, rank: int) -> lrbench.LowRank:
         U = self.spectrum.leading(rank).to(self.dtype)  # (m, k), or V_k (n, k) where m > n
@@ -42,6 +42,9 @@ class _Truncations(lrbench.Prepared):
     def errors(self, ranks: Sequence[int]) -> list[float]:
         errors = self.spectrum.errors()
         return [errors[rank] for rank in ranks]
+
+    def chosen(self, rank: int) -> dict[str, str]:
+        return {"algorithm": "gram" if self.spectrum.trusts(rank) else "svd"}
 
 
 @lrbench.hookimpl

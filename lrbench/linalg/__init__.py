@@ -4,7 +4,7 @@ Convention: `W` is (m, n); G is a Gram matrix; `k` and `rank` count vectors. Pos
 """
 
 from lrbench.linalg.cholesky import PivotedCholesky, pivoted_cholesky
-from lrbench.linalg.gram import GATE, eigenvectors, full_precision, gram, short_gram, tail_errors
+from lrbench.linalg.gram import GATE, eigenvectors, full_precision, gate, gram, short_gram, tail_errors
 from lrbench.linalg.pivots import (
     RowPivots,
     cpqr_pivots,
@@ -14,7 +14,7 @@ from lrbench.linalg.pivots import (
     weighted_sample,
 )
 from lrbench.linalg.refit import Core, RowRefit, solve_upper
-from lrbench.linalg.sketch import gaussian, range_finder
+from lrbench.linalg.sketch import gaussian, gram_pays, range_finder
 from lrbench.linalg.spectrum import Spectrum, exact_vectors, optimal_errors
 
 __all__ = [
@@ -28,8 +28,10 @@ __all__ = [
     "eigenvectors",
     "exact_vectors",
     "full_precision",
+    "gate",
     "gaussian",
     "gram",
+    "gram_pays",
     "greedy_rows",
     "leverage_scores",
     "lupp_pivots",

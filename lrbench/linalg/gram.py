@@ -16,6 +16,14 @@ from lrbench.linalg import lapack
 GATE = 1e-6
 
 
+def gate(dtype: torch.dtype) -> float:
+    """The relative tail error down to which a Gram in a dtype serves: `GATE`, or 0.03 in float32.
+
+    There the squares are rounded to some 1e-6 of the whole, a thousandth of a tail of 0.03, squared.
+    """
+    return GATE if dtype == torch.float64 else 3e-2
+
+
 def gram(W: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     """G = W Wᵀ, computed in `dtype`.
 
