@@ -66,16 +66,24 @@ def pivoted_order(swaps: Tensor, size: int) -> Tensor:
     return torch.tensor(rows, dtype=torch.int64, device=swaps.device)
 
 
-#: How many of a sketch's floating operations take as long as one of a Gram's: the products of a sketch run as fast, and
-#: the LUs between them slower. Measured by `benchmarks/decompose.py --crossovers` on an AMD EPYC (Zen 4), one thread.
+#: How many floating operations of a sketch take as long as one by a Gram matrix: the LUs on the way are slower than
+#: products. Measured by `benchmarks/decompose.py --crossovers` on an AMD EPYC (Zen 4), one thread.
 GRAM_WORTH = 1.2
 
 
 def gram_pays(shape: tuple[int, int], columns: int, power_iterations: int) -> bool:
-    """Whether a Gram matrix, made for this sketch of an (m, n) matrix with m <= n alone, is sooner done than without."""
-    m, n = shape
-    l, q = columns, power_iterations  # noqa: E741
-    # Products of W with l columns: of the sketch, of q iterations by two, and of the last projection; LUs of both sides.
-    direct = 2 * m * n * l * (2 + 2 * q) + q * (m + n) * l * l
-    by_gram = m * m * n + 2 * m * n * l * 2 + 2 * m * m * l * (1 + q) + q * m * l * l
-    return by_gram < GRAM_WORTH * direct
+    """Whether a sketch of an (m, n) matrix, m <= n, is sooner done by a Gram matrix made for it alone than without."""
+    by_gram = gram_operations(shape, columns, power_iterations)
+    return by_gram < GRAM_WORTH * sketch_operations(shape, columns, power_iterations)
+
+
+def sketch_operations(shape: tuple[int, int], columns: int, power_iterations: int) -> int:
+    """Floating operations of `range_finder`, and of one projection on its range."""
+    (m, n), q = shape, power_iterations
+    return 2 * m * n * columns * (2 + 2 * q) + q * (m + n) * columns**2  # products; LUs of either side
+
+
+def gram_operations(shape: tuple[int, int], columns: int, power_iterations: int) -> int:
+    """The same with a Gram matrix, counting how it is made, and with the projection of the Gram."""
+    (m, n), q = shape, power_iterations
+    return m * m * n + 2 * m * n * columns * 2 + 2 * m * m * columns * (1 + q) + q * m * columns**2
