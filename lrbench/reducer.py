@@ -43,7 +43,13 @@ PROMISES = {
     "exact": "reproduces W at the full rank, and at any rank k >= rank(W)",
     "monotone": "the error never grows with the rank",
     "optimal": "attains the Eckart-Young optimum at every rank",
+    "output-optimal": "attains the least E‖W x − Ŵ x‖² of every rank, for the second moment it is given",
     "columns": "the range of the result is spanned by columns of W (ColumnSubset, CUR, column Interpolative)",
+    "rows": "the rows of the result are combinations of rows of W (CUR, row Interpolative)",
+    "nested": "a smaller rank's skeleton is the beginning of a larger one's; or its directions are among the larger's",
+    "refit": "coefficients are least-squares ones: the residual is orthogonal to the skeleton",
+    "transposes": "the transpose of W is reduced to the transpose, where W is not square",
+    "permutes": "permuting the columns of W permutes the result",
     "idempotent": "reducing the result again at the same rank changes nothing",
     "homogeneous": "reduce(c W) = c reduce(W)",
 }

@@ -24,7 +24,7 @@ class CR(lrbench.Reducer):
     """
 
     name = "cr"
-    promises = frozenset({"monotone", "columns", "idempotent", "homogeneous"})
+    promises = frozenset({"monotone", "columns", "nested", "permutes", "idempotent", "homogeneous"})
     one_preparation = True
 
     sampling: Annotated[Literal["top", "random"], "largest norms, or an unbiased random draw"] = "top"

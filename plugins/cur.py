@@ -26,7 +26,7 @@ class CURDecomposition(lrbench.Reducer):
     """
 
     name = "cur"
-    promises = frozenset({"exact", "monotone", "columns", "idempotent", "homogeneous"})
+    promises = frozenset({"exact", "monotone", "columns", "rows", "nested", "refit", "idempotent", "homogeneous"})
 
     selection: Annotated[Literal["lupp", "deim", "leverage", "cpqr"], "how rows and columns are chosen"] = "lupp"
 
@@ -34,7 +34,9 @@ class CURDecomposition(lrbench.Reducer):
         if self.selection not in ("lupp", "deim", "leverage", "cpqr"):
             raise ValueError(f"selection must be lupp, deim, leverage or cpqr, not {self.selection!r}")
         if self.selection == "leverage":  # a draw may miss a direction, and the next rank's draw is another
-            object.__setattr__(self, "promises", frozenset({"columns", "homogeneous"}))
+            object.__setattr__(self, "promises", frozenset({"columns", "rows", "refit", "homogeneous"}))
+        elif self.selection in ("deim", "cpqr"):
+            object.__setattr__(self, "promises", type(self).promises | {"permutes"})
 
     def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:
         """One choice of rows and columns serves every rank, but for `leverage`."""

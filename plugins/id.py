@@ -28,7 +28,9 @@ class InterpolativeDecomposition(lrbench.Reducer):
     """
 
     name = "id"
-    promises = frozenset({"exact", "monotone", "idempotent", "homogeneous"})
+    promises = frozenset(
+        {"exact", "monotone", "nested", "refit", "transposes", "permutes", "idempotent", "homogeneous"}
+    )
 
     selection: Annotated[Literal["cholesky", "lupp", "cpqr"], "how the skeleton is chosen"] = "cholesky"
     side: Annotated[Literal["rows", "columns", "auto"], "what the skeleton is made of; auto: the shorter side"] = "auto"
@@ -38,8 +40,10 @@ class InterpolativeDecomposition(lrbench.Reducer):
             raise ValueError(f"selection must be cholesky, lupp or cpqr, not {self.selection!r}")
         if self.side not in ("rows", "columns", "auto"):
             raise ValueError(f"side must be rows, columns or auto, not {self.side!r}")
-        broken = {"monotone"} if self.selection == "cpqr" else set()
-        gained = {"columns"} if self.side == "columns" else set()
+        broken = {"monotone", "nested"} if self.selection == "cpqr" else set()
+        broken |= {"permutes"} if self.selection != "cholesky" else set()  # a sketch sees the order of the columns
+        broken |= {"transposes"} if self.side != "auto" else set()
+        gained = {self.side} if self.side != "auto" else set()
         object.__setattr__(self, "promises", (type(self).promises - broken) | gained)
 
     def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:

@@ -22,7 +22,7 @@ class RandomizedSVD(lrbench.Reducer):
     """
 
     name = "rsvd"
-    promises = frozenset({"exact", "monotone", "idempotent", "homogeneous"})
+    promises = frozenset({"exact", "monotone", "transposes", "idempotent", "homogeneous"})
 
     oversample: Annotated[int, "sketch columns beyond the rank"] = 8
     power_iterations: Annotated[int, "how often W Wᵀ is applied to the sketch"] = 2

@@ -16,7 +16,9 @@ class SVD(lrbench.Reducer):
     """
 
     name = "svd"
-    promises = frozenset({"exact", "monotone", "optimal", "idempotent", "homogeneous"})
+    promises = frozenset(
+        {"exact", "monotone", "optimal", "nested", "transposes", "permutes", "idempotent", "homogeneous"}
+    )
     one_preparation = True  # all but an SVD of W itself, made only if a rank's tail is under linalg.GATE
 
     def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:

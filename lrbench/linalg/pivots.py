@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lrbench.linalg.cholesky import faster, pivoted_cholesky, pivoted_cholesky_by_rows
 from lrbench.linalg.gram import GATE, gram
-from lrbench.linalg.sketch import pivoted_order
+from lrbench.linalg.sketch import rows_after
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +140,7 @@ def lupp_pivots(Y: Tensor, rank: int) -> Tensor:
     induced CUR factorization", 2016 (arXiv 1407.5516).
     """
     # The plain lu_factor refuses a singular sketch; its pivots are good all the same.
-    return pivoted_order(torch.linalg.lu_factor_ex(Y).pivots, len(Y))[:rank]
+    return rows_after(torch.linalg.lu_factor_ex(Y).pivots, len(Y))[:rank]
 
 
 def leverage_scores(U: Tensor) -> Tensor:

@@ -55,10 +55,10 @@ def _independent(Y: Tensor) -> Tensor:
     factored, swaps, _ = torch.linalg.lu_factor_ex(Y)
     L = factored.tril(-1)  # (m, l)
     L.diagonal().fill_(1)
-    return torch.empty_like(L).index_copy_(0, pivoted_order(swaps, len(L)), L)
+    return torch.empty_like(L).index_copy_(0, rows_after(swaps, len(L)), L)
 
 
-def pivoted_order(swaps: Tensor, size: int) -> Tensor:
+def rows_after(swaps: Tensor, size: int) -> Tensor:
     """The rows (size,) in the order that LAPACK's exchanges leave them in: row i was exchanged with row swaps[i] - 1."""
     rows = list(range(size))
     for i, other in enumerate(swaps.tolist()):
