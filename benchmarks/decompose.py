@@ -46,9 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
         "command": " ".join(["python", "benchmarks/decompose.py", *(sys.argv[1:] if arguments is None else arguments)]),
         "environment": environment(device),
         "versions": {name: metadata.version(name) for name in ("torch", "numpy", "scipy", "scikit-learn")},
-        "libraries": [
-            f"{pool['internal_api']} {pool['version']}" for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"
-        ],
+        "libraries": [f"{pool['internal_api']} {pool['version']}" for pool in _blas()],
         "repeats": options.repeats,
         "quick": options.quick,
         "ranks": RANKS,
@@ -156,6 +154,10 @@ def _synchronize(W: Tensor) -> None:
         torch.cuda.synchronize(W.device)
 
 
+def _blas() -> list[dict[str, Any]]:
+    return [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+
+
 def _matrices(options: argparse.Namespace) -> list[tuple[str, list[Tensor]]]:
     found = [(f"weight-like {m}x{n}", [weight_like(m, n)]) for m, n in options.shapes]
     if not options.without_almanac:
@@ -188,14 +190,18 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, help="the best counts; default 3, quick 1")
     parser.add_argument("--without-almanac", action="store_true", help="leave the bundled model's weights out")
     parser.add_argument("--without-memory", action="store_true", help="leave the peak memory out")
-    parser.add_argument("--crossovers", action="store_true", help="where one algorithm overtakes another, and nothing else")
+    parser.add_argument(
+        "--crossovers", action="store_true", help="where one algorithm overtakes another, and nothing else"
+    )
     parser.add_argument("--quick", action="store_true", help="384x1024 and one thread: seconds, not to be quoted")
     parser.add_argument("--json", type=Path, help="write all figures here, too")
     options = parser.parse_args(arguments)
     usual = [QUICK] if options.quick else [ON_GPU] if options.device == "cuda" else list(SHAPES)
     options.shapes = (options.shapes or usual) + ([LARGE] if options.large else [])
     one = options.quick or options.crossovers
-    options.threads = options.threads or ([1] if one else [1, 2] if options.device == "cpu" else [torch.get_num_threads()])
+    options.threads = options.threads or (
+        [1] if one else [1, 2] if options.device == "cpu" else [torch.get_num_threads()]
+    )
     options.repeats = options.repeats or (1 if options.quick else 3)
     return options
 

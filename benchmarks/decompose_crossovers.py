@@ -31,11 +31,15 @@ def _kernels(quick: bool, say: Callable[[str], None]) -> tuple[dict[str, Any], s
         W = weight_like(s, 2 * s).double()
         G = linalg.gram(W)
         rows.append(
-            [s, _best(lambda: W @ W.T), _best(lambda: linalg.gram(W)), _best(lambda: torch.linalg.eigh(G)),  # noqa: B023
-             _best(lambda: linalg.eigenvectors(G))]  # noqa: B023
+            [s, _best(torch.matmul, W, W.T), _best(linalg.gram, W), _best(torch.linalg.eigh, G),
+             _best(linalg.eigenvectors, G)]
         )  # fmt: skip
     columns = ["s", "W @ W.T", "gram", "torch.linalg.eigh", "eigenvectors"]
-    return {"title": "Symmetric product and eigenvectors, float64, s x 2s, seconds", "columns": columns, "rows": rows}, ""
+    return {
+        "title": "Symmetric product and eigenvectors, float64, s x 2s, seconds",
+        "columns": columns,
+        "rows": rows,
+    }, ""
 
 
 def _spectra(quick: bool, say: Callable[[str], None]) -> tuple[dict[str, Any], str]:
@@ -45,7 +49,12 @@ def _spectra(quick: bool, say: Callable[[str], None]) -> tuple[dict[str, Any], s
             say(f"spectrum of {m} x {aspect * m}")
             W = weight_like(m, aspect * m)
             rows.append(
-                [m, aspect * m, _best(lambda: linalg.Spectrum(W)), _best(lambda: torch.linalg.svd(W, full_matrices=False))]  # noqa: B023
+                [
+                    m,
+                    aspect * m,
+                    _best(linalg.Spectrum, W),
+                    _best(torch.linalg.svd, W, full_matrices=False),
+                ]
             )
     slower = [f"{m} x {n}" for m, n, ours, theirs in rows if ours > theirs]
     said = f"Where torch.linalg.svd of W in float32 is the faster one: {', '.join(slower) or 'nowhere here'}."
@@ -58,11 +67,11 @@ def _pivots(quick: bool, say: Callable[[str], None]) -> tuple[dict[str, Any], st
     for s in (128, 256) if quick else (256, 512, 1024, 2048):
         say(f"pivoted Cholesky of {s}")
         G = linalg.gram(weight_like(s, s))
-        whole = _best(lambda: linalg.pivoted_cholesky(G, s, algorithm="lapack"))  # noqa: B023
+        whole = _best(linalg.pivoted_cholesky, G, s, algorithm="lapack")
         low, high = 1, s  # the largest rank at which the blocked one is sooner done
         while high - low > max(1, s // 64):
             k = (low + high) // 2
-            sooner = _best(lambda: linalg.pivoted_cholesky(G, k, algorithm="blocked")) < whole  # noqa: B023
+            sooner = _best(linalg.pivoted_cholesky, G, k, algorithm="blocked") < whole
             low, high = (k, high) if sooner else (low, k)
         found.append(s * s / low)
         rows.append([s, whole, low, low / s, found[-1]])
@@ -78,31 +87,36 @@ def _sketches(quick: bool, say: Callable[[str], None]) -> tuple[dict[str, Any], 
         W = weight_like(m, n)
         for share in (0.05, 0.1, 0.25, 0.5):
             l, q = int(share * m) + 8, 2  # noqa: E741
-
-            def by_gram(W: torch.Tensor = W, l: int = l) -> None:  # noqa: E741
-                G = linalg.gram(W, W.dtype)
-                Q = linalg.range_finder(W, l, q, torch.Generator().manual_seed(0), G)
-                Q.T @ (G @ Q), Q.T @ W
-
-            def direct(W: torch.Tensor = W, l: int = l) -> None:  # noqa: E741
-                Q = linalg.range_finder(W, l, q, torch.Generator().manual_seed(0))
-                linalg.gram(Q.T @ W)
-
-            seconds = _best(by_gram), _best(direct)
+            seconds = _best(_by_gram, W, l, q), _best(_direct, W, l, q)
             operations = sketch.gram_operations((m, n), l, q), sketch.sketch_operations((m, n), l, q)
             worth = (operations[0] / operations[1]) / (seconds[0] / seconds[1])
             found.append(worth)
             rows.append([m, n, l, *seconds, operations[0] / operations[1], worth])
     said = f"GRAM_WORTH: {statistics.median(found):.2f} in the median; in use {sketch.GRAM_WORTH}."
     columns = ["m", "n", "columns", "gram", "sketch", "operations, gram / sketch", "worth"]
-    return {"title": "Randomized SVD by a Gram and by products with W, float32, seconds", "columns": columns, "rows": rows}, said
+    return {
+        "title": "Randomized SVD by a Gram and by products with W, float32, seconds",
+        "columns": columns,
+        "rows": rows,
+    }, said
 
 
-def _best(call: Callable[[], object], repeats: int = 3) -> float:
-    call()
+def _by_gram(W: torch.Tensor, columns: int, power_iterations: int) -> None:
+    G = linalg.gram(W, W.dtype)
+    Q = linalg.range_finder(W, columns, power_iterations, torch.Generator().manual_seed(0), G)
+    Q.T @ (G @ Q), Q.T @ W
+
+
+def _direct(W: torch.Tensor, columns: int, power_iterations: int) -> None:
+    Q = linalg.range_finder(W, columns, power_iterations, torch.Generator().manual_seed(0))
+    linalg.gram(Q.T @ W)
+
+
+def _best(call: Callable[..., object], *arguments: object, **options: object) -> float:
+    call(*arguments, **options)
     seconds = []
-    for _ in range(repeats):
+    for _ in range(3):
         started = time.perf_counter()
-        call()
+        call(*arguments, **options)
         seconds.append(time.perf_counter() - started)
     return min(seconds)

@@ -1,4 +1,4 @@
-"""The most memory that one method takes beyond its matrix, in a process of its own: `python decompose_memory.py FILE NAME`.
+"""The most memory that one method takes beyond its matrix, in a process of its own.
 
 Prints bytes, or nothing where the system does not tell (it is Linux that does).
 """

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -54,15 +54,19 @@ class Contestant:
         name: as the table has it.
         run: the work that is timed is what making and going through the iterator takes.
         rival: the contestant that it is held against.
-        target: how many times faster than the rival it is to be, by shape; None elsewhere.
+        targets: how many times faster than the rival it is to be, by shape (m, n); None stands for all others.
         about: what stands under the table.
     """
 
     name: str
     run: Sweep
     rival: str | None = None
-    target: Callable[[int, int], float | None] = lambda m, n: None
+    targets: Mapping[tuple[int, int] | None, float] = field(default_factory=dict)
     about: str = ""
+
+    def target(self, m: int, n: int) -> float | None:
+        """What is to be reached on an (m, n) matrix; None where nothing was set."""
+        return self.targets.get((m, n), self.targets.get(None))
 
 
 def _reducer(name: str, **params: object) -> Sweep:
@@ -120,13 +124,10 @@ def contestants(device: str) -> list[Contestant]:
     """Ours, each followed by what it is held against."""
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     found = [
-        Contestant(
-            "svd", _reducer("svd"), "torch.linalg.svd", lambda m, n: (20.0 if device == "cuda" else 3.0)
-            if (m, n) in ((1024, 4096), (4096, 16384)) else None,
-        ),
+        Contestant("svd", _reducer("svd"), "torch.linalg.svd", {(1024, 4096): 3.0, (4096, 16384): 20.0}),
         Contestant("torch.linalg.svd", _torch_svd, about="one SVD, truncated to each rank; the default driver"),
         Contestant(
-            "rsvd", _reducer("rsvd"), "torch.svd_lowrank", lambda m, n: 1.3 if m == n >= 4096 else 1.0,
+            "rsvd", _reducer("rsvd"), "torch.svd_lowrank", {None: 1.0, (4096, 4096): 1.3},
             about="oversample 8, two power iterations, one sketch for all ranks",
         ),
         Contestant("torch.svd_lowrank", _svd_lowrank, about="q = k, niter = 2, once a rank"),
@@ -136,14 +137,16 @@ def contestants(device: str) -> list[Contestant]:
             Contestant("sklearn randomized_svd", _sklearn, about="10 columns of oversampling, n_iter auto, once a rank")
         )
     found.append(
-        Contestant("id", _reducer("id"), "scipy interp_decomp", lambda m, n: 10.0, about="one Cholesky for all ranks")
+        Contestant("id", _reducer("id"), "scipy interp_decomp", {None: 10.0}, about="one Cholesky for all ranks")
         if device == "cpu"
         else Contestant("id", _reducer("id"), about="one Cholesky for all ranks")
     )
     if device == "cpu":
         found.append(
             Contestant(
-                "scipy interp_decomp", _interpolative, about="deterministic (rand=False) pivoted QR in float64, once a rank"
+                "scipy interp_decomp",
+                _interpolative,
+                about="deterministic (rand=False) pivoted QR in float64, once a rank",
             )
         )
     else:

@@ -278,7 +278,9 @@ def _shares(s: Subject) -> None:
                 context = dataclasses.replace(s.context(W), shared=shared)
                 found = s.reducer.prepare(W, [rank], context).at_rank(rank).dense()
                 written = shared.written_to()
-                _require(written is None, f"{name}, rank {rank}: the result of {written} was written to; clone it first")
+                _require(
+                    written is None, f"{name}, rank {rank}: the result of {written} was written to; clone it first"
+                )
                 _close(found, alone, _norm(W), f"{name}, rank {rank}, from shared results")
 
 

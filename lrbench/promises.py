@@ -1,4 +1,4 @@
-"""The checks of what reducers promise of themselves, and of calibrated ones; `lrbench.testing` runs those that apply."""
+"""The checks of what reducers promise, and of calibrated ones; `lrbench.testing` runs those that apply."""
 
 from __future__ import annotations
 
@@ -112,7 +112,9 @@ def _nested(s: Subject) -> None:
             # A factored product is known by its rows and columns: one of the two spaces must be within the next rank's.
             A, B = small.dense(), large.dense()
             outside = min(_outside(A, B, large.rank), _outside(A.T, B.T, large.rank))
-            _require(outside <= TOLERANCE * _norm(W), f"{where}: {outside / _norm(W):.1e} of it is outside the next rank")
+            _require(
+                outside <= TOLERANCE * _norm(W), f"{where}: {outside / _norm(W):.1e} of it is outside the next rank"
+            )
 
 
 def _holds_own(factors: Factors, W: Tensor) -> bool:
@@ -145,7 +147,9 @@ def _refit(s: Subject) -> None:
                 left = columns[0].T @ left
             # Each skeleton multiplies the residual, and with it the rounding, by the norm of the weight.
             scale = _norm(W) ** (1 + (rows is not None) + (columns is not None))
-            _require(_norm(left) <= _tolerance(W) * scale, f"{where}: {_norm(left) / scale:.1e} of it is in the residual")
+            _require(
+                _norm(left) <= _tolerance(W) * scale, f"{where}: {_norm(left) / scale:.1e} of it is in the residual"
+            )
 
 
 def _transposes(s: Subject) -> None:
@@ -191,7 +195,7 @@ def _homogeneous(s: Subject) -> None:
 
 
 def _correlated(W: Tensor, dead: bool = False) -> dict[str, Tensor]:
-    """Statistics of correlated inputs, of very different sizes, for W (m, n); with `dead` inputs, that are always zero."""
+    """Statistics of correlated inputs of very different sizes, for W (m, n); `dead`: some of them are always zero."""
     n = W.shape[1]
     generator = torch.Generator().manual_seed(11)
     mixing = torch.randn(n, n, generator=generator, dtype=torch.float64) + 2 * torch.eye(n, dtype=torch.float64)
@@ -199,7 +203,11 @@ def _correlated(W: Tensor, dead: bool = False) -> dict[str, Tensor]:
     if dead:
         mixing[:: max(2, n // 3)] = 0
     H = (mixing @ mixing.T / n).to(W.device)
-    return {"second_moment": H, "absmean": H.diagonal().mul(2 / torch.pi).sqrt(), "fisher": H.diagonal().flip(0).clone()}
+    return {
+        "second_moment": H,
+        "absmean": H.diagonal().mul(2 / torch.pi).sqrt(),
+        "fisher": H.diagonal().flip(0).clone(),
+    }
 
 
 def _root(H: Tensor) -> Tensor:

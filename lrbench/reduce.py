@@ -218,7 +218,9 @@ class _Work:
         chosen = dict(preparation.prepared.chosen(rank))
         for name, value in chosen.items():
             if not (isinstance(name, str) and isinstance(value, str | int | float | bool)):
-                raise ReducerError(f"{self.slot.name}: {self.method.label}: chosen() says {name!r}: {value!r}; return plain values")
+                raise ReducerError(
+                    f"{self.slot.name}: {self.method.label}: chosen() says {name!r}: {value!r}; return plain values"
+                )
         try:
             checked = validate_factors(factors, self.slot.about.shape, rank, self.method.reducer)
         except ReducerError as error:
@@ -244,9 +246,7 @@ class _Work:
                 f"{request.value:g}; mend its errors()"
             )
 
-    def measured(
-        self, factors: Factors, optimum: Sequence[float], seconds: float, chosen: dict[str, Any]
-    ) -> Reduction:
+    def measured(self, factors: Factors, optimum: Sequence[float], seconds: float, chosen: dict[str, Any]) -> Reduction:
         """Stores factors in the model's dtype, or Ŵ where that is smaller, and measures what is stored."""
         rows, columns = self.slot.about.shape
         rank = factors.rank  # that of Dense, or of a draw that repeats itself, is not the one asked

@@ -99,8 +99,8 @@ class _ModelRun:
         return Row(
             cell=key, status=status, environment=self.environment, suite=self.suite.name, model=self.loaded.label,
             reducer=method.reducer.name if method else None, label=method.label if method else None,
-            params={**method.params, **_chosen(measured.get("edits", []))} if method else {}, mode=cell.mode, requested=cell.requested,
-            seed=self.suite.seed, **measured,
+            params={**method.params, **_chosen(measured.get("edits", []))} if method else {},
+            mode=cell.mode, requested=cell.requested, seed=self.suite.seed, **measured,
         )  # fmt: skip
 
     def sizes(self, cell: Cell, reductions: Sequence[Reduction]) -> dict[str, float]:

@@ -112,9 +112,7 @@ class _Explicit:
     def row(self, p: Tensor, panel: Tensor) -> Tensor:
         """Row p of the Schur complement, `panel` (j, alive) being this block's columns so far."""
         # The matrix is symmetric, and its rows, unlike its columns, lie together in memory.
-        return torch.addmv(
-            self._schur.index_select(0, p)[0], panel.T, panel.index_select(1, p)[:, 0], alpha=-1
-        )
+        return torch.addmv(self._schur.index_select(0, p)[0], panel.T, panel.index_select(1, p)[:, 0], alpha=-1)
 
     def advance(self, panel: Tensor, keep: Tensor) -> bool:
         """Takes a finished block off; returns whether the rows outside `keep` were dropped."""

@@ -1,7 +1,7 @@
 """What torch lacks or is slower at on a CPU: LAPACK and BLAS of scipy, on torch's own memory and with as many threads.
 
-Measured by `benchmarks/decompose.py --crossovers` on an AMD EPYC (Zen 4), one thread: half the time of `W @ W.T` for the
-symmetric product, three quarters of `torch.linalg.eigh`'s for the eigenvectors, and a pivoted Cholesky that torch has none of.
+On an AMD EPYC (Zen 4) and one thread (`benchmarks/decompose.py --crossovers`) a symmetric product takes half the time
+of `W @ W.T`, and eigenvectors three quarters of `torch.linalg.eigh`'s. Torch has no pivoted Cholesky.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def symmetric_product(W: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def eigenvectors(G: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (s,), ascending, and eigenvectors in the rows of (s, s), of a symmetric G on the CPU (LAPACK's ?syevd).
+    """Eigenvalues (s,), ascending, and eigenvectors, the rows of (s, s), of a symmetric G on the CPU (LAPACK's syevd).
 
     Raises:
         torch.linalg.LinAlgError: they could not be found.
@@ -87,7 +87,9 @@ def pivoted_cholesky(G: Tensor, overwrite: bool) -> tuple[Tensor, Tensor]:
         return torch.empty(0, dtype=torch.int64), G.new_zeros(0, 0)
     with _libraries() as (_, lapack):
         # A negative tolerance is LAPACK's own: s eps times the largest entry of the diagonal.
-        factor, pivots, rank, _ = lapack.dpstrf(G.detach().contiguous().numpy().T, tol=-1.0, lower=1, overwrite_a=overwrite)
+        factor, pivots, rank, _ = lapack.dpstrf(
+            G.detach().contiguous().numpy().T, tol=-1.0, lower=1, overwrite_a=overwrite
+        )
     # Of zeros LAPACK says rank 0 or 1, as versions go; a pivot of zero is none.
     rank = int(rank) if factor[0, 0] > 0 else 0
     return torch.from_numpy(pivots).long() - 1, torch.from_numpy(factor.T)[:rank].triu_()

@@ -59,7 +59,7 @@ def _independent(Y: Tensor) -> Tensor:
 
 
 def rows_after(swaps: Tensor, size: int) -> Tensor:
-    """The rows (size,) in the order that LAPACK's exchanges leave them in: row i was exchanged with row swaps[i] - 1."""
+    """Where the rows (size,) come from after LAPACK's exchanges: row i was exchanged with row swaps[i] - 1."""
     rows = list(range(size))
     for i, other in enumerate(swaps.tolist()):
         rows[i], rows[other - 1] = rows[other - 1], rows[i]

@@ -101,7 +101,7 @@ class Spectrum:
 
 
 def exact_vectors(W: Tensor) -> tuple[Tensor, Tensor]:
-    """By an SVD of W in float64: the shorter side's singular vectors in the rows of (s, s), and the tail errors (s + 1,)."""
+    """By an SVD of W in float64: the shorter side's singular vectors, the rows of (s, s), and tail errors (s + 1,)."""
     short = W if W.shape[0] <= W.shape[1] else W.T  # (s, l)
     # The triangle of an LQ has the same left vectors, and is square: the SVD never sees the long side.
     triangle = torch.linalg.qr(short.double().T, mode="r").R.T  # (s, s)
