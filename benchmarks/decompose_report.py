@@ -38,8 +38,9 @@ def _matrix(entry: dict[str, Any], report: dict[str, Any]) -> Table:
     gram = entry.get("gram_seconds")
     table = Table(
         title=f"{entry['name']}, float32, {entry['threads']} thread(s); ranks {', '.join(shares)} of the full one",
-        caption=f"seconds for the four ranks together, best of {report['repeats']}; "
-        f"least relative error possible: {optimum}. In brackets: targets.", title_justify="left", caption_justify="left",
+        caption=f"seconds for the four ranks together, best of {report['repeats']};"
+        f" least relative error possible: {optimum}. In brackets: targets.",
+        title_justify="left", caption_justify="left",
     )  # fmt: skip
     columns = ["s", *(["Gram times"] if gram else []), "times faster", "than"]
     columns += [f"error / optimum {share}" for share in shares] + ["peak, in W of float64"]

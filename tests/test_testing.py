@@ -231,7 +231,7 @@ class Interpolates(lrbench.Reducer):
         return weight[rows]
 
     def fit(self, S, others):
-        return torch.linalg.lstsq(S.T.double(), others.T.double(), driver="gelsd").solution.T.to(S.dtype)
+        return (others.double() @ torch.linalg.pinv(S.double())).to(S.dtype)
 
     def reduce(self, weight, rank, context):
         rows = self.choose(weight, rank)
@@ -255,7 +255,7 @@ class ChoosesAfresh(Interpolates):
     promises = frozenset({"nested"})
 
     def choose(self, weight, rank):
-        return super().choose(weight, len(weight))[-rank:].flip(0).roll(rank)
+        return super().choose(weight, len(weight)).roll(-rank)[:rank]
 
 
 class TurnsWithTheRank(Sound):
@@ -573,4 +573,5 @@ def test_calibrated_reducers_are_given_the_statistics_they_need():
             assert context.statistics["second_moment"].shape == (weight.shape[1], weight.shape[1])
             return super().reduce(weight, rank, context)
 
-    assert all(result.passed for result in check_reducer(Whitened))
+    failed = [result.name for result in check_reducer(Whitened) if not result.passed]
+    assert failed == ["gives another result for correlated inputs than for white ones, whatever the inputs' scale"]
