@@ -24,7 +24,7 @@ from lrbench.models.slots import Inventory, count_numbers
 from lrbench.plan import Cell, Method, Plan, make_plan, methods
 from lrbench.reduce import Reduction, Reductions
 from lrbench.registry import Registry
-from lrbench.store import Row, RunDirectory
+from lrbench.store import Edit, Row, RunDirectory
 from lrbench.suite import ModelSpec, Suite
 from lrbench.tasks.load import TaskSet, load_tasks
 
@@ -100,8 +100,8 @@ class _ModelRun:
         return Row(
             cell=key, status=status, environment=self.environment, suite=self.suite.name, model=self.loaded.label,
             reducer=method.reducer.name if method else None, label=method.label if method else None,
-            params=dict(method.params) if method else {}, mode=cell.mode, requested=cell.requested,
-            seed=self.suite.seed, **measured,
+            params={**method.params, **_chosen(measured.get("edits", []))} if method else {},
+            mode=cell.mode, requested=cell.requested, seed=self.suite.seed, **measured,
         )  # fmt: skip
 
     def sizes(self, cell: Cell, reductions: Sequence[Reduction]) -> dict[str, float]:
@@ -296,6 +296,18 @@ def _scored_row(share: _ModelRun, cell: Cell, reductions: Sequence[Reduction], s
         return share.row(cell, scored.cell, "failed", reason=str(scored.error), **measured)
     share.directory.write_samples(scored.cell, scored.samples)
     return share.row(cell, scored.cell, "ok", scores=scored.scores, **measured)
+
+
+def _chosen(edits: Sequence[Edit]) -> dict[str, Any]:
+    """What a reducer chose for itself: a value that all edits share as it is, else the different ones in one text."""
+    values: dict[str, set[Any]] = {}
+    for edit in edits:
+        for name, value in edit.chosen.items():
+            values.setdefault(name, set()).add(value)
+    return {
+        name: next(iter(found)) if len(found) == 1 else ", ".join(sorted(map(str, found)))
+        for name, found in values.items()
+    }
 
 
 def _setting(suite: Suite, loaded: LoadedModel, spec: ModelSpec, engine: BoundEngine) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class Edit(Strict):
     # |(W - What) H^½|_F / |W H^½|_F and its least for the rank, with H = E[x x^T]; of methods that were given H
     output_error: float | None = None
     optimal_output_error: float | None = None
+    chosen: dict[str, Any] = Field(default_factory=dict)  # what the reducer chose for itself; see Prepared.chosen
 
 
 class Row(Strict):

@@ -20,7 +20,7 @@ class ASVD(lrbench.Reducer):
 
     name = "asvd"
     needs = frozenset({"absmean"})
-    promises = frozenset({"exact", "monotone", "idempotent", "homogeneous"})
+    promises = frozenset({"exact", "monotone", "nested", "idempotent", "homogeneous"})
     one_preparation = True
 
     alpha: Annotated[float, "power of mean |x|; 0 gives the plain SVD"] = 0.5

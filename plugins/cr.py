@@ -27,7 +27,7 @@ class CR(lrbench.Reducer):
     """
 
     name = "cr"
-    promises = frozenset({"monotone", "columns", "idempotent", "homogeneous"})
+    promises = frozenset({"monotone", "columns", "nested", "permutes", "idempotent", "homogeneous"})
     one_preparation = True
 
     sampling: Annotated[Literal["top", "random"], "largest norms, or an unbiased random draw"] = "top"
@@ -43,6 +43,8 @@ class CR(lrbench.Reducer):
             object.__setattr__(self, "promises", frozenset({"columns", "homogeneous"}))
         elif self.refit:  # it is the output error that never grows
             object.__setattr__(self, "promises", frozenset({"idempotent", "homogeneous"}))
+        elif self.calibrated:  # the sizes stay with the columns that they belong to
+            object.__setattr__(self, "promises", type(self).promises - {"permutes"})
         if self.calibrated or self.refit:
             object.__setattr__(self, "needs", frozenset({"second_moment"}))
 
@@ -75,7 +77,8 @@ class _Top(lrbench.Prepared):
         return lrbench.ColumnSubset(self.W.index_select(1, J), J, in_features=self.W.shape[1])
 
     def errors(self, ranks: Sequence[int]) -> list[float]:
-        return [float(self.squares[self.order[rank:]].sum().sqrt()) for rank in ranks]
+        errors: list[float] = linalg.tail_errors(self.squares[self.order]).tolist()
+        return [errors[rank] for rank in ranks]
 
 
 class _Refitted(lrbench.Prepared):
@@ -91,7 +94,8 @@ class _Refitted(lrbench.Prepared):
 class _Random(lrbench.Prepared):
     def __init__(self, weight: torch.Tensor, sizes: torch.Tensor | float, generator: torch.Generator) -> None:
         self.W, n = weight, weight.shape[1]  # (m, n)
-        norms = (weight.double().norm(dim=0) * sizes).cpu()  # (n,)
+        self.squares = weight.double().square().sum(0).cpu()  # (n,)
+        norms = self.squares.sqrt() * (sizes.cpu() if isinstance(sizes, torch.Tensor) else sizes)  # (n,)
         # A zero matrix has no distribution of its own, and any draw of it is right.
         self.p = norms / norms.sum() if bool(norms.any()) else torch.full_like(norms, 1 / n)
         # As many as the largest rank needs, so that the first k draws are the same whichever ranks are asked.
@@ -99,9 +103,17 @@ class _Random(lrbench.Prepared):
         cumulative = self.p.cumsum(0)
         self.draws = torch.searchsorted(cumulative, uniforms * cumulative[-1], right=True)  # (n,)
 
+    def scale(self, rank: int) -> torch.Tensor:
+        """(n,) times drawn, over the times expected: 0 for columns that were not."""
+        times = torch.bincount(self.draws[:rank], minlength=len(self.p))  # (n,)
+        return torch.where(times > 0, times / (rank * self.p), 0.0)
+
+    def errors(self, ranks: Sequence[int]) -> list[float]:
+        return [float((self.squares * (1 - self.scale(rank)).square()).sum().sqrt()) for rank in ranks]
+
     def at_rank(self, rank: int) -> lrbench.ColumnSubset:
-        J, times = self.draws[:rank].unique(return_counts=True)  # (c,), (c,), c <= k
-        scale = (times / (rank * self.p[J])).to(device=self.W.device, dtype=self.W.dtype)  # (c,)
+        J = self.draws[:rank].unique()  # (c,), c <= k
+        scale = self.scale(rank)[J].to(device=self.W.device, dtype=self.W.dtype)  # (c,)
         J = J.to(self.W.device)
         return lrbench.ColumnSubset(self.W.index_select(1, J) * scale, J, in_features=self.W.shape[1])
 

@@ -20,7 +20,7 @@ class FisherWeightedSVD(lrbench.Reducer):
 
     name = "fwsvd"
     needs = frozenset({"fisher"})
-    promises = frozenset({"exact", "monotone", "idempotent", "homogeneous"})
+    promises = frozenset({"exact", "monotone", "nested", "idempotent", "homogeneous"})
     one_preparation = True
 
     def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:

@@ -16,12 +16,14 @@ class SVD(lrbench.Reducer):
     """
 
     name = "svd"
-    promises = frozenset({"exact", "monotone", "optimal", "idempotent", "homogeneous"})
+    promises = frozenset(
+        {"exact", "monotone", "optimal", "nested", "transposes", "permutes", "idempotent", "homogeneous"}
+    )
     one_preparation = True  # all but an SVD of W itself, made only if a rank's tail is under linalg.GATE
 
     def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:
         """One eigendecomposition, of the Gram matrix of the shorter side, serves every rank."""
-        return _Truncations(weight, max(ranks))
+        return _Truncations(weight, max(ranks), context)
 
     def stored_numbers(self, shape: tuple[int, int], rank: int) -> int:
         """k(m + n)."""
@@ -29,9 +31,9 @@ class SVD(lrbench.Reducer):
 
 
 class _Truncations(lrbench.Prepared):
-    def __init__(self, weight: torch.Tensor, rank: int) -> None:
+    def __init__(self, weight: torch.Tensor, rank: int, context: lrbench.Context) -> None:
         self.dtype = weight.dtype
-        self.spectrum = linalg.Spectrum(weight, rank=rank)
+        self.spectrum = linalg.Spectrum(weight, rank=rank, once=context.once)
 
     def at_rank(self, rank: int) -> lrbench.LowRank:
         U = self.spectrum.leading(rank).to(self.dtype)  # (m, k), or V_k (n, k) where m > n
@@ -42,6 +44,9 @@ class _Truncations(lrbench.Prepared):
     def errors(self, ranks: Sequence[int]) -> list[float]:
         errors = self.spectrum.errors()
         return [errors[rank] for rank in ranks]
+
+    def chosen(self, rank: int) -> dict[str, str]:
+        return {"algorithm": "gram" if self.spectrum.trusts(rank) else "svd"}
 
 
 @lrbench.hookimpl

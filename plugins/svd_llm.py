@@ -20,7 +20,7 @@ class SVDLLM(lrbench.Reducer):
 
     name = "svd-llm"
     needs = frozenset({"second_moment"})
-    promises = frozenset({"exact", "monotone", "idempotent", "homogeneous"})
+    promises = frozenset({"exact", "monotone", "nested", "output-optimal", "idempotent", "homogeneous"})
     one_preparation = True
 
     def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:

@@ -4,7 +4,7 @@ Convention: `W` is (m, n); G is a Gram matrix; `k` and `rank` count vectors. Pos
 """
 
 from lrbench.linalg.cholesky import PivotedCholesky, pivoted_cholesky
-from lrbench.linalg.gram import GATE, full_precision, gram, tail_errors
+from lrbench.linalg.gram import GATE, eigenvectors, full_precision, gate, gram, short_gram, tail_errors
 from lrbench.linalg.pivots import (
     RowPivots,
     cpqr_pivots,
@@ -14,8 +14,8 @@ from lrbench.linalg.pivots import (
     weighted_sample,
 )
 from lrbench.linalg.refit import Core, RowRefit, solve_upper
-from lrbench.linalg.sketch import gaussian, range_finder
-from lrbench.linalg.spectrum import Spectrum, optimal_errors
+from lrbench.linalg.sketch import gaussian, gram_pays, range_finder
+from lrbench.linalg.spectrum import Spectrum, exact_vectors, optimal_errors
 from lrbench.linalg.weighted import FeatureRefit, WeightedSpectrum, output_error, root, weighted
 
 __all__ = [
@@ -28,9 +28,13 @@ __all__ = [
     "Spectrum",
     "WeightedSpectrum",
     "cpqr_pivots",
+    "eigenvectors",
+    "exact_vectors",
     "full_precision",
+    "gate",
     "gaussian",
     "gram",
+    "gram_pays",
     "greedy_rows",
     "leverage_scores",
     "lupp_pivots",
@@ -39,6 +43,7 @@ __all__ = [
     "pivoted_cholesky",
     "range_finder",
     "root",
+    "short_gram",
     "solve_upper",
     "tail_errors",
     "weighted",
