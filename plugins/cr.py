@@ -18,9 +18,8 @@ class CR(lrbench.Reducer):
     - `sampling: random`: k draws with replacement, p_j in proportion to ‖w_j‖, each scaled by 1/(k p_j); equal draws
       are merged, so that fewer than k columns may be stored. Its mean is W. The variance is least at p_j in proportion
       to ‖w_j‖ |x_j|, which is this p_j where the inputs are of equal size, all that can be assumed without data;
-      `calibrated: true` takes p_j in proportion to ‖w_j‖ sqrt(H_jj). But an
-      *unbiased estimator is not a compressor*: it pays for having no bias with a variance that for one fixed matrix is
-      simply error, well above that of `top`. Use it to repeat papers.
+      `calibrated: true` takes ‖w_j‖ sqrt(H_jj). But an *unbiased estimator is not a compressor*: it pays for having no
+      bias with a variance that for one fixed matrix is simply error, well above that of `top`. Use it to repeat papers.
 
     Drineas, Kannan, Mahoney, "Fast Monte Carlo algorithms for matrices I", 2006, algorithm BasicMatrixMultiplication
     and lemma 4: E‖W x − Ŵ x‖² = Σ_j ‖w_j‖² x_j² / (k p_j) − ‖W x‖² / k.
