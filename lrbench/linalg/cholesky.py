@@ -28,8 +28,8 @@ class PivotedCholesky:
     traces: Tensor
 
 
-#: LAPACK factorizes to the end, whatever rank is asked; the loop below stops at the rank, but takes longer a pivot. It is
-#: the faster one up to some k = s^1.5 / 100: 16% of the rank at s = 256, 31% at 1024, 45% at 2048.
+#: LAPACK factorizes to the end, whatever rank is asked; the loop below stops at the rank, but takes longer a pivot. It
+#: is the faster one up to some k = s^1.5 / 100: 16% of the rank at s = 256, 31% at 1024, 45% at 2048.
 #: Measured by `benchmarks/decompose.py --crossovers` on an AMD EPYC (Zen 4), one thread.
 LAPACK_FROM = 100
 
