@@ -73,10 +73,12 @@ def _pivots(quick: bool, say: Callable[[str], None]) -> tuple[dict[str, Any], st
             k = (low + high) // 2
             sooner = _best(linalg.pivoted_cholesky, G, k, algorithm="blocked") < whole
             low, high = (k, high) if sooner else (low, k)
-        found.append(s * s / low)
+        found.append(s**1.5 / low)
         rows.append([s, whole, low, low / s, found[-1]])
-    said = f"LAPACK_FROM: s²/k is {statistics.median(found):.0f} in the median; in use {linalg.cholesky.LAPACK_FROM}."
-    columns = ["s", "lapack, to the end", "blocked sooner up to k", "of the rank", "s² / k"]
+    said = (
+        f"LAPACK_FROM: s^1.5 / k is {statistics.median(found):.0f} in the median; in use {linalg.cholesky.LAPACK_FROM}."
+    )
+    columns = ["s", "lapack, to the end", "blocked sooner up to k", "of the rank", "s^1.5 / k"]
     return {"title": "Pivoted Cholesky of an s x s Gram, seconds", "columns": columns, "rows": rows}, said
 
 

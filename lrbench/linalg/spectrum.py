@@ -75,8 +75,10 @@ class Spectrum:
         Raises:
             ValueError: k is above `rank`.
         """
+        basis = self.leading(k).to(self._short.dtype)  # (s, k)
         with full_precision():
-            return self.leading(k).to(self._short.dtype).T @ self._short
+            # Of a tall W this is the transpose of `W V_k`, so that the factor lies in memory as it is used.
+            return basis.T @ self._short if self.wide else (self._short.T @ basis).T
 
     def trusts(self, k: int) -> bool:
         """Whether rank k is answered from the Gram; else from an SVD of W."""
