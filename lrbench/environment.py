@@ -13,7 +13,7 @@ from typing import Any
 
 import lrbench
 
-PACKAGES = ("torch", "transformers", "lm-eval", "datasets", "tokenizers", "accelerate", "numpy", "safetensors")
+PACKAGES = ("torch", "transformers", "lm-eval", "datasets", "tokenizers", "accelerate", "numpy", "scipy", "safetensors")
 
 
 def environment(device: Any = None, **execution: Any) -> dict[str, Any]:

@@ -189,7 +189,12 @@ def build(runs: Sequence[RunDirectory], sort: str | None = None) -> Leaderboard:
         Column("decompose", ("time", "s"), "seconds", "lower"),
         Column("rank", ("rank", ""), "text", detail=True),
         Column("optimal_error", ("error", "optimal"), "error", detail=True),
-        Column("calibrate", ("calibrate", "s"), "seconds", detail=True),
+        Column(
+            "calibrate",
+            ("calibrate", "s"),
+            "seconds",
+            detail=not any(entry.row.calibrate_seconds for entry in everything),
+        ),
         Column("evaluate", ("evaluate", "s"), "seconds", detail=True),
         Column("pareto", ("Pareto", "front"), "flag", detail=True),
     ]

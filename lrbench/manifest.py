@@ -11,6 +11,7 @@ from lrbench.store import RunDirectory
 from lrbench.suite import Suite
 
 if TYPE_CHECKING:
+    from lrbench.calibration.statistics import Calibration
     from lrbench.evaluate.bound import BoundEngine
     from lrbench.models.load import LoadedModel
     from lrbench.plan import Method
@@ -42,12 +43,20 @@ class Manifest:
         }
 
     def add_model(
-        self, loaded: LoadedModel, tasks: TaskSet, engine: BoundEngine, cells: list[str], *, at_work: bool
+        self,
+        loaded: LoadedModel,
+        tasks: TaskSet,
+        engine: BoundEngine,
+        cells: list[str],
+        calibration: Calibration | None = None,
+        *,
+        at_work: bool,
     ) -> None:
         """Writes what is known of a model before its cells are scored.
 
         Args:
             cells: hashes of all its cells, in the order of the plan.
+            calibration: where a reducer needs one.
             at_work: the engine has cells to score; else the entry of the one that scored them stays.
         """
         earlier = self._models.get(loaded.label, {})
@@ -60,6 +69,7 @@ class Manifest:
             "numbers": count_numbers(loaded.model),
             "blocks": len(loaded.inventory.blocks),
             "engine": engine.describe() if at_work or "engine" not in earlier else earlier["engine"],
+            **({"calibration": calibration.describe()} if calibration is not None else {}),
             "cells": cells,
         }
         self._content["tasks"] = [{"task": name, "subtasks": parts} for name, parts in tasks.named.items()]

@@ -12,13 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lrbench.calibration.refusal import uncalibrated
 from lrbench.errors import ModelError, PluginError, ReducerError, one_line
 from lrbench.models.slots import Inventory, WeightSlot
 from lrbench.parameters import ParameterError, values
 from lrbench.ranks import RankRequest, closed_rank
-from lrbench.reducer import Reducer
+from lrbench.reducer import STATISTICS, Reducer
 from lrbench.registry import Registry
-from lrbench.suite import Suite
+from lrbench.suite import ReducerSpec, Suite
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,12 @@ class Plan:
 
 
 def methods(suite: Suite, registry: Registry) -> list[Method]:
-    """The suite's reducers, built. Raises SuiteError at the suite's line for unknown names and bad parameters."""
+    """The suite's reducers, built.
+
+    Raises:
+        SuiteError: an unknown name, a bad parameter, or a reducer that needs a calibration where there is none; at the
+            suite's line.
+    """
     built = []
     for spec in suite.reducers:
         try:
@@ -129,8 +135,21 @@ def methods(suite: Suite, registry: Registry) -> list[Method]:
             raise suite.error(spec.parameter_path(error.parameter), str(error)) from None
         except PluginError as error:
             raise suite.error(spec.path, str(error)) from None
+        _check_needs(suite, spec, reducer)
         built.append(Method(spec.label, reducer, values(reducer), registry.source_hash(spec.name)))
     return built
+
+
+def _check_needs(suite: Suite, spec: ReducerSpec, reducer: Reducer) -> None:
+    unknown = sorted(set(reducer.needs) - STATISTICS)
+    if unknown:
+        known = ", ".join(sorted(STATISTICS))
+        raise suite.error(spec.path, f"{spec.label} needs {unknown[0]!r}, which is no statistic; there are {known}")
+    if reducer.needs and suite.calibration is None:
+        needs = ", ".join(sorted(reducer.needs))
+        raise suite.error(
+            spec.path, f"{spec.label} needs calibration ({needs}); add `calibration: {{text: FILE}}` to the suite"
+        )
 
 
 def make_plan(suite: Suite, inventory: Inventory, built: Sequence[Method]) -> Plan:
@@ -205,7 +224,7 @@ def refusal(method: Method, slots: tuple[WeightSlot, ...]) -> tuple[str | None, 
             return None, f"{slot.name}: {method.label}: supports() returned {reason!r}; return a reason, or None"
         if reason:
             return f"{method.label} does not support {slot.name}: {' '.join(reason.split())}", None
-    if method.reducer.needs:
-        needs = ", ".join(sorted(method.reducer.needs))
-        return f"{method.label} needs calibration ({needs}), which is not there yet", None
+        reason = uncalibrated(slot, method.reducer.needs)
+        if reason:
+            return f"{method.label} cannot be calibrated on {slot.name}: {reason}", None
     return None, None

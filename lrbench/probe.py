@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
+from lrbench.calibration.white import WhiteInputs
 from lrbench.environment import environment, in_words
 from lrbench.errors import LrbenchError, one_line
 from lrbench.evaluate.bound import BoundEngine
@@ -18,7 +19,7 @@ from lrbench.models.load import load
 from lrbench.models.slots import WeightSlot
 from lrbench.plan import Cell, Method, make_plan
 from lrbench.reduce import Reductions
-from lrbench.run import cell_keys, make_suite_engine, tasks_of
+from lrbench.run import calibration_of, cell_keys, make_suite_engine, tasks_of
 from lrbench.store import RunDirectory
 from lrbench.suite import ModelSpec, Suite
 from lrbench.tasks.containment import contained
@@ -41,6 +42,7 @@ class Prediction:
         setup_seconds: loading, building requests, self-check: measured, not predicted.
         reduce_seconds: decomposing the weights, with the checks of what the reducers return.
         score_seconds: the sweep, with edits put in place and metrics computed.
+        calibrated: whether there are statistics to collect; what that takes is in nothing here.
         failures: reducers that failed when they were timed, with the reason.
     """
 
@@ -54,6 +56,7 @@ class Prediction:
     setup_seconds: float
     reduce_seconds: float
     score_seconds: float
+    calibrated: bool = False
     failures: tuple[str, ...] = ()
 
     @property
@@ -91,7 +94,8 @@ def probe(
     engine = cast(SweepEngine, make_suite_engine("sweep", suite, spec, loaded, tasks, notify))
     engine.describe()  # has it check itself
     setup_seconds = time.perf_counter() - started
-    keys = cell_keys(suite, spec, loaded, engine, plan)
+    calibration = calibration_of(suite, loaded, engine, built, notify)
+    keys = cell_keys(suite, spec, loaded, engine, plan, calibration)
     rows = RunDirectory(out).rows()
     missing = [cell for cell in plan.cells if keys[id(cell)] not in rows and not cell.skip and not cell.failure]
     notify("timing some of the work")
@@ -110,6 +114,7 @@ def probe(
         setup_seconds=setup_seconds,
         reduce_seconds=reducing.seconds,
         score_seconds=score_seconds,
+        calibrated=calibration is not None and any(cell.method and cell.method.reducer.needs for cell in missing),
         failures=tuple(reducing.failures),
     )
 
@@ -138,7 +143,7 @@ def _reduce(cells: Sequence[Cell], seed: int) -> _Reducing:
         weight = weight if weight.dtype.itemsize == 8 else weight.float()
         spectrum_seconds[shape] = _timed(lambda weight=weight: optimal_errors(weight))  # type: ignore[misc]
         total.seconds += len(slots) * spectrum_seconds[shape]
-    reductions = Reductions(seed)
+    reductions = Reductions(seed, WhiteInputs())
     seen: set[str] = set()
     for (_, shape, _), asked in kinds.items():
         cell, slot = max(asked, key=lambda entry: _size(entry[0]))

@@ -178,27 +178,37 @@ def _smallest_within(
     norm = float(torch.linalg.vector_norm(exact))
     within = (request.value + _ROUNDINGS * torch.finfo(weight.dtype).eps) * norm
     ranks = range(1, largest + 1)
-    errors = _ask(reducer, slot, "errors()", lambda: prepared.errors(ranks))
-    if errors is not None:
-        errors = [float(error) for error in errors]
-        if len(errors) != largest:
-            raise ReducerError(f"{slot.name}: {reducer.name} gave {len(errors)} errors for {largest} ranks")
+    known = _ask(reducer, slot, "errors()", lambda: prepared.errors([largest]))
+    # An error that never grows is looked for by halving; a method that knows its errors may work for each of them.
+    if known is not None and "monotone" not in reducer.promises:
+        errors = _told(reducer, slot, prepared, ranks)
         found = next((rank for rank, error in zip(ranks, errors, strict=True) if error <= within), None)
         if found is not None:
             return found
         best = min(errors)
     else:
 
-        def measured(rank: int) -> float:
+        def error_at(rank: int) -> float:
+            if known is not None:
+                return _told(reducer, slot, prepared, [rank])[0]
             return float(torch.linalg.vector_norm(exact - dense(rank)))
 
-        best = measured(largest)
+        best = error_at(largest)
         if best <= within:
-            return _last_true(lambda rank: rank == 0 or measured(rank) > within, largest - 1, first=0) + 1
+            return _last_true(lambda rank: rank == 0 or error_at(rank) > within, largest - 1, first=0) + 1
     raise ReducerError(
         f"{slot.name}: {reducer.name} does not reach error {request.value:g}; "
         f"its error at the largest rank, {largest}, is {best / norm if norm else best:.4g}"
     )
+
+
+def _told(reducer: Reducer, slot: Slot, prepared: Prepared, ranks: Sequence[int]) -> list[float]:
+    """What `errors` says of some ranks, one number for each."""
+    errors = _ask(reducer, slot, "errors()", lambda: prepared.errors(ranks))
+    told = [] if errors is None else [float(error) for error in errors]
+    if len(told) != len(ranks):
+        raise ReducerError(f"{slot.name}: {reducer.name} gave {len(told)} errors for {len(ranks)} ranks")
+    return told
 
 
 def _energy_rank(share: float, singular_values: torch.Tensor) -> int:

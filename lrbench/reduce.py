@@ -6,20 +6,22 @@ import contextlib
 import dataclasses
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import psutil
 import torch
 
 from lrbench.errors import LrbenchError, ReducerError, one_line
 from lrbench.factors import Dense, Factors
-from lrbench.linalg import optimal_errors
+from lrbench.linalg import WeightedSpectrum, optimal_errors, output_error, root
 from lrbench.models.slots import WeightSlot
 from lrbench.plan import Cell, Method
 from lrbench.ranks import RankRequest, closed_rank, find_rank, ranks_to_prepare
 from lrbench.reducer import Context, Prepared
+from lrbench.shared import Bill, Shared
 from lrbench.store import Edit
 from lrbench.validate import validate_factors
 
@@ -27,6 +29,7 @@ _T = TypeVar("_T")
 
 #: What foreign code may raise without ending the run: a plugin that calls sys.exit() is a failed row as well.
 FOREIGN = (Exception, SystemExit)
+_KEPT = 1 / 8  # of the free memory, for copies of weights and what is shared between methods
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,13 @@ class Reduction:
         factors: what would be stored, in the model's dtype.
         edit: the row's record of it.
         seconds: the shared preparation and this rank's construction, synchronized.
+        calibrate_seconds: the slot's share of what collecting its statistics cost.
     """
 
     factors: Factors
     edit: Edit
     seconds: float
+    calibrate_seconds: float = 0.0
 
     def matrix(self) -> torch.Tensor:
         """What stands in for W (out, in): the product of the stored factors, computed in float32 or better."""
@@ -49,13 +54,42 @@ class Reduction:
         return self.factors.to(dtype=_working(dtype)).dense()
 
 
-class Reductions:
-    """Reduces slots for a run. Keeps each slot's spectrum, and which reducers have been warmed up."""
+@dataclass
+class _Copy:
+    """A slot's weight in the dtype that reducers compute in, and what they have computed from it."""
 
-    def __init__(self, seed: int) -> None:
+    weight: torch.Tensor  # (out, in)
+    shared: Shared
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.nbytes + self.shared.nbytes
+
+
+class Statistics(Protocol):
+    """Where calibrated methods have their statistics from."""
+
+    def statistics(self, slot: WeightSlot, needs: frozenset[str]) -> tuple[Mapping[str, torch.Tensor], float]:
+        """Those of a slot's inputs, by kind, and the seconds that collecting them took; raises ReducerError."""
+
+    def second_moment(self, slot: WeightSlot) -> torch.Tensor:
+        """E[x xᵀ] (in, in) of a slot's inputs, by which an output error is measured; raises ReducerError."""
+
+
+class Reductions:
+    """Reduces slots for a run. Keeps each slot's optimal errors, and which reducers have been warmed up.
+
+    Copies of weights, and what reducers share, are kept of the slots used last, up to an eighth of the free memory:
+    methods follow one another on a slot, or on the same few slots.
+    """
+
+    def __init__(self, seed: int, calibration: Statistics | None = None) -> None:
         self._seed = seed
+        self._calibration = calibration
         self._optima: dict[str, list[float]] = {}
+        self._output_optima: dict[str, list[float]] = {}
         self._warm: set[tuple[str, torch.device]] = set()
+        self._copies: OrderedDict[str, _Copy] = OrderedDict()
 
     def of_group(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, list[Reduction] | LrbenchError]]:
         """Reduces cells that differ in the rank alone, sharing each slot's preparation between them.
@@ -89,13 +123,14 @@ class Reductions:
         reducer = method.reducer
         try:
             with _failing_as(slot, method):
-                work = _Work(slot, method, self._seed)
-                optimum = self._optimum(slot, work.weight)
+                work = _Work(slot, method, self._seed, self._copy(slot), self._calibration)
+                optimum = self._optimum(slot, work)
                 spectrum = _singular_values(optimum)
                 self._warm_up(work)
                 ranks = ranks_to_prepare(requests, reducer, slot.about, spectrum)
                 shared = work.prepare(ranks) if reducer.one_preparation else None
         except LrbenchError as error:
+            self._copies.pop(slot.name, None)
             return [error] * len(requests)
         done: list[Reduction | LrbenchError] = []
         for request in requests:
@@ -103,21 +138,67 @@ class Reductions:
                 with _failing_as(slot, method):
                     rank = closed_rank(request, reducer, slot.about, spectrum)
                     if rank is None:  # factors must be built to know it; that search is in no one's time
-                        _, searched = shared or work.prepare(ranks)
-                        rank = find_rank(request, reducer, slot.about, spectrum, work.weight, searched)
-                    prepare_seconds, prepared = shared or work.prepare([rank])
-                    seconds, factors = work.at_rank(prepared, rank)
+                        searched = shared or work.prepare(ranks)
+                        rank = find_rank(request, reducer, slot.about, spectrum, work.weight, searched.prepared)
+                    preparation = shared or work.prepare([rank])
+                    factors, seconds, chosen = work.at_rank(preparation, rank)
                     work.check_honesty(factors, request, optimum)
-                    done.append(work.measured(factors, optimum, prepare_seconds + seconds))
+                    measured = work.measured(factors, optimum, seconds, chosen)
+                    done.append(self._with_output_error(slot, work, measured))
             except LrbenchError as error:
+                # A method that wrote to what others share must not fail them.
+                self._copies.pop(slot.name, None)
                 done.append(error)
+        self._forget_old(slot)
         return done
 
-    def _optimum(self, slot: WeightSlot, weight: torch.Tensor) -> list[float]:
+    def _copy(self, slot: WeightSlot) -> _Copy:
+        """The slot's, as the method before left it."""
+        if slot.name not in self._copies:
+            weight = slot.read()
+            # A copy, so that a plugin that writes to its input cannot spoil the model.
+            copied = weight.to(_working(weight.dtype), copy=True, memory_format=torch.contiguous_format)
+            self._copies[slot.name] = _Copy(copied, Shared())
+        self._copies.move_to_end(slot.name)
+        return self._copies[slot.name]
+
+    def _forget_old(self, slot: WeightSlot) -> None:
+        """Keeps the copies used last, as many as fit."""
+        sizes = {name: copy.nbytes for name, copy in self._copies.items()}
+        held = sum(sizes.values())
+        budget = (_free_memory(slot.tensor().device) + held) * _KEPT
+        for name, size in sizes.items():
+            if held <= budget:
+                break
+            del self._copies[name]
+            held -= size
+
+    def _optimum(self, slot: WeightSlot, work: _Work) -> list[float]:
         """The Eckart-Young error at every rank, once a slot and run; it judges reducers and is in no one's time."""
         if slot.name not in self._optima:
-            self._optima[slot.name] = optimal_errors(weight)
+            if ("", work.weight.device) not in self._warm:  # its parts may be in the next reducer's time
+                self._warm.add(("", work.weight.device))
+                optimal_errors(work.weight[:64, :64].contiguous())
+            self._optima[slot.name] = optimal_errors(work.weight, once=work.shared.once)
         return self._optima[slot.name]
+
+    def _with_output_error(self, slot: WeightSlot, work: _Work, reduction: Reduction) -> Reduction:
+        """Adds what the layer's output loses, where the method was given the inputs' second moment."""
+        if self._calibration is None or "second_moment" not in work.statistics:
+            return reduction
+        H = self._calibration.second_moment(slot)
+        if slot.name not in self._output_optima:
+            errors = WeightedSpectrum(work.weight, root(H)).weighted_errors()
+            self._output_optima[slot.name] = [error / errors[0] if errors[0] else 0.0 for error in errors]
+        optima = self._output_optima[slot.name]
+        stored = reduction.matrix().to(slot.tensor().dtype)
+        edit = reduction.edit.model_copy(
+            update={
+                "output_error": output_error(work.weight, stored, H),
+                "optimal_output_error": optima[min(reduction.edit.rank, len(optima) - 1)],
+            }
+        )
+        return dataclasses.replace(reduction, edit=edit)
 
     def _warm_up(self, work: _Work) -> None:
         """Runs a reducer once on a corner of its first weight, untimed: libraries initialise when first used."""
@@ -129,38 +210,64 @@ class Reductions:
         # A method may refuse so small a matrix. On the real one its errors count.
         with contextlib.suppress(*FOREIGN), _random_state_kept():
             reducer = work.method.reducer
-            reducer.prepare(corner, [1], work.context()).at_rank(1).dense()
+            reducer.prepare(corner, [1], work.context(corner.shape[1])).at_rank(1).dense()
         _synchronize(corner.device)
+
+
+@dataclass(frozen=True)
+class _Preparation:
+    prepared: Prepared
+    seconds: float
+    bill: Bill
 
 
 class _Work:
     """One reducer at work on one slot: calls it, times it, and turns whatever it does wrong into a ReducerError."""
 
-    def __init__(self, slot: WeightSlot, method: Method, seed: int) -> None:
+    def __init__(
+        self, slot: WeightSlot, method: Method, seed: int, copy: _Copy, calibration: Statistics | None = None
+    ) -> None:
         self.slot, self.method, self._seed = slot, method, seed
-        weight = slot.read()
-        # A copy, so that a plugin that writes to its input cannot spoil the model.
-        self.weight = weight.to(_working(weight.dtype), copy=True, memory_format=torch.contiguous_format)  # (out, in)
+        self.statistics: Mapping[str, torch.Tensor] = {}
+        self.calibrate_seconds = 0.0
+        if calibration is not None and method.reducer.needs:
+            self.statistics, self.calibrate_seconds = calibration.statistics(slot, method.reducer.needs)
+        self._versions = {name: statistic._version for name, statistic in self.statistics.items()}
+        self.weight, self.shared = copy.weight, copy.shared  # (out, in)
         if not bool(self.weight.isfinite().all()):
             row, column = (~self.weight.isfinite()).nonzero()[0].tolist()
             value = float(self.weight[row, column])
             raise ReducerError(f"{slot.name}: the weight holds {value} at [{row}, {column}]; mend the checkpoint")
 
-    def context(self) -> Context:
-        return Context.seeded(self.slot.about, self.method.reducer, self._seed)
+    def context(self, inputs: int | None = None) -> Context:
+        """What the reducer is given beside the weight, or beside the first `inputs` columns of it."""
+        statistics = {name: _of_first(statistic, inputs) for name, statistic in self.statistics.items()}
+        return Context.seeded(self.slot.about, self.method.reducer, self._seed, statistics=statistics)
 
-    def prepare(self, ranks: Sequence[int]) -> tuple[float, Prepared]:
-        """Seconds, and the preparation for `ranks`."""
-        context = self.context()
-        return self._timed("prepare", lambda: self.method.reducer.prepare(self.weight, ranks, context))
+    def prepare(self, ranks: Sequence[int]) -> _Preparation:
+        """The preparation for `ranks`, timed."""
+        context = dataclasses.replace(self.context(), shared=self.shared)
+        bill = Bill()
+        seconds, prepared = self._timed(
+            "prepare", lambda: self.method.reducer.prepare(self.weight, ranks, context), bill
+        )
+        return _Preparation(prepared, seconds, bill)
 
-    def at_rank(self, prepared: Prepared, rank: int) -> tuple[float, Factors]:
-        """Seconds, and factors that have been checked."""
-        seconds, factors = self._timed(f"rank {rank}", lambda: prepared.at_rank(rank))
+    def at_rank(self, preparation: _Preparation, rank: int) -> tuple[Factors, float, dict[str, Any]]:
+        """Factors that have been checked, seconds with the preparation's, and what the method chose."""
+        bill = preparation.bill.copy()  # what the preparation has been charged for is in its seconds
+        seconds, factors = self._timed(f"rank {rank}", lambda: preparation.prepared.at_rank(rank), bill)
+        chosen = dict(preparation.prepared.chosen(rank))
+        for name, value in chosen.items():
+            if not (isinstance(name, str) and isinstance(value, str | int | float | bool)):
+                raise ReducerError(
+                    f"{self.slot.name}: {self.method.label}: chosen() says {name!r}: {value!r}; return plain values"
+                )
         try:
-            return seconds, validate_factors(factors, self.slot.about.shape, rank, self.method.reducer)
+            checked = validate_factors(factors, self.slot.about.shape, rank, self.method.reducer)
         except ReducerError as error:
             raise ReducerError(f"{self.slot.name}: {error}") from None
+        return checked, preparation.seconds + seconds, chosen
 
     def check_honesty(self, factors: Factors, request: RankRequest, optimum: Sequence[float]) -> None:
         """Refuses factors that are better than any matrix of their rank, or worse than their own error curve said.
@@ -181,14 +288,14 @@ class _Work:
                 f"{request.value:g}; mend its errors()"
             )
 
-    def measured(self, factors: Factors, optimum: Sequence[float], seconds: float) -> Reduction:
+    def measured(self, factors: Factors, optimum: Sequence[float], seconds: float, chosen: dict[str, Any]) -> Reduction:
         """Stores factors in the model's dtype, or Ŵ where that is smaller, and measures what is stored."""
         rows, columns = self.slot.about.shape
         rank = factors.rank  # that of Dense, or of a draw that repeats itself, is not the one asked
         dtype = self.slot.tensor().dtype
         smaller = factors.stored_numbers < rows * columns
         stored = factors.to(dtype=dtype) if smaller else Dense(factors.dense().to(dtype))
-        result = Reduction(stored, seconds=seconds, edit=None)  # type: ignore[arg-type]
+        result = Reduction(stored, None, seconds, self.calibrate_seconds)  # type: ignore[arg-type]
         rounded = result.matrix().to(dtype)
         if not bool(rounded.isfinite().all()):
             raise ReducerError(
@@ -201,18 +308,20 @@ class _Work:
             shape=self.slot.about.shape, rank=rank, stored_numbers=stored.stored_numbers,
             stored_bytes=stored.stored_bytes, stored_as="factors" if smaller else "dense",
             relative_error=_norm(self.weight - rounded.to(self.weight.dtype)) / norm if norm else _norm(rounded),
-            optimal_error=optimum[min(rank, len(optimum) - 1)] / norm if norm else 0.0,
+            optimal_error=optimum[min(rank, len(optimum) - 1)] / norm if norm else 0.0, chosen=chosen,
         )  # fmt: skip
         return dataclasses.replace(result, edit=edit)
 
-    def _timed(self, what: str, call: Callable[[], _T]) -> tuple[float, _T]:
+    def _timed(self, what: str, call: Callable[[], _T], bill: Bill) -> tuple[float, _T]:
+        """What a call took, with what its shared results took when they were made, whoever asked first."""
+        charged, spent = bill.charged, bill.spent
         _synchronize(self.weight.device)
         try:
-            with _random_state_kept():
+            with _random_state_kept(), self.shared.billed(bill):
                 started = time.perf_counter()
                 result = call()
                 _synchronize(self.weight.device)
-                seconds = time.perf_counter() - started
+                elapsed = time.perf_counter() - started
         except FOREIGN as error:  # whatever a plugin raises is a failure of this reducer on this slot
             text = f"{self.slot.name}: {self.method.label} failed at {what}: {one_line(error)}"
             raise ReducerError(text) from error
@@ -220,7 +329,15 @@ class _Work:
             raise ReducerError(
                 f"{self.slot.name}: {self.method.label} writes to the weight it is given; clone it first"
             )
-        return seconds, result
+        if any(statistic._version != self._versions[name] for name, statistic in self.statistics.items()):
+            raise ReducerError(
+                f"{self.slot.name}: {self.method.label} writes to the statistics it is given; clone them first"
+            )
+        if written := self.shared.written_to():
+            raise ReducerError(
+                f"{self.slot.name}: {self.method.label} writes to a shared result, that of {written}; clone it first"
+            )
+        return elapsed - (bill.spent - spent) + (bill.charged - charged), result
 
 
 @contextlib.contextmanager
@@ -249,6 +366,13 @@ def _random_state_kept() -> Iterator[None]:
         finally:
             torch.set_default_dtype(dtype)
             random.setstate(python)
+
+
+def _of_first(statistic: torch.Tensor, inputs: int | None) -> torch.Tensor:
+    """A statistic of the first inputs only; the very same object where all are meant."""
+    if inputs is None:
+        return statistic
+    return statistic[:inputs, :inputs].contiguous() if statistic.ndim == 2 else statistic[:inputs]
 
 
 def _working(dtype: torch.dtype) -> torch.dtype:

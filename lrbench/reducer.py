@@ -25,6 +25,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
 
+from lrbench.shared import Shared
+
 if TYPE_CHECKING:  # torch is slow to import, and `lrbench --help` must not wait for it
     import torch
 
@@ -34,14 +36,21 @@ _T = TypeVar("_T")
 
 #: How a reducer may be called.
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-#: What a reducer may ask for in `needs`: E[x xᵀ], mean |x|, and the summed squared gradients, of a slot's inputs.
+#: What a reducer may ask for in `needs`, of the inputs x of a slot with W (m, n): `second_moment` E[x xᵀ] (n, n),
+#: `absmean` E|x| (n,), and `fisher` Σ_i E[(∂loss/∂W_ij)²] (n,), one number for each input j.
 STATISTICS = frozenset({"second_moment", "absmean", "fisher"})
 #: What a reducer may promise of itself; `lrbench plugins test` checks each promise.
 PROMISES = {
     "exact": "reproduces W at the full rank, and at any rank k >= rank(W)",
     "monotone": "the error never grows with the rank",
     "optimal": "attains the Eckart-Young optimum at every rank",
+    "output-optimal": "attains the least E‖W x − Ŵ x‖² of every rank, for the second moment it is given",
     "columns": "the range of the result is spanned by columns of W (ColumnSubset, CUR, column Interpolative)",
+    "rows": "the rows of the result are combinations of rows of W (CUR, row Interpolative)",
+    "nested": "a smaller rank's skeleton is the beginning of a larger one's; or its directions are among the larger's",
+    "refit": "coefficients are least-squares ones: the residual is orthogonal to the skeleton",
+    "transposes": "the transpose of W is reduced to the transpose, where W is not square",
+    "permutes": "permuting the columns of W permutes the result",
     "idempotent": "reducing the result again at the same rank changes nothing",
     "homogeneous": "reduce(c W) = c reduce(W)",
 }
@@ -62,29 +71,6 @@ class Slot:
     layer: int | None
     role: str | None
     shape: tuple[int, int]
-
-
-class Shared:
-    """What several reducers compute from one weight alone, such as its Gram matrix: computed once, for all of them."""
-
-    def __init__(self) -> None:
-        self._results: dict[tuple[Any, ...], tuple[tuple[Any, ...], Any]] = {}
-
-    def once(self, make: Callable[..., _T], *arguments: Any) -> _T:
-        """`make(*arguments)`, from memory where it was asked before with the very same objects.
-
-        The time that a result took is part of every reducer's own that asks for it.
-
-        Args:
-            make: a function of a module, which draws nothing at random; its result is not to be written to.
-            arguments: the weight, statistics, what `once` returned, plain values.
-        """
-        # By identity: comparing tensors costs as much as some results. The arguments are kept, so that no id is reused.
-        key = (make, *(a if isinstance(a, int | float | str | None) else ("object", id(a)) for a in arguments))
-        if key not in self._results:
-            self._results[key] = arguments, make(*arguments)
-        result: _T = self._results[key][1]
-        return result
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from lrbench.calibration.statistics import Calibration, prepare
 from lrbench.environment import environment
 from lrbench.errors import InputError, LrbenchError, ModelError, TaskError, one_line
 from lrbench.evaluate import ENGINES, make_engine
@@ -31,7 +32,7 @@ from lrbench.partials import RunPartials
 from lrbench.plan import Cell, Method, Plan, make_plan, methods
 from lrbench.reduce import Reduction, Reductions
 from lrbench.registry import Registry
-from lrbench.store import Row, RunDirectory
+from lrbench.store import Edit, Row, RunDirectory
 from lrbench.suite import ModelSpec, Suite
 from lrbench.tasks.load import TaskSet, load_tasks
 
@@ -110,8 +111,8 @@ class _ModelRun:
         return Row(
             cell=key, status=status, environment=self.environment, suite=self.suite.name, model=self.loaded.label,
             reducer=method.reducer.name if method else None, label=method.label if method else None,
-            params=dict(method.params) if method else {}, mode=cell.mode, requested=cell.requested,
-            seed=self.suite.seed, **measured,
+            params={**method.params, **_chosen(measured.get("edits", []))} if method else {},
+            mode=cell.mode, requested=cell.requested, seed=self.suite.seed, **measured,
         )  # fmt: skip
 
     def sizes(self, cell: Cell, reductions: Sequence[Reduction]) -> dict[str, float]:
@@ -216,10 +217,26 @@ def make_suite_engine(
     return make_engine(name, loaded, tasks, spec, suite.batch_size, notify, memory)
 
 
-def cell_keys(suite: Suite, spec: ModelSpec, loaded: LoadedModel, engine: BoundEngine, plan: Plan) -> dict[int, str]:
+def calibration_of(
+    suite: Suite, loaded: LoadedModel, engine: BoundEngine, built: Sequence[Method], notify: Callable[[str], None]
+) -> Calibration | None:
+    """What calibrated methods are given; None where the suite has none. Raises as `prepare`."""
+    if suite.calibration is None or not any(method.reducer.needs for method in built):
+        return None
+    return prepare(suite, loaded, engine.requests, engine.lm.max_length, notify)
+
+
+def cell_keys(
+    suite: Suite,
+    spec: ModelSpec,
+    loaded: LoadedModel,
+    engine: BoundEngine,
+    plan: Plan,
+    calibration: Calibration | None,
+) -> dict[int, str]:
     """`id` of each cell -> its hash, by which its row is known."""
     setting = _setting(suite, loaded, spec, engine)
-    return {id(cell): cell.digest(**setting) for cell in plan.cells}
+    return {id(cell): cell.digest(**setting, **_calibrated(cell, calibration)) for cell in plan.cells}
 
 
 def _run_model(
@@ -244,9 +261,10 @@ def _run_model(
     progress.note("building requests")
     tasks = tasks_of(suite, progress.note)
     scorer = make_suite_engine(engine, suite, spec, loaded, tasks, progress.note)
-    keys = cell_keys(suite, spec, loaded, scorer, plan)
+    calibration = calibration_of(suite, loaded, scorer, built, progress.note)
+    keys = cell_keys(suite, spec, loaded, scorer, plan, calibration)
     missing = Plan(tuple(cell for cell in plan.cells if keys[id(cell)] not in done))
-    manifest.add_model(loaded, tasks, scorer, list(keys.values()), at_work=bool(missing.cells))
+    manifest.add_model(loaded, tasks, scorer, list(keys.values()), calibration, at_work=bool(missing.cells))
     reused = [done[key] for key in keys.values() if key in done]
     result.count(reused, new=False)
     progress.planned(loaded.label, len(plan.cells), len(reused), tasks.named)
@@ -260,8 +278,10 @@ def _run_model(
     scorer.partials = RunPartials(result.directory, asked, here)
     scorer.report = progress.scoring
     share = _ModelRun(suite, loaded, result.directory, here["hash"])
+    if calibration is not None:
+        calibration.expect(missing.cells)
     try:
-        for row in _rows(share, missing, keys, scorer):
+        for row in _rows(share, missing, keys, scorer, calibration):
             result.directory.append(row)
             result.directory.drop_partial(row.cell)
             result.count([row], new=True)
@@ -270,9 +290,16 @@ def _run_model(
         manifest.update_engine(loaded, scorer)
 
 
-def _rows(share: _ModelRun, plan: Plan, keys: dict[int, str], engine: Engine) -> Iterator[Row]:
+def _calibrated(cell: Cell, calibration: Calibration | None) -> dict[str, Any]:
+    """What of the calibration defines a cell's result; nothing for methods that do without."""
+    return calibration.definition(cell.method) if calibration is not None and cell.method is not None else {}
+
+
+def _rows(
+    share: _ModelRun, plan: Plan, keys: dict[int, str], engine: Engine, calibration: Calibration | None
+) -> Iterator[Row]:
     """Scores a plan's cells group by group; each row is yielded as soon as it is known."""
-    reductions = Reductions(share.suite.seed)
+    reductions = Reductions(share.suite.seed, calibration)
     jobs: list[Job] = []
     pending: dict[str, tuple[Cell, list[Reduction]]] = {}
     to_come = Counter(cell.first_block for cell in plan.cells if cell.method and not cell.skip and not cell.failure)
@@ -322,6 +349,7 @@ class _Editing:
 def _scored_row(share: _ModelRun, cell: Cell, reductions: Sequence[Reduction], scored: Outcome) -> Row:
     measured: dict[str, Any] = {
         "edits": [reduction.edit for reduction in reductions],
+        "calibrate_seconds": sum(reduction.calibrate_seconds for reduction in reductions),
         "decompose_seconds": sum(reduction.seconds for reduction in reductions),
         "evaluate_seconds": scored.seconds,
     }
@@ -333,6 +361,18 @@ def _scored_row(share: _ModelRun, cell: Cell, reductions: Sequence[Reduction], s
         return share.row(cell, scored.cell, "failed", reason=str(scored.error), **measured)
     share.directory.write_samples(scored.cell, scored.samples)
     return share.row(cell, scored.cell, "ok", scores=scored.scores, **measured)
+
+
+def _chosen(edits: Sequence[Edit]) -> dict[str, Any]:
+    """What a reducer chose for itself: a value that all edits share as it is, else the different ones in one text."""
+    values: dict[str, set[Any]] = {}
+    for edit in edits:
+        for name, value in edit.chosen.items():
+            values.setdefault(name, set()).add(value)
+    return {
+        name: next(iter(found)) if len(found) == 1 else ", ".join(sorted(map(str, found)))
+        for name, found in values.items()
+    }
 
 
 def _setting(suite: Suite, loaded: LoadedModel, spec: ModelSpec, engine: BoundEngine) -> dict[str, Any]:

@@ -36,6 +36,10 @@ class Edit(Strict):
     stored_as: Literal["factors", "dense"]
     relative_error: float  # |W - What|_F / |W|_F, after rounding to the model's dtype
     optimal_error: float  # the Eckart-Young optimum of the same rank, before rounding
+    # |(W - What) H^½|_F / |W H^½|_F and its least for the rank, with H = E[x x^T]; of methods that were given H
+    output_error: float | None = None
+    optimal_output_error: float | None = None
+    chosen: dict[str, Any] = Field(default_factory=dict)  # what the reducer chose for itself; see Prepared.chosen
 
 
 class Row(Strict):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,20 @@ from pydantic import BaseModel, ValidationError
 
 from lrbench.errors import InputError, did_you_mean
 from lrbench.suite_errors import suite_error
-from lrbench.suite_schema import ModelSpec, RankSpec, ReducerSpec, Suite, SweepSpec, TaskSpec
+from lrbench.suite_schema import (
+    CalibrationSpec,
+    ModelSpec,
+    RankSpec,
+    ReducerSpec,
+    Suite,
+    SweepSpec,
+    TaskSpec,
+    TextSpec,
+)
 from lrbench.yaml_positions import Document, KeyPath, read_yaml
 
 __all__ = [
-    "ModelSpec", "RankSpec", "ReducerSpec", "Suite", "SweepSpec", "TaskSpec",
+    "CalibrationSpec", "ModelSpec", "RankSpec", "ReducerSpec", "Suite", "SweepSpec", "TaskSpec", "TextSpec",
     "bundled_suites", "find_suite", "load_suite",
 ]  # fmt: skip
 
@@ -24,6 +33,8 @@ _MODELS: dict[tuple[str, ...], type[BaseModel]] = {
     ("tasks",): TaskSpec,
     ("sweep",): SweepSpec,
     ("sweep", "rank"): RankSpec,
+    ("calibration",): CalibrationSpec,
+    ("calibration", "text"): TextSpec,
 }
 
 
@@ -98,7 +109,7 @@ def _normalised(document: Document, path: Path) -> dict[str, Any]:
         if isinstance(model, list):
             raise document.error(("model",), "'model' takes one model; for several write 'models'")
         data["models"] = [model]
-    for key in ("task_paths", "plugins"):
+    for key in ("task_paths", "plugins", "calibration"):
         if data.get(key, "") is None:
             del data[key]
     if data.get("name") is None:
@@ -155,10 +166,37 @@ def _located(suite: Suite, document: Document, folder: Path) -> Suite:
                 raise document.error((*model.path, key), f"{what}: {local}")
         models.append(model.model_copy(update=found))
         models[-1]._given = {key: getattr(model, key) for key in found}
-    located = suite.model_copy(
-        update={"task_paths": tuple(task_paths), "plugins": tuple(plugins), "models": tuple(models)}
-    )
+    changes: dict[str, Any] = {"task_paths": tuple(task_paths), "plugins": tuple(plugins), "models": tuple(models)}
+    if suite.calibration is not None and suite.calibration.text is not None:
+        text = _located_text(suite.calibration.text, document, absolute)
+        changes["calibration"] = suite.calibration.model_copy(update={"text": text})
+    located = suite.model_copy(update=changes)
     located._document = document
+    return located
+
+
+def _located_text(text: TextSpec, document: Document, absolute: Callable[[KeyPath, str], Path]) -> TextSpec:
+    """Calibration text with its path made absolute. Raises SuiteError: no such file, or not a file of text."""
+    given = text.file or text.dataset
+    if given is None:
+        return text
+    spelled = document.data["calibration"]["text"]
+    place = ("calibration", "text") if isinstance(spelled, str) else ("calibration", "text", "file")
+    if text.file is None:
+        local = absolute(("calibration", "text", "dataset"), given)
+        if not local.is_dir():
+            return text  # a hub id
+        located = text.model_copy(update={"dataset": str(local)})
+    else:
+        path = absolute(place, given)
+        if not path.is_file():
+            raise document.error(place, f"no such file of calibration text: {path} (a data set is {{dataset: NAME}})")
+        if path.suffix not in (".txt", ".jsonl"):
+            raise document.error(place, f"calibration text is a .txt or .jsonl file, not {path.name!r}")
+        if path.suffix == ".txt" and text.column is not None:
+            raise document.error(("calibration", "text", "column"), "a .txt file has no 'column'", key=True)
+        located = text.model_copy(update={"file": str(path)})
+    located._given = given
     return located
 
 

@@ -26,6 +26,8 @@ _EXAMPLES = {
     ("tasks",): "{task: hellaswag, limit: 100}",
     ("sweep",): "{weights: [mlp], rank: {keep: 0.5}}",
     ("sweep", "rank"): "{keep: [0.5, 0.25]}",
+    ("calibration",): "{text: ./text.txt, samples: 128}",
+    ("calibration", "text"): "{task: wikitext}",
 }
 _BOUNDS = {
     "greater_than": ("more than", "gt"),

@@ -323,6 +323,76 @@ class SweepSpec(_Spec):
         }
 
 
+class TextSpec(_Spec):
+    """Where calibration text comes from: exactly one of a file, a data set and a task.
+
+    Attributes:
+        file: .txt, or .jsonl with the text under `column`; absolute once located.
+        dataset, config, split: as `datasets.load_dataset` takes them; a folder relative to the suite where it exists.
+        column: that holds the text, of a .jsonl file or a data set.
+        task: an lm-eval task or group, whose training split is taken.
+    """
+
+    file: _Text | None = None
+    dataset: _Text | None = None
+    config: _Text | None = None
+    split: _Text | None = None
+    column: _Text | None = None
+    task: _Text | None = None
+    _given: str | None = PrivateAttr(default=None)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        return {"file": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TextSpec:
+        given = [kind for kind in ("file", "dataset", "task") if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise misplaced("calibration text is exactly one of file, dataset, task", *given[1:2], key=bool(given))
+        for key in ("config", "split", "column"):
+            if getattr(self, key) is not None and not (given == ["dataset"] or (given == ["file"] and key == "column")):
+                raise misplaced(f"{key!r} does not go with {given[0]!r}", key, key=True)
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data, with paths as they were given."""
+        data = {key: value for key, value in self.model_dump().items() if value is not None}
+        if self._given is not None:
+            data["file" if self.file is not None else "dataset"] = self._given
+        return data
+
+
+class CalibrationSpec(_Spec):
+    """What calibrated methods see of the model's inputs.
+
+    Attributes:
+        name: bundled text; instead of `text`.
+        text: where the text comes from.
+        samples, length: how many windows, of how many tokens; None for 512, or the model's own where that is less.
+        seed: places the windows.
+        damping: added to the diagonal of second moments, in units of its mean.
+    """
+
+    name: _Text | None = None
+    text: TextSpec | None = None
+    samples: _Count = 128
+    length: Annotated[StrictInt, Field(ge=2)] | None = None
+    seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] = 0
+    damping: Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)] = 0.01
+
+    @model_validator(mode="after")
+    def _one_source(self) -> CalibrationSpec:
+        if (self.name is None) == (self.text is None):
+            raise misplaced("a calibration has either 'name' (bundled text) or 'text' (a file, data set or task)")
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data."""
+        return self.model_dump(exclude={"text"}) | {"text": self.text and self.text.resolved()}
+
+
 class Suite(_Spec):
     """What is to be measured. Made by `load_suite`.
 
@@ -331,6 +401,7 @@ class Suite(_Spec):
         models: one or several.
         task_paths, plugins: folders of task YAML, plugin files: absolute.
         tasks, reducers, sweep: at least one of each.
+        calibration: for reducers that need statistics of the model's inputs; None where none does.
         batch_size: rows a forward pass; None for the engine's choice.
         frontier_memory: GiB that states kept between cells may take; `auto` for what suits the free memory.
     """
@@ -342,6 +413,7 @@ class Suite(_Spec):
     tasks: Annotated[tuple[TaskSpec, ...], Field(min_length=1)]
     reducers: Annotated[tuple[ReducerSpec, ...], Field(min_length=1)]
     sweep: Annotated[tuple[SweepSpec, ...], Field(min_length=1)]
+    calibration: CalibrationSpec | None = None
     seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] = 0
     batch_size: _Count | None = None
     frontier_memory: Annotated[float | Literal["auto"], BeforeValidator(_memory)] = "auto"
@@ -392,6 +464,7 @@ class Suite(_Spec):
             "tasks": [task.model_dump() for task in self.tasks],
             "reducers": [reducer.resolved() for reducer in self.reducers],
             "sweep": [sweep.resolved() for sweep in self.sweep],
+            "calibration": self.calibration and self.calibration.resolved(),
             "seed": self.seed,
             "batch_size": self.batch_size,
             "frontier_memory": self.frontier_memory,

@@ -1,8 +1,9 @@
 """Conformance checks that a plugin author can run on a reducer: `check_reducer(MyReducer)`.
 
 Each check is one sentence about the reducer. Those on its form (shapes, sizes, randomness, odd matrices) hold for every
-reducer; the others are chosen by what it promises (`lrbench.reducer.PROMISES`). Promises are tried in float64, where
-rounding cannot be mistaken for a broken promise.
+reducer; the others are chosen by what it declares: what it promises (`lrbench.reducer.PROMISES`), and whether it needs
+calibration. Promises are tried in float64, where rounding cannot be mistaken for a broken promise; those that rounding
+could break and must not (exact, optimal, its own rows and columns, least squares) in float32 as well.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from dataclasses import dataclass
 import numpy
 import torch
 
-from lrbench.conformance import FORM, PROMISED, BrokenError, DoesNotApplyError, Subject
+from lrbench.conformance import FORM, BrokenError, DoesNotApplyError, Subject
 from lrbench.errors import one_line
+from lrbench.promises import CALIBRATED, PROMISED
 from lrbench.reducer import Reducer
 
 
@@ -57,7 +59,8 @@ def check_reducer(reducer: type[Reducer] | Reducer, *, device: str = "cpu") -> l
         with torch.random.fork_rng():
             results = [_run(check, subject) for check in FORM[:2]]
             checks = list(FORM[2:])
-            if results[0].passed:  # else `promises` may be anything
+            if results[0].passed:  # else `promises` and `needs` may be anything
+                checks += CALIBRATED if reducer.needs else ()
                 checks += [check for promise, check in PROMISED.items() if promise in reducer.promises]
             first = next((result.name for result in results if not result.passed), None)
             if first is None:

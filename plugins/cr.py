@@ -6,37 +6,55 @@ from typing import Annotated, Literal
 import torch
 
 import lrbench
+from lrbench import linalg
 
 
 class CR(lrbench.Reducer):
     """W x = Σ_j w_j x_j ≈ Σ_{j in J} d_j w_j x_j, over k input features J.
 
     - `sampling: top`: the k columns of largest norm, unscaled. Deterministic; the error is the norm of the rest.
+      `calibrated: true` takes the largest ‖w_j‖ sqrt(H_jj), with H = E[x xᵀ]; `refit: true` replaces the columns by
+      W H[:, J] H[J, J]⁻¹, the best for the outputs (calibrated, whether said or not; see `nystrom`).
     - `sampling: random`: k draws with replacement, p_j in proportion to ‖w_j‖, each scaled by 1/(k p_j); equal draws
       are merged, so that fewer than k columns may be stored. Its mean is W. The variance is least at p_j in proportion
-      to ‖w_j‖ |x_j|, which is this p_j where the inputs are of equal size, all that can be assumed without data. But an
-      *unbiased estimator is not a compressor*: it pays for having no bias with a variance that for one fixed matrix is
-      simply error, well above that of `top`. Use it to repeat papers.
+      to ‖w_j‖ |x_j|, which is this p_j where the inputs are of equal size, all that can be assumed without data;
+      `calibrated: true` takes ‖w_j‖ sqrt(H_jj). But an *unbiased estimator is not a compressor*: it pays for having no
+      bias with a variance that for one fixed matrix is simply error, well above that of `top`. Use it to repeat papers.
 
     Drineas, Kannan, Mahoney, "Fast Monte Carlo algorithms for matrices I", 2006, algorithm BasicMatrixMultiplication
     and lemma 4: E‖W x − Ŵ x‖² = Σ_j ‖w_j‖² x_j² / (k p_j) − ‖W x‖² / k.
     """
 
     name = "cr"
-    promises = frozenset({"monotone", "columns", "idempotent", "homogeneous"})
+    promises = frozenset({"monotone", "columns", "nested", "permutes", "idempotent", "homogeneous"})
     one_preparation = True
 
     sampling: Annotated[Literal["top", "random"], "largest norms, or an unbiased random draw"] = "top"
+    calibrated: Annotated[bool, "weigh each input by its size in the calibration text"] = False
+    refit: Annotated[bool, "fit the columns kept to the layer's output; with sampling: top"] = False
 
     def __post_init__(self) -> None:
         if self.sampling not in ("top", "random"):
             raise ValueError(f"sampling must be top or random, not {self.sampling!r}")
         if self.sampling == "random":
+            if self.refit:
+                raise ValueError("refit goes with sampling: top; an unbiased draw is not fitted")
             object.__setattr__(self, "promises", frozenset({"columns", "homogeneous"}))
+        elif self.refit:  # it is the output error that never grows
+            object.__setattr__(self, "promises", frozenset({"idempotent", "homogeneous"}))
+        elif self.calibrated:  # the sizes stay with the columns that they belong to
+            object.__setattr__(self, "promises", type(self).promises - {"permutes"})
+        if self.calibrated or self.refit:
+            object.__setattr__(self, "needs", frozenset({"second_moment"}))
 
     def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:
         """One ordering, or one series of draws, serves every rank."""
-        return _Top(weight) if self.sampling == "top" else _Random(weight, context.generator)
+        H = context.statistics["second_moment"] if self.needs else None  # (n, n)
+        sizes = 1.0 if H is None else H.double().diagonal().sqrt()  # (n,), of the inputs
+        if self.refit:
+            assert H is not None
+            return _Refitted(weight, sizes, H, max(ranks))
+        return _Top(weight, sizes) if self.sampling == "top" else _Random(weight, sizes, context.generator)
 
     def stored_numbers(self, shape: tuple[int, int], rank: int) -> int:
         """mk; fewer where a random draw repeats a column."""
@@ -48,23 +66,35 @@ class CR(lrbench.Reducer):
 
 
 class _Top(lrbench.Prepared):
-    def __init__(self, weight: torch.Tensor) -> None:
+    def __init__(self, weight: torch.Tensor, sizes: torch.Tensor | float) -> None:
         self.W = weight  # (m, n)
         self.squares = weight.double().square().sum(0)  # (n,)
-        self.order = self.squares.argsort(descending=True, stable=True)  # (n,)
+        self.order = (self.squares.sqrt() * sizes).argsort(descending=True, stable=True)  # (n,)
 
     def at_rank(self, rank: int) -> lrbench.ColumnSubset:
         J = self.order[:rank]  # (k,)
         return lrbench.ColumnSubset(self.W.index_select(1, J), J, in_features=self.W.shape[1])
 
     def errors(self, ranks: Sequence[int]) -> list[float]:
-        return [float(self.squares[self.order[rank:]].sum().sqrt()) for rank in ranks]
+        errors: list[float] = linalg.tail_errors(self.squares[self.order]).tolist()
+        return [errors[rank] for rank in ranks]
+
+
+class _Refitted(lrbench.Prepared):
+    def __init__(self, weight: torch.Tensor, sizes: torch.Tensor | float, H: torch.Tensor, rank: int) -> None:
+        self.n = weight.shape[1]
+        self.order = _Top(weight, sizes).order[:rank]  # (k,)
+        self.refit = linalg.FeatureRefit(weight, H, self.order)
+
+    def at_rank(self, rank: int) -> lrbench.ColumnSubset:
+        return lrbench.ColumnSubset(self.refit.coefficients(rank), self.order[:rank], in_features=self.n)
 
 
 class _Random(lrbench.Prepared):
-    def __init__(self, weight: torch.Tensor, generator: torch.Generator) -> None:
+    def __init__(self, weight: torch.Tensor, sizes: torch.Tensor | float, generator: torch.Generator) -> None:
         self.W, n = weight, weight.shape[1]  # (m, n)
-        norms = weight.double().norm(dim=0).cpu()  # (n,)
+        self.squares = weight.double().square().sum(0).cpu()  # (n,)
+        norms = self.squares.sqrt() * (sizes.cpu() if isinstance(sizes, torch.Tensor) else sizes)  # (n,)
         # A zero matrix has no distribution of its own, and any draw of it is right.
         self.p = norms / norms.sum() if bool(norms.any()) else torch.full_like(norms, 1 / n)
         # As many as the largest rank needs, so that the first k draws are the same whichever ranks are asked.
@@ -72,9 +102,17 @@ class _Random(lrbench.Prepared):
         cumulative = self.p.cumsum(0)
         self.draws = torch.searchsorted(cumulative, uniforms * cumulative[-1], right=True)  # (n,)
 
+    def scale(self, rank: int) -> torch.Tensor:
+        """(n,) times drawn, over the times expected: 0 for columns that were not."""
+        times = torch.bincount(self.draws[:rank], minlength=len(self.p))  # (n,)
+        return torch.where(times > 0, times / (rank * self.p), 0.0)
+
+    def errors(self, ranks: Sequence[int]) -> list[float]:
+        return [float((self.squares * (1 - self.scale(rank)).square()).sum().sqrt()) for rank in ranks]
+
     def at_rank(self, rank: int) -> lrbench.ColumnSubset:
-        J, times = self.draws[:rank].unique(return_counts=True)  # (c,), (c,), c <= k
-        scale = (times / (rank * self.p[J])).to(device=self.W.device, dtype=self.W.dtype)  # (c,)
+        J = self.draws[:rank].unique()  # (c,), c <= k
+        scale = self.scale(rank)[J].to(device=self.W.device, dtype=self.W.dtype)  # (c,)
         J = J.to(self.W.device)
         return lrbench.ColumnSubset(self.W.index_select(1, J) * scale, J, in_features=self.W.shape[1])
 

@@ -26,7 +26,7 @@ class CURDecomposition(lrbench.Reducer):
     """
 
     name = "cur"
-    promises = frozenset({"exact", "monotone", "columns", "idempotent", "homogeneous"})
+    promises = frozenset({"exact", "monotone", "columns", "rows", "nested", "refit", "idempotent", "homogeneous"})
 
     selection: Annotated[Literal["lupp", "deim", "leverage", "cpqr"], "how rows and columns are chosen"] = "lupp"
 
@@ -34,13 +34,15 @@ class CURDecomposition(lrbench.Reducer):
         if self.selection not in ("lupp", "deim", "leverage", "cpqr"):
             raise ValueError(f"selection must be lupp, deim, leverage or cpqr, not {self.selection!r}")
         if self.selection == "leverage":  # a draw may miss a direction, and the next rank's draw is another
-            object.__setattr__(self, "promises", frozenset({"columns", "homogeneous"}))
+            object.__setattr__(self, "promises", frozenset({"columns", "rows", "refit", "homogeneous"}))
+        elif self.selection in ("deim", "cpqr"):
+            object.__setattr__(self, "promises", type(self).promises | {"permutes"})
 
     def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:
         """One choice of rows and columns serves every rank, but for `leverage`."""
         if self.selection == "leverage":
-            return _Sampled(weight, context.generator)
-        return _Nested(weight, *_nested_pivots(weight, self.selection, max(ranks), context.generator))
+            return _Sampled(weight, context)
+        return _Nested(weight, *_nested_pivots(weight, self.selection, max(ranks), context))
 
     def stored_numbers(self, shape: tuple[int, int], rank: int) -> int:
         """k(m + n + k)."""
@@ -48,23 +50,25 @@ class CURDecomposition(lrbench.Reducer):
 
 
 def _nested_pivots(
-    W: torch.Tensor, selection: str, k: int, generator: torch.Generator
+    W: torch.Tensor, selection: str, k: int, context: lrbench.Context
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Columns (k,) and rows (k,), best first."""
     if selection == "cpqr":
-        return linalg.cpqr_pivots(W, k), linalg.cpqr_pivots(W.T, k)
+        G = context.once(linalg.short_gram, W)  # (s, s), of rows where m <= n, else of columns
+        wide = W.shape[0] <= W.shape[1]
+        return linalg.cpqr_pivots(W, k, None if wide else G), linalg.cpqr_pivots(W.T, k, G if wide else None)
     if selection == "deim":
-        U, V = _singular_vectors(W)  # (m, s), (n, s)
+        U, V = _singular_vectors(W, context)  # (m, s), (n, s)
         return linalg.lupp_pivots(V[:, :k], k), linalg.lupp_pivots(U[:, :k], k)
     with linalg.full_precision():
-        Y = W.T @ linalg.gaussian(W.shape[0], k, generator, like=W)  # (n, k)
+        Y = W.T @ linalg.gaussian(W.shape[0], k, context.generator, like=W)  # (n, k)
     columns = linalg.lupp_pivots(Y, k)
     return columns, linalg.lupp_pivots(W.index_select(1, columns), k)
 
 
-def _singular_vectors(W: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _singular_vectors(W: torch.Tensor, context: lrbench.Context) -> tuple[torch.Tensor, torch.Tensor]:
     """The left (m, s) and right (n, s) singular vectors, s = min(m, n), up to signs."""
-    spectrum = linalg.Spectrum(W)
+    spectrum = linalg.Spectrum(W, once=context.once)
     short = spectrum.vectors
     # Wᵀ U = V Σ has orthogonal columns already: QR only normalizes, and stays orthonormal where sigma vanishes.
     long = torch.linalg.qr((W.T if spectrum.wide else W).double() @ short).Q
@@ -81,11 +85,14 @@ class _Nested(lrbench.Prepared):
         C, R = self.W.index_select(1, J), self.W.index_select(0, I)  # (m, k), (k, n)
         return lrbench.CUR(C, self.core.at_rank(rank), R, columns=J, rows=I)
 
+    def errors(self, ranks: Sequence[int]) -> list[float]:
+        return [self.core.error(rank) for rank in ranks]
+
 
 class _Sampled(lrbench.Prepared):
-    def __init__(self, weight: torch.Tensor, generator: torch.Generator) -> None:
-        self.W = weight  # (m, n)
-        self.U, self.V = _singular_vectors(weight)
+    def __init__(self, weight: torch.Tensor, context: lrbench.Context) -> None:
+        self.W, generator = weight, context.generator  # (m, n)
+        self.U, self.V = _singular_vectors(weight, context)  # (m, s), (n, s)
         self.for_rows = torch.rand(weight.shape[0], generator=generator, dtype=torch.float64).to(weight.device)
         self.for_columns = torch.rand(weight.shape[1], generator=generator, dtype=torch.float64).to(weight.device)
 

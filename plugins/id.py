@@ -21,6 +21,10 @@ class InterpolativeDecomposition(lrbench.Reducer):
 
     Coefficients are always refitted to W by least squares: those that a sketch gives by itself err more.
 
+    `calibrated: true` measures errors behind the inputs, with H = E[x xᵀ] = L Lᵀ. Rows are chosen of W L, and the
+    coefficients minimize E‖W x − Ŵ x‖²; that is this method on the Gram matrix W H Wᵀ. Columns are chosen of
+    W diag(sqrt(H_jj)); their coefficients stay, since those that are best for W are best for W L too.
+
     Cheng, Gimbutas, Martinsson, Rokhlin, "On the compression of low rank matrices", 2005; Dong, Martinsson, "Simpler is
     better", 2021 (arXiv 2104.05877), for LU. The bound is that of QR with column pivoting, in Gu, Eisenstat, "Efficient
     algorithms for computing a strong rank-revealing QR factorization", 1996. Exchanging pivots as they do, which is not
@@ -28,27 +32,40 @@ class InterpolativeDecomposition(lrbench.Reducer):
     """
 
     name = "id"
-    promises = frozenset({"exact", "monotone", "idempotent", "homogeneous"})
+    promises = frozenset(
+        {"exact", "monotone", "nested", "refit", "transposes", "permutes", "idempotent", "homogeneous"}
+    )
 
     selection: Annotated[Literal["cholesky", "lupp", "cpqr"], "how the skeleton is chosen"] = "cholesky"
     side: Annotated[Literal["rows", "columns", "auto"], "what the skeleton is made of; auto: the shorter side"] = "auto"
+    calibrated: Annotated[bool, "least output error, not least error of W; auto then means rows"] = False
 
     def __post_init__(self) -> None:
         if self.selection not in ("cholesky", "lupp", "cpqr"):
             raise ValueError(f"selection must be cholesky, lupp or cpqr, not {self.selection!r}")
         if self.side not in ("rows", "columns", "auto"):
             raise ValueError(f"side must be rows, columns or auto, not {self.side!r}")
-        broken = {"monotone"} if self.selection == "cpqr" else set()
-        gained = {"columns"} if self.side == "columns" else set()
+        broken = {"monotone", "nested"} if self.selection == "cpqr" else set()
+        broken |= {"permutes"} if self.selection != "cholesky" else set()  # a sketch sees the order of the columns
+        broken |= {"transposes"} if self.side != "auto" else set()
+        gained = {self.side} if self.side != "auto" else set()
+        if self.calibrated:
+            broken |= {"monotone", "refit", "transposes", "permutes"}  # it is the output error that is the least
+            object.__setattr__(self, "needs", frozenset({"second_moment"}))
         object.__setattr__(self, "promises", (type(self).promises - broken) | gained)
 
     def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:
         """One pivoted factorization serves every rank, but for `cpqr`."""
         m, n = weight.shape
-        side = self.side if self.side != "auto" else "rows" if m <= n else "columns"
+        side = self.side if self.side != "auto" else "rows" if m <= n or self.calibrated else "columns"
         A = weight if side == "rows" else weight.T  # (a, b): rows of A are chosen
+        if self.calibrated:
+            H = context.statistics["second_moment"]  # (n, n)
+            return _Calibrated(A, side, H, context.once(linalg.root, H), max(ranks), self.selection, context.generator)
         if self.selection == "cholesky":
-            return _Greedy(A, side, max(ranks))
+            short = m <= n if side == "rows" else n < m  # the side that other methods have use for
+            G = context.once(linalg.short_gram, weight) if short else None  # A Aᵀ (a, a)
+            return _Greedy(A, side, max(ranks), G)
         return _Sketched(A, side, max(ranks), self.selection, context.generator)
 
     def stored_numbers(self, shape: tuple[int, int], rank: int) -> int:
@@ -79,9 +96,9 @@ class _Skeletons(lrbench.Prepared):
 
 
 class _Greedy(_Skeletons):
-    def __init__(self, A: torch.Tensor, side: str, rank: int) -> None:
+    def __init__(self, A: torch.Tensor, side: str, rank: int, G: torch.Tensor | None) -> None:
         super().__init__(A, side)
-        self.pivots = linalg.greedy_rows(A, rank)
+        self.pivots = linalg.greedy_rows(A, rank, G)
         # Where the tail is below what a Gram can see, the coefficients come from a QR of W itself.
         self.refit = linalg.RowRefit(A, self.pivots.order) if rank > self.pivots.trusted else None
 
@@ -95,6 +112,9 @@ class _Greedy(_Skeletons):
 
     def errors(self, ranks: Sequence[int]) -> list[float]:
         return [self.pivots.errors[rank] for rank in ranks]
+
+    def chosen(self, rank: int) -> dict[str, str]:
+        return {"algorithm": self.pivots.algorithm}
 
 
 class _Sketched(_Skeletons):
@@ -114,6 +134,41 @@ class _Sketched(_Skeletons):
     def fit(self, rank: int, chosen: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
         refit = self.refit if self.nested else linalg.RowRefit(self.A, chosen)
         return refit.coefficients(rank, others)
+
+    def errors(self, ranks: Sequence[int]) -> list[float] | None:
+        if not self.nested:  # each rank has a choice and a fit of its own
+            return None
+        errors = self.refit.errors()
+        return [errors[rank] for rank in ranks]
+
+
+class _Calibrated(_Skeletons):
+    """Chooses and fits as the plain methods do, on another matrix than the one whose rows it keeps."""
+
+    def __init__(
+        self,
+        A: torch.Tensor,
+        side: str,
+        H: torch.Tensor,
+        L: torch.Tensor,
+        rank: int,
+        selection: str,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(A, side)
+        M = linalg.weighted(A, L) if side == "rows" else A.double() * H.double().diagonal().sqrt()[:, None]  # (a, b)
+        self.chooser = (
+            _Greedy(M, side, rank, None) if selection == "cholesky" else _Sketched(M, side, rank, selection, generator)
+        )
+        self.fits = side == "rows"
+
+    def choose(self, rank: int) -> torch.Tensor:
+        return self.chooser.choose(rank)
+
+    def fit(self, rank: int, chosen: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        if self.fits:
+            return self.chooser.fit(rank, chosen, others)
+        return linalg.RowRefit(self.A, chosen).coefficients(rank, others)
 
 
 @lrbench.hookimpl

@@ -19,7 +19,7 @@ class RandomColumns(lrbench.Reducer):
     """
 
     name = "random-columns"
-    promises = frozenset({"monotone", "columns", "idempotent", "homogeneous"})
+    promises = frozenset({"monotone", "columns", "nested", "refit", "idempotent", "homogeneous"})
 
     def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:
         """One random order and one QR serve every rank."""
@@ -42,6 +42,10 @@ class _Drawn(lrbench.Prepared):
         J, others = self.order[:rank], self.order[rank:].sort().values  # (k,), (n - k,)
         T = self.refit.coefficients(rank, others).T.to(self.W.dtype).contiguous()  # (k, n - k)
         return lrbench.Interpolative(self.W.index_select(1, J), J, T, side="columns")
+
+    def errors(self, ranks: Sequence[int]) -> list[float]:
+        errors = self.refit.errors()
+        return [errors[rank] for rank in ranks]
 
 
 @lrbench.hookimpl

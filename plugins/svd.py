@@ -16,19 +16,21 @@ class SVD(lrbench.LowRankReducer):
     """
 
     name = "svd"
-    promises = frozenset({"exact", "monotone", "optimal", "idempotent", "homogeneous"})
+    promises = frozenset(
+        {"exact", "monotone", "optimal", "nested", "transposes", "permutes", "idempotent", "homogeneous"}
+    )
     one_preparation = True  # all but an SVD of W itself, made only if a rank's tail is under linalg.GATE
 
     def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:
         """One eigendecomposition, of the Gram matrix of the shorter side, serves every rank."""
-        return _Truncations(self, weight, max(ranks))
+        return _Truncations(self, weight, max(ranks), context)
 
 
 class _Truncations(lrbench.Prepared):
-    def __init__(self, reducer: SVD, weight: torch.Tensor, rank: int) -> None:
+    def __init__(self, reducer: SVD, weight: torch.Tensor, rank: int, context: lrbench.Context) -> None:
         self.reducer = reducer
         self.dtype = weight.dtype
-        self.spectrum = linalg.Spectrum(weight, rank=rank)
+        self.spectrum = linalg.Spectrum(weight, rank=rank, once=context.once)
 
     def at_rank(self, rank: int) -> lrbench.Factors:
         U = self.spectrum.leading(rank).to(self.dtype)  # (m, k), or V_k (n, k) where m > n
@@ -39,6 +41,9 @@ class _Truncations(lrbench.Prepared):
     def errors(self, ranks: Sequence[int]) -> list[float]:
         errors = self.spectrum.errors()
         return [errors[rank] for rank in ranks]
+
+    def chosen(self, rank: int) -> dict[str, str]:
+        return {"algorithm": "gram" if self.spectrum.trusts(rank) else "svd"}
 
 
 @lrbench.hookimpl

@@ -1,7 +1,9 @@
 """No test reaches the Hugging Face hub, and none writes outside its own folder."""
 
 import os
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # each of several test processes would else take every core
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["LRBENCH_CACHE"] = tempfile.mkdtemp(prefix="lrbench-test-")  # what a person has there is none of a test's

@@ -6,8 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
+
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SWEEP, MEMORY = FOLDER / "sweep.py", FOLDER / "memory.py"
+DECOMPOSE = FOLDER / "decompose.py"
 COLUMNS = [
     "workload", "vocabulary", "blocks", "cells", "engine s", "floor s", "engine/floor", "lm-eval s", "× lm-eval",
     "LASER s", "× LASER", "largest Δ", "set-up s", "s/cell/block", "s/cell", "its floor", "tokens / asked",
@@ -56,3 +59,53 @@ def test_the_memory_benchmark_prints_engine_and_lm_eval_side_by_side(tmp_path):
     assert lm_eval["bytes_above"] > logits
     assert 0 < engine["bytes_above"] < lm_eval["bytes_above"]
     assert report["ratio"] == lm_eval["bytes_above"] / engine["bytes_above"]
+
+
+def decompose(tmp_path, command):
+    done = subprocess.run(
+        [sys.executable, DECOMPOSE, *command.split(), "--json", tmp_path / "figures.json"],
+        capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads((tmp_path / "figures.json").read_text())
+
+
+def test_the_decomposition_benchmark_holds_every_method_against_its_rival(tmp_path):
+    shown, report = decompose(tmp_path, "--shapes 64x96 --threads 1 --repeats 1 --without-memory")
+    weights, almanac = report["matrices"]
+    rivals = {"svd": "torch.linalg.svd", "rsvd": "torch.svd_lowrank", "id": "scipy interp_decomp"}
+    for entry in (weights, almanac):
+        methods = entry["methods"]
+        assert {name for name in methods if methods[name]["rival"]} == set(rivals)
+        for name, rival in rivals.items():
+            assert methods[name]["speedup"] == methods[rival]["seconds"] / methods[name]["seconds"]
+            assert name in shown
+            assert rival in shown
+        assert all(ratio >= 1 - 1e-6 for one in methods.values() for ratio in one["ratios"])
+        # Equal errors are what makes the times comparable.
+        for name in ("svd", "id"):
+            for ours, theirs in zip(methods[name]["ratios"], methods[rivals[name]]["ratios"], strict=True):
+                assert abs(ours / theirs - 1) < 0.01
+        assert all(
+            o < t for o, t in zip(methods["rsvd"]["ratios"], methods["torch.svd_lowrank"]["ratios"], strict=True)
+        )
+    assert weights["methods"]["id"]["target"] == 10
+    assert "1 thread(s)" in shown
+    assert "(≥ 10)" in shown
+    assert "scipy 1." in shown
+
+
+def test_the_crossovers_of_the_algorithms_are_measured_beside_the_constants_in_use(tmp_path):
+    shown, report = decompose(tmp_path, "--crossovers --quick")
+    [found] = report["crossovers"]
+    assert [len(table["rows"]) > 0 for table in found["tables"]] == [True] * 4
+    for constant in ("LAPACK_FROM", "GRAM_WORTH"):
+        assert constant in shown
+
+
+def test_the_memory_of_a_method_is_measured_in_a_process_of_its_own(tmp_path):
+    numpy.save(tmp_path / "matrix.npy", numpy.random.default_rng(0).normal(size=(300, 2000)).astype("float32"))
+    code = f"from decompose_memory import peak_bytes; print(peak_bytes({str(tmp_path / 'matrix.npy')!r}, 'id', 1))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=DECOMPOSE.parent)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "None" or 300 * 300 * 8 < int(done.stdout) < 40 * 300 * 2000 * 8

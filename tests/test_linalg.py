@@ -4,6 +4,7 @@ import math
 
 import pytest
 import scipy.linalg
+import threadpoolctl
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -108,6 +109,67 @@ def test_tail_errors_never_grow_and_end_in_zero():
     assert bool((errors.diff() <= 0).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (5, 7), (300, 2100), (40, 1), (3, 0)])
+@pytest.mark.parametrize("stored", [torch.float16, torch.float32, torch.float64])
+def test_a_gram_is_the_product_whatever_dtype_and_order_in_memory(shape, stored, dtype):
+    W = normal(*shape).to(stored)
+    tolerance = {"rtol": 1e-4, "atol": 1e-2} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-9}
+    expected = (W.double() @ W.double().T).to(dtype)
+    strided = torch.stack([W, -W], dim=-1)[..., 0]
+    for A in (W, W.T.contiguous().T, strided):
+        before = A.clone()
+        G = linalg.gram(A, dtype)
+        torch.testing.assert_close(G, expected, **tolerance)
+        assert torch.equal(G, G.T)
+        assert torch.equal(A, before)
+    short = linalg.short_gram(W, dtype)
+    torch.testing.assert_close(short, (expected if shape[0] <= shape[1] else linalg.gram(W.T, dtype)), **tolerance)
+
+
+def test_eigenvectors_come_largest_first_in_rows_and_leave_the_matrix_alone():
+    G = linalg.gram(normal(12, 20))
+    before = G.clone()
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-3)):
+        values, rows = linalg.eigenvectors(G.to(dtype))
+        assert values.dtype == rows.dtype == dtype
+        assert bool((values.diff() <= 0).all())
+        torch.testing.assert_close(rows @ rows.T, torch.eye(12, dtype=dtype), rtol=0, atol=tolerance)
+        torch.testing.assert_close((rows.T * values) @ rows, G.to(dtype), rtol=0, atol=tolerance * float(values[0]))
+    assert torch.equal(G, before)
+    with pytest.raises(torch.linalg.LinAlgError, match="NaN or Inf"):
+        linalg.eigenvectors(torch.full((3, 3), math.inf))
+
+
+def test_scipys_libraries_keep_to_torchs_threads_and_are_left_as_they_were():
+    def openblas():
+        return [p["num_threads"] for p in threadpoolctl.threadpool_info() if p["internal_api"] == "openblas"]
+
+    linalg.gram(normal(3, 3))
+    before, threads = openblas(), torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            with linalg.lapack._libraries():
+                assert set(openblas()) == {count}
+    finally:
+        torch.set_num_threads(threads)
+    assert openblas() == before
+
+
+def test_what_is_shared_of_a_spectrum_is_its_parts():
+    W, asked = with_spectrum(10, 14, 0.1 ** torch.arange(10).double()), []
+
+    def once(make, *arguments):
+        asked.append(make.__name__)
+        return make(*arguments)
+
+    assert linalg.Spectrum(W, rank=4, once=once).trusts(4)
+    assert asked == ["short_gram", "eigenvectors"]
+    assert not linalg.Spectrum(W, once=once).trusts(9)
+    assert asked[2:] == ["short_gram", "eigenvectors", "exact_vectors"]
+
+
 # Pivoted Cholesky
 
 
@@ -124,12 +186,16 @@ def reference_pivots(G, rank):
     return pivots, traces
 
 
-@pytest.mark.parametrize("block", [1, 3, 64])
+@pytest.mark.parametrize("algorithm", ["lapack", 1, 3, 64])
 @pytest.mark.parametrize("size", [1, 2, 7, 40])
-def test_pivoted_cholesky_follows_the_definition_whatever_its_block(size, block):
+def test_pivoted_cholesky_follows_the_definition_whatever_its_algorithm(size, algorithm):
     G = linalg.gram(normal(size, size + 5) * torch.arange(1, size + 1)[:, None])
     pivots, traces = reference_pivots(G, size)
-    found = linalg.pivoted_cholesky(G, size, block=block)
+    options = {"algorithm": "blocked", "block": algorithm} if isinstance(algorithm, int) else {"algorithm": algorithm}
+    found = linalg.pivoted_cholesky(G, size, **options)
+    few = linalg.pivoted_cholesky(G, (size + 1) // 2, **options)
+    assert few.pivots.tolist() == pivots[: (size + 1) // 2]
+    torch.testing.assert_close(few.factor, found.factor[: len(few.factor)])
     assert found.pivots.tolist() == pivots
     torch.testing.assert_close(
         found.traces, torch.tensor(traces, dtype=torch.float64).clamp(min=0), rtol=1e-8, atol=1e-9 * traces[0]
@@ -140,29 +206,37 @@ def test_pivoted_cholesky_follows_the_definition_whatever_its_block(size, block)
 def test_pivoted_cholesky_agrees_with_lapack_dpstrf():
     G = linalg.gram(normal(50, 60) * (1 + torch.arange(50))[:, None])
     factor, pivots, rank, info = scipy.linalg.lapack.dpstrf(G.numpy(), lower=1)
-    found = linalg.pivoted_cholesky(G, 50, block=16)
+    found = linalg.pivoted_cholesky(G, 50, algorithm="blocked", block=16)
     assert (rank, info) == (50, 0)
     assert found.pivots.tolist() == [p - 1 for p in pivots.tolist()]
     lower = torch.from_numpy(factor).tril()
     torch.testing.assert_close(found.factor[:, found.pivots].T.tril(), lower, rtol=1e-9, atol=1e-9 * float(lower.max()))
 
 
-def test_pivoted_cholesky_stops_at_the_rank_of_its_matrix():
-    found = linalg.pivoted_cholesky(linalg.gram(normal(30, 4)), 30, block=8)
+@pytest.mark.parametrize("algorithm", ["lapack", "blocked"])
+def test_pivoted_cholesky_stops_at_the_rank_of_its_matrix(algorithm):
+    found = linalg.pivoted_cholesky(linalg.gram(normal(30, 4)), 30, algorithm=algorithm, block=8)
     assert len(found.pivots) == 4
     assert float(found.traces[-1]) <= 1e-10 * float(found.traces[0])
 
 
-def test_pivoted_cholesky_stops_at_the_floor_and_leaves_its_argument_alone():
+@pytest.mark.parametrize("algorithm", ["lapack", "blocked"])
+def test_pivoted_cholesky_stops_at_the_floor_and_leaves_its_argument_alone(algorithm):
     G = linalg.gram(with_spectrum(30, 40, 0.5 ** torch.arange(30).double()))
     before = G.clone()
-    found = linalg.pivoted_cholesky(G, 30, floor=1e-4, block=5)
+    found = linalg.pivoted_cholesky(G, 30, floor=1e-4, algorithm=algorithm, block=5)
     assert torch.equal(G, before)
     assert float(found.traces[-1]) <= 1e-4 * float(found.traces[0]) < float(found.traces[-2])
 
 
-def test_pivoted_cholesky_of_zeros_chooses_nothing():
-    assert len(linalg.pivoted_cholesky(torch.zeros(5, 5).double(), 5).pivots) == 0
+@pytest.mark.parametrize("algorithm", ["lapack", "blocked"])
+def test_pivoted_cholesky_of_zeros_chooses_nothing(algorithm):
+    assert len(linalg.pivoted_cholesky(torch.zeros(5, 5).double(), 5, algorithm=algorithm).pivots) == 0
+
+
+def test_a_small_rank_of_a_large_gram_is_not_factorized_to_the_end():
+    assert linalg.cholesky.faster(torch.empty(1024, 1024), 100) == "blocked"
+    assert linalg.cholesky.faster(torch.empty(1024, 1024), 400) == "lapack"
 
 
 # Greedy rows
@@ -174,6 +248,9 @@ def test_greedy_rows_are_those_of_lapack_qr_with_column_pivoting(shape):
     _, pivots = scipy.linalg.qr(W.T.numpy(), mode="r", pivoting=True)
     assert linalg.greedy_rows(W, min(shape)).order.tolist() == pivots[: min(shape)].tolist()
     assert linalg.cpqr_pivots(W.T, 5).tolist() == pivots[:5].tolist()
+    given_gram = linalg.greedy_rows(W, min(shape), linalg.gram(W))
+    assert given_gram.order.tolist() == pivots[: min(shape)].tolist()
+    assert linalg.greedy_rows(W, 5).algorithm == ("lapack" if shape[0] <= shape[1] else "rows")
 
 
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24), (30, 30)])
@@ -338,6 +415,21 @@ def test_full_precision_puts_the_setting_back_even_after_an_error():
         torch.set_float32_matmul_precision("highest")
 
 
+@pytest.mark.parametrize("shape", [(30, 30), (30, 50)])
+@pytest.mark.parametrize("power", [0, 1, 3])
+def test_a_gram_finds_the_range_that_products_with_the_weight_find(shape, power):
+    W = with_spectrum(*shape, torch.arange(1, 31).double() ** -0.7)
+    Q = linalg.range_finder(W, 9, power, generator(4))
+    by_gram = linalg.range_finder(W, 9, power, generator(4), linalg.gram(W))
+    torch.testing.assert_close(by_gram @ by_gram.T, Q @ Q.T, atol=1e-9, rtol=0)
+
+
+def test_a_gram_pays_for_wide_matrices_and_many_columns():
+    assert linalg.gram_pays((1024, 4096), 520, 2)
+    assert not linalg.gram_pays((1024, 4096), 60, 2)
+    assert not linalg.gram_pays((4096, 4096), 100, 2)
+
+
 # Refits
 
 
@@ -346,6 +438,7 @@ def test_a_refit_leaves_a_residual_orthogonal_to_the_skeleton():
     refit = linalg.RowRefit(W, order)
     for k in (1, 2, 4):
         residual = W - refit.coefficients(k, torch.arange(12)) @ W[order[:k]]
+        assert refit.errors()[k] == pytest.approx(float(residual.norm()), rel=1e-12)
         assert float((residual @ W[order[:k]].T).abs().max()) <= 1e-12
 
 
@@ -375,6 +468,7 @@ def test_the_core_is_c_pseudoinverse_w_r_pseudoinverse_at_every_rank():
     for k in (1, 3, 4):
         C, R = W[:, columns[:k]], W[rows[:k]]
         torch.testing.assert_close(core.at_rank(k), torch.linalg.pinv(C) @ W @ torch.linalg.pinv(R), atol=1e-10, rtol=0)
+        assert core.error(k) == pytest.approx(float((W - C @ core.at_rank(k) @ R).norm()), rel=1e-9)
 
 
 def test_the_core_in_float32_survives_a_rank_deficient_weight():

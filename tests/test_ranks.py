@@ -229,6 +229,40 @@ def test_a_told_error_builds_no_factors_and_a_measured_one_few():
     assert len(built) <= 1 + math.ceil(math.log2(64))
 
 
+def test_where_the_error_is_promised_never_to_grow_it_is_asked_of_few_ranks():
+    class Falling(TwoFactors):
+        name = "falling"
+        promises = frozenset({"monotone"})
+
+    asked = []
+    W = torch.randn(60, 80, generator=torch.Generator().manual_seed(0))
+    reducer, slot = Falling(), Slot("w", None, None, (60, 80))
+    prepared = reducer.prepare(W, [60], Context.seeded(slot, reducer))
+    tell = prepared.errors
+    prepared.errors = lambda ranks: asked.append(list(ranks)) or tell(ranks)
+    plain = TwoFactors()
+    for value in (0.9, 0.5, 0.1):
+        request = RankRequest("error", value)
+        whole = find_rank(request, plain, slot, None, W, plain.prepare(W, [60], Context.seeded(slot, plain)))
+        asked.clear()
+        assert find_rank(request, reducer, slot, None, W, prepared) == whole
+        assert sum(map(len, asked)) <= 8
+    assert prepared.built == []
+
+
+def test_a_wrong_number_of_errors_is_refused():
+    class Mumbles(TwoFactors):
+        name = "mumbles"
+        promises = frozenset({"monotone"})
+
+    W = torch.eye(4)
+    reducer, slot = Mumbles(), Slot("w", None, None, (4, 4))
+    prepared = reducer.prepare(W, [4], Context.seeded(slot, reducer))
+    prepared.errors = lambda ranks: [0.0, 0.0]
+    with pytest.raises(ReducerError, match="w: mumbles gave 2 errors for 1 ranks"):
+        find_rank(RankRequest("error", 0.5), reducer, slot, None, W, prepared)
+
+
 @pytest.mark.parametrize("exact_errors", [True, False])
 def test_error_zero_means_up_to_rounding(exact_errors):
     rank, _ = found(RankRequest("error", 0.0), TwoFactors(exact_errors=exact_errors), matrix(decay=0.9))

@@ -2,15 +2,18 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy
 import pytest
 import scipy.linalg.interpolative
 import torch
 from lrbench.plugins import cr, cur, id, random_columns, rsvd, svd
+from safetensors import safe_open
 from sklearn.utils.extmath import randomized_svd
 
 import lrbench
+from lrbench import linalg
 from lrbench.linalg import RowRefit, gaussian, lupp_pivots, optimal_errors
 from lrbench.testing import check_reducer
 from lrbench.validate import validate_factors
@@ -22,6 +25,9 @@ DEFAULTS = [SVD(), RandomizedSVD(), ID(), CR(), CUR(), RandomColumns()]
 VARIANTS = [
     RandomizedSVD(oversample=0),
     RandomizedSVD(power_iterations=0),
+    RandomizedSVD(algorithm="gram"),
+    RandomizedSVD(algorithm="sketch"),
+    ID(selection="lupp"),
     *(ID(selection=s, side=t) for s in ("cholesky", "lupp", "cpqr") for t in ("rows", "columns")),
     CR(sampling="random"),
     *(CUR(selection=s) for s in ("deim", "leverage", "cpqr")),
@@ -53,6 +59,13 @@ def reduce(reducer, W, rank, seed=0):
 
 def error(W, factors):
     return float(torch.linalg.matrix_norm(W - factors.dense().double()))
+
+
+def _chooses_afresh(reducer):
+    """Whether each rank has a choice of its own, so that only the factors tell the error."""
+    return isinstance(reducer, ID | CUR) and reducer.selection in (
+        {"cpqr"} if isinstance(reducer, ID) else {"leverage"}
+    )
 
 
 def label(reducer):
@@ -89,6 +102,7 @@ def test_built_in_reducers_have_the_names_that_suites_use():
     ("make", "message"),
     [
         (lambda: RandomizedSVD(oversample=-1), "must not be negative"),
+        (lambda: RandomizedSVD(algorithm="fast"), "auto, gram or sketch"),
         (lambda: ID(selection="best"), "cholesky, lupp or cpqr"),
         (lambda: ID(side="left"), "rows, columns or auto"),
         (lambda: CR(sampling="some"), "top or random"),
@@ -105,6 +119,8 @@ def test_parameters_out_of_range_are_refused(make, message):
 def test_all_factorizations_are_made_in_prepare(reducer, decay, monkeypatch):
     U, V = torch.linalg.qr(normal(24, 24)).Q, torch.linalg.qr(normal(30, 24, seed=1)).Q
     p = prepared(reducer, (U * decay ** torch.arange(24).double()) @ V.T, [2, 16])  # .3 ** 16 is below what a Gram sees
+    for name in ("eigenvectors", "pivoted_cholesky", "symmetric_product"):
+        monkeypatch.setattr(linalg.lapack, name, lambda *args, name=name: pytest.fail(f"{name} in at_rank"))
     for name in ("eigh", "svd", "qr", "lu_factor_ex", "cholesky_ex"):
         monkeypatch.setattr(torch.linalg, name, lambda *args, name=name, **kwargs: pytest.fail(f"{name} in at_rank"))
     assert (p.at_rank(2).rank, p.at_rank(16).rank, p.at_rank(9).rank) == (2, 16, 9)
@@ -117,6 +133,40 @@ def test_where_one_preparation_serves_all_ranks_they_are_those_of_a_preparation_
     assert reducer.one_preparation
     for rank in (20, 3, 8):
         assert torch.equal(shared.at_rank(rank).dense(), reduce(reducer, W, rank).dense())
+
+
+@pytest.mark.parametrize("reducer", [r for r in (*DEFAULTS, *VARIANTS) if not _chooses_afresh(r)], ids=label)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(18, 30), (30, 18)])
+def test_the_error_of_every_rank_is_known_and_is_that_of_the_factors(reducer, dtype, shape):
+    W = slow(*shape).to(dtype)
+    largest = reducer.max_rank(shape)
+    p = prepared(reducer, W, [largest])
+    known = p.errors(range(1, largest + 1))
+    for rank, told in enumerate(known, start=1):
+        measured = error(W.double(), p.at_rank(rank))
+        assert told == pytest.approx(
+            measured, rel=1e-3, abs=(1e-7 if dtype == torch.float64 else 2e-5) * float(W.norm())
+        )
+
+
+@pytest.mark.parametrize("name", ["model.layers.3.mlp.down_proj.weight", "model.layers.5.self_attn.q_proj.weight"])
+def test_on_a_trained_weight_the_methods_stand_as_theory_has_them(name):
+    file = Path(lrbench.__file__).parent / "models" / "almanac" / "checkpoint" / "model.safetensors"
+    with safe_open(str(file), "pt") as checkpoint:
+        W = checkpoint.get_tensor(name).float()
+    optimum, size = optimal_errors(W), min(W.shape)
+    for rank in (size // 10, size // 2):
+        errors = {r.name: error(W.double(), reduce(r, W, rank)) for r in DEFAULTS}
+        assert errors["svd"] == pytest.approx(optimum[rank], rel=1e-5)
+        assert optimum[rank] < errors["rsvd"] < 1.05 * optimum[rank]
+        assert errors["rsvd"] < errors["id"] < errors["cur"]
+        A = (W.T if W.shape[0] <= W.shape[1] else W).double().numpy()
+        order, T = scipy.linalg.interpolative.interp_decomp(A.copy(), rank, rand=False)
+        theirs = scipy.linalg.interpolative.reconstruct_matrix_from_id(A[:, order[:rank]], order, T)
+        assert errors["id"] <= float(numpy.linalg.norm(A - theirs)) * (1 + 1e-4)
+        U, S, Vh = randomized_svd(W.numpy(), rank, n_oversamples=8, n_iter=2, random_state=0)
+        assert errors["rsvd"] <= float(numpy.linalg.norm(W.numpy() - (U * S) @ Vh)) * 1.01
 
 
 # svd
@@ -180,6 +230,39 @@ def test_another_seed_gives_another_sketch_and_power_iterations_pay():
     plain = RandomizedSVD(oversample=0, power_iterations=0)
     assert error(W, reduce(plain, W, 8, seed=0)) != error(W, reduce(plain, W, 8, seed=1))
     assert error(W, reduce(RandomizedSVD(), W, 8)) < error(W, reduce(plain, W, 8))
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (60, 40), (40, 40)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_both_algorithms_of_rsvd_have_the_same_result_up_to_rounding(shape, dtype):
+    W = slow(*shape).to(dtype)
+    for rank in (3, 15, 30):
+        by_gram, by_sketch = (reduce(RandomizedSVD(algorithm=name), W, rank).dense() for name in ("gram", "sketch"))
+        distance = float((by_gram - by_sketch).norm() / W.norm())
+        assert distance <= (1e-9 if dtype == torch.float64 else 2e-3)
+        assert error(W, reduce(RandomizedSVD(algorithm="gram"), W, rank)) == pytest.approx(
+            error(W, reduce(RandomizedSVD(algorithm="sketch"), W, rank)), rel=1e-4
+        )
+
+
+def test_rsvd_takes_the_gram_only_where_the_tail_has_digits_left():
+    U, V = torch.linalg.qr(normal(60, 60)).Q, torch.linalg.qr(normal(90, 60, seed=1)).Q
+    W = (U * 0.7 ** torch.arange(60).double()) @ V.T
+    for dtype, ranks in ((torch.float32, (5, 15)), (torch.float64, (30, 50))):
+        chosen = [prepared(RandomizedSVD(algorithm="gram"), W.to(dtype), [k]).chosen(k)["algorithm"] for k in ranks]
+        assert chosen == ["gram", "sketch"]
+        for k in ranks:
+            factors = reduce(RandomizedSVD(algorithm="gram"), W.to(dtype), k)
+            assert error(W, factors) <= 1.05 * optimal_errors(W)[k] + 1e-6 * (dtype == torch.float32)
+
+
+def test_what_was_chosen_is_said():
+    W = slow(40, 60)
+    assert prepared(SVD(), W, [4]).chosen(4) == {"algorithm": "gram"}
+    assert prepared(SVD(), W * 1e-9 ** (torch.arange(60) > 3), [4]).chosen(4) == {"algorithm": "svd"}
+    assert prepared(ID(), W, [4]).chosen(4) == {"algorithm": "lapack"}
+    assert prepared(ID(side="columns"), W, [4]).chosen(4) == {"algorithm": "rows"}
+    assert prepared(RandomizedSVD(algorithm="sketch"), W, [4]).chosen(4) == {"algorithm": "sketch"}
 
 
 # id

@@ -1,5 +1,6 @@
 """The conformance checks: every kind of broken reducer is caught, by the check that is about it."""
 
+import itertools
 import random
 
 import numpy
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 import lrbench
+from lrbench import linalg
 from lrbench.testing import CheckResult, check_reducer
 
 
@@ -216,6 +218,173 @@ class Thresholds(Sound):
         return super().reduce(weight.clamp(-1, 1), rank, context)
 
 
+class Interpolates(lrbench.Reducer):
+    """Row interpolation on the rows of largest norm; each broken reducer below differs from it in one thing."""
+
+    name = "interpolates"
+    promises = frozenset({"rows", "nested", "refit", "permutes"})
+
+    def choose(self, weight, rank):
+        return weight.norm(dim=1).argsort(descending=True, stable=True)[:rank]
+
+    def skeleton(self, weight, rows):
+        return weight[rows]
+
+    def fit(self, S, others):
+        return (others.double() @ torch.linalg.pinv(S.double())).to(S.dtype)
+
+    def reduce(self, weight, rank, context):
+        rows = self.choose(weight, rank)
+        others = torch.ones(len(weight), dtype=torch.bool).index_fill(0, rows, False)
+        S = self.skeleton(weight, rows)
+        return lrbench.Interpolative(S, rows, self.fit(S, weight[others]), "rows")
+
+
+class NotRows(Sound):
+    promises = frozenset({"rows"})
+
+
+class RoundedRows(Interpolates):
+    promises = frozenset({"rows"})
+
+    def skeleton(self, weight, rows):
+        return weight[rows] * (1 + 1e-6)
+
+
+class ChoosesAfresh(Interpolates):
+    promises = frozenset({"nested"})
+
+    def choose(self, weight, rank):
+        return super().choose(weight, len(weight)).roll(-rank)[:rank]
+
+
+class TurnsWithTheRank(Sound):
+    promises = frozenset({"nested"})
+
+    def reduce(self, weight, rank, context):
+        U, S, Vh = torch.linalg.svd(weight, full_matrices=False)
+        kept = torch.arange(rank) if rank % 2 else torch.arange(len(S) - rank, len(S))
+        return lrbench.LowRank(U[:, kept] * S[kept], Vh[kept])
+
+
+class CarelessFit(Interpolates):
+    promises = frozenset({"refit"})
+
+    def fit(self, S, others):
+        return 0.9 * super().fit(S, others)
+
+
+class NoSkeleton(Sound):
+    promises = frozenset({"refit"})
+
+
+class OneSided(Sound):
+    promises = frozenset({"transposes"})
+
+    def reduce(self, weight, rank, context):
+        Q = torch.linalg.qr(weight[:, :rank]).Q
+        return lrbench.LowRank(Q, Q.T @ weight)
+
+
+class FirstColumns(OneSided):
+    promises = frozenset({"permutes"})
+
+
+class WritesToShared(Sound):
+    def prepare(self, weight, ranks, context):
+        context.once(linalg.short_gram, weight).add_(1)
+        return super().prepare(weight, ranks, context)
+
+
+class TrustsTheFirst(Sound):
+    """Takes a shared result for its own, which depends on the rank."""
+
+    promises = frozenset()
+
+    def prepare(self, weight, ranks, context):
+        sound, scale = super(), context.once(lucky, weight)
+
+        class Scaled(lrbench.Prepared):
+            def at_rank(self, rank):
+                factors = sound.reduce(weight, rank, context)
+                return lrbench.LowRank(factors.left * scale, factors.right)
+
+        return Scaled()
+
+    def reduce(self, weight, rank, context):
+        return self.prepare(weight, [rank], context).at_rank(rank)
+
+
+COUNT = itertools.count()
+
+
+def lucky(weight):
+    return 1.0 + (next(COUNT) % 7)
+
+
+class Calibrated(lrbench.Reducer):
+    """The optimum of the output error; each broken reducer below differs from it in one thing."""
+
+    name = "calibrated"
+    needs = frozenset({"second_moment"})
+    promises = frozenset({"output-optimal", "exact"})
+
+    def statistic(self, context):
+        return context.statistics["second_moment"]
+
+    def reduce(self, weight, rank, context):
+        values, vectors = torch.linalg.eigh(self.statistic(context))
+        L = vectors * values.clamp(min=0).sqrt()
+        U = torch.linalg.svd(weight.double() @ L, full_matrices=False)[0][:, :rank].to(weight.dtype)
+        return lrbench.LowRank(U, U.T @ weight)
+
+
+class Deaf(Calibrated):
+    promises = frozenset()
+
+    def statistic(self, context):
+        return torch.eye(len(super().statistic(context)), dtype=torch.float64)
+
+
+class HalfDeaf(Calibrated):
+    promises = frozenset({"output-optimal"})
+
+    def statistic(self, context):
+        return super().statistic(context).diagonal().diag()
+
+
+class HearsTheVolume(Calibrated):
+    promises = frozenset()
+
+    def statistic(self, context):
+        H = super().statistic(context)
+        return H + torch.eye(len(H), dtype=torch.float64)
+
+
+class Tampers(Calibrated):
+    promises = frozenset()
+
+    def statistic(self, context):
+        return super().statistic(context).add_(0)
+
+
+class Inverts(Calibrated):
+    promises = frozenset()
+
+    def statistic(self, context):
+        H = super().statistic(context)
+        torch.linalg.cholesky(H)
+        return H
+
+
+class RefusesWithReason(Calibrated):
+    def statistic(self, context):
+        H = super().statistic(context)
+        if torch.linalg.cholesky_ex(H).info:
+            raise ValueError("the second moment is singular; set a damping above 0")
+        return H
+
+
 FORM = "returns finite factors"
 CASES = [
     (WrongShape, FORM, "of shape"),
@@ -243,6 +412,21 @@ CASES = [
     (MixedColumns, "made of columns", "scaled columns"),
     (Shrinks, "reducing again", "differ by"),
     (Thresholds, "a multiple of the weight", "differ by"),
+    (NotRows, "made of rows", "LowRank does not hold rows"),
+    (RoundedRows, "made of rows", "not those of W, bit by bit"),
+    (ChoosesAfresh, "a rank extends the one below", "not the beginning"),
+    (TurnsWithTheRank, "a rank extends the one below", "outside the next rank"),
+    (CarelessFit, "least-squares", "in the residual"),
+    (NoSkeleton, "least-squares", "no skeleton"),
+    (OneSided, "the transpose", "differ by"),
+    (FirstColumns, "permutes the result", "differ by"),
+    (WritesToShared, "takes shared results", "the result of short_gram was written to"),
+    (TrustsTheFirst, "takes shared results", "from shared results"),
+    (Deaf, "another result for correlated", "does not depend on second_moment"),
+    (HearsTheVolume, "another result for correlated", "statistics times 16"),
+    (HalfDeaf, "least output error", "the optimum is"),
+    (Tampers, "does not write to the statistics", "second_moment was written to"),
+    (Inverts, "always zero", "LinAlgError"),
 ]
 
 
@@ -253,6 +437,11 @@ def test_a_broken_reducer_fails_the_check_that_is_about_it(reducer, check, detai
     assert not failed[0].passed
     assert detail in failed[0].detail
     assert "\n" not in failed[0].detail
+
+
+@pytest.mark.parametrize("reducer", [Interpolates, Calibrated, RefusesWithReason])
+def test_what_the_broken_reducers_differ_from_is_sound(reducer):
+    assert [(r.name, r.detail) for r in check_reducer(reducer) if not r.passed] == []
 
 
 def test_where_the_factors_are_wrong_only_that_is_reported():
@@ -384,4 +573,5 @@ def test_calibrated_reducers_are_given_the_statistics_they_need():
             assert context.statistics["second_moment"].shape == (weight.shape[1], weight.shape[1])
             return super().reduce(weight, rank, context)
 
-    assert all(result.passed for result in check_reducer(Whitened))
+    failed = [result.name for result in check_reducer(Whitened) if not result.passed]
+    assert failed == ["gives another result for correlated inputs than for white ones, whatever the inputs' scale"]

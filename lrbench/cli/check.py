@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
 def show(name: str, args: argparse.Namespace) -> int:
     """Prints one suite's plan, and with `args.probe` the prediction."""
+    from lrbench.calibration.sources import read_text
     from lrbench.plan import make_plan, methods
     from lrbench.run import structure_of, tasks_of
     from lrbench.suite import load_suite
@@ -50,6 +51,8 @@ def show(name: str, args: argparse.Namespace) -> int:
     registry = load_registry(suite.plugins, args.plugin)
     built = methods(suite, registry)
     tasks = tasks_of(suite, _say)
+    if suite.calibration is not None:
+        documents = read_text(suite, tasks.tasks, _say)
     trusted = args.trust_remote_code
     models = [(spec, structure_of(suite, spec, args.device, trust_remote_code=trusted)) for spec in suite.models]
     plans = [make_plan(suite, inventory, built) for _, inventory in models]
@@ -58,6 +61,9 @@ def show(name: str, args: argparse.Namespace) -> int:
     print("\ntasks")
     for line in tasks.summary():
         print(f"  {line}")
+    if suite.calibration is not None:
+        characters = sum(map(len, documents))
+        print(f"\ncalibration\n  text of {characters:,} characters, {suite.calibration.samples} samples")
     worst = 0
     for (spec, inventory), plan in zip(models, plans, strict=True):
         print(f"\nmodel {spec.display_name}: {len(inventory.blocks)} blocks, {len(inventory.slots)} weight slots")
@@ -135,6 +141,8 @@ def _print_prediction(found: Prediction) -> None:
     )
     if found.texts:
         print(f"  {'texts':10} {found.texts:,} a cell to generate, by lm-eval; not in the time predicted")
+    if found.calibrated:
+        print(f"  {'statistics':10} of inputs are collected where no run has yet; not in the time predicted")
     for failure in found.failures:
         print(f"  failed when it was timed, so not in the time: {failure}")
 

@@ -5,7 +5,7 @@ Convention: `W` is (m, n); G is a Gram matrix; `k` and `rank` count vectors. Pos
 
 from lrbench.linalg.blocks import block_errors, block_truncations
 from lrbench.linalg.cholesky import PivotedCholesky, pivoted_cholesky
-from lrbench.linalg.gram import GATE, full_precision, gram, tail_errors
+from lrbench.linalg.gram import GATE, eigenvectors, full_precision, gate, gram, short_gram, tail_errors
 from lrbench.linalg.pivots import (
     RowPivots,
     cpqr_pivots,
@@ -16,33 +16,44 @@ from lrbench.linalg.pivots import (
 )
 from lrbench.linalg.refit import Core, RowRefit, solve_upper
 from lrbench.linalg.skeleton import DOMINANCE, skeleton_rows
-from lrbench.linalg.sketch import gaussian, range_finder
-from lrbench.linalg.spectrum import Spectrum, optimal_errors
+from lrbench.linalg.sketch import gaussian, gram_pays, range_finder
+from lrbench.linalg.spectrum import Spectrum, exact_vectors, optimal_errors
 from lrbench.linalg.subspaces import k_subspaces
+from lrbench.linalg.weighted import FeatureRefit, WeightedSpectrum, output_error, root, weighted
 
 __all__ = [
     "DOMINANCE",
     "GATE",
     "Core",
+    "FeatureRefit",
     "PivotedCholesky",
     "RowPivots",
     "RowRefit",
     "Spectrum",
+    "WeightedSpectrum",
     "block_errors",
     "block_truncations",
     "cpqr_pivots",
+    "eigenvectors",
+    "exact_vectors",
     "full_precision",
+    "gate",
     "gaussian",
     "gram",
+    "gram_pays",
     "greedy_rows",
     "k_subspaces",
     "leverage_scores",
     "lupp_pivots",
     "optimal_errors",
+    "output_error",
     "pivoted_cholesky",
     "range_finder",
+    "root",
+    "short_gram",
     "skeleton_rows",
     "solve_upper",
     "tail_errors",
+    "weighted",
     "weighted_sample",
 ]

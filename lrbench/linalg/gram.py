@@ -8,23 +8,57 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from lrbench.linalg import lapack
+
 #: Relative tail error ‖W − W_k‖ / ‖W‖ under which a float64 Gram no longer tells the tail from rounding: squaring
 #: leaves half of float64's sixteen digits, and sums over thousands of directions take some of those. Below it, use an
 #: SVD or QR of W itself. On both sides tests/test_linalg.py holds the errors to within two percent of the optimum.
 GATE = 1e-6
 
 
-def gram(W: Tensor) -> Tensor:
-    """G = W Wᵀ in float64.
+def gate(dtype: torch.dtype) -> float:
+    """The relative tail error down to which a Gram in a dtype serves: `GATE`, or 0.03 in float32.
+
+    There the squares are rounded to some 1e-6 of the whole, a thousandth of a tail of 0.03, squared.
+    """
+    return GATE if dtype == torch.float64 else 3e-2
+
+
+def gram(W: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """G = W Wᵀ, computed in `dtype`.
 
     Args:
-        W: (m, n); pass the transpose where n < m and the smaller Gram serves.
+        W: (m, n).
+        dtype: float64, or float32 where the caller knows that half the digits will do.
 
     Returns:
-        (m, m), symmetric to the last bit where the BLAS is.
+        (m, m); on the CPU symmetric to the last bit.
     """
-    W64 = W.double()
-    return W64 @ W64.T
+    if lapack.serves(W):
+        return lapack.symmetric_product(W, dtype)
+    with full_precision():
+        A = W.to(dtype)
+        return A @ A.T
+
+
+def short_gram(W: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """The Gram of W's shorter side, (s, s) with s = min(m, n): W Wᵀ where m <= n, else Wᵀ W."""
+    return gram(W if W.shape[0] <= W.shape[1] else W.T, dtype)
+
+
+def eigenvectors(G: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (s,), largest first, and eigenvectors in the rows of (s, s), of a symmetric G.
+
+    Raises:
+        torch.linalg.LinAlgError: none could be found, as where G holds NaN or Inf.
+    """
+    if not bool(G.isfinite().all()):
+        raise torch.linalg.LinAlgError(f"a {len(G)} x {len(G)} Gram matrix holds NaN or Inf")
+    if lapack.serves(G):
+        values, rows = lapack.eigenvectors(G)
+        return values.flip(0), rows.flip(0)
+    values, vectors = torch.linalg.eigh(G)
+    return values.flip(0), vectors.T.flip(0)
 
 
 def tail_errors(squares: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lrbench.linalg.cholesky import pivoted_cholesky, pivoted_cholesky_by_rows
+from lrbench.linalg.cholesky import faster, pivoted_cholesky, pivoted_cholesky_by_rows
 from lrbench.linalg.gram import GATE, gram
+from lrbench.linalg.sketch import rows_after
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,11 +21,13 @@ class RowPivots:
         errors: r + 1 floats, ‖W − W_I⁺-fit‖_F with the first k = 0 ... r rows kept and least-squares coefficients.
         factor: (t, m) Lᵀ of the Gram's pivoted Cholesky for the first t rows, those above the accuracy gate.
         trusted: t, the largest rank whose coefficients the factor gives.
+        algorithm: what found the first of them: an algorithm of `pivoted_cholesky`, or "rows" without a Gram matrix.
     """
 
     order: Tensor
     errors: list[float]
     factor: Tensor
+    algorithm: str = ""
 
     @property
     def trusted(self) -> int:  # noqa: D102  (documented with the attributes)
@@ -46,7 +49,7 @@ class RowPivots:
         return torch.linalg.solve_triangular(lead, rest, upper=True).T
 
 
-def greedy_rows(W: Tensor, rank: int) -> RowPivots:
+def greedy_rows(W: Tensor, rank: int, G: Tensor | None = None) -> RowPivots:
     """Pivots of W by pivoted Cholesky of `W Wᵀ`: the same rows as QR of Wᵀ with column pivoting, in exact arithmetic.
 
     A float64 Gram sees six digits of tail (`GATE`). Where W has more, the rows found so far are projected off W
@@ -55,23 +58,28 @@ def greedy_rows(W: Tensor, rank: int) -> RowPivots:
     Args:
         W: (m, n).
         rank: how many rows, at most m.
+        G: (m, m) float64, W Wᵀ, where the caller has it.
 
     Returns:
         Exactly `rank` rows; past the numerical rank of W, the ones not chosen yet in ascending order.
     """
-    W64 = W.double()
-    m, n = W64.shape
-    total = float(torch.linalg.matrix_norm(W64))
+    m, n = W.shape
+    total = float(torch.linalg.vector_norm(W, dtype=torch.float64))
     rounding = total * max(m, n) * torch.finfo(torch.float64).eps
 
     order = torch.empty(0, dtype=torch.int64, device=W.device)
-    errors, factor = [total], W64.new_zeros(0, m)
-    residual = W64
+    errors, factor = [total], W.new_zeros(0, m, dtype=torch.float64)
+    residual, algorithm = W, "rows"
     while len(order) < rank:
         missing = rank - len(order)
-        if m <= n:
-            step = pivoted_cholesky(gram(residual), missing, floor=GATE**2, overwrite=True)
+        if m <= n or G is not None:
+            own = G is None or len(order) > 0
+            schur = gram(residual) if own else G
+            assert schur is not None
+            algorithm = faster(schur, missing) if not len(order) else algorithm
+            step = pivoted_cholesky(schur, missing, floor=GATE**2, overwrite=own)
         else:  # the Gram of the long side would be larger than W
+            residual = residual.double()
             step = pivoted_cholesky_by_rows(
                 lambda p, A=residual: A @ A.index_select(0, p)[0],  # type: ignore[misc]
                 residual.square().sum(1),
@@ -86,6 +94,7 @@ def greedy_rows(W: Tensor, rank: int) -> RowPivots:
         errors.extend(step.traces[1:].sqrt().tolist())
         if len(order) == rank:
             break
+        W64 = W.double()
         Q = torch.linalg.qr(W64[order].T).Q  # (n, r)
         residual = W64 - (W64 @ Q) @ Q.T
         residual = residual - (residual @ Q) @ Q.T  # twice is enough (Kahan, Parlett)
@@ -100,12 +109,18 @@ def greedy_rows(W: Tensor, rank: int) -> RowPivots:
         order = torch.cat([order, free.nonzero().flatten()[: rank - len(order)]])
     if rank == m:
         errors[-1] = 0.0
-    return RowPivots(order=order, errors=errors, factor=factor)
+    return RowPivots(order=order, errors=errors, factor=factor, algorithm=algorithm)
 
 
-def cpqr_pivots(A: Tensor, rank: int) -> Tensor:
-    """The first columns that QR with column pivoting (LAPACK's geqp3) chooses of A (m, n): (rank,), rank <= n."""
-    return greedy_rows(A.T, rank).order
+def cpqr_pivots(A: Tensor, rank: int, G: Tensor | None = None) -> Tensor:
+    """The first columns that QR with column pivoting (LAPACK's geqp3) chooses of A (m, n): (rank,), rank <= n.
+
+    Args:
+        A: (m, n).
+        rank: how many.
+        G: (n, n) float64, Aᵀ A, where the caller has it.
+    """
+    return greedy_rows(A.T, rank, G).order
 
 
 def lupp_pivots(Y: Tensor, rank: int) -> Tensor:
@@ -125,15 +140,7 @@ def lupp_pivots(Y: Tensor, rank: int) -> Tensor:
     induced CUR factorization", 2016 (arXiv 1407.5516).
     """
     # The plain lu_factor refuses a singular sketch; its pivots are good all the same.
-    return rows_after(torch.linalg.lu_factor_ex(Y).pivots, Y.shape[0])[:rank].to(Y.device)
-
-
-def rows_after(swaps: Tensor, size: int) -> Tensor:
-    """Where the rows of a matrix of `size` rows come from after LAPACK's exchanges: row i with row swaps[i] - 1."""
-    rows = list(range(size))
-    for i, other in enumerate(swaps.tolist()):
-        rows[i], rows[other - 1] = rows[other - 1], rows[i]
-    return torch.tensor(rows, dtype=torch.int64)
+    return rows_after(torch.linalg.lu_factor_ex(Y).pivots, len(Y))[:rank]
 
 
 def leverage_scores(U: Tensor) -> Tensor:

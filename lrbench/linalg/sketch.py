@@ -22,23 +22,68 @@ def gaussian(size: int, columns: int, generator: torch.Generator, like: Tensor) 
     return torch.cat(blocks)[:columns].T.to(device=like.device, dtype=like.dtype)
 
 
-def range_finder(W: Tensor, columns: int, power_iterations: int, generator: torch.Generator) -> Tensor:
-    """Q (m, columns), orthonormal, whose span nearly holds that of W's leading singular vectors.
+def range_finder(
+    W: Tensor, columns: int, power_iterations: int, generator: torch.Generator, G: Tensor | None = None
+) -> Tensor:
+    """Q (m, columns), orthonormal, whose span is that of `(W Wᵀ)^q W Ω`: it nearly holds W's leading singular vectors.
 
-    QR keeps spans nested: the first l columns of Q span what a sketch of l columns would have given.
+    The columns are made independent again after every product, or the small directions drown in rounding. QR and LU
+    keep spans nested: the first l columns of Q span what a sketch of l columns would have given.
 
     Args:
         W: (m, n).
         columns: of the sketch, at most min(m, n).
-        power_iterations: how often `W Wᵀ` is applied; QR stands between all products, or the small directions drown
-            in rounding.
+        power_iterations: q, how often `W Wᵀ` is applied.
         generator: a CPU generator; see `gaussian`.
+        G: (m, m), `W Wᵀ` in the dtype of W: to apply in place of W and Wᵀ. It squares the singular values, so that
+            directions under the square root of the dtype's precision are lost.
 
-    Source: Halko, Martinsson, Tropp, 2011 (arXiv 0909.4061), algorithm 4.4.
+    Source: Halko, Martinsson, Tropp, 2011 (arXiv 0909.4061), algorithm 4.4; Li, Linderman, Szlam, Stanton, Kluger,
+    Tygert, "Algorithm 971", 2017, for LU between the products.
     """
     with full_precision():
-        Q = torch.linalg.qr(W @ gaussian(W.shape[1], columns, generator, like=W)).Q  # (m, l)
+        Y = W @ gaussian(W.shape[1], columns, generator, like=W)  # (m, l)
         for _ in range(power_iterations):
-            P = torch.linalg.qr(W.T @ Q).Q  # (n, l)
-            Q = torch.linalg.qr(W @ P).Q  # (m, l)
-    return Q
+            Y = G @ _independent(Y) if G is not None else W @ _independent(W.T @ _independent(Y))  # (m, l)
+        return torch.linalg.qr(Y).Q
+
+
+def _independent(Y: Tensor) -> Tensor:
+    """A well-conditioned basis of the nested spans of Y's columns: P L of its LU, a third of QR's time on a CPU."""
+    if Y.is_cuda:  # where partial pivoting is the slow one
+        return torch.linalg.qr(Y).Q
+    factored, swaps, _ = torch.linalg.lu_factor_ex(Y)
+    L = factored.tril(-1)  # (m, l)
+    L.diagonal().fill_(1)
+    return torch.empty_like(L).index_copy_(0, rows_after(swaps, len(L)), L)
+
+
+def rows_after(swaps: Tensor, size: int) -> Tensor:
+    """Where the rows (size,) come from after LAPACK's exchanges: row i was exchanged with row swaps[i] - 1."""
+    rows = list(range(size))
+    for i, other in enumerate(swaps.tolist()):
+        rows[i], rows[other - 1] = rows[other - 1], rows[i]
+    return torch.tensor(rows, dtype=torch.int64, device=swaps.device)
+
+
+#: How many floating operations of a sketch take as long as one by a Gram matrix: the LUs on the way are slower than
+#: products. Measured by `benchmarks/decompose.py --crossovers` on an AMD EPYC (Zen 4), one thread.
+GRAM_WORTH = 1.2
+
+
+def gram_pays(shape: tuple[int, int], columns: int, power_iterations: int) -> bool:
+    """Whether a sketch of an (m, n) matrix, m <= n, is sooner done by a Gram matrix made for it alone than without."""
+    by_gram = gram_operations(shape, columns, power_iterations)
+    return by_gram < GRAM_WORTH * sketch_operations(shape, columns, power_iterations)
+
+
+def sketch_operations(shape: tuple[int, int], columns: int, power_iterations: int) -> int:
+    """Floating operations of `range_finder`, and of one projection on its range."""
+    (m, n), q = shape, power_iterations
+    return 2 * m * n * columns * (2 + 2 * q) + q * (m + n) * columns**2  # products; LUs of either side
+
+
+def gram_operations(shape: tuple[int, int], columns: int, power_iterations: int) -> int:
+    """The same with a Gram matrix, counting how it is made, and with the projection of the Gram."""
+    (m, n), q = shape, power_iterations
+    return m * m * n + 2 * m * n * columns * 2 + 2 * m * m * columns * (1 + q) + q * m * columns**2

@@ -73,6 +73,18 @@ class Corpus:
             else:
                 yield " ".join(self.arithmetic(draw, self.trained_numbers)[0] for _ in range(3)), []
 
+    def calibration(self, documents: int) -> Iterator[str]:
+        """Text of the kinds that were trained, from draws of its own; nothing that the tasks ask stands in it."""
+        draw = random.Random(f"calibration-{self.seed}")
+        for _ in range(documents):
+            kind = draw.random()
+            if kind < 0.8:
+                yield self.paragraph(draw)[0]
+            elif kind < 0.9:
+                yield " ".join(self.agreement(draw, self.trained_nouns)[0] for _ in range(2))
+            else:
+                yield " ".join(self.arithmetic(draw, self.trained_numbers)[0] for _ in range(3))
+
     def held_out(self, documents: int) -> Iterator[str]:
         """Text of the same kinds in which no sentence of an asked subject, noun pair or sum was ever trained."""
         draw = random.Random(f"held-out-text-{self.seed}")

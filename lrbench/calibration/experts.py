@@ -1,0 +1,73 @@
+"""Inputs of experts that lie stacked in one parameter: no hook sees them, but the routing says which tokens they are.
+
+Transformers calls such a module with (hidden states, chosen experts, their weights), and the attributes `gate_up_proj`
+(or `up_proj`), `down_proj`, `has_gate`, `has_bias`, `is_transposed` and `_apply_gate` say what it computes. Whether a
+module does compute that is checked against its own output before anything is believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+_AGREE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+
+
+class Routed:
+    """One call of an experts module.
+
+    Raises:
+        ValueError: it was not called as expected.
+    """
+
+    def __init__(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        if len(tensors) != 3 or tensors[1].is_floating_point() or tensors[1].shape != tensors[2].shape:
+            raise ValueError("it is not called with hidden states, chosen experts and their weights")
+        self._module = module
+        self._hidden = tensors[0].reshape(-1, tensors[0].shape[-1])  # (tokens, width)
+        self._chosen = tensors[1].reshape(len(self._hidden), -1)  # (tokens, experts a token)
+        self._weights = tensors[2].reshape(len(self._hidden), -1)
+
+    def entering(self, expert: int, parameter: str) -> torch.Tensor:
+        """What one expert's matrix is applied to, (tokens routed to it, in).
+
+        Raises:
+            ValueError: the module has not what says how its experts compute.
+        """
+        inputs = self._hidden[(self._chosen == expert).any(1)]
+        if parameter != "down_proj":
+            return inputs
+        try:
+            first = "gate_up_proj" if self._module.has_gate else "up_proj"
+            inner = self._product(inputs, first, expert)
+            activation: Any = self._module._apply_gate if self._module.has_gate else self._module.act_fn
+            return activation(inner)
+        except AttributeError as error:
+            raise ValueError(f"what enters its down-projections is not known: {error}") from None
+
+    def check(self, output: Any) -> None:
+        """Holds what the routing and the weights say against what the module returned.
+
+        Raises:
+            ValueError: they differ.
+        """
+        if not isinstance(output, torch.Tensor):
+            raise ValueError("it returns more than hidden states")
+        expected = torch.zeros_like(self._hidden, dtype=torch.float64)
+        for expert in self._chosen.unique().tolist():
+            rows, places = (self._chosen == expert).nonzero(as_tuple=True)
+            inputs = self.entering(expert, "down_proj")
+            result = self._product(inputs, "down_proj", expert)
+            expected.index_add_(0, rows, (result * self._weights[rows, places, None]).double())
+        distance = float((expected - output.reshape(expected.shape).double()).norm())
+        if not distance <= _AGREE.get(output.dtype, 5e-2) * float(expected.norm()):
+            raise ValueError("its output is not what its routing and its weights say")
+
+    def _product(self, x: torch.Tensor, parameter: str, expert: int) -> torch.Tensor:
+        matrix = getattr(self._module, parameter)[expert]
+        y = x @ matrix if self._module.is_transposed else x @ matrix.T
+        return y + getattr(self._module, f"{parameter}_bias")[expert] if self._module.has_bias else y

@@ -1,0 +1,53 @@
+"""FWSVD: the SVD of a weight whose inputs are weighted by the Fisher information."""
+
+from collections.abc import Sequence
+
+import torch
+
+import lrbench
+from lrbench import linalg
+
+
+class FisherWeightedSVD(lrbench.Reducer):
+    """Ŵ D is the truncated SVD of W D, with D = diag(sqrt(F_j)) and F_j = Σ_i E[(∂loss/∂W_ij)²].
+
+    The paper writes a layer as Z = X W and sums the Fisher information over each row of its W, which belongs to one
+    input. In y = W x that is a column, so there is a weight for each input j. As in ASVD nothing is divided by D.
+
+    Hsu, Hua, Chang, Lou, Shen, Jin, "Language model compression with weighted low-rank factorization", 2022 (arXiv
+    2207.00112).
+    """
+
+    name = "fwsvd"
+    needs = frozenset({"fisher"})
+    promises = frozenset({"exact", "monotone", "nested", "idempotent", "homogeneous"})
+    one_preparation = True
+
+    def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:
+        """One SVD serves every rank."""
+        d = context.statistics["fisher"].double().sqrt()  # (n,)
+        d = d.clamp(min=1e-6 * float(d.max()))  # or an input without any gradient would not be fitted
+        return _Truncations(linalg.WeightedSpectrum(weight, d))
+
+    def stored_numbers(self, shape: tuple[int, int], rank: int) -> int:
+        """k(m + n)."""
+        return rank * sum(shape)
+
+
+class _Truncations(lrbench.Prepared):
+    def __init__(self, spectrum: linalg.WeightedSpectrum) -> None:
+        self.spectrum = spectrum
+
+    def at_rank(self, rank: int) -> lrbench.LowRank:
+        U, B = self.spectrum.factors(rank)  # (m, k), U_kᵀ W (k, n)
+        return lrbench.LowRank(U, B)
+
+    def errors(self, ranks: Sequence[int]) -> list[float]:
+        errors = self.spectrum.errors()
+        return [errors[rank] for rank in ranks]
+
+
+@lrbench.hookimpl
+def lrbench_reducers() -> list[type[lrbench.Reducer]]:
+    """The reducers of this file."""
+    return [FisherWeightedSVD]

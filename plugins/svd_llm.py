@@ -1,0 +1,52 @@
+"""SVD-LLM: the truncation that loses least of the layer's output."""
+
+from collections.abc import Sequence
+
+import torch
+
+import lrbench
+from lrbench import linalg
+
+
+class SVDLLM(lrbench.Reducer):
+    """Ŵ = U_k (U_kᵀ W), with U_k the leading eigenvectors of W H Wᵀ and H = E[x xᵀ] the second moment of the inputs.
+
+    Of all matrices of rank k this one has the least output error E‖W x − Ŵ x‖². The paper whitens: it truncates the SVD
+    of W L, with H = L Lᵀ, and multiplies by L⁻¹. Since U_k U_kᵀ W L is that truncation, the inverse cancels.
+
+    Wang, Zheng, Wan, Zhang, "SVD-LLM: truncation-aware singular value decomposition for large language model
+    compression", 2024 (arXiv 2403.07378), section 3.1. Its second stage, an update of the weights, is not done here.
+    """
+
+    name = "svd-llm"
+    needs = frozenset({"second_moment"})
+    promises = frozenset({"exact", "monotone", "nested", "output-optimal", "idempotent", "homogeneous"})
+    one_preparation = True
+
+    def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:
+        """One eigendecomposition serves every rank."""
+        L = context.once(linalg.root, context.statistics["second_moment"])  # (n, n), L Lᵀ = H
+        return _Truncations(context.once(linalg.WeightedSpectrum, weight, L))
+
+    def stored_numbers(self, shape: tuple[int, int], rank: int) -> int:
+        """k(m + n)."""
+        return rank * sum(shape)
+
+
+class _Truncations(lrbench.Prepared):
+    def __init__(self, spectrum: linalg.WeightedSpectrum) -> None:
+        self.spectrum = spectrum
+
+    def at_rank(self, rank: int) -> lrbench.LowRank:
+        U, B = self.spectrum.factors(rank)  # (m, k), U_kᵀ W (k, n)
+        return lrbench.LowRank(U, B)
+
+    def errors(self, ranks: Sequence[int]) -> list[float]:
+        errors = self.spectrum.errors()
+        return [errors[rank] for rank in ranks]
+
+
+@lrbench.hookimpl
+def lrbench_reducers() -> list[type[lrbench.Reducer]]:
+    """The reducers of this file."""
+    return [SVDLLM]

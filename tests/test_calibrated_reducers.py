@@ -1,0 +1,213 @@
+"""Methods that are given statistics of the inputs: best by them, and the plain ones where they say nothing."""
+
+import math
+
+import pytest
+import torch
+from lrbench.plugins import asvd, cr, fwsvd, id, nystrom, random_columns, rsvd, svd, svd_llm
+
+import lrbench
+from lrbench.linalg import FeatureRefit, WeightedSpectrum, output_error, root
+from lrbench.testing import check_reducer
+
+ID, CR = id.InterpolativeDecomposition, cr.CR
+SVDLLM, ASVD, FWSVD, Nystrom = svd_llm.SVDLLM, asvd.ASVD, fwsvd.FisherWeightedSVD, nystrom.Nystrom
+
+CALIBRATED = [
+    SVDLLM(),
+    ASVD(),
+    ASVD(alpha=1.0),
+    FWSVD(),
+    Nystrom(),
+    Nystrom(selection="scores"),
+    *(ID(calibrated=True, selection=s, side=t) for s in ("cholesky", "lupp", "cpqr") for t in ("rows", "columns")),
+    CR(calibrated=True),
+    CR(refit=True),
+    CR(calibrated=True, sampling="random"),
+]
+SHAPES = [(24, 40), (40, 24), (30, 30)]
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def weight(m, n, seed=0):
+    s = min(m, n)
+    U, V = torch.linalg.qr(normal(m, s, seed=seed)).Q, torch.linalg.qr(normal(n, s, seed=seed + 1)).Q
+    return (U * torch.arange(1, s + 1).double() ** -0.5) @ V.T
+
+
+def inputs(n, tokens=400, seed=5):
+    """Correlated inputs with some large features, (tokens, n)."""
+    mix = normal(n, n, seed=seed) * torch.arange(1, n + 1).double() ** -1
+    return normal(tokens, n, seed=seed + 1) @ mix.T * (1 + 4 * (torch.arange(n) % 7 == 0))
+
+
+def moments(x):
+    return {"second_moment": x.T @ x / len(x), "absmean": x.abs().mean(0), "fisher": x.square().mean(0) + 0.1}
+
+
+def reduce(reducer, W, rank, statistics):
+    slot = lrbench.Slot("model.layers.0.mlp.up_proj.weight", 0, "mlp.up", tuple(W.shape))
+    given = {name: statistics[name] for name in reducer.needs}
+    return reducer.prepare(W, [rank], lrbench.Context.seeded(slot, reducer, 0, statistics=given)).at_rank(rank)
+
+
+def label(reducer):
+    return repr(reducer).replace(" ", "")
+
+
+@pytest.mark.parametrize("reducer", CALIBRATED, ids=label)
+def test_every_calibrated_reducer_keeps_its_contract_and_its_promises(reducer):
+    failed = [f"{r.name}: {r.detail}" for r in check_reducer(reducer) if not r.passed]
+    assert not failed, "\n".join(failed)
+
+
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+@pytest.mark.parametrize(
+    ("calibrated", "plain"),
+    [
+        (SVDLLM(), svd.SVD()),
+        (ASVD(), svd.SVD()),
+        (FWSVD(), svd.SVD()),
+        (Nystrom(selection="scores"), CR()),
+        (CR(refit=True), CR()),
+        (CR(calibrated=True), CR()),
+        (CR(calibrated=True, sampling="random"), CR(sampling="random")),
+        *((ID(calibrated=True, side=t, selection=s), ID(side=t, selection=s))
+          for t in ("rows", "columns") for s in ("cholesky", "lupp", "cpqr")),
+    ],
+    ids=lambda reducer: label(reducer) if isinstance(reducer, lrbench.Reducer) else str(reducer),
+)  # fmt: skip
+def test_with_white_inputs_a_calibrated_method_is_the_plain_one(calibrated, plain, m, n):
+    W = weight(m, n)
+    white = {"second_moment": torch.eye(n).double(), "absmean": torch.ones(n), "fisher": torch.ones(n)}
+    for rank in (1, 7, min(m, n)):
+        assert torch.allclose(reduce(calibrated, W, rank, white).dense(), reduce(plain, W, rank, {}).dense(), atol=1e-9)
+
+
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+def test_no_method_of_the_same_rank_has_less_output_error_than_svd_llm(m, n):
+    W, statistics = weight(m, n), moments(inputs(n))
+    H = statistics["second_moment"]
+    others = [*CALIBRATED, svd.SVD(), rsvd.RandomizedSVD(), ID(), CR(), random_columns.RandomColumns()]
+    for rank in (1, 6, 15, min(m, n) - 1):
+        least = output_error(W, reduce(SVDLLM(), W, rank, statistics).dense(), H)
+        for other in others:
+            assert output_error(W, reduce(other, W, rank, statistics).dense(), H) >= least * (1 - 1e-7), label(other)
+
+
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+def test_svd_llm_is_the_whitened_truncation_of_the_paper(m, n):
+    W, H = weight(m, n), moments(inputs(n))["second_moment"]
+    L = torch.linalg.cholesky(H)
+    U, S, Vh = torch.linalg.svd(W @ L, full_matrices=False)
+    for rank in (1, 9, 20):
+        paper = (U[:, :rank] * S[:rank]) @ Vh[:rank] @ torch.linalg.inv(L)
+        found = reduce(SVDLLM(), W, rank, {"second_moment": H})
+        assert torch.allclose(found.dense(), paper, atol=1e-8)
+        expected = math.sqrt(float(S[rank:].square().sum() / S.square().sum()))
+        assert output_error(W, found.dense(), H) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+def test_asvd_and_fwsvd_are_the_scaled_truncations_of_their_papers(m, n):
+    W, statistics = weight(m, n), moments(inputs(n))
+    scales = {ASVD(): statistics["absmean"].sqrt(), FWSVD(): statistics["fisher"].sqrt()}
+    for reducer, s in scales.items():
+        U, S, Vh = torch.linalg.svd(W * s, full_matrices=False)
+        paper = (U[:, :8] * S[:8]) @ Vh[:8] / s
+        assert torch.allclose(reduce(reducer, W, 8, statistics).dense(), paper, atol=1e-8)
+
+
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+def test_refitted_columns_are_the_regression_of_the_output_on_the_features_kept(m, n):
+    W, x = weight(m, n), inputs(n)
+    statistics = moments(x)
+    for reducer in (Nystrom(), Nystrom(selection="scores"), CR(refit=True)):
+        for rank in (1, 8, n):
+            factors = reduce(reducer, W, rank, statistics)
+            solution = torch.linalg.lstsq(x[:, factors.indices], x @ W.T).solution.T  # (m, k)
+            assert torch.allclose(factors.columns, solution, atol=1e-6)
+    scores = W.norm(dim=0) * statistics["second_moment"].diagonal().sqrt()
+    assert reduce(CR(refit=True), W, 5, statistics).indices.tolist() == scores.topk(5).indices.tolist()
+    assert reduce(CR(calibrated=True), W, 5, statistics).indices.tolist() == scores.topk(5).indices.tolist()
+
+
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+def test_the_calibrated_row_id_is_the_regression_of_the_outputs_on_the_outputs_kept(m, n):
+    W, x = weight(m, n), inputs(n)
+    y = x @ W.T  # (tokens, m)
+    for selection in ("cholesky", "lupp", "cpqr"):
+        factors = reduce(ID(calibrated=True, side="rows", selection=selection), W, 9, moments(x))
+        assert torch.equal(factors.skeleton, W[factors.indices])
+        fitted = y[:, factors.indices] @ torch.linalg.lstsq(y[:, factors.indices], y).solution
+        assert torch.allclose(x @ factors.dense().T, fitted, atol=1e-8)
+
+
+def test_calibration_pays_where_inputs_are_correlated():
+    W, statistics = weight(40, 60), moments(inputs(60))
+    H = statistics["second_moment"]
+    pairs = [(SVDLLM(), svd.SVD()), (ID(calibrated=True), ID(side="rows")), (Nystrom(), CR()), (ASVD(), svd.SVD())]
+    for calibrated, plain in pairs:
+        lost = [output_error(W, reduce(r, W, 10, statistics).dense(), H) for r in (calibrated, plain)]
+        assert lost[0] < 0.9 * lost[1], label(calibrated)
+
+
+@pytest.mark.parametrize("reducer", [SVDLLM(), ASVD(), FWSVD(), ID(calibrated=True)], ids=label)
+def test_inputs_that_are_never_used_or_depend_on_others_do_not_break_it(reducer):
+    W, x = weight(20, 30), inputs(30)
+    x[:, 4] = 0
+    x[:, 7] = x[:, 8] + x[:, 9]
+    statistics = moments(x)
+    statistics["fisher"][4] = 0
+    for rank in (1, 10, 20):
+        factors = reduce(reducer, W.float(), rank, statistics)
+        assert bool(factors.dense().isfinite().all())
+        error = output_error(W, factors.dense(), statistics["second_moment"])
+        assert error < (1e-3 if rank == 20 else 1)
+
+
+def test_features_that_depend_on_each_other_are_not_refitted_without_damping():
+    x = inputs(10)
+    x[:, 7] = 0
+    with pytest.raises(ValueError, match="damping"):
+        FeatureRefit(weight(12, 10), x.T @ x, torch.arange(10))
+
+
+def test_a_singular_second_moment_has_a_root():
+    x = inputs(20, tokens=5)
+    H = x.T @ x
+    L = root(H)
+    assert torch.allclose(L @ L.T, H, atol=1e-9 * float(H.norm()))
+
+
+def test_tails_below_what_a_gram_sees_are_still_the_best():
+    W = normal(30, 50) @ torch.diag(10.0 ** -torch.arange(50).double().mul(0.4))
+    L = root(moments(inputs(50))["second_moment"])
+    spectrum = WeightedSpectrum(W, L)
+    S = torch.linalg.svdvals(W @ L)
+    for rank in (5, 20, 25):
+        exact = float(S[rank:].square().sum().sqrt())
+        assert spectrum.weighted_errors()[rank] == pytest.approx(exact, rel=2e-2)
+        U, B = spectrum.factors(rank)
+        assert float(((W - U @ B) @ L).norm()) == pytest.approx(exact, rel=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ASVD(alpha=-1.0), "alpha"),
+        (lambda: Nystrom(selection="best"), "pivots or scores"),
+        (lambda: CR(refit=True, sampling="random"), "refit goes with sampling: top"),
+    ],
+)
+def test_parameters_that_make_no_sense_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_only_an_instance_that_is_calibrated_needs_statistics():
+    assert ID().needs == CR().needs == frozenset()
+    assert ID(calibrated=True).needs == CR(refit=True).needs == CR(calibrated=True).needs == {"second_moment"}
