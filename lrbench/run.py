@@ -21,7 +21,7 @@ from lrbench.models.edit import edited
 from lrbench.models.load import LoadedModel, choose_device, first_non_finite, load, load_structure
 from lrbench.models.slots import Inventory, count_numbers
 from lrbench.plan import Cell, Method, Plan, make_plan, methods
-from lrbench.reduce import Reduction, Reductions
+from lrbench.reductions import Reduction, Reductions
 from lrbench.registry import Registry
 from lrbench.store import Row, RunDirectory
 from lrbench.suite import ModelSpec, Suite
