@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lrbench
@@ -37,16 +38,25 @@ class Manifest:
             "lrbench": lrbench.__version__,
             "suite": suite.resolved(),
             "suite_hash": suite.hash,
+            "paths": suite.local_paths(),
             "tasks": earlier.get("tasks", []),
             "reducers": [_of_method(method, registry) for method in methods],
         }
 
     def add_model(
-        self, loaded: LoadedModel, tasks: TaskSet, engine: BoundEngine, cells: list[str], *, at_work: bool
+        self,
+        loaded: LoadedModel,
+        tasks: TaskSet,
+        engine: BoundEngine,
+        setting: Mapping[str, Any],
+        cells: list[str],
+        *,
+        at_work: bool,
     ) -> None:
         """Writes what is known of a model before its cells are scored.
 
         Args:
+            setting: what all its cells' hashes are made of beside the cells themselves.
             cells: hashes of all its cells, in the order of the plan.
             at_work: the engine has cells to score; else the entry of the one that scored them stays.
         """
@@ -60,6 +70,7 @@ class Manifest:
             "numbers": count_numbers(loaded.model),
             "blocks": len(loaded.inventory.blocks),
             "engine": engine.describe() if at_work or "engine" not in earlier else earlier["engine"],
+            "setting": dict(setting),
             "cells": cells,
         }
         self._content["tasks"] = [{"task": name, "subtasks": parts} for name, parts in tasks.named.items()]
@@ -70,10 +81,12 @@ class Manifest:
 
 def _of_method(method: Method, registry: Registry) -> dict[str, Any]:
     name = method.reducer.name
+    source = registry.source(name)
     return {
         "label": method.label,
         "reducer": name,
         "params": dict(method.params),
-        "source": registry.source(name),
+        "source": source,
+        **({"file": str(Path(source).resolve())} if registry.is_file(name) else {}),
         "source_hash": method.source_hash,
     }

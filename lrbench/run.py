@@ -207,7 +207,7 @@ def _run_model(
     setting = _setting(suite, loaded, spec, scorer)
     keys = {id(cell): cell.digest(**setting) for cell in plan.cells}
     missing = Plan(tuple(cell for cell in plan.cells if keys[id(cell)] not in done))
-    manifest.add_model(loaded, tasks, scorer, list(keys.values()), at_work=bool(missing.cells))
+    manifest.add_model(loaded, tasks, scorer, setting, list(keys.values()), at_work=bool(missing.cells))
     reused = [done[key] for key in keys.values() if key in done]
     result.count(reused, new=False)
     progress.planned(loaded.label, len(plan.cells), len(reused), tasks.named)

@@ -325,6 +325,20 @@ class Suite(_Spec):
             "batch_size": self.batch_size,
         }
 
+    def local_paths(self) -> dict[str, str]:
+        """Where the relative paths in `resolved` lead on this machine: dotted place -> absolute path."""
+        resolved = self.resolved()
+        here = {
+            f"{key}.{index}": str(path)
+            for key in ("task_paths", "plugins")
+            for index, path in enumerate(getattr(self, key))
+            if str(path) != resolved[key][index]
+        }
+        for index, model in enumerate(self.models):
+            if model._given is not None and model.pretrained != model._given:
+                here[f"models.{index}.pretrained"] = str(model.pretrained)
+        return here
+
     def place(self, path: KeyPath) -> Place:
         """Where the value at `path` was written, as `("sweep", 0, "layers")`, or the nearest thing around it."""
         return self._document.place(path)
