@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -145,6 +146,25 @@ class Factors(ABC):
         """The names of the tensors that hold positions."""
         return frozenset()
 
+    def settings(self) -> dict[str, Any]:
+        """The fields that are no tensors: plain values that JSON can hold."""
+        return {name: value for name, value in self._fields().items() if not isinstance(value, Tensor)}
+
+    @staticmethod
+    def made(kind: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Factors:
+        """Factors from `tensors()` as they were stored, and `settings()`; positions become int64.
+
+        Raises:
+            ValueError: an unknown type, or fields that do not fit it.
+        """
+        if kind not in Factors._types:
+            raise ValueError(f"unknown factors {kind!r}")
+        wide = {name: t if t.is_floating_point() else t.to(torch.int64) for name, t in tensors.items()}
+        try:
+            return Factors._types[kind](**wide, **settings).check()
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+
     def module(self, bias: Tensor | None = None) -> FactoredLinear:
         """An `nn.Module` whose forward is `apply`, plus `bias` (out,) where given."""
         from lrbench.factored_linear import FactoredLinear
@@ -159,8 +179,7 @@ class Factors(ABC):
             name: (tensor if tensor.is_floating_point() else tensor.to(torch.int32)).detach().cpu().contiguous().clone()
             for name, tensor in self.tensors().items()
         }
-        settings = {name: value for name, value in self._fields().items() if name not in tensors}
-        header = {"version": 1, "type": type(self).__name__, **settings}
+        header = {"version": 1, "type": type(self).__name__, **self.settings()}
         save_file(tensors, str(path), metadata={"lrbench": json.dumps(header, sort_keys=True)})
 
     @classmethod
@@ -182,10 +201,9 @@ class Factors(ABC):
             kind = header.get("type") if isinstance(header, dict) else None
             raise ValueError(f"{path}: " + (f"unknown factors {kind!r}" if kind else "holds no lrbench factors"))
         settings = {name: value for name, value in header.items() if name not in ("type", "version")}
-        numbers = {name: t if t.is_floating_point() else t.to(torch.int64) for name, t in tensors.items()}
         try:
-            return Factors._types[header["type"]](**numbers, **settings).check()
-        except (TypeError, ValueError) as error:
+            return Factors.made(header["type"], tensors, settings)
+        except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
 

@@ -155,8 +155,8 @@ def _refuse_unscored(run: RunDirectory, row: Row) -> None:
 
 
 def _check_code(manifest: Mapping[str, Any], method: Method) -> None:
-    then = next((entry for entry in manifest["reducers"] if entry["label"] == method.label), {})
-    if then.get("source_hash") != method.source_hash:
+    then = next((entry["source_hash"] for entry in manifest["reducers"] if entry["label"] == method.label), None)
+    if then != method.source_hash:
         raise PluginError(
             f"reducer {method.label!r}: its code, or lrbench's, is not that of the run "
             f"(lrbench {manifest.get('lrbench')}, now {lrbench.__version__}); run the suite again, or add --other-code "

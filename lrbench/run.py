@@ -6,11 +6,14 @@ import fcntl
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from torch import nn
+
+from lrbench.editing import Inference, in_place, noted
 from lrbench.environment import environment
 from lrbench.errors import InputError, LrbenchError, ModelError, TaskError, one_line
 from lrbench.evaluate import ENGINES, make_engine
@@ -249,8 +252,9 @@ def _rows(share: _ModelRun, plan: Plan, keys: dict[int, str], engine: Engine) ->
             if isinstance(outcome, LrbenchError):
                 yield share.row(cell, key, "failed", reason=str(outcome))
                 continue
-            pending[key] = (cell, outcome)
-            jobs.append(Job(key, cell.first_block, _Editing(cell, outcome)))
+            inference = share.suite.inference
+            pending[key] = (cell, noted(cell.slots, outcome, inference))
+            jobs.append(Job(key, cell.first_block, _Editing(share.loaded.model, cell, outcome, inference)))
         held = sum(reduction.edit.stored_bytes for _, done in pending.values() for reduction in done)
         if not engine.prefers_many or held > HELD_BYTES:
             yield from scored()
@@ -259,13 +263,15 @@ def _rows(share: _ModelRun, plan: Plan, keys: dict[int, str], engine: Engine) ->
 
 @dataclass(frozen=True)
 class _Editing:
-    """Puts a cell's reduced matrices in place, each time it is called."""
+    """Puts a cell's reductions in place, each time it is called."""
 
+    model: nn.Module
     cell: Cell
     reductions: Sequence[Reduction]
+    inference: Inference
 
-    def __call__(self) -> Any:
-        return edited({slot: r.matrix() for slot, r in zip(self.cell.slots, self.reductions, strict=True)})
+    def __call__(self) -> AbstractContextManager[None]:
+        return in_place(self.model, self.cell.slots, self.reductions, self.inference)
 
 
 def _scored_row(share: _ModelRun, cell: Cell, reductions: Sequence[Reduction], scored: Outcome) -> Row:
@@ -294,6 +300,7 @@ def _setting(suite: Suite, loaded: LoadedModel, spec: ModelSpec, engine: BoundEn
         "seed": suite.seed,
         "tasks": engine.requests.definition(),
         "model_options": {"chat_template": spec.chat_template, "max_length": spec.max_length, "add_bos": spec.add_bos},
+        **({"inference": suite.inference} if suite.inference != "dense" else {}),
     }
 
 

@@ -34,6 +34,7 @@ class Edit(Strict):
     stored_as: Literal["factors", "dense"]
     relative_error: float  # |W - What|_F / |W|_F, after rounding to the model's dtype
     optimal_error: float  # the Eckart-Young optimum of the same rank, before rounding
+    evaluated_as: Literal["dense", "factors"] = "dense"  # how it ran when it was scored
 
 
 class Row(Strict):

@@ -264,6 +264,8 @@ class Suite(_Spec):
         task_paths, plugins: folders of task YAML, plugin files: absolute.
         tasks, reducers, sweep: at least one of each.
         batch_size: rows a forward pass; None for the engine's choice.
+        inference: whether edited weights are multiplied as matrices, or through their factors where they can be.
+        measure: what is measured beside the scores.
     """
 
     name: Annotated[_Text, AfterValidator(_directory_name)]
@@ -275,7 +277,16 @@ class Suite(_Spec):
     sweep: Annotated[tuple[SweepSpec, ...], Field(min_length=1)]
     seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] = 0
     batch_size: _Count | None = None
+    inference: Literal["dense", "factored"] = "dense"
+    measure: Annotated[tuple[Literal["inference"], ...], BeforeValidator(_one_or_many)] = ()
     _document: Document = PrivateAttr()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_null(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: entry for key, entry in value.items() if entry is not None or key not in ("inference", "measure")}
 
     @model_validator(mode="after")
     def _distinct(self) -> Suite:
@@ -323,6 +334,8 @@ class Suite(_Spec):
             "sweep": [sweep.resolved() for sweep in self.sweep],
             "seed": self.seed,
             "batch_size": self.batch_size,
+            "inference": None if self.inference == "dense" else self.inference,
+            "measure": list(self.measure) or None,
         }
 
     def local_paths(self) -> dict[str, str]:

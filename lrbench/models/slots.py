@@ -61,6 +61,12 @@ class WeightSlot:
         return self.layout.view(self.tensor().detach())
 
 
+@torch.no_grad()
+def write_slot(slot: WeightSlot, matrix: torch.Tensor) -> None:
+    """Writes a matrix (out, in) into a slot's parameter for good."""
+    slot.layout.view(slot.tensor().data).copy_(matrix)
+
+
 @dataclass(frozen=True)
 class Inventory:
     """What was found in a model.

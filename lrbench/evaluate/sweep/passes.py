@@ -41,16 +41,22 @@ class Passes:
 
     Attributes:
         width: of the hidden states, once recorded.
+        vocabulary: how many logits a position has.
     """
 
     def __init__(self, model: PreTrainedModel, blocks: Sequence[nn.Module], *, resume: bool = True) -> None:
         self.model = model
         self.blocks = list(blocks)
         self.resume = resume
-        self._head: nn.Module = model.get_output_embeddings()
         self._masks = Masks(model.config, model.dtype)
         self._forms: list[int | None] = []  # of each block: how many things it returns; None: a bare tensor
         self.width = 0
+        self.vocabulary = int(model.get_output_embeddings().weight.shape[0])  # an edited head may hold no such matrix
+
+    @property
+    def _head(self) -> nn.Module:
+        """The one that is there now: an edit may have put another in its place."""
+        return self.model.get_output_embeddings()
 
     @torch.no_grad()
     def states(self, batch: Batch, start: int, states: torch.Tensor | None, stop: int) -> torch.Tensor:
