@@ -33,6 +33,7 @@ class CellAgain:
     Attributes:
         row: as the run wrote it.
         suite: the run's.
+        asked: the same as plain data, as the manifest has it.
         spec: its model, as the suite names it.
         loaded: the model, unedited.
         cell: what is edited.
@@ -41,6 +42,7 @@ class CellAgain:
 
     row: Row
     suite: Suite
+    asked: Mapping[str, Any]
     spec: ModelSpec
     loaded: LoadedModel
     cell: Cell
@@ -144,7 +146,7 @@ def compute_again(
         raise outcome
     for mine, theirs in zip(_in_order([r.edit for r in outcome]), _in_order(row.edits), strict=True):
         _check_edit(mine, theirs)
-    return CellAgain(row, again.suite, spec, loaded, cell, tuple(outcome))
+    return CellAgain(row, again.suite, again.manifest["suite"], spec, loaded, cell, tuple(outcome))
 
 
 def _refuse_unscored(run: RunDirectory, row: Row) -> None:

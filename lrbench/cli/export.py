@@ -24,7 +24,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("directory", metavar="DIR", type=Path, help="where to write; must not exist, or be empty")
     parser.add_argument("--format", choices=_FORMATS, default="dense",
                         help="dense: a checkpoint for transformers; factored: factors and the other weights, for "
-                             "lrbench.load; lora: a PEFT adapter, for low-rank updates (default: %(default)s)")  # fmt: skip
+                             "lrbench.load; lora: a PEFT adapter, for low-rank updates (default: dense)")  # fmt: skip
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1 ... (default: the suite's, else the GPU)")
     parser.add_argument("--plugin", action="append", default=[], metavar="FILE", type=Path,
                         help="a plugin file, instead of those that the run was given (repeatable)")  # fmt: skip

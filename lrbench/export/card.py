@@ -1,8 +1,7 @@
-"""The model card of an export: what was done to which weights, what it cost and scored, how to repeat and to load it."""
+"""The model card of an export: what was done to which weights, what it cost and scored, how to load it."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,8 +84,8 @@ def card(subject: Subject, form: str, description: Description | None = None) ->
     parts = [
         _front_matter(subject, form),
         f"# {title}",
-        f"`{_plain(subject.base)}` with {len(edits)} weight{'s' if len(edits) != 1 else ''} replaced by a decomposition "
-        f"({describe(edits, len(subject.inventory.blocks))}), made by lrbench {lrbench.__version__}.",
+        f"`{_plain(subject.base)}` with {len(edits)} weight{'s' if len(edits) != 1 else ''} replaced by a "
+        f"decomposition ({describe(edits, len(subject.inventory.blocks))}), made by lrbench {lrbench.__version__}.",
         "## What it scored" if row is not None and row.scores else "",
         _scores(subject),
         "## What was edited",
@@ -141,9 +140,7 @@ def _summary(subject: Subject) -> str:
             0, f"- method: {method}{f' ({settings})' if settings else ''}; asked: {row.setting}; seed {row.seed}"
         )
         if row.keep_targets is not None and row.keep_model is not None:
-            lines.append(
-                f"- numbers kept, as factors: {row.keep_targets:.4g} of these weights, {row.keep_model:.4g} of the model"
-            )
+            lines.append(f"- numbers kept: {row.keep_targets:.4g} of these weights, {row.keep_model:.4g} of the model")
         lines.append(f"- decomposition: {row.decompose_seconds:.3g} s")
     return "\n".join(lines)
 
@@ -182,9 +179,16 @@ def _made(subject: Subject) -> str:
     if subject.environment:
         lines.append(f"Scored on {_plain(in_words(dict(subject.environment)))}.")
     if subject.suite:
-        text = json.dumps(dict(subject.suite), indent=1, ensure_ascii=False)
+        text = yaml.safe_dump(_given(dict(subject.suite)), sort_keys=False, allow_unicode=True, width=100)
         lines.append("The suite:\n\n" + "\n".join("    " + line for line in text.splitlines()))
     return "\n\n".join(lines)
+
+
+def _given(data: Any) -> Any:
+    """A suite without what it leaves out."""
+    if isinstance(data, dict):
+        return {key: _given(value) for key, value in data.items() if value is not None and value != []}
+    return [_given(value) for value in data] if isinstance(data, list) else data
 
 
 def _licence(subject: Subject) -> str:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -136,7 +137,13 @@ def _add_part(apart: _Apart, slot: WeightSlot, factors: Factors | None, path: st
 
 
 def _add(
-    apart: _Apart, slot: WeightSlot, factors: Factors, path: str, names: dict[str, str], bias: str | None, runs_as: str
+    apart: _Apart,
+    slot: WeightSlot,
+    factors: Factors,
+    path: str,
+    names: dict[str, str],
+    bias: str | None,
+    runs_as: Literal["factors", "matrix"],
 ) -> StoredWeight:
     for field_name, tensor in factors.tensors().items():
         apart.tensors[names[field_name]] = tensor if tensor.is_floating_point() else tensor.to(torch.int32)

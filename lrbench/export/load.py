@@ -49,7 +49,7 @@ def load(directory: str | Path, device: str | None = "cpu") -> PreTrainedModel:
             model.generation_config = GenerationConfig.from_pretrained(folder)
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise InputError(f"{folder}: its files do not fit each other: {one_line(error)}") from error
-    return model.to(target).eval()  # type: ignore[arg-type]
+    return model.to(target).eval()
 
 
 def _read(folder: Path) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from lrbench.errors import InputError, ModelError
+from lrbench.errors import ModelError
 from lrbench.export.card import card
 from lrbench.export.folder import new_folder
 from lrbench.export.subject import Subject
@@ -109,8 +109,8 @@ def _difference(slot: WeightSlot, edited: Tensor) -> tuple[Tensor, Tensor]:
     m, n = weight.shape
     if rank * (m + n) >= m * n:
         raise ModelError(
-            f"{slot.name}: the edit differs from the base by a matrix of rank {rank} of {min(m, n)}, so an adapter would "
-            "store more than the weight; lora is for low-rank updates: export dense or factored"
+            f"{slot.name}: the edit differs from the base by rank {rank} of {min(m, n)}, so an adapter would store "
+            "more than the weight; lora is for low-rank updates: export dense or factored"
         )
     rank = max(rank, 1)
     root = sigma[:rank].sqrt()

@@ -68,7 +68,7 @@ class Subject:
             slots=again.cell.slots,
             reductions=again.reductions,
             row=again.row,
-            suite=again.suite.resolved(),
+            suite=again.asked,
             environment=run.environments().get(again.row.environment, {}),
             made=made,
         )
