@@ -4,6 +4,7 @@ import json
 import random
 from pathlib import Path
 from textwrap import dedent
+from unittest import mock
 
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
@@ -83,12 +84,13 @@ def write_family_suite(folder: Path, family: str, sweep: str = "", **keys: str) 
 
 def lm_eval_says(tasks: Path, **model) -> dict[str, float]:
     """lm-eval's own figures: metric -> value."""
-    results = simple_evaluate(
-        **model,
-        tasks=["which"],
-        task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
-        bootstrap_iters=0,
-        batch_size=32,
-        device="cpu",
-    )["results"]["which"]
+    with mock.patch("lm_eval.evaluator.add_env_info"):  # asks pip and git, a second a time
+        results = simple_evaluate(
+            **model,
+            tasks=["which"],
+            task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
+            bootstrap_iters=0,
+            batch_size=32,
+            device="cpu",
+        )["results"]["which"]
     return {name.partition(",")[0]: results[name] for name in results if name in ("acc,none", "brier_score,none")}
