@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -47,6 +48,24 @@ class Reduction:
         """What stands in for W (out, in): the product of the stored factors, computed in float32 or better."""
         dtype = next(t.dtype for t in self.factors.tensors().values() if t.is_floating_point())
         return self.factors.to(dtype=_working(dtype)).dense()
+
+
+def sizes(slots: Sequence[WeightSlot], reductions: Sequence[Reduction], numbers: int) -> dict[str, float]:
+    """keep of the targets and of the model, and the compression ratio.
+
+    A tied weight is replaced only when all that use it are edited; else its factors come on top of it.
+
+    Args:
+        slots, reductions: one of each for each edited weight.
+        numbers: parameters of the unedited model.
+    """
+    stored = sum(reduction.edit.stored_numbers for reduction in reductions)
+    dense = sum(slot.about.shape[0] * slot.about.shape[1] for slot in slots)
+    edited_users = Counter(id(slot.tensor()) for slot in slots)
+    originals = {id(slot.tensor()): slot for slot in slots}.items()
+    replaced = sum(slot.tensor().numel() for key, slot in originals if edited_users[key] == slot.users)
+    model = (numbers - replaced + stored) / numbers
+    return {"keep_targets": stored / dense, "keep_model": model, "compression_ratio": 1 / model}
 
 
 class Reductions:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from lrbench.models.edit import edited
 from lrbench.models.load import LoadedModel, choose_device, first_non_finite, load, load_structure
 from lrbench.models.slots import Inventory, count_numbers
 from lrbench.plan import Cell, Method, Plan, make_plan, methods
-from lrbench.reductions import Reduction, Reductions
+from lrbench.reductions import Reduction, Reductions, sizes
 from lrbench.registry import Registry
 from lrbench.store import Row, RunDirectory
 from lrbench.suite import ModelSpec, Suite
@@ -105,19 +104,6 @@ class _ModelRun:
             params=dict(method.params) if method else {}, mode=cell.mode, requested=cell.requested,
             seed=self.suite.seed, **measured,
         )  # fmt: skip
-
-    def sizes(self, cell: Cell, reductions: Sequence[Reduction]) -> dict[str, float]:
-        """keep of the targets and of the model, and the compression ratio.
-
-        A tied weight is replaced only when all that use it are edited; else its factors come on top of it.
-        """
-        stored = sum(reduction.edit.stored_numbers for reduction in reductions)
-        dense = sum(slot.about.shape[0] * slot.about.shape[1] for slot in cell.slots)
-        edited_users = Counter(id(slot.tensor()) for slot in cell.slots)
-        originals = {id(slot.tensor()): slot for slot in cell.slots}.items()
-        replaced = sum(slot.tensor().numel() for key, slot in originals if edited_users[key] == slot.users)
-        model = (self.numbers - replaced + stored) / self.numbers
-        return {"keep_targets": stored / dense, "keep_model": model, "compression_ratio": 1 / model}
 
 
 def run_suite(
@@ -281,7 +267,7 @@ def _scored_row(share: _ModelRun, cell: Cell, reductions: Sequence[Reduction], s
         "evaluate_seconds": scored.seconds,
     }
     if cell.method is not None:
-        measured |= share.sizes(cell, reductions)
+        measured |= sizes(cell.slots, reductions, share.numbers)
     else:
         measured |= {"keep_targets": 1.0, "keep_model": 1.0, "compression_ratio": 1.0}
     if scored.error is not None:
