@@ -69,4 +69,9 @@ def flat(row: Row) -> dict[str, Any]:
         for metric, score in scores.items():
             line[f"{task}/{metric}"] = score.value
             line[f"{task}/{metric}_stderr"] = score.stderr
+    for entry in row.inference.batches if row.inference is not None else ():
+        for form in ("dense", "factored"):
+            speed = getattr(entry, form)
+            if speed is not None:
+                line |= {f"inference/{form}/batch{entry.batch}/{what}": value for what, value in speed}
     return line

@@ -18,6 +18,7 @@ from lrbench.errors import InputError, LrbenchError, ModelError, TaskError, one_
 from lrbench.evaluate import ENGINES, make_engine
 from lrbench.evaluate.bound import BoundEngine
 from lrbench.evaluate.engine import Engine, Job, Outcome
+from lrbench.inference import measure_inference
 from lrbench.manifest import Manifest
 from lrbench.models.edit import edited
 from lrbench.models.load import LoadedModel, choose_device, first_non_finite, load, load_structure
@@ -272,6 +273,8 @@ def _scored_row(share: _ModelRun, cell: Cell, reductions: Sequence[Reduction], s
         measured |= {"keep_targets": 1.0, "keep_model": 1.0, "compression_ratio": 1.0}
     if scored.error is not None:
         return share.row(cell, scored.cell, "failed", reason=str(scored.error), **measured)
+    if "inference" in share.suite.measure:
+        measured["inference"] = measure_inference(share.loaded.model, cell.slots, reductions)
     share.directory.write_samples(scored.cell, scored.samples)
     return share.row(cell, scored.cell, "ok", scores=scored.scores, **measured)
 

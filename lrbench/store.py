@@ -19,6 +19,7 @@ from pydantic_core import from_json
 
 from lrbench.errors import InputError, one_line
 from lrbench.scores import Score, Strict
+from lrbench.speed import InferenceSpeed
 
 
 class Edit(Strict):
@@ -61,6 +62,7 @@ class Row(Strict):
     decompose_seconds: float = 0.0
     evaluate_seconds: float = 0.0
     scores: dict[str, dict[str, Score]] = Field(default_factory=dict)
+    inference: InferenceSpeed | None = None  # where the suite measures it
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, ser_json_inf_nan="constants")
 
