@@ -83,7 +83,7 @@ def measure_inference(
 def _in_turns(
     model: PreTrainedModel, forms: Sequence[Callable[[], AbstractContextManager[None]]], batch: int, plan: Protocol
 ) -> list[Speed]:
-    prompts = _prompts(model, batch, plan.prompt_tokens)
+    prompts = prompts_of(model, batch, plan.prompt_tokens)
     prefill: list[list[float]] = [[] for _ in forms]
     decode: list[list[float]] = [[] for _ in forms]
     peaks: list[int] = []
@@ -91,10 +91,10 @@ def _in_turns(
         for index, form in enumerate(forms):
             with form(), torch.no_grad():
                 if repeat == 0:  # untimed: libraries warm up, and memory is watched, which takes time of its own
-                    _timed(model, prompts, plan.new_tokens)
+                    time_once(model, prompts, plan.new_tokens)
                     peaks.append(_peak(model, prompts, plan.new_tokens))
                     continue
-                seconds, after = _timed(model, prompts, plan.new_tokens)
+                seconds, after = time_once(model, prompts, plan.new_tokens)
                 prefill[index].append(seconds)
                 if after is not None:
                     decode[index].append(after)
@@ -108,13 +108,13 @@ def _in_turns(
     ]
 
 
-def _prompts(model: PreTrainedModel, batch: int, length: int) -> torch.Tensor:
+def prompts_of(model: PreTrainedModel, batch: int, length: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[union-attr]
-    return torch.randint(0, int(vocabulary), (batch, length), generator=generator).to(model.device)
+    vocabulary = model.config.get_text_config().vocab_size
+    return torch.randint(0, vocabulary, (batch, length), generator=generator).to(model.device)
 
 
-def _timed(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int) -> tuple[float, float | None]:
+def time_once(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int) -> tuple[float, float | None]:
     """Seconds of reading, and of writing where the model keeps a cache."""
     last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     _synchronize(prompts.device)
@@ -144,10 +144,10 @@ def _peak(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int) -> int
     if prompts.device.type == "cuda":
         before = torch.cuda.memory_allocated(prompts.device)
         torch.cuda.reset_peak_memory_stats(prompts.device)
-        _timed(model, prompts, new_tokens)
+        time_once(model, prompts, new_tokens)
         return weights + torch.cuda.max_memory_allocated(prompts.device) - before
     with _Alive() as alive:
-        _timed(model, prompts, new_tokens)
+        time_once(model, prompts, new_tokens)
     return weights + alive.peak
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from lrbench.scores import Strict
 
 
@@ -43,7 +45,7 @@ class InferenceSpeed(Strict):
     new_tokens: int
     repeats: int
     factored_weights: int = 0
-    batches: list[AtBatch] = []
+    batches: list[AtBatch] = Field(default_factory=list)
     reason: str | None = None
 
     def ratio(self, what: str, batch: int) -> float | None:

@@ -169,7 +169,7 @@ def test_the_protocol_fits_the_models_positions():
 
 def test_what_cannot_be_measured_is_a_reason_and_no_failure(monkeypatch):
     model = tiny("llama")
-    monkeypatch.setattr("lrbench.inference._timed", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
+    monkeypatch.setattr("lrbench.inference.time_once", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
     found = measure_inference(model)
     assert found.reason == "batch 1: out of memory"
     assert found.batches == []
