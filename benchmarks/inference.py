@@ -11,6 +11,7 @@ takes about a minute on two cores, and measures too little to quote.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -152,7 +153,7 @@ def _break_even(shape: tuple[int, int], name: str, tokens: int, found: list[dict
     top = points[-1]
     entry["theory_rank"] = top["rank"] if top["keep"] == 1 else None
     entry["always"], entry["never"] = all(p["speed_up"] > 1 for p in points), all(p["speed_up"] <= 1 for p in points)
-    for low, high in zip(points, points[1:], strict=False):
+    for low, high in itertools.pairwise(points):
         if low["speed_up"] > 1 >= high["speed_up"]:
             a, b = math.log(low["speed_up"]), math.log(high["speed_up"])
             part = a / (a - b)

@@ -109,13 +109,14 @@ def _in_turns(
 
 
 def prompts_of(model: PreTrainedModel, batch: int, length: int) -> torch.Tensor:
+    """Random tokens, (batch, length), on the model's device; the same for the same sizes."""
     generator = torch.Generator().manual_seed(0)
     vocabulary = model.config.get_text_config().vocab_size
     return torch.randint(0, vocabulary, (batch, length), generator=generator).to(model.device)
 
 
 def time_once(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int) -> tuple[float, float | None]:
-    """Seconds of reading, and of writing where the model keeps a cache."""
+    """Seconds of reading prompts (batch, length), and of writing after them; None where the model keeps no cache."""
     last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     _synchronize(prompts.device)
     started = time.perf_counter()
