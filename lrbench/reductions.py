@@ -53,18 +53,19 @@ class Reduction:
 def sizes(slots: Sequence[WeightSlot], reductions: Sequence[Reduction], numbers: int) -> dict[str, float]:
     """keep of the targets and of the model, and the compression ratio.
 
-    A tied weight is replaced only when all that use it are edited; else its factors come on top of it.
+    A part of a fused or stacked parameter replaces its own numbers. A tied weight is replaced only when all that use it
+    are edited; else its factors come on top of it.
 
     Args:
         slots, reductions: one of each for each edited weight.
         numbers: parameters of the unedited model.
     """
     stored = sum(reduction.edit.stored_numbers for reduction in reductions)
-    dense = sum(slot.about.shape[0] * slot.about.shape[1] for slot in slots)
-    edited_users = Counter(id(slot.tensor()) for slot in slots)
-    originals = {id(slot.tensor()): slot for slot in slots}.items()
-    replaced = sum(slot.tensor().numel() for key, slot in originals if edited_users[key] == slot.users)
-    model = (numbers - replaced + stored) / numbers
+    dense = sum(slot.numbers for slot in slots)
+    places = {slot: slot.place for slot in slots}
+    edited_users = Counter(places.values())
+    whole = {place: slot.numbers for slot, place in places.items() if edited_users[place] == slot.users}
+    model = (numbers - sum(whole.values()) + stored) / numbers
     return {"keep_targets": stored / dense, "keep_model": model, "compression_ratio": 1 / model}
 
 
@@ -84,7 +85,7 @@ class Reductions:
         """
         slots, method = cells[0].slots, cells[0].method
         assert method is not None
-        size = sum(slot.tensor().numel() * slot.tensor().element_size() for slot in slots)
+        size = sum(slot.numbers * slot.tensor().element_size() for slot in slots)
         at_once = len(cells) if size * len(cells) <= _free_memory(slots[0].tensor().device) / 4 else 1
         for start in range(0, len(cells), at_once):
             part = cells[start : start + at_once]

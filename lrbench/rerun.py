@@ -107,6 +107,7 @@ def compute_again(
     plugins: Iterable[Path] = (),
     device: str | None = None,
     other_code: bool = False,
+    trust_remote_code: bool = False,
 ) -> CellAgain:
     """Loads a cell's model and reduces the cell's weights again, by the run's own suite and seed.
 
@@ -115,6 +116,7 @@ def compute_again(
         prefix: of the cell's hash.
         plugins: files, instead of those that the run was given.
         device: instead of the suite's.
+        trust_remote_code: lets a model whose suite asks for it run its repository's own code.
         other_code: accept reducers, and an lrbench, other than the run's; what they give must still be the row's.
 
     Raises:
@@ -132,7 +134,7 @@ def compute_again(
         raise InputError(f"{run.manifest_file}: knows nothing of this cell's model and reducer; run the suite again")
     if not other_code:
         _check_code(again.manifest, method)
-    loaded = load(spec, device=device)
+    loaded = load(spec, device=device, trust_remote_code=trust_remote_code)
     _check_model(loaded, entry)
     cell = _cell_of(row, make_plan(again.suite, loaded.inventory, again.methods).cells)
     if not other_code and "setting" in entry and cell.digest(**entry["setting"]) != row.cell:

@@ -117,6 +117,7 @@ def run_suite(
     engine: str = ENGINES[0],
     force: bool = False,
     retry_failed: bool = False,
+    trust_remote_code: bool = False,
 ) -> RunResult:
     """Runs every cell of a suite that has no row yet.
 
@@ -129,6 +130,7 @@ def run_suite(
         engine: one of `ENGINES`; how cells are scored, not what they score.
         force: score again what has a row.
         retry_failed: score again what has a failed row.
+        trust_remote_code: lets the models whose suite asks for it run their repositories' own code.
 
     Raises:
         InputError: anything wrong with the suite, its models, tasks or plugins; or the directory holds another
@@ -138,7 +140,7 @@ def run_suite(
     started = time.perf_counter()
     built = methods(suite, registry)
     for spec in suite.models:  # a mistake in the last one is said before the first is scored
-        make_plan(suite, structure_of(suite, spec, device), built)
+        make_plan(suite, structure_of(suite, spec, device, trust_remote_code=trust_remote_code), built)
     directory = RunDirectory(out)
     result = RunResult(directory)
     with _exclusive(directory):
@@ -147,12 +149,14 @@ def run_suite(
         rows = {} if force else directory.rows()
         done = {key: row for key, row in rows.items() if row.status != "failed" or not retry_failed}
         for spec in suite.models:
-            _run_model(suite, spec, built, manifest, result, done, device, engine, progress)
+            _run_model(suite, spec, built, manifest, result, done, device, engine, progress, trust_remote_code)
     result.seconds = time.perf_counter() - started
     return result
 
 
-def structure_of(suite: Suite, spec: ModelSpec, device: str | None = None) -> Inventory:
+def structure_of(
+    suite: Suite, spec: ModelSpec, device: str | None = None, *, trust_remote_code: bool = False
+) -> Inventory:
     """A model's slots without its weights, once its device is known to be there.
 
     Raises:
@@ -160,7 +164,7 @@ def structure_of(suite: Suite, spec: ModelSpec, device: str | None = None) -> In
     """
     try:
         choose_device(device or spec.device)
-        return load_structure(spec)
+        return load_structure(spec, trust_remote_code=trust_remote_code)
     except ModelError as error:
         raise suite.error(spec.path, str(error)) from None
 
@@ -183,10 +187,11 @@ def _run_model(
     device: str | None,
     engine: str,
     progress: Progress,
+    trust_remote_code: bool,
 ) -> None:
     """Scores one model's cells, but for those that are `done`. When it returns, nothing holds the model."""
     progress.note(f"loading {spec.display_name}")
-    loaded = load(spec, device=device)
+    loaded = load(spec, device=device, trust_remote_code=trust_remote_code)
     plan = make_plan(suite, loaded.inventory, built)
     broken = first_non_finite(loaded.model)
     if broken:  # cells that reduce it name it themselves; the others fail for it all the same
@@ -280,7 +285,8 @@ def _scored_row(share: _ModelRun, cell: Cell, reductions: Sequence[Reduction], s
 
 
 def _setting(suite: Suite, loaded: LoadedModel, spec: ModelSpec, engine: BoundEngine) -> dict[str, Any]:
-    """What defines a result beside the cell itself."""
+    """What defines a result beside the cell itself. What a suite leaves out is left out, so that its hashes stay."""
+    attention = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
     return {
         "model": loaded.label,
         "weights": loaded.weight_hash,
@@ -288,7 +294,12 @@ def _setting(suite: Suite, loaded: LoadedModel, spec: ModelSpec, engine: BoundEn
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "seed": suite.seed,
         "tasks": engine.requests.definition(),
-        "model_options": {"chat_template": spec.chat_template, "max_length": spec.max_length, "add_bos": spec.add_bos},
+        "model_options": {
+            "chat_template": spec.chat_template,
+            "max_length": spec.max_length,
+            "add_bos": spec.add_bos,
+            **attention,
+        },
         **({"inference": suite.inference} if suite.inference != "dense" else {}),
     }
 

@@ -166,17 +166,21 @@ def _located(suite: Suite, document: Document, folder: Path, paths: Mapping[str,
         if not plugins[-1].exists():
             raise document.error(("plugins", index), f"no such plugin file or folder: {plugins[-1]}")
     for model in suite.models:
-        models.append(model)
-        if model.pretrained is None:
-            continue
-        place = (*model.path, "pretrained")
-        local = absolute(place, model.pretrained)
-        if local.exists():
-            models[-1] = model.model_copy(update={"pretrained": str(local)})
-            models[-1]._given = model.pretrained
-        elif model.pretrained.startswith((".", "/", "~")) or ".".join(map(str, place)) in (paths or {}):
-            # what else may be a hub id
-            raise document.error(place, f"no such checkpoint folder: {local}")
+        found = {}
+        for key in ("pretrained", "config", "tokenizer", "adapter"):
+            given = getattr(model, key)
+            if not isinstance(given, str):
+                continue
+            place = (*model.path, key)
+            local = absolute(place, given)
+            if local.exists():
+                found[key] = str(local)
+            elif given.startswith((".", "/", "~")) or ".".join(map(str, place)) in (paths or {}):
+                # what else may be a hub id
+                what = "no such checkpoint folder" if key == "pretrained" else f"no such {key}"
+                raise document.error(place, f"{what}: {local}")
+        models.append(model.model_copy(update=found))
+        models[-1]._given = {key: getattr(model, key) for key in found}
     located = suite.model_copy(
         update={"task_paths": tuple(task_paths), "plugins": tuple(plugins), "models": tuple(models)}
     )

@@ -84,15 +84,51 @@ class _Spec(BaseModel):
         return self._path
 
 
+def _configuration(value: Any) -> Any:
+    if isinstance(value, dict):
+        if not isinstance(value.get("model_type"), str):
+            raise misplaced("a 'config' names its architecture: {model_type: llama, hidden_size: 64, ...}")
+        if not all(isinstance(key, str) for key in value):
+            raise misplaced("the keys of a 'config' are strings")
+        return value
+    if value is not None and (not isinstance(value, str) or not value):
+        raise misplaced(f"'config' takes settings, or a file or name that has them, not {describe(value)}")
+    return value
+
+
+def _device_map(value: Any) -> Any:
+    if value is None or value in ("auto", "balanced"):
+        return value
+    if isinstance(value, str):
+        hint = did_you_mean(value, ("auto", "balanced")) or "; known: auto, balanced, or a mapping {module: device}"
+        raise misplaced(f"unknown device_map {value!r}{hint}")
+    if not isinstance(value, dict) or not value:
+        raise misplaced(f"'device_map' takes auto, balanced or a mapping of modules to devices, not {describe(value)}")
+    for module, device in value.items():
+        if not isinstance(module, str) or isinstance(device, bool) or not isinstance(device, int | str) or device == "":
+            raise misplaced(
+                f"'device_map' maps modules to devices, as in {{model.layers.0: 1}}, not {module!r} to {device!r}"
+            )
+    return value
+
+
 class ModelSpec(_Spec):
-    """One model: the bundled one by `name`, any other by `pretrained`.
+    """One model: the bundled one by `name`, any other by `pretrained`, or random weights by `config`.
 
     Attributes:
         name: a bundled model.
         pretrained: a folder (absolute where the suite named one relative to itself) or a hub id.
         revision: of the hub id.
+        config: an architecture for random weights: its settings with `model_type`, or a file, folder, hub id or
+            bundled model that has them.
+        seed: of the random weights; None for 0.
+        tokenizer: a folder, hub id or bundled model; None for the model's own, with random weights the bundled one's.
+        adapter: a PEFT adapter, folder or hub id, that is merged into the weights.
         dtype: what the weights are loaded as; `auto` is what the checkpoint says.
         device: None for the engine's choice.
+        device_map: for models larger than one GPU: `auto`, `balanced`, or module -> device; instead of `device`.
+        attn_implementation: of transformers; None for the model's default.
+        trust_remote_code: whether the model's repository may run its own code; the command line must say so too.
         chat_template: whether prompts go through the tokenizer's chat template.
         max_length: tokens; None for the model's own.
         add_bos: whether a BOS token is put in front; None for the tokenizer's own habit.
@@ -102,33 +138,55 @@ class ModelSpec(_Spec):
     name: _Text | None = None
     pretrained: _Text | None = None
     revision: _Text | None = None
+    config: Annotated[Any, BeforeValidator(_configuration)] = None
+    seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] | None = None
+    tokenizer: _Text | None = None
+    adapter: _Text | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: _Text | None = None
+    device_map: Annotated[Any, BeforeValidator(_device_map)] = None
+    attn_implementation: _Text | None = None
+    trust_remote_code: StrictBool | None = None
     chat_template: StrictBool = False
     max_length: _Count | None = None
     add_bos: StrictBool | None = None
     label: _Text | None = None
-    _given: str | None = PrivateAttr(default=None)
+    _given: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSpec:
-        if (self.name is None) == (self.pretrained is None):
-            raise misplaced("a model has either 'name' (a bundled one) or 'pretrained' (a path or hub id)")
-        if self.name is not None and self.revision is not None:
-            raise misplaced("a bundled model has no 'revision'", "revision")
+        if [self.name, self.pretrained, self.config].count(None) != 2:
+            raise misplaced(
+                "a model has either 'name' (a bundled one) or 'pretrained' (a path or hub id), or 'config' for "
+                "random weights"
+            )
+        if self.revision is not None and self.pretrained is None:
+            raise misplaced(f"a {'bundled' if self.name else 'random'} model has no 'revision'", "revision")
+        if self.seed is not None and self.config is None:
+            raise misplaced("a model's 'seed' is that of random weights; it goes with 'config'", "seed")
+        if self.device is not None and self.device_map is not None:
+            raise misplaced("'device' or 'device_map', not both", "device_map", key=True)
+        if self.device_map is not None and self.config is not None:
+            raise misplaced(
+                "random weights go to one 'device'; 'device_map' is for checkpoints", "device_map", key=True
+            )
         return self
 
     @property
     def display_name(self) -> str:
         """The label, or what the suite calls the model."""
-        return self.label or self.name or self._given or self.pretrained or ""
+        if isinstance(self.config, dict):
+            return self.label or f"random {self.config['model_type']}"
+        random = f"random {self._given.get('config', self.config)}" if self.config is not None else ""
+        return self.label or self.name or self._given.get("pretrained", self.pretrained) or random
 
     def resolved(self) -> dict[str, Any]:
-        """Plain data, with `pretrained` as it was given."""
-        data = self.model_dump() | {"label": self.display_name}
-        if self._given is not None:
-            data["pretrained"] = self._given
-        return data
+        """Plain data, with paths as they were given."""
+        return (
+            self.model_dump()
+            | {"label": self.display_name, "trust_remote_code": self.trust_remote_code or None}
+            | self._given
+        )
 
 
 class TaskSpec(_Spec):
@@ -315,7 +373,8 @@ class Suite(_Spec):
     def hash(self) -> str:
         """Short SHA-256 of what the suite asks; names the run's directory.
 
-        How it is executed (`device`, `batch_size`) does not count: a run goes on elsewhere, or with smaller batches.
+        How it is executed (`device`, `device_map`, `batch_size`) does not count: a run goes on elsewhere, or with
+        smaller batches.
         Nor does what is left out, so that a key that a later version knows leaves the hashes of older suites alone.
         """
         text = json.dumps(_defining(self.resolved()), sort_keys=True, ensure_ascii=False)
@@ -348,8 +407,11 @@ class Suite(_Spec):
             if str(path) != resolved[key][index]
         }
         for index, model in enumerate(self.models):
-            if model._given is not None and model.pretrained != model._given:
-                here[f"models.{index}.pretrained"] = str(model.pretrained)
+            here |= {
+                f"models.{index}.{key}": str(getattr(model, key))
+                for key, given in model._given.items()
+                if getattr(model, key) != given
+            }
         return here
 
     def place(self, path: KeyPath) -> Place:
@@ -363,6 +425,6 @@ class Suite(_Spec):
 
 def _defining(data: Any) -> Any:
     if isinstance(data, dict):
-        execution = ("device", "batch_size")
+        execution = ("device", "device_map", "batch_size")
         return {key: _defining(value) for key, value in data.items() if value is not None and key not in execution}
     return [_defining(value) for value in data] if isinstance(data, list) else data

@@ -1,5 +1,7 @@
 """Weight slots, roles, editing and restoring, loading."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import (
@@ -14,9 +16,11 @@ from transformers import (
 from lrbench.errors import EvaluationError, ModelError
 from lrbench.models.edit import edited
 from lrbench.models.load import bundled, choose_device, load, load_structure, weight_hash
-from lrbench.models.roles import is_fused, role_of
+from lrbench.models.roles import is_fused, is_router, role_of
 from lrbench.models.slots import count_numbers, find_slots
+from lrbench.run import _ModelRun
 from lrbench.suite import ModelSpec
+from tests.architectures import build, shared
 
 LLAMA = LlamaConfig(
     vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2,
@@ -45,66 +49,6 @@ IDS = torch.tensor([[1, 5, 9, 2, 7, 3]])
 def logits(model):
     with torch.no_grad():
         return model(IDS).logits
-
-
-@pytest.mark.parametrize(
-    ("config", "roles"),
-    [
-        (LLAMA, {"attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down", "head", "embed"}),
-        (GPT2, {"attn.o", "mlp.up", "mlp.down", "head", "embed"}),
-        (GPTJ, {"attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down", "head", "embed"}),
-        (NEOX, {"attn.o", "mlp.up", "mlp.down", "head", "embed"}),
-        (OPT, {"attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down", "head", "embed"}),
-    ],
-    ids=lambda value: getattr(value, "model_type", ""),
-)
-def test_every_role_of_a_family_is_found_once_in_each_block(config, roles):
-    inventory = find_slots(tiny(config))
-    assert set(inventory.roles) == roles
-    for layer in range(len(inventory.blocks)):
-        own = [slot.about.role for slot in inventory.slots if slot.about.layer == layer and slot.about.role]
-        assert sorted(own) == sorted(roles - {"head", "embed"})
-
-
-@pytest.mark.parametrize("config", [LLAMA, GPT2, GPTJ, NEOX, OPT], ids=lambda config: config.model_type)
-def test_a_slot_reads_the_matrix_that_y_equals_Wx_uses(config):
-    model = tiny(config)
-    inventory = find_slots(model)
-    seen = {}
-    hooks = [
-        slot.module.register_forward_hook(lambda _, args, out, slot=slot: seen.update({slot.name: (args[0], out)}))
-        for slot in inventory.slots
-        if slot.about.role != "embed"
-    ]
-    logits(model)
-    for hook in hooks:
-        hook.remove()
-    assert len(seen) == len(hooks)
-    for slot in inventory.slots:
-        W = slot.read()
-        assert tuple(W.shape) == slot.about.shape
-        if slot.about.role == "embed":
-            one_hot = torch.nn.functional.one_hot(IDS, W.shape[1]).float()
-            torch.testing.assert_close(one_hot @ W.T, slot.module(IDS))
-            continue
-        x, y = seen[slot.name]
-        bias = getattr(slot.module, "bias", None)
-        torch.testing.assert_close(x @ W.T + (0 if bias is None else bias), y, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("config", [LLAMA, GPT2, GPTJ, NEOX, OPT], ids=lambda config: config.model_type)
-def test_an_edit_acts_and_its_end_restores_the_model_bit_for_bit(config):
-    model = tiny(config)
-    before, plain = weight_hash(model), logits(model)
-    parameters = dict(model.named_parameters())
-    for slot in find_slots(model).slots:
-        with edited({slot: torch.zeros(slot.about.shape)}):
-            assert not torch.equal(logits(model), plain), slot.name
-        with edited({slot: slot.read().clone()}):
-            assert torch.equal(logits(model), plain), slot.name
-    assert weight_hash(model) == before
-    assert all(parameters[name] is parameter for name, parameter in model.named_parameters())
-    assert torch.equal(logits(model), plain)
 
 
 def test_an_edit_is_undone_when_scoring_raises():
@@ -181,7 +125,7 @@ def test_without_a_gate_fc_in_is_the_up_projection_and_fc_up_is_nothing():
     ("word", "message"),
     [
         ("mlp.dwon", r"unknown role 'mlp.dwon'; did you mean 'mlp.down'\?"),
-        ("attn.q", r"'attn.q' selects no weight: this model has attn.o.*fused weights are selected by a glob"),
+        ("mlp.gate", r"'mlp.gate' selects no weight: this model has attn.q, attn.k"),
         ("*.nothing.*", r"selects no weight"),
     ],
 )
@@ -190,13 +134,115 @@ def test_a_word_that_selects_nothing_is_refused_with_a_way_out(word, message):
         find_slots(tiny(GPT2)).select([0, 1], [word])
 
 
-def test_fused_and_unnamed_weights_are_reported_not_lost():
-    inventory = find_slots(tiny(GPT2))
-    assert {name for name, why in inventory.unnamed if "fused" in why} == {
-        f"transformer.h.{layer}.attn.c_attn.weight" for layer in range(2)
+class Block(torch.nn.Module):
+    """Of an architecture never seen: some names are usual, some are not."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = torch.nn.ModuleDict({"wq": torch.nn.Linear(8, 8), "Wqkv": torch.nn.Linear(8, 24)})
+        self.mixer = torch.nn.Linear(8, 8)
+        self.moe = torch.nn.ModuleDict({"gate": torch.nn.Linear(8, 2), "router": torch.nn.Linear(8, 2)})
+        self.experts = torch.nn.ParameterDict({"down_proj": torch.nn.Parameter(torch.zeros(2, 8, 8))})
+        self.filter = torch.nn.Conv1d(8, 8, 3)
+        self.eight_bit = torch.nn.Linear(8, 8)
+        self.eight_bit.weight = torch.nn.Parameter(torch.zeros(8, 8).to(torch.float8_e4m3fn), requires_grad=False)
+
+
+class NeverSeen(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.config = LlamaConfig(vocab_size=11, hidden_size=8, num_attention_heads=2)
+        self.tokens = torch.nn.Embedding(11, 8)
+        self.adapt = torch.nn.Linear(8, 8)
+        self.layers = torch.nn.ModuleList([Block(), Block()])
+
+    def get_input_embeddings(self):
+        return self.tokens
+
+    def get_output_embeddings(self):
+        return None
+
+
+def test_of_an_architecture_never_seen_everything_is_accounted_for():
+    inventory = find_slots(NeverSeen())
+    of_a_block = {"attention.wq.weight": "attn.q", "attention.Wqkv.weight": None, "mixer.weight": None}
+    inside = {f"layers.{layer}.{name}": role for layer in (0, 1) for name, role in of_a_block.items()}
+    assert {slot.name: slot.about.role for slot in inventory.slots} == {
+        **inside, "tokens.weight": "embed", "adapt.weight": None,
+    }  # fmt: skip
+    assert dict(inventory.unnamed) == {
+        **{f"layers.{n}.mixer.weight": "role not recognised" for n in (0, 1)},
+        **{
+            f"layers.{n}.attention.Wqkv.weight": (
+                "several roles fused in one matrix, in an order that is not known of llama"
+            )
+            for n in (0, 1)
+        },
+        "adapt.weight": "outside the decoder blocks",
     }
-    assert [slot.about.shape for slot in inventory.select([0], ["*c_attn.weight"])] == [(48, 16)]
-    assert ("transformer.wpe.weight", "held by a Embedding") in inventory.left_out
+    reasons = {
+        "moe.gate.weight": "a router, which is never edited",
+        "moe.router.weight": "a router, which is never edited",
+        "experts.down_proj": "a stack of matrices in an order that is not known",
+        "filter.weight": "a stack of matrices in an order that is not known",
+        "eight_bit.weight": "not a floating-point matrix (quantized?)",
+    }
+    assert dict(inventory.left_out) == {f"layers.{n}.{name}": why for n in (0, 1) for name, why in reasons.items()}
+    assert [slot.name for slot in inventory.select([1], ["*.Wqkv.weight"])] == ["layers.1.attention.Wqkv.weight"]
+    with pytest.raises(ModelError, match="selects no weight"):
+        inventory.select([0, 1], ["*.gate.weight"])
+
+
+def test_a_repositorys_own_code_is_not_taken_for_the_model_type_that_it_claims():
+    own = type("Phi3ForCausalLM", (type(shared("phi3")[0]),), {"__module__": "transformers_modules.someone.modeling"})
+    model = build("phi3")
+    model.__class__ = own
+    inventory = find_slots(model)
+    assert {slot.about.role for slot in inventory.slots} == {"attn.o", "mlp.down", "head", "embed", None}
+    assert {why for _, why in inventory.unnamed} == {
+        "several roles fused in one matrix, in an order that is not known of this model"
+    }
+    assert [s.about.shape for s in inventory.select([0], ["*.qkv_proj.weight"])] == [(64, 32)]
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "expected"),
+    [
+        ("phi3", "*.self_attn.qkv_proj.weight[q]", ["self_attn.qkv_proj.weight[q]"]),
+        ("phi3", "model.layers.[01].self_attn.qkv_proj.weight[q]", ["self_attn.qkv_proj.weight[q]"]),
+        ("phi3", "model.layers.1.self_attn.qkv_proj.weight[v]", ["self_attn.qkv_proj.weight[v]"]),
+        ("phi3", "*.gate_up_proj.weight", ["mlp.gate_up_proj.weight[gate]", "mlp.gate_up_proj.weight[up]"]),
+        ("phi3", "*[[]up]", ["mlp.gate_up_proj.weight[up]"]),
+        ("mixtral", "*.experts.gate_up_proj[2][gate]", ["mlp.experts.gate_up_proj[2][gate]"]),
+        ("mixtral", "*.experts.gate_up_proj[*][up]", [f"mlp.experts.gate_up_proj[{n}][up]" for n in range(3)]),
+        ("mixtral", "*.experts.down_proj", [f"mlp.experts.down_proj[{n}]" for n in range(3)]),
+        ("mixtral", "mlp.down", [f"mlp.experts.down_proj[{n}]" for n in range(3)]),
+        ("mixtral", "*.self_attn.[qk]_proj.weight", ["self_attn.q_proj.weight", "self_attn.k_proj.weight"]),
+    ],
+)
+def test_parts_are_selected_by_role_by_name_and_by_glob(name, word, expected):
+    _, inventory = shared(name)
+    assert [slot.name for slot in inventory.select([1], [word])] == [f"model.layers.1.{path}" for path in expected]
+
+
+def test_a_part_replaces_its_own_numbers_and_a_tied_one_none_until_all_that_use_it_are_edited():
+    def sizes(name, *names, stored=1):
+        model, inventory = shared(name)
+        slots = tuple(next(s for s in inventory.slots if s.name.endswith(one)) for one in names)
+        edits = [SimpleNamespace(edit=SimpleNamespace(stored_numbers=stored)) for _ in slots]
+        numbers = count_numbers(model)
+        found = _ModelRun.sizes(SimpleNamespace(numbers=numbers), SimpleNamespace(slots=slots), edits)
+        return found["keep_targets"], round(found["keep_model"] * numbers) - numbers
+
+    assert sizes("phi3", "0.self_attn.qkv_proj.weight[k]", stored=100) == (100 / (16 * 32), 100 - 16 * 32)
+    both = sizes("phi3", "0.self_attn.qkv_proj.weight[k]", "0.self_attn.qkv_proj.weight[q]", stored=100)
+    assert both == (200 / (48 * 32), 200 - 48 * 32)
+    assert sizes("mixtral", "0.mlp.experts.down_proj[1]", "0.mlp.experts.gate_up_proj[1][up]") == (
+        2 / (2 * 16 * 32), 2 - 2 * 16 * 32,
+    )  # fmt: skip
+    assert sizes("llama3_tied", "lm_head.weight") == (1 / (64 * 32), 1)
+    assert sizes("llama3_tied", "lm_head.weight", "embed_tokens.weight") == (2 / (2 * 64 * 32), 2 - 64 * 32)
+    assert sizes("llama", "lm_head.weight") == (1 / (64 * 32), 1 - 64 * 32)
 
 
 @pytest.mark.parametrize(
@@ -212,6 +258,10 @@ def test_fused_and_unnamed_weights_are_reported_not_lost():
         ("fc1", "mlp.up"),
         ("mlp.gate", None),  # a router
         ("block_sparse_moe.gate", None),
+        ("mlp.router", None),
+        ("mlp.shared_expert_gate", None),
+        ("mlp.shared_expert.gate_proj", "mlp.gate"),
+        ("block_sparse_moe.experts.3.down_proj", "mlp.down"),
         ("self_attn.qkv_proj", None),
         ("mlp.gate_up_proj", None),
     ],
@@ -219,6 +269,7 @@ def test_fused_and_unnamed_weights_are_reported_not_lost():
 def test_a_role_is_read_from_the_path_in_the_block(path, role):
     assert role_of(path) == role
     assert is_fused(path) == path.endswith(("qkv_proj", "gate_up_proj"))
+    assert is_router(path) == path.endswith((".gate", "router", "expert_gate"))
 
 
 def test_a_local_checkpoint_loads_with_its_dtype_and_its_structure_without_weights(tmp_path):

@@ -217,9 +217,9 @@ def test_reading_a_suite_imports_no_torch(suite_file):
          "{pretrained: org/name}, not 'almanac' (a string)"),
         ({"l2": "model: [{name: almanac}]"}, "suite.yaml:2:8: 'model' takes one model; for several write 'models'"),
         ({"l2": "model: {}"}, "suite.yaml:2:8: a model has either 'name' (a bundled one) or 'pretrained' (a path or "
-         "hub id)"),
+         "hub id), or 'config' for random weights"),
         ({"l2": "model: {name: a, pretrained: b}"}, "suite.yaml:2:8: a model has either 'name' (a bundled one) or "
-         "'pretrained' (a path or hub id)"),
+         "'pretrained' (a path or hub id), or 'config' for random weights"),
         ({"l2": "model: {name: a, revision: b}"}, "suite.yaml:2:28: a bundled model has no 'revision'"),
         ({"l2": "model: {name: a, dtype: float23}"},
          "suite.yaml:2:25: unknown dtype 'float23'; did you mean 'float32'?"),
@@ -229,8 +229,30 @@ def test_reading_a_suite_imports_no_torch(suite_file):
         ({"l2": "model: {name: a, max_length: 0}"}, "suite.yaml:2:30: 'max_length' must be at least 1, not 0"),
         ({"l2": "model: {pretrained: a, revision: 1234567}"}, "suite.yaml:2:34: 'revision' takes a string, not "
          "1234567; quote it"),
-        ({"l2": "model: {pretrained: a, trust_remote_code: true}"}, "suite.yaml:2:24: unknown key 'trust_remote_code'"
-         "; known keys: name, pretrained, revision, dtype, device, chat_template, max_length, add_bos, label"),
+        ({"l2": "model: {pretrained: a, trust_remote: true}"}, "suite.yaml:2:24: unknown key 'trust_remote'"
+         "; did you mean 'trust_remote_code'?"),
+        ({"l2": "model: {pretrained: a, trust_remote_code: yes please}"},
+         "suite.yaml:2:43: 'trust_remote_code' takes true or false, not 'yes please' (a string)"),
+        ({"l2": "model: {config: {hidden_size: 3}}"}, "suite.yaml:2:17: a 'config' names its architecture: "
+         "{model_type: llama, hidden_size: 64, ...}"),
+        ({"l2": "model: {config: 3}"}, "suite.yaml:2:17: 'config' takes settings, or a file or name that has them, "
+         "not 3"),
+        ({"l2": "model: {config: {model_type: llama}, pretrained: a}"}, "suite.yaml:2:8: a model has either 'name' (a "
+         "bundled one) or 'pretrained' (a path or hub id), or 'config' for random weights"),
+        ({"l2": "model: {config: {model_type: llama}, revision: b}"},
+         "suite.yaml:2:48: a random model has no 'revision'"),
+        ({"l2": "model: {name: a, seed: 3}"}, "suite.yaml:2:24: a model's 'seed' is that of random weights; it goes "
+         "with 'config'"),
+        ({"l2": "model: {pretrained: a, device: cpu, device_map: auto}"}, "suite.yaml:2:37: 'device' or 'device_map', "
+         "not both"),
+        ({"l2": "model: {config: {model_type: llama}, device_map: auto}"}, "suite.yaml:2:38: random weights go to one "
+         "'device'; 'device_map' is for checkpoints"),
+        ({"l2": "model: {pretrained: a, device_map: atuo}"}, "suite.yaml:2:36: unknown device_map 'atuo'; did you mean "
+         "'auto'?"),
+        ({"l2": "model: {pretrained: a, device_map: {h: 1.5}}"}, "suite.yaml:2:36: 'device_map' maps modules to "
+         "devices, as in {model.layers.0: 1}, not 'h' to 1.5"),
+        ({"l2": "model: {pretrained: a, device_map: 0}"}, "suite.yaml:2:36: 'device_map' takes auto, balanced or a "
+         "mapping of modules to devices, not 0"),
         ({"l2": "models: [{name: a}, {name: a}]"}, "suite.yaml:2:21: two models are called 'a'; give one a label"),
         ({"l2": "models: []"}, "suite.yaml:2:9: 'models' must not be empty"),
         ({"l4": "  - 3"}, "suite.yaml:4:5: 'tasks' takes a mapping, such as {task: hellaswag, limit: 100}, not 3"),
@@ -304,6 +326,10 @@ def test_a_wrong_suite_is_refused_in_one_line_at_the_place(suite_file, changes, 
 def test_a_task_folder_and_a_checkpoint_must_exist(suite_file, tmp_path):
     path = suite_file(with_lines(l15="task_paths: [tasks]"))
     assert refusal(path) == f"suite.yaml:15:14: no such folder: {tmp_path}/tasks"
+    for key in ("config", "tokenizer", "adapter"):
+        source = "" if key == "config" else "name: almanac, "
+        path = suite_file(with_lines(l2=f"model: {{{source}{key}: ./gone}}"))
+        assert refusal(path).endswith(f"no such {key}: {path.parent}/gone")
     path = suite_file(with_lines(l2="model: {pretrained: ./gone}"))
     assert refusal(path) == f"suite.yaml:2:21: no such checkpoint folder: {tmp_path}/gone"
 

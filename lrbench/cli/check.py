@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from lrbench.cli.run import add_suite_options, load_registry
+from lrbench.models.roles import ROLES
 
 if TYPE_CHECKING:
     from lrbench.models.slots import Inventory
@@ -37,7 +37,8 @@ def show(name: str, args: argparse.Namespace) -> int:
     registry = load_registry(suite.plugins, args.plugin)
     built = methods(suite, registry)
     tasks = tasks_of(suite, lambda message: print(message, file=sys.stderr))
-    models = [(spec.display_name, structure_of(suite, spec)) for spec in suite.models]
+    trusted = args.trust_remote_code
+    models = [(spec.display_name, structure_of(suite, spec, trust_remote_code=trusted)) for spec in suite.models]
     plans = [make_plan(suite, inventory, built) for _, inventory in models]
     print(f"{suite.name}  (run directory results/local/{suite.name}-{suite.hash})")
     print("\ntasks")
@@ -53,9 +54,16 @@ def show(name: str, args: argparse.Namespace) -> int:
 
 
 def _print_slots(inventory: Inventory) -> None:
-    groups = Counter((slot.about.role or "no role", slot.about.shape) for slot in inventory.slots)
-    for (role, (rows, columns)), count in groups.items():
-        print(f"  {role:9} {count:4} x ({rows}, {columns})")
+    groups: dict[tuple[str, tuple[int, int]], list[str]] = {}
+    for slot in inventory.slots:
+        groups.setdefault((slot.about.role or "no role", slot.about.shape), []).append(slot.name)
+    sizes = {key: f"({key[1][0]}, {key[1][1]})" for key in groups}
+    width = max(map(len, sizes.values()), default=0)
+    for (role, shape), names in groups.items():
+        print(f"  {role:9} {len(names):4} x {sizes[role, shape]:{width}}  {names[0]}{' ...' if len(names) > 1 else ''}")
+    missing = [role for role in ROLES if role not in inventory.roles]
+    if missing:
+        print(f"  not found: {', '.join(missing)}")
     for title, found in (("only by glob", inventory.unnamed), ("not editable", inventory.left_out)):
         for kind, names in _by_reason(found):
             print(f"  {title}: {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} ({kind})")

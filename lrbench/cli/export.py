@@ -30,6 +30,8 @@ def add_parser(subparsers: Any) -> None:
                         help="a plugin file, instead of those that the run was given (repeatable)")  # fmt: skip
     parser.add_argument("--other-code", action="store_true",
                         help="accept code other than the run's, where it gives the row's ranks and errors")  # fmt: skip
+    parser.add_argument("--trust-remote-code", action="store_true",
+                        help="let a model whose suite says trust_remote_code: true run the code in its repository")  # fmt: skip
     parser.set_defaults(run=run)
 
 
@@ -50,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
     refuse_occupied(args.directory)
     found = open_run(args.run_directory)
     again = compute_again(
-        found, args.cell, plugins=args.plugin, device=args.device, other_code=args.other_code
+        found, args.cell, plugins=args.plugin, device=args.device, other_code=args.other_code,
+        trust_remote_code=args.trust_remote_code,
     )  # fmt: skip
     command = ["lrbench", "export", args.run_directory.name, again.row.cell[:10], "DIR", "--format", args.format]
     subject = Subject.of_cell(again, found, made=shlex.join(command))

@@ -26,6 +26,10 @@ def add_suite_options(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
         help="change the suite, as in --set sweep.0.rank.keep=[0.5] (repeatable)",
     )  # fmt: skip
+    parser.add_argument(
+        "--trust-remote-code", action="store_true",
+        help="let models whose suite says trust_remote_code: true run the code in their repositories",
+    )  # fmt: skip
 
 
 def load_registry(*files: Iterable[str | Path]) -> Registry:
@@ -81,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         with TerminalProgress() as progress:
             result = run_suite(
                 suite, registry, out, device=args.device, engine=args.engine, force=args.force,
-                retry_failed=args.retry_failed, progress=progress,
+                retry_failed=args.retry_failed, progress=progress, trust_remote_code=args.trust_remote_code,
             )  # fmt: skip
     except KeyboardInterrupt:
         done = f"the rows so far are in {out}; the same command goes on where it stopped"

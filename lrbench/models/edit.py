@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,8 +17,10 @@ from lrbench.models.slots import WeightSlot
 def edited(weights: Mapping[WeightSlot, torch.Tensor]) -> Iterator[None]:
     """Puts matrices (out, in) in place of the slots' own, for as long as the context lasts.
 
-    The original parameters are untouched by construction (new ones stand in for them); that nobody wrote to them
-    meanwhile is checked by their version counters. Tied weights come apart: only the slot's own module sees the edit.
+    Several parts of one fused or stacked parameter may be edited together; the others stay. The original parameters
+    are untouched by construction (new ones stand in for them); that nobody wrote to them meanwhile is checked by their
+    version counters. Tied weights come apart: only the slot's own module sees the edit, and the model's configuration
+    says meanwhile that they are not tied.
 
     Raises:
         EvaluationError: on leaving, an original was written to while it stood aside, or a parameter was replaced
@@ -25,23 +28,55 @@ def edited(weights: Mapping[WeightSlot, torch.Tensor]) -> Iterator[None]:
     """
     originals: dict[tuple[int, str], tuple[nn.Module, str, nn.Parameter, int]] = {}
     placed: dict[tuple[int, str], nn.Parameter] = {}
+    with ExitStack() as stack:
+        for model in _models(slot for slot in weights if slot.users > 1):
+            stack.enter_context(untied(model))
+        try:
+            for slot, matrix in weights.items():
+                key = (id(slot.module), slot.parameter)
+                if key not in originals:
+                    original = slot.tensor()
+                    originals[key] = (slot.module, slot.parameter, original, original._version)
+                    replacement = nn.Parameter(original.detach().clone(), requires_grad=False)
+                    setattr(slot.module, slot.parameter, replacement)
+                    placed[key] = replacement
+                with torch.no_grad():
+                    slot.write(placed[key].data, matrix)
+            yield
+        finally:
+            spoilt = []
+            for key, (module, parameter, original, version) in originals.items():
+                if getattr(module, parameter) is not placed.get(key) or original._version != version:
+                    spoilt.append(type(module).__name__)
+                setattr(module, parameter, original)
+            if spoilt:
+                raise EvaluationError(f"the original weight of {', '.join(spoilt)} was written to while it stood aside")
+
+
+@contextmanager
+def untied(model: nn.Module) -> Iterator[None]:
+    """Lets a model's configuration say that no weights are tied, so that neither `tie_weights` nor saving ties them."""
+    kept: list[tuple[Any, str, Any]] = []
+    for config in _configs(model):
+        kept.append((config, "tie_word_embeddings", config.tie_word_embeddings))
+        config.tie_word_embeddings = False
+    for module in model.modules():
+        if getattr(module, "all_tied_weights_keys", None):
+            kept.append((module, "all_tied_weights_keys", module.all_tied_weights_keys))
+            module.all_tied_weights_keys = {}  # type: ignore[assignment]
     try:
-        for slot, matrix in weights.items():
-            key = (id(slot.module), slot.parameter)
-            if key not in originals:
-                original = slot.tensor()
-                originals[key] = (slot.module, slot.parameter, original, original._version)
-                replacement = nn.Parameter(original.detach().clone(), requires_grad=False)
-                setattr(slot.module, slot.parameter, replacement)
-                placed[key] = replacement
-            with torch.no_grad():
-                slot.layout.view(placed[key].data).copy_(matrix)
         yield
     finally:
-        spoilt = []
-        for key, (module, parameter, original, version) in originals.items():
-            if getattr(module, parameter) is not placed.get(key) or original._version != version:
-                spoilt.append(type(module).__name__)
-            setattr(module, parameter, original)
-        if spoilt:
-            raise EvaluationError(f"the original weight of {', '.join(spoilt)} was written to while it stood aside")
+        for owner, name, value in kept:
+            setattr(owner, name, value)
+
+
+def _models(slots: Iterable[WeightSlot]) -> list[nn.Module]:
+    return list({id(slot.model): slot.model for slot in slots if slot.model is not None}.values())
+
+
+def _configs(model: nn.Module) -> list[Any]:
+    """The distinct configurations in a model that say whether weights are tied."""
+    configs = (getattr(module, "config", None) for module in model.modules())
+    found = {id(config): config for config in configs if hasattr(config, "tie_word_embeddings")}
+    return list(found.values())

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as hf_logging
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from lrbench.errors import ModelError, did_you_mean, one_line
-from lrbench.models.slots import Inventory, find_slots
+from lrbench.errors import ModelError, one_line
+from lrbench.models.adapter import find_adapter, merge_adapter
+from lrbench.models.memory import check_room
+from lrbench.models.slots import Inventory, count_numbers, find_slots
+from lrbench.models.source import Source, bundled, failing, find, quietly, read_tokenizer, structure
 
 if TYPE_CHECKING:
     from lrbench.suite import ModelSpec
+
+__all__ = [
+    "LoadedModel", "bundled", "choose_device", "config_hash", "first_non_finite", "load", "load_structure",
+    "weight_hash",
+]  # fmt: skip
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -30,8 +33,9 @@ class LoadedModel:
 
     Attributes:
         label: how tables name it.
-        source: bundled name, path or hub id, with revision, for the manifest.
+        source: bundled name, path or hub id, with revision, and what else the suite says of it, for the manifest.
         weight_hash: SHA-256 of names, shapes, dtypes and bytes of all parameters and persistent buffers.
+        device: where its input goes; with a device map, its weights may be on others.
         config_hash: SHA-256 of what else makes the model compute what it does: its configuration, and its generation's.
     """
 
@@ -46,64 +50,70 @@ class LoadedModel:
     dtype: torch.dtype
 
 
-def bundled() -> dict[str, Path]:
-    """Names and folders of the bundled models."""
-    return {"almanac": Path(__file__).parent / "almanac" / "checkpoint"}
-
-
-def load(spec: ModelSpec, device: str | None = None) -> LoadedModel:
+def load(spec: ModelSpec, device: str | None = None, *, trust_remote_code: bool = False) -> LoadedModel:
     """Loads a model, its tokenizer and its slots.
 
     Args:
         spec: what the suite says.
-        device: from the command line; it wins over the suite's.
+        device: from the command line; it wins over the suite's, and over its device map.
+        trust_remote_code: from the command line; it needs the suite's word as well.
 
     Raises:
-        ModelError: the name is unknown, nothing loadable is there, the hub cannot be reached, or the device is not.
+        ModelError: the name is unknown, nothing loadable is there, the hub does not give it, it is no causal language
+            model, memory will not do, the adapter does not fit, or the device is not there.
     """
-    where, revision = _place(spec)
+    source = find(spec, trust_remote_code=trust_remote_code)
+    device_map = spec.device_map if device is None else None
     target = choose_device(device or spec.device)
-    try:
-        with _quietly():
-            tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
-            model = AutoModelForCausalLM.from_pretrained(
-                where, revision=revision, dtype="auto" if spec.dtype == "auto" else DTYPES[spec.dtype]
-            )
-        if not len(tokenizer):
-            raise ValueError("there is no tokenizer; save the model's beside it")
-        model = model.to(target).eval()  # type: ignore[arg-type]
-    except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError, ...
-        raise ModelError(_cannot_load(where, error)) from error
+    dtype = _dtype(spec, source)
+    numbers = count_numbers(structure(source, spec.attn_implementation))
+    tokenizer = read_tokenizer(spec, source)
+    if getattr(source.config, "quantization_config", None) is None:  # else numbers do not tell the bytes
+        check_room(source.label, numbers, dtype or torch.bfloat16, _devices(device_map, target))
+    with failing(source.where, source.revision), quietly():
+        if source.random:
+            model = _drawn(spec, source, dtype)
+        else:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source.where, revision=source.revision, trust_remote_code=source.trusted, dtype=dtype or "auto",
+                attn_implementation=spec.attn_implementation, device_map=device_map, output_loading_info=True,
+            )  # fmt: skip
+            model, found = loaded
+            _refuse_gaps(source, found)
+        if getattr(model, "_hf_peft_config_loaded", False):
+            raise ModelError(f"{source.label}: holds an adapter beside the model; give it under 'adapter'")
+        if device_map is None:
+            model = model.to(target)  # type: ignore[arg-type]
+    _refuse_offloaded(source, model)
+    if spec.adapter is not None:
+        model = merge_adapter(model, spec.adapter)
+    model = model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    _refuse_foresight(source, model)
     return LoadedModel(
         label=spec.display_name,
-        source={"pretrained": str(spec.name or spec.pretrained), "revision": revision},
+        source=_described(spec, source, device_map),
         model=model,
         tokenizer=tokenizer,
         inventory=find_slots(model),
         weight_hash=weight_hash(model),
         config_hash=config_hash(model),
-        device=target,
+        device=model.device,
         dtype=model.dtype,
     )
 
 
-def load_structure(spec: ModelSpec) -> Inventory:
+def load_structure(spec: ModelSpec, *, trust_remote_code: bool = False) -> Inventory:
     """The slots of a model without its weights (on the meta device): enough to plan.
 
     Raises:
-        ModelError: as `load`.
+        ModelError: as `load`, as far as it can be known.
     """
-    where, revision = _place(spec)
-    try:
-        with _quietly():
-            config = AutoConfig.from_pretrained(where, revision=revision)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except Exception as error:
-        raise ModelError(_cannot_load(where, error)) from error
-    return find_slots(model)
+    source = find(spec, trust_remote_code=trust_remote_code)
+    if spec.adapter is not None:
+        find_adapter(spec.adapter)
+    return find_slots(structure(source, spec.attn_implementation))
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -147,41 +157,85 @@ def config_hash(model: PreTrainedModel) -> str:
     return hashlib.sha256(json.dumps([config, generation], sort_keys=True, default=str).encode()).hexdigest()
 
 
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without transformers' progress bars (a run has its own) and the hub's retries (one line says how they ended)."""
-    shown = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    hub = logging.getLogger("huggingface_hub")
-    level = hub.level
-    hub.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        hub.setLevel(level)
-        if shown:
-            hf_logging.enable_progress_bar()
+def _dtype(spec: ModelSpec, source: Source) -> torch.dtype | None:
+    """What the weights are loaded as; None where the checkpoint's configuration does not say."""
+    if spec.dtype != "auto":
+        return DTYPES[spec.dtype]
+    stated = source.config.dtype or getattr(source.config.get_text_config(decoder=True), "dtype", None)
+    if isinstance(stated, str):
+        stated = getattr(torch, stated, None)
+    return stated if isinstance(stated, torch.dtype) else torch.float32 if source.random else None
 
 
-def _place(spec: ModelSpec) -> tuple[str, str | None]:
-    if spec.name is not None:
-        folders = bundled()
-        if spec.name not in folders:
+def _devices(device_map: str | dict[str, Any] | None, target: torch.device) -> list[torch.device]:
+    """Where the weights may go."""
+    if isinstance(device_map, dict):
+        if "disk" in device_map.values():
+            raise ModelError("device_map: weights on 'disk' come and go, and cannot be edited; name devices")
+        return [choose_device(f"cuda:{where}" if isinstance(where, int) else where) for where in device_map.values()]
+    if device_map is None:
+        return [target]
+    return [torch.device("cuda", index) for index in range(torch.cuda.device_count())] or [torch.device("cpu")]
+
+
+def _drawn(spec: ModelSpec, source: Source, dtype: torch.dtype | None) -> PreTrainedModel:
+    """Random weights by the architecture's own rule; drawn on the CPU, so that a seed means the same everywhere."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.seed or 0)
+        return AutoModelForCausalLM.from_config(
+            source.config, trust_remote_code=source.trusted, dtype=dtype, attn_implementation=spec.attn_implementation
+        )
+
+
+def _refuse_gaps(source: Source, found: dict[str, Any]) -> None:
+    """transformers fills what a checkpoint lacks with random numbers, and only warns."""
+    missing, wrong = sorted(found["missing_keys"]), sorted(str(key[0]) for key in found["mismatched_keys"])
+    for names, what in ((missing, "has no"), (wrong, "has another shape of")):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise ModelError(
-                f"unknown bundled model {spec.name!r}{did_you_mean(spec.name, folders)} "
-                f"(bundled: {', '.join(folders)}; for another model write `pretrained:`)"
+                f"{source.label}: the checkpoint {what} {names[0]}{more}; is it one of a causal language model?"
             )
-        return str(folders[spec.name]), None
-    assert spec.pretrained is not None
-    if Path(spec.pretrained).is_dir() and not (Path(spec.pretrained) / "config.json").is_file():
-        raise ModelError(f"{spec.pretrained}: no config.json there; is it a checkpoint folder?")
-    return spec.pretrained, spec.revision
 
 
-def _cannot_load(where: str, error: Exception) -> str:
-    text = one_line(error)
-    if Path(where).exists():
-        return f"{where}: cannot be loaded: {text}"
-    if where.startswith((".", "/", "~")):
-        return f"{where}: no such folder"
-    return f"{where}: not a local folder, and the Hugging Face hub did not give it: {text}"
+def _refuse_offloaded(source: Source, model: PreTrainedModel) -> None:
+    """Weights that accelerate has put aside come and go with each forward pass, and cannot be edited."""
+    aside = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if aside:
+        raise ModelError(
+            f"{source.label}: its devices do not hold it: {aside[0]} and {len(aside) - 1} more were put aside "
+            "(offloaded), where they cannot be edited; choose a smaller dtype, or a device_map without 'disk'"
+        )
+
+
+def _refuse_foresight(source: Source, model: PreTrainedModel) -> None:
+    """An encoder may pass for a language model; its answers at a token change with the tokens after it.
+
+    A model whose attention says of itself that it is causal is believed; any other is tried on two short texts.
+    """
+    said = [causal for module in model.modules() if isinstance(causal := getattr(module, "is_causal", None), bool)]
+    if said and all(said):
+        return
+    tokens = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 0]], device=model.device)
+    with torch.no_grad(), failing(source.where, source.revision):
+        logits = model(tokens, use_cache=False).logits.float()
+    early, late = (float(part.max()) for part in (logits[0] - logits[1]).abs().split([3, 1]))
+    rounding = 2 * torch.finfo(model.dtype).eps * float(logits.abs().max())
+    if early > 8 * rounding or early > max(rounding, 0.05 * late):
+        raise ModelError(
+            f"{source.label}: not a causal language model: what {type(model).__name__} says at a token depends on "
+            "the tokens after it (an encoder)"
+        )
+
+
+def _described(spec: ModelSpec, source: Source, device_map: str | dict[str, Any] | None) -> dict[str, Any]:
+    """What the manifest says of where a model came from; what is not there is left out."""
+    given = spec.resolved()
+    described: dict[str, Any] = {"pretrained": given["name"] or given["pretrained"], "revision": source.revision}
+    commit = getattr(source.config, "_commit_hash", None)
+    optional = {
+        "commit": commit, "config": given["config"], "seed": (spec.seed or 0) if source.random else None,
+        "tokenizer": given["tokenizer"], "adapter": given["adapter"], "device_map": device_map,
+        "attn_implementation": spec.attn_implementation, "trust_remote_code": source.trusted or None,
+    }  # fmt: skip
+    return described | {key: value for key, value in optional.items() if value is not None}

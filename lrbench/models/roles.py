@@ -1,7 +1,8 @@
 """What a weight does in its block, read from where it stands: the only place that knows how models name things.
 
 A role is recognised by the path of a module inside its decoder block (`self_attn.q_proj`, `mlp.dense_4h_to_h`, `fc1`).
-Routers are never given a role. Fused projections are recognised as such, and left to globs.
+Fused projections are recognised as such; `lrbench.models.families` knows their parts. Routers are recognised so that
+they are left alone.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ _PATTERNS = [
     (_IN_MLP + r"(?:.*\.)?(?:out_proj|c_proj)$", "mlp.down"),
 ]
 _ROLE_OF = [(re.compile(pattern), role) for pattern, role in _PATTERNS]
-_FUSED = re.compile(r"(?:^|\.)(?:c_attn|qkv_proj|query_key_value|qkv|Wqkv|W_pack|gate_up_proj)$")
+_FUSED = re.compile(r"(?:^|\.)(?:c_attn|qkv_proj|query_key_value|qkv|[Ww]qkv|W_pack|gate_up_proj)$")
+# `mlp.gate` is a router, `mlp.gate_proj` a projection. Qwen-MoE weighs its shared expert by a gate of its own.
+_ROUTER = re.compile(r"(?:^|\.)(?:[^.]*router(?:\..*)?|gate|(?:shared_)?expert_gate|wg)$")
 
 
 def role_of(path: str) -> str | None:
@@ -50,3 +53,8 @@ def role_of(path: str) -> str | None:
 def is_fused(path: str) -> bool:
     """Whether the module at `path` holds several roles in one matrix."""
     return bool(_FUSED.search(path))
+
+
+def is_router(path: str) -> bool:
+    """Whether the module at `path` chooses or weighs experts. Routers are never edited."""
+    return bool(_ROUTER.search(path))

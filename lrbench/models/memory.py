@@ -1,0 +1,42 @@
+"""Whether a model's numbers will fit where they are to go, asked before they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import psutil
+import torch
+
+from lrbench.errors import ModelError
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes free on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def check_room(label: str, numbers: int, dtype: torch.dtype, devices: Iterable[torch.device]) -> None:
+    """Refuses a model that its devices cannot hold together.
+
+    Args:
+        numbers: of the model, tied ones once.
+        dtype: what they are loaded as.
+
+    Raises:
+        ModelError: with what is needed and what is free.
+    """
+    distinct = list(dict.fromkeys(devices))
+    need, free = numbers * dtype.itemsize, sum(map(free_bytes, distinct))
+    if need > free:
+        names = ", ".join(map(str, distinct))
+        raise ModelError(
+            f"{label}: its {numbers:,} numbers take {_gib(need)} in {str(dtype).removeprefix('torch.')}, and "
+            f"{names} {'has' if len(distinct) == 1 else 'have'} {_gib(free)} free; "
+            "choose a smaller dtype, or a device or device_map with more memory"
+        )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"
