@@ -148,7 +148,7 @@ def _counted(loaded: LoadedModel, swept: Swept) -> Iterator[None]:
     with ExitStack() as stack:
         for slot in loaded.inventory.slots:
             if slot.about.layer is not None:
-                stack.callback(slot.module.register_forward_hook(weight(slot.tensor().numel())).remove)
+                stack.callback(slot.module.register_forward_hook(weight(slot.numbers)).remove)
         output = loaded.model.get_output_embeddings()
         assert output is not None
         stack.callback(output.register_forward_hook(head).remove)

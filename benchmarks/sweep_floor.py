@@ -140,7 +140,7 @@ def measure(
 
 def flops(loaded: LoadedModel) -> tuple[float, float]:
     """FLOPs of the matrix products with weights, for one token in one block (the mean), and for one head position."""
-    inside = sum(slot.tensor().numel() for slot in loaded.inventory.slots if slot.about.layer is not None)
+    inside = sum(slot.numbers for slot in loaded.inventory.slots if slot.about.layer is not None)
     return 2.0 * inside / len(loaded.inventory.blocks), 2.0 * _head_module(loaded).weight.numel()  # type: ignore[operator]
 
 
@@ -217,7 +217,7 @@ def _peak(loaded: LoadedModel, repeats: int) -> float:
     """FLOP/s of x Wᵀ, the best over the shapes of the model's own weights and one large square."""
     large = loaded.device.type == "cuda"
     tokens, square = (16384, 8192) if large else (2048, 1024)
-    shapes = {slot.tensor().shape for slot in loaded.inventory.slots if slot.about.layer is not None}
+    shapes = {slot.about.shape for slot in loaded.inventory.slots if slot.about.layer is not None}
     rates = []
     for out_features, in_features in [*shapes, (square, square)]:
         weight = torch.randn(out_features, in_features, device=loaded.device, dtype=loaded.dtype)

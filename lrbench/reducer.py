@@ -52,7 +52,7 @@ class Slot:
     """What a reducer may know of the weight it is given.
 
     Attributes:
-        name: the parameter's name, such as `model.layers.3.mlp.down_proj.weight`.
+        name: the parameter's name, such as `model.layers.3.mlp.down_proj.weight`; a part of it in brackets, `...[q]`.
         layer: index of the decoder block, from 0; None outside the blocks.
         role: `attn.q` ... `mlp.down`, `head`, `embed`; None where no role was recognised.
         shape: (out, in) of the matrix as the reducer sees it.

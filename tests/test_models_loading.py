@@ -13,6 +13,7 @@ from lrbench.cli import main
 from lrbench.errors import ModelError
 from lrbench.models import load as loading
 from lrbench.models import memory
+from lrbench.models.edit import edited
 from lrbench.models.load import bundled, load, load_structure
 from lrbench.models.slots import find_slots
 from lrbench.store import RunDirectory
@@ -175,6 +176,19 @@ def test_what_the_hub_answers_is_told_apart(monkeypatch, error, message):
     assert message in refusal(ModelSpec(pretrained="a/b", revision="v9"))
 
 
+def test_the_commit_that_a_revision_led_to_is_recorded(monkeypatch, tmp_path):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--a--b"
+    checkpoint(repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    loaded = load(ModelSpec(pretrained="a/b"), device="cpu")
+    assert loaded.source == {"pretrained": "a/b", "revision": None, "commit": commit}
+    assert load(ModelSpec(pretrained="a/b", revision="main"), device="cpu").source["commit"] == commit
+    assert "commit" not in load(ModelSpec(name="almanac"), device="cpu").source
+
+
 def test_a_hub_that_cannot_be_reached_is_said(monkeypatch):
     message = refusal(ModelSpec(pretrained="someone/a-model", revision="v9"))
     assert message.startswith("someone/a-model at revision v9: not a local folder, and the Hugging Face hub cannot be")
@@ -233,6 +247,22 @@ def test_on_the_gpu_a_device_map_places_the_same_model_or_says_what_was_put_asid
         assert mapped.weight_hash == plain.weight_hash
         assert mapped.device.type == "cuda"
     assert "offloaded" in refusal(ModelSpec(pretrained=str(tmp_path), device_map={"model": 0, "lm_head": "cpu"}))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "phi3", "mixtral"])
+def test_on_the_gpu_slots_are_edited_where_they_are(kind, dtype):
+    settings = {**TINY, "intermediate_size": 32, "model_type": kind}
+    loaded = load(ModelSpec(config=settings, dtype=dtype), device="cuda")
+    tokens = torch.arange(3, 12, device="cuda")[None]
+    plain, before = loaded.model(tokens).logits, loading.weight_hash(loaded.model)
+    for slot in loaded.inventory.slots:
+        assert slot.read().device.type == "cuda"
+        with edited({slot: slot.read().clone()}):
+            assert torch.equal(loaded.model(tokens).logits, plain), slot.name
+    assert loading.weight_hash(loaded.model) == before == loaded.weight_hash
 
 
 # --- adapters

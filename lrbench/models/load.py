@@ -69,13 +69,15 @@ def load(spec: ModelSpec, device: str | None = None, *, trust_remote_code: bool 
     numbers = count_numbers(structure(source, spec.attn_implementation))
     tokenizer = read_tokenizer(spec, source)
     if getattr(source.config, "quantization_config", None) is None:  # else numbers do not tell the bytes
-        check_room(source.label, numbers, dtype or torch.bfloat16, _devices(device_map, target))
+        devices = _devices(device_map, target)
+        for together in ([torch.device("cpu")], devices) if source.random else (devices,):
+            check_room(source.label, numbers, dtype or torch.bfloat16, together)
     with failing(source.where, source.revision), quietly():
         if source.random:
             model = _drawn(spec, source, dtype)
         else:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source.where, revision=source.revision, trust_remote_code=source.trusted, dtype=dtype or "auto",
+                source.where, revision=source.pinned, trust_remote_code=source.trusted, dtype=dtype or "auto",
                 attn_implementation=spec.attn_implementation, device_map=device_map, output_loading_info=True,
             )  # fmt: skip
             model, found = loaded
@@ -232,9 +234,8 @@ def _described(spec: ModelSpec, source: Source, device_map: str | dict[str, Any]
     """What the manifest says of where a model came from; what is not there is left out."""
     given = spec.resolved()
     described: dict[str, Any] = {"pretrained": given["name"] or given["pretrained"], "revision": source.revision}
-    commit = getattr(source.config, "_commit_hash", None)
     optional = {
-        "commit": commit, "config": given["config"], "seed": (spec.seed or 0) if source.random else None,
+        "commit": source.commit, "config": given["config"], "seed": (spec.seed or 0) if source.random else None,
         "tokenizer": given["tokenizer"], "adapter": given["adapter"], "device_map": device_map,
         "attn_implementation": spec.attn_implementation, "trust_remote_code": source.trusted or None,
     }  # fmt: skip

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     LocalEntryNotFoundError,
@@ -46,6 +47,8 @@ class Source:
 
     Attributes:
         where: folder, hub id or file; for a configuration given in the suite, words for it.
+        revision: as the suite gives it.
+        commit: where the hub's revision led; what is read after the configuration is read from there.
         random: there are no weights to load; they are drawn.
         trusted: its repository's own code may run.
         config: of transformers.
@@ -53,6 +56,7 @@ class Source:
 
     where: str
     revision: str | None
+    commit: str | None
     random: bool
     trusted: bool
     config: PreTrainedConfig
@@ -61,6 +65,11 @@ class Source:
     def label(self) -> str:
         """For messages."""
         return f"{self.where} at revision {self.revision}" if self.revision else self.where
+
+    @property
+    def pinned(self) -> str | None:
+        """The commit, or the revision where that is not known."""
+        return self.commit or self.revision
 
 
 def find(spec: ModelSpec, *, trust_remote_code: bool) -> Source:
@@ -91,7 +100,7 @@ def find(spec: ModelSpec, *, trust_remote_code: bool) -> Source:
             f"{where}: {config.model_type} is an encoder with a decoder, not a causal language model; "
             "only models that go on with a text from left to right are scored"
         )
-    return Source(where, revision, spec.config is not None, trusted, config)
+    return Source(where, revision, _commit(where, revision), spec.config is not None, trusted, config)
 
 
 def structure(source: Source, attn_implementation: str | None = None) -> PreTrainedModel:
@@ -112,7 +121,7 @@ def read_tokenizer(spec: ModelSpec, source: Source) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: there is none, or the model has no embedding for some of its tokens.
     """
-    where, revision = (str(bundled()["almanac"]), None) if source.random else (source.where, source.revision)
+    where, revision = (str(bundled()["almanac"]), None) if source.random else (source.where, source.pinned)
     if spec.tokenizer is not None:
         where, revision = str(bundled().get(spec.tokenizer, spec.tokenizer)), None
     with failing(where, revision), quietly():
@@ -186,6 +195,14 @@ def _place(spec: ModelSpec) -> tuple[str, str | None]:
         if spec.revision is not None:
             raise ModelError(f"{folder}: a folder has no revisions; leave 'revision' out")
     return spec.pretrained, spec.revision
+
+
+def _commit(where: str, revision: str | None) -> str | None:
+    """The commit from which a configuration has just been read; None for what is not from the hub."""
+    if Path(where).exists() or where.startswith("a random "):
+        return None
+    cached = try_to_load_from_cache(where, "config.json", revision=revision)
+    return Path(cached).parent.name if isinstance(cached, str) else None
 
 
 def _configured(settings: dict[str, Any]) -> PreTrainedConfig:
