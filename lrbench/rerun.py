@@ -177,7 +177,7 @@ def _check_model(loaded: LoadedModel, entry: Mapping[str, Any]) -> None:
     ):
         if then != now:
             raise ModelError(
-                f"{loaded.source['pretrained']}: its {what} is {now[:16]}, in the run it was {str(then)[:16]}; "
+                f"{loaded.label}: its {what} is {now[:16]}, in the run it was {str(then)[:16]}; "
                 "bring the run's model back"
             )
 

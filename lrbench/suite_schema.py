@@ -36,6 +36,13 @@ def _one_or_many(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
+def _each_once(values: tuple[str, ...]) -> tuple[str, ...]:
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise ValueError(f"{value!r} is listed twice")
+    return values
+
+
 def _known_weight(word: str) -> str:
     """Refuses what can be no role, group, LASER name, parameter name or glob in any model."""
     known = [*ROLES, *GROUPS, *ALIASES]
@@ -336,7 +343,7 @@ class Suite(_Spec):
     seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] = 0
     batch_size: _Count | None = None
     inference: Literal["dense", "factored"] = "dense"
-    measure: Annotated[tuple[Literal["inference"], ...], BeforeValidator(_one_or_many)] = ()
+    measure: Annotated[tuple[Literal["inference"], ...], BeforeValidator(_one_or_many), AfterValidator(_each_once)] = ()
     _document: Document = PrivateAttr()
 
     @model_validator(mode="before")

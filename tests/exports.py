@@ -6,12 +6,24 @@ from pathlib import Path
 from textwrap import dedent
 from unittest import mock
 
+import torch
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from tests.tiny_models import VOCABULARY, tiny
+from tests.tiny_models import COMMON, FAMILIES, LLAMA, VOCABULARY, tiny
+
+MOE = {**LLAMA, "moe_intermediate_size": 12, "num_experts": 3, "num_experts_per_tok": 2, "decoder_sparse_step": 1}
+#: name -> model type and configuration, of architectures that the sweep engine's tests have no need of.
+OTHERS = {
+    "phi": ("phi", {**COMMON, "intermediate_size": 64, "max_position_embeddings": 512}),
+    "olmo2": ("olmo2", LLAMA),
+    "smollm3": ("smollm3", LLAMA),
+    "gpt_oss": ("gpt_oss", {**LLAMA, "head_dim": 8, "num_local_experts": 3, "num_experts_per_tok": 2}),
+    "qwen2_moe": ("qwen2_moe", {**MOE, "shared_expert_intermediate_size": 24}),
+    "qwen3_moe": ("qwen3_moe", {**MOE, "head_dim": 8}),
+}
 
 DOCUMENTS = 12
 TASK = """\
@@ -56,9 +68,15 @@ def write_task(folder: Path) -> Path:
     return folder
 
 
-def write_model(folder: Path, family: str, dtype=None) -> Path:
+def write_model(folder: Path, family: str) -> Path:
     """A tiny random model with its tokenizer, as a checkpoint."""
-    model = tiny(family) if dtype is None else tiny(family, dtype)
+    if family in FAMILIES:
+        model = tiny(family)
+    else:
+        kind, settings = OTHERS[family]
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(kind, **{"bos_token_id": 1, "eos_token_id": 2, **settings})
+        model = AutoModelForCausalLM.from_config(config).eval()
     model.save_pretrained(folder)
     save_tokenizer(folder)
     return folder

@@ -164,10 +164,15 @@ def _plainly(description: Description | None) -> str:
     if description.plain and description.weights:
         notes.append("Each edited layer is two linear layers, one after the other; without lrbench:\n\n" + LOAD_PLAIN)
     if multiplied:
-        notes.append("Stored as factors, and multiplied out when loaded: " + ", ".join(map(_cell, multiplied)) + ".")
+        notes.append(f"Stored as factors, and multiplied out when loaded: {_listed(multiplied)}.")
     if description.matrices:
-        notes.append("Stored in full: " + ", ".join(map(_cell, description.matrices)) + ".")
+        notes.append(f"Stored in full: {_listed(description.matrices)}.")
     return "\n\n".join(notes)
+
+
+def _listed(weights: Sequence[str]) -> str:
+    shown = ", ".join(map(_cell, weights[:3]))
+    return shown if len(weights) <= 3 else f"{shown} and {len(weights) - 3} more, as `lrbench.json` has them"
 
 
 def _made(subject: Subject) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from lrbench.models.load import bundled
 from lrbench.models.slots import Inventory, WeightSlot
 from lrbench.reductions import Reduction
 from lrbench.rerun import CellAgain
@@ -53,14 +54,13 @@ class Subject:
     @classmethod
     def of_cell(cls, again: CellAgain, run: RunDirectory, made: str) -> Subject:
         """A run's cell."""
-        name = str(again.loaded.source["pretrained"])
-        folder = Path(name) if Path(name).is_dir() else None
-        if folder is None and again.spec.name is not None:
-            from lrbench.models.load import bundled
-
-            folder = bundled()[again.spec.name]
+        spec, folder = again.spec, None
+        if spec.name is not None:
+            folder = bundled()[spec.name]
+        elif spec.pretrained is not None and Path(spec.pretrained).is_dir():
+            folder = Path(spec.pretrained)
         return cls(
-            base=folder.name if folder is not None and again.spec.name is None else name,
+            base=spec.name or (folder.name if folder is not None else spec.pretrained or spec.display_name),
             base_folder=folder,
             model=again.loaded.model,
             tokenizer=again.loaded.tokenizer,
