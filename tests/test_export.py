@@ -138,8 +138,9 @@ def test_a_factored_export_describes_each_weight_and_holds_no_pickle(llama):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_low_rank_export_is_loaded_by_torch_and_transformers_alone_as_its_card_says(family, tmp_path):
-    run(write_family_suite(tmp_path, family), tmp_path / "run")
-    row = next(row for row in edited_rows(tmp_path / "run") if row.label == "svd")
+    sweep = "sweep:\n  - {mode: together, weights: [mlp, attn.o], rank: {keep: 0.6}, reducers: [svd]}\n"
+    run(write_family_suite(tmp_path, family, sweep), tmp_path / "run")
+    [row] = edited_rows(tmp_path / "run")
     target = exported(tmp_path, row, "factored")
     code = (target / "README.md").read_text().split("without lrbench:\n\n```python\n")[1].split("```")[0]
     code = code.replace('"DIR"', repr(str(target))) + (

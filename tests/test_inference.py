@@ -46,10 +46,11 @@ def test_factored_inference_gives_the_dense_edits_answers_and_the_very_same_modu
     model = tiny(family)
     before, modules = logits(model), dict(model.named_modules())
     slots, outcome = reduced(model, ["all"], reducer, keep=0.6)
+    layers = sum(map(is_whole_layer, slots))
     with in_place(model, slots, outcome):
         dense = logits(model)
     with in_place(model, slots, outcome, "factored"):
-        assert sum(isinstance(module, FactoredLinear) for module in model.modules()) == len(slots)
+        assert sum(isinstance(module, FactoredLinear) for module in model.modules()) == layers > 0
         torch.testing.assert_close(logits(model), dense, rtol=1e-3, atol=1e-3)
     assert {name: id(module) for name, module in model.named_modules()} == {n: id(m) for n, m in modules.items()}
     assert torch.equal(logits(model), before)
