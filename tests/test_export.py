@@ -321,6 +321,23 @@ def _some(folder, rows):
     return target if target.exists() else exported(folder, rows["svd"], "factored")
 
 
+@pytest.mark.parametrize(("family", "weights"), [("gpt2", "attn.q"), ("mixtral", "mlp.gate"), ("bloom", "attn.v")])
+def test_parts_of_a_parameter_are_stored_apart_where_one_is_edited(family, weights, tmp_path):
+    sweep = f"sweep:\n  - {{mode: together, weights: [{weights}], rank: {{keep: 0.3}}, reducers: [svd]}}\n"
+    run(write_family_suite(tmp_path, family, sweep), tmp_path / "run")
+    [row] = edited_rows(tmp_path / "run")
+    dense, factored = exported(tmp_path, row, "dense"), exported(tmp_path, row, "factored")
+    about = Description.read(factored)
+    assert {weight.weight for weight in about.weights if weight.edited} == {edit.weight for edit in row.edits}
+    assert {weight.factors for weight in about.weights if not weight.edited} == {"Dense"}
+    assert {weight.runs_as for weight in about.weights} == {"matrix"}
+    assert not about.plain
+    saved = sum(4 * (edit.shape[0] * edit.shape[1] - edit.stored_numbers) for edit in row.edits)
+    assert bytes_of_weights(dense) - bytes_of_weights(factored) > 0.5 * saved
+    model = load(factored)
+    torch.testing.assert_close(logits(model), logits(AutoModelForCausalLM.from_pretrained(dense).eval()))
+
+
 def test_large_exports_are_sharded_with_an_index(llama, monkeypatch):
     folder, rows = llama
     monkeypatch.setattr("lrbench.export.factored.SHARD", "20KB")
