@@ -31,7 +31,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--other-code", action="store_true",
                         help="accept code other than the run's, where it gives the row's ranks and errors")  # fmt: skip
     parser.add_argument("--trust-remote-code", action="store_true",
-                        help="let a model whose suite says trust_remote_code: true run its repository's code")  # fmt: skip
+                        help="let a model whose suite says trust_remote_code: true run its own code")  # fmt: skip
     parser.set_defaults(run=run)
 
 
