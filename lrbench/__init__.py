@@ -1,6 +1,7 @@
 """lrbench: low-rank decompositions of language-model weights, under one protocol.
 
-The names here are what a plugin author needs. They load on first use, so that importing lrbench does not import torch.
+The names here are what a plugin author needs, and what notebooks call: `reduce`, `load`, `read_results`. They load on
+first use, so that importing lrbench does not import torch.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
+    from lrbench.export.load import load
     from lrbench.factors import (
         CUR,
         BlockDiagonalProduct,
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
         LowRank,
     )
     from lrbench.low_rank import LowRankReducer
+    from lrbench.reduced import Reduced, reduce
     from lrbench.reducer import Context, Prepared, Reducer, Slot
+    from lrbench.results import Results, read_results
 
 __version__ = "0.1.0"
 
@@ -43,6 +47,11 @@ _HOMES = {
     "Prepared": "lrbench.reducer",
     "Reducer": "lrbench.reducer",
     "Slot": "lrbench.reducer",
+    "Reduced": "lrbench.reduced",
+    "reduce": "lrbench.reduced",
+    "load": "lrbench.export.load",
+    "Results": "lrbench.results",
+    "read_results": "lrbench.results",
 }
 
 __all__ = [
@@ -57,10 +66,15 @@ __all__ = [
     "LowRank",
     "LowRankReducer",
     "Prepared",
+    "Reduced",
     "Reducer",
+    "Results",
     "Slot",
     "__version__",
     "hookimpl",
+    "load",
+    "read_results",
+    "reduce",
 ]
 
 

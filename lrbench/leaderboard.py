@@ -196,6 +196,7 @@ def build(runs: Sequence[RunDirectory], sort: str | None = None) -> Leaderboard:
             detail=not any(entry.row.calibrate_seconds for entry in everything),
         ),
         Column("evaluate", ("evaluate", "s"), "seconds", detail=True),
+        *_speed_columns(everything),
         Column("pareto", ("Pareto", "front"), "flag", detail=True),
     ]
     _mark_pareto(entries, score)
@@ -215,6 +216,7 @@ _FIXED = frozenset(
     {
         *("run", "model", "method", "setting", "edited", "seed", "score", "keep", "keep_model", "compression", "error"),
         *("optimum", "decompose", "rank", "optimal_error", "calibrate", "evaluate", "pareto"),
+        *("prefill", "decode", "memory"),
         *("status", "reason", "cell", "environment"),
     }
 )
@@ -280,10 +282,35 @@ def _entry(run: ScoredRun, row: Row, tasks: Sequence[Column], overall: Overall) 
         "optimal_error": optimum,
         "calibrate": None if baseline else row.calibrate_seconds,
         "evaluate": row.evaluate_seconds,
+        **_speeds(row),
         "pareto": False,
     }
     elsewhere = not baseline and unedited is not None and row.environment != unedited.environment
     return Entry(row, run.name, values, measured, scored_on, elsewhere)
+
+
+#: Figure of `lrbench.speed.Speed` -> the column of factored over dense.
+_SPEEDS = {
+    "prefill_tokens_per_second": Column("prefill", ("prefill", "/ dense"), "times", "higher"),
+    "decode_tokens_per_second": Column("decode", ("decode", "/ dense"), "times", "higher"),
+    "peak_bytes": Column("memory", ("memory", "/ dense"), "times", "lower"),
+}
+
+
+def _speed_columns(entries: Sequence[Entry]) -> list[Column]:
+    """Those that some line has: only suites with `measure: inference` do."""
+    return [column for column in _SPEEDS.values() if any(e.values[column.name] is not None for e in entries)]
+
+
+def _speeds(row: Row) -> dict[str, Value]:
+    """One prompt at a time; memory at the largest batch."""
+    if row.inference is None or not row.inference.batches:
+        return {column.name: None for column in _SPEEDS.values()}
+    batches = [entry.batch for entry in row.inference.batches]
+    return {
+        column.name: row.inference.ratio(what, max(batches) if what == "peak_bytes" else min(batches))
+        for what, column in _SPEEDS.items()
+    }
 
 
 def _mark_pareto(entries: Sequence[Entry], score: Column) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lrbench
@@ -38,6 +39,7 @@ class Manifest:
             "lrbench": lrbench.__version__,
             "suite": suite.resolved(),
             "suite_hash": suite.hash,
+            "paths": suite.local_paths(),
             "tasks": earlier.get("tasks", []),
             "reducers": [_of_method(method, registry) for method in methods],
         }
@@ -47,6 +49,7 @@ class Manifest:
         loaded: LoadedModel,
         tasks: TaskSet,
         engine: BoundEngine,
+        setting: Mapping[str, Any],
         cells: list[str],
         calibration: Calibration | None = None,
         *,
@@ -55,6 +58,7 @@ class Manifest:
         """Writes what is known of a model before its cells are scored.
 
         Args:
+            setting: what all its cells' hashes are made of beside the cells themselves.
             cells: hashes of all its cells, in the order of the plan.
             calibration: where a reducer needs one.
             at_work: the engine has cells to score; else the entry of the one that scored them stays.
@@ -69,6 +73,7 @@ class Manifest:
             "numbers": count_numbers(loaded.model),
             "blocks": len(loaded.inventory.blocks),
             "engine": engine.describe() if at_work or "engine" not in earlier else earlier["engine"],
+            "setting": dict(setting),
             **({"calibration": calibration.describe()} if calibration is not None else {}),
             "cells": cells,
         }
@@ -88,10 +93,12 @@ class Manifest:
 
 def _of_method(method: Method, registry: Registry) -> dict[str, Any]:
     name = method.reducer.name
+    source = registry.source(name)
     return {
         "label": method.label,
         "reducer": name,
         "params": dict(method.params),
-        "source": registry.source(name),
+        "source": source,
+        **({"file": str(Path(source).resolve())} if registry.is_file(name) else {}),
         "source_hash": method.source_hash,
     }

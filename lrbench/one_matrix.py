@@ -13,8 +13,8 @@ from lrbench.models.slots import WeightSlot
 from lrbench.parameters import values
 from lrbench.plan import Cell, Method, refusal
 from lrbench.ranks import RankRequest
-from lrbench.reduce import Reductions
 from lrbench.reducer import Slot
+from lrbench.reductions import Reductions
 from lrbench.registry import Registry
 from lrbench.store import Edit
 from lrbench.yaml_positions import parse_yaml

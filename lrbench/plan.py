@@ -14,6 +14,7 @@ from typing import Any
 
 from lrbench.calibration.refusal import uncalibrated
 from lrbench.errors import ModelError, PluginError, ReducerError, one_line
+from lrbench.models.factored import is_whole_layer
 from lrbench.models.slots import Inventory, WeightSlot
 from lrbench.parameters import ParameterError, values
 from lrbench.ranks import RankRequest, closed_rank
@@ -65,11 +66,14 @@ class Cell:
             return ()
         return tuple(dict.fromkeys(slot.module_name for slot in self.slots if slot.about.layer == self.first_block))
 
-    def digest(self, **setting: Any) -> str:
+    def digest(self, *, inference: str = "dense", **setting: Any) -> str:
         """SHA-256 of what defines the result: this cell, and `setting` (weights, documents, prompts, seed, ...).
 
-        Labels count, though they change no result: two cells that a suite tells apart are two rows.
+        Labels count, though they change no result: two cells that a suite tells apart are two rows. How edits run
+        (`inference`) counts where it can change a number.
         """
+        if inference != "dense" and any(map(is_whole_layer, self.slots)):
+            setting["inference"] = inference
         method = self.method
         content = {
             **setting,

@@ -18,8 +18,8 @@ from lrbench.linalg import optimal_errors
 from lrbench.models.load import load
 from lrbench.models.slots import WeightSlot
 from lrbench.plan import Cell, Method, make_plan
-from lrbench.reduce import Reductions
-from lrbench.run import calibration_of, cell_keys, make_suite_engine, tasks_of
+from lrbench.reductions import Reductions
+from lrbench.run import calibration_of, cell_keys, make_suite_engine, setting_of, tasks_of
 from lrbench.store import RunDirectory
 from lrbench.suite import ModelSpec, Suite
 from lrbench.tasks.containment import contained
@@ -95,7 +95,7 @@ def probe(
     engine.describe()  # has it check itself
     setup_seconds = time.perf_counter() - started
     calibration = calibration_of(suite, loaded, engine, built, notify)
-    keys = cell_keys(suite, spec, loaded, engine, plan, calibration)
+    keys = cell_keys(plan, setting_of(suite, loaded, spec, engine), calibration)
     rows = RunDirectory(out).rows()
     missing = [cell for cell in plan.cells if keys[id(cell)] not in rows and not cell.skip and not cell.failure]
     notify("timing some of the work")

@@ -61,6 +61,7 @@ class Registry:
         self.reducers: dict[str, type[Reducer]] = {}
         self.broken: list[BrokenPlugin] = []
         self._sources: dict[str, str] = {}
+        self._from_files: set[str] = set()
         self._manager = pluggy.PluginManager(GROUP)
         self._manager.add_hookspecs(hookspecs)
         # Built-in reducers first: nobody takes their names from them.
@@ -94,6 +95,11 @@ class Registry:
         """Where a reducer comes from: its file, or its distribution and module."""
         self.get(name)
         return self._sources[name]
+
+    def is_file(self, name: str) -> bool:
+        """Whether a reducer comes from a plugin file rather than an installed distribution."""
+        self.get(name)
+        return name in self._from_files
 
     def build(self, name: str, params: Mapping[str, Any] | None = None) -> Reducer:
         """A reducer with the given parameters.
@@ -158,6 +164,8 @@ class Registry:
             self.broken.append(BrokenPlugin(source, problem, tuple(sorted(names))))
         else:
             self.reducers[name], self._sources[name] = reducer, source  # type: ignore[index]
+            if asked_for:
+                self._from_files.add(name)  # type: ignore[arg-type]
 
 
 def source_hash(reducer: type[Reducer]) -> str:
@@ -174,7 +182,7 @@ def source_hash(reducer: type[Reducer]) -> str:
 
     own = [cls for cls in reducer.__mro__ if issubclass(cls, Reducer) and cls is not Reducer]
     here = Path(__file__).parent
-    shared = [*(here / f"{name}.py" for name in ("factors", "ranks", "reduce", "reducer"))]
+    shared = [*(here / f"{name}.py" for name in ("factors", "ranks", "reductions", "reducer"))]
     shared += sorted((here / "linalg").rglob("*.py"))
     digest = hashlib.sha256()
     for module in dict.fromkeys(cls.__module__ for cls in own):

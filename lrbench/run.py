@@ -6,17 +6,21 @@ import fcntl
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from torch import nn
+
 from lrbench.calibration.statistics import Calibration, prepare
+from lrbench.editing import Inference, in_place, noted
 from lrbench.environment import environment
 from lrbench.errors import InputError, LrbenchError, ModelError, TaskError, one_line
 from lrbench.evaluate import ENGINES, make_engine
 from lrbench.evaluate.bound import BoundEngine
 from lrbench.evaluate.engine import Engine, Job, Outcome, Step
+from lrbench.inference import measure_inference
 from lrbench.manifest import Manifest
 from lrbench.models.edit import edited
 from lrbench.models.load import (
@@ -30,7 +34,7 @@ from lrbench.models.load import (
 from lrbench.models.slots import Inventory, count_numbers
 from lrbench.partials import RunPartials
 from lrbench.plan import Cell, Method, Plan, make_plan, methods
-from lrbench.reduce import Reduction, Reductions
+from lrbench.reductions import Reduction, Reductions, sizes
 from lrbench.registry import Registry
 from lrbench.store import Edit, Row, RunDirectory
 from lrbench.suite import ModelSpec, Suite
@@ -114,20 +118,6 @@ class _ModelRun:
             params={**method.params, **_chosen(measured.get("edits", []))} if method else {},
             mode=cell.mode, requested=cell.requested, seed=self.suite.seed, **measured,
         )  # fmt: skip
-
-    def sizes(self, cell: Cell, reductions: Sequence[Reduction]) -> dict[str, float]:
-        """keep of the targets and of the model, and the compression ratio.
-
-        A part of a fused or stacked parameter replaces its own numbers. A tied weight is replaced only when all that
-        use it are edited; else its factors come on top of it.
-        """
-        stored = sum(reduction.edit.stored_numbers for reduction in reductions)
-        dense = sum(slot.numbers for slot in cell.slots)
-        places = {slot: slot.place for slot in cell.slots}
-        edited_users = Counter(places.values())
-        whole = {place: slot.numbers for slot, place in places.items() if edited_users[place] == slot.users}
-        model = (self.numbers - sum(whole.values()) + stored) / self.numbers
-        return {"keep_targets": stored / dense, "keep_model": model, "compression_ratio": 1 / model}
 
 
 def run_suite(
@@ -226,16 +216,8 @@ def calibration_of(
     return prepare(suite, loaded, engine.requests, engine.lm.max_length, notify)
 
 
-def cell_keys(
-    suite: Suite,
-    spec: ModelSpec,
-    loaded: LoadedModel,
-    engine: BoundEngine,
-    plan: Plan,
-    calibration: Calibration | None,
-) -> dict[int, str]:
-    """`id` of each cell -> its hash, by which its row is known."""
-    setting = _setting(suite, loaded, spec, engine)
+def cell_keys(plan: Plan, setting: Mapping[str, Any], calibration: Calibration | None) -> dict[int, str]:
+    """`id` of each cell -> its hash, by which its row is known; see `setting_of`."""
     return {id(cell): cell.digest(**setting, **_calibrated(cell, calibration)) for cell in plan.cells}
 
 
@@ -262,9 +244,10 @@ def _run_model(
     tasks = tasks_of(suite, progress.note)
     scorer = make_suite_engine(engine, suite, spec, loaded, tasks, progress.note)
     calibration = calibration_of(suite, loaded, scorer, built, progress.note)
-    keys = cell_keys(suite, spec, loaded, scorer, plan, calibration)
+    setting = setting_of(suite, loaded, spec, scorer)
+    keys = cell_keys(plan, setting, calibration)
     missing = Plan(tuple(cell for cell in plan.cells if keys[id(cell)] not in done))
-    manifest.add_model(loaded, tasks, scorer, list(keys.values()), calibration, at_work=bool(missing.cells))
+    manifest.add_model(loaded, tasks, scorer, setting, list(keys.values()), calibration, at_work=bool(missing.cells))
     reused = [done[key] for key in keys.values() if key in done]
     result.count(reused, new=False)
     progress.planned(loaded.label, len(plan.cells), len(reused), tasks.named)
@@ -327,8 +310,10 @@ def _rows(
             if isinstance(outcome, LrbenchError):
                 yield share.row(cell, key, "failed", reason=str(outcome))
                 continue
-            pending[key] = (cell, outcome)
-            jobs.append(Job(key, cell.first_block, _Editing(cell, outcome), cell.first_modules, sharing))
+            inference = share.suite.inference
+            pending[key] = (cell, noted(cell.slots, outcome, inference))
+            editing = _Editing(share.loaded.model, cell, outcome, inference)
+            jobs.append(Job(key, cell.first_block, editing, cell.first_modules, sharing))
         held = sum(reduction.edit.stored_bytes for _, done in pending.values() for reduction in done)
         if not engine.prefers_many or held > HELD_BYTES:
             yield from scored()
@@ -337,13 +322,15 @@ def _rows(
 
 @dataclass(frozen=True)
 class _Editing:
-    """Puts a cell's reduced matrices in place, each time it is called."""
+    """Puts a cell's reductions in place, each time it is called."""
 
+    model: nn.Module
     cell: Cell
     reductions: Sequence[Reduction]
+    inference: Inference
 
-    def __call__(self) -> Any:
-        return edited({slot: r.matrix() for slot, r in zip(self.cell.slots, self.reductions, strict=True)})
+    def __call__(self) -> AbstractContextManager[None]:
+        return in_place(self.model, self.cell.slots, self.reductions, self.inference)
 
 
 def _scored_row(share: _ModelRun, cell: Cell, reductions: Sequence[Reduction], scored: Outcome) -> Row:
@@ -354,11 +341,13 @@ def _scored_row(share: _ModelRun, cell: Cell, reductions: Sequence[Reduction], s
         "evaluate_seconds": scored.seconds,
     }
     if cell.method is not None:
-        measured |= share.sizes(cell, reductions)
+        measured |= sizes(cell.slots, reductions, share.numbers)
     else:
         measured |= {"keep_targets": 1.0, "keep_model": 1.0, "compression_ratio": 1.0}
     if scored.error is not None:
         return share.row(cell, scored.cell, "failed", reason=str(scored.error), **measured)
+    if "inference" in share.suite.measure:
+        measured["inference"] = measure_inference(share.loaded.model, cell.slots, reductions)
     share.directory.write_samples(scored.cell, scored.samples)
     return share.row(cell, scored.cell, "ok", scores=scored.scores, **measured)
 
@@ -375,7 +364,7 @@ def _chosen(edits: Sequence[Edit]) -> dict[str, Any]:
     }
 
 
-def _setting(suite: Suite, loaded: LoadedModel, spec: ModelSpec, engine: BoundEngine) -> dict[str, Any]:
+def setting_of(suite: Suite, loaded: LoadedModel, spec: ModelSpec, engine: BoundEngine) -> dict[str, Any]:
     """What defines a result beside the cell itself. What a suite leaves out is left out, so that its hashes stay."""
     attention = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
     return {
@@ -391,6 +380,7 @@ def _setting(suite: Suite, loaded: LoadedModel, spec: ModelSpec, engine: BoundEn
             "add_bos": spec.add_bos,
             **attention,
         },
+        **({"inference": suite.inference} if suite.inference != "dense" else {}),
     }
 
 

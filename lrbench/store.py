@@ -21,6 +21,7 @@ from pydantic_core import from_json
 
 from lrbench.errors import InputError, one_line
 from lrbench.scores import Score, Strict
+from lrbench.speed import InferenceSpeed
 
 
 class Edit(Strict):
@@ -40,6 +41,7 @@ class Edit(Strict):
     output_error: float | None = None
     optimal_output_error: float | None = None
     chosen: dict[str, Any] = Field(default_factory=dict)  # what the reducer chose for itself; see Prepared.chosen
+    evaluated_as: Literal["dense", "factors"] = "dense"  # how it ran when it was scored
 
 
 class Row(Strict):
@@ -66,6 +68,7 @@ class Row(Strict):
     decompose_seconds: float = 0.0
     evaluate_seconds: float = 0.0
     scores: dict[str, dict[str, Score]] = Field(default_factory=dict)
+    inference: InferenceSpeed | None = None  # where the suite measures it
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, ser_json_inf_nan="constants")
 

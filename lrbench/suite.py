@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ from lrbench.suite_schema import (
     TaskSpec,
     TextSpec,
 )
-from lrbench.yaml_positions import Document, KeyPath, read_yaml
+from lrbench.yaml_positions import Document, KeyPath, Place, read_yaml
 
 __all__ = [
     "CalibrationSpec", "ModelSpec", "RankSpec", "ReducerSpec", "Suite", "SweepSpec", "TaskSpec", "TextSpec",
-    "bundled_suites", "find_suite", "load_suite",
+    "bundled_suites", "find_suite", "load_suite", "suite_again",
 ]  # fmt: skip
 
 _MODELS: dict[tuple[str, ...], type[BaseModel]] = {
@@ -91,11 +91,32 @@ def load_suite(
         document.override(override)
     if limit is not None and limit < 1:
         raise InputError(f"--limit {limit}: must be at least 1")
+    return _narrowed(_located(_validated(document, path), document, path.parent), limit, dtype)
+
+
+def suite_again(data: Mapping[str, Any], file: Path, paths: Mapping[str, str], *, with_tasks: bool = True) -> Suite:
+    """The suite that a manifest holds.
+
+    Args:
+        data: what `Suite.resolved` gave.
+        file: the manifest, for errors.
+        paths: what `Suite.local_paths` gave.
+        with_tasks: whether its task folders are needed, and so must be there.
+
+    Raises:
+        SuiteError: a file or folder that the suite named is gone, or another version of lrbench wrote the manifest.
+    """
+    document = Document(str(file), dict(data), values={(): Place(str(file))})
+    if not with_tasks:
+        document.data["task_paths"] = []
+    return _located(_validated(document, file), document, file.parent, paths)
+
+
+def _validated(document: Document, path: Path) -> Suite:
     try:
-        suite = Suite.model_validate(_normalised(document, path))
+        return Suite.model_validate(_normalised(document, path))
     except ValidationError as error:
         raise suite_error(error, document, lambda loc: _written(loc, document), _MODELS) from None
-    return _narrowed(_located(suite, document, path.parent), limit, dtype)
 
 
 def _normalised(document: Document, path: Path) -> dict[str, Any]:
@@ -129,14 +150,17 @@ def _written(loc: KeyPath, document: Document) -> KeyPath:
     return loc
 
 
-def _located(suite: Suite, document: Document, folder: Path) -> Suite:
-    """The suite with its places noted and its paths made absolute.
+def _located(suite: Suite, document: Document, folder: Path, paths: Mapping[str, str] | None = None) -> Suite:
+    """The suite with its places noted and its paths made absolute: by `paths` (dotted place -> path) where they tell.
 
     Raises:
         SuiteError: a path that leads nowhere.
     """
 
     def absolute(path: KeyPath, given: str | Path) -> Path:
+        known = (paths or {}).get(".".join(map(str, path)))
+        if known is not None:
+            return Path(known)
         base = Path.cwd() if document.is_override(path) else folder
         return (base / Path(given).expanduser()).resolve()
 
@@ -158,12 +182,14 @@ def _located(suite: Suite, document: Document, folder: Path) -> Suite:
             given = getattr(model, key)
             if not isinstance(given, str):
                 continue
-            local = absolute((*model.path, key), given)
+            place = (*model.path, key)
+            local = absolute(place, given)
             if local.exists():
                 found[key] = str(local)
-            elif given.startswith((".", "/", "~")):  # what else may be a hub id
+            elif given.startswith((".", "/", "~")) or ".".join(map(str, place)) in (paths or {}):
+                # what else may be a hub id
                 what = "no such checkpoint folder" if key == "pretrained" else f"no such {key}"
-                raise document.error((*model.path, key), f"{what}: {local}")
+                raise document.error(place, f"{what}: {local}")
         models.append(model.model_copy(update=found))
         models[-1]._given = {key: getattr(model, key) for key in found}
     changes: dict[str, Any] = {"task_paths": tuple(task_paths), "plugins": tuple(plugins), "models": tuple(models)}

@@ -36,6 +36,13 @@ def _one_or_many(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
+def _each_once(values: tuple[str, ...]) -> tuple[str, ...]:
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise ValueError(f"{value!r} is listed twice")
+    return values
+
+
 def _known_weight(word: str) -> str:
     """Refuses what can be no role, group, LASER name, parameter name or glob in any model."""
     known = [*ROLES, *GROUPS, *ALIASES]
@@ -404,6 +411,8 @@ class Suite(_Spec):
         calibration: for reducers that need statistics of the model's inputs; None where none does.
         batch_size: rows a forward pass; None for the engine's choice.
         frontier_memory: GiB that states kept between cells may take; `auto` for what suits the free memory.
+        inference: whether edited weights are multiplied as matrices, or through their factors where they can be.
+        measure: what is measured beside the scores.
     """
 
     name: Annotated[_Text, AfterValidator(_directory_name)]
@@ -417,7 +426,16 @@ class Suite(_Spec):
     seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] = 0
     batch_size: _Count | None = None
     frontier_memory: Annotated[float | Literal["auto"], BeforeValidator(_memory)] = "auto"
+    inference: Literal["dense", "factored"] = "dense"
+    measure: Annotated[tuple[Literal["inference"], ...], BeforeValidator(_one_or_many), AfterValidator(_each_once)] = ()
     _document: Document = PrivateAttr()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_null(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: entry for key, entry in value.items() if entry is not None or key not in ("inference", "measure")}
 
     @model_validator(mode="after")
     def _distinct(self) -> Suite:
@@ -468,7 +486,26 @@ class Suite(_Spec):
             "seed": self.seed,
             "batch_size": self.batch_size,
             "frontier_memory": self.frontier_memory,
+            "inference": None if self.inference == "dense" else self.inference,
+            "measure": list(self.measure) or None,
         }
+
+    def local_paths(self) -> dict[str, str]:
+        """Where the relative paths in `resolved` lead on this machine: dotted place -> absolute path."""
+        resolved = self.resolved()
+        here = {
+            f"{key}.{index}": str(path)
+            for key in ("task_paths", "plugins")
+            for index, path in enumerate(getattr(self, key))
+            if str(path) != resolved[key][index]
+        }
+        for index, model in enumerate(self.models):
+            here |= {
+                f"models.{index}.{key}": str(getattr(model, key))
+                for key, given in model._given.items()
+                if getattr(model, key) != given
+            }
+        return here
 
     def place(self, path: KeyPath) -> Place:
         """Where the value at `path` was written, as `("sweep", 0, "layers")`, or the nearest thing around it."""

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy
+import pytest
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SWEEP, MEMORY = FOLDER / "sweep.py", FOLDER / "memory.py"
@@ -109,3 +110,24 @@ def test_the_memory_of_a_method_is_measured_in_a_process_of_its_own(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=DECOMPOSE.parent)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "None" or 300 * 300 * 8 < int(done.stdout) < 40 * 300 * 2000 * 8
+
+
+def test_the_inference_benchmark_sets_speed_up_against_multiply_adds_and_finds_the_break_even(tmp_path):
+    file = tmp_path / "figures.json"
+    command = "--quick --shapes 64x96 --widths 64 --tokens 1 16 --keeps 0.2 1.0 --repeats 2 --device cpu --threads 1"
+    done = subprocess.run(
+        [sys.executable, FOLDER / "inference.py", *command.split(), "--json", file],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for words in ("One matrix", "Where factoring starts to pay", "Two Llama blocks", "fewer MACs", "achieved"):
+        assert words in done.stdout
+    report = json.loads(file.read_text())
+    assert {entry["factors"] for entry in report["matrices"]} == {"LowRank", "Interpolative", "CUR", "ColumnSubset"}
+    for entry in report["matrices"]:
+        assert entry["multiply_adds_ratio"] >= 1 / entry["keep"] * 0.999  # the rank fits the budget
+        assert entry["achieved"] * entry["multiply_adds_ratio"] == pytest.approx(entry["speed_up"])
+    assert len(report["break_even"]) == 8
+    low_rank = next(entry for entry in report["break_even"] if entry["factors"] == "LowRank")
+    assert low_rank["theory_rank"] == 64 * 96 // (64 + 96)
+    assert {entry["what"] for entry in report["blocks"]} == {"prefill", "decode"}

@@ -13,7 +13,7 @@ from lrbench.cli import main
 from lrbench.errors import SuiteError
 from lrbench.leaderboard import build
 from lrbench.models.load import bundled, load, weight_hash
-from lrbench.reduce import Reductions
+from lrbench.reductions import Reductions
 from lrbench.suite import ModelSpec
 from tests.suites import Heard, run, write_suite
 

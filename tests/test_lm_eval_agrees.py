@@ -7,7 +7,7 @@ from lm_eval.tasks import TaskManager
 from lrbench.models.edit import edited
 from lrbench.models.load import bundled, load
 from lrbench.plan import make_plan, methods
-from lrbench.reduce import Reductions
+from lrbench.reductions import Reductions
 from lrbench.registry import Registry
 from lrbench.store import RunDirectory
 from lrbench.suite import ModelSpec, load_suite

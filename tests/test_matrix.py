@@ -19,7 +19,7 @@ from lrbench.models.load import bundled, load
 from lrbench.one_matrix import method, reduce_matrix, slot_of
 from lrbench.plan import Cell, Method
 from lrbench.ranks import RankRequest
-from lrbench.reduce import Reductions
+from lrbench.reductions import Reductions
 from lrbench.registry import Registry
 from lrbench.suite_schema import ModelSpec
 from tests.suites import MISBEHAVING

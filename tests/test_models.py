@@ -18,7 +18,7 @@ from lrbench.models.edit import edited
 from lrbench.models.load import bundled, choose_device, load, load_structure, weight_hash
 from lrbench.models.roles import is_fused, is_router, role_of
 from lrbench.models.slots import count_numbers, find_slots
-from lrbench.run import _ModelRun
+from lrbench.reductions import sizes as sizes_of
 from lrbench.suite import ModelSpec
 from tests.architectures import build, shared
 
@@ -231,7 +231,7 @@ def test_a_part_replaces_its_own_numbers_and_a_tied_one_none_until_all_that_use_
         slots = tuple(next(s for s in inventory.slots if s.name.endswith(one)) for one in names)
         edits = [SimpleNamespace(edit=SimpleNamespace(stored_numbers=stored)) for _ in slots]
         numbers = count_numbers(model)
-        found = _ModelRun.sizes(SimpleNamespace(numbers=numbers), SimpleNamespace(slots=slots), edits)
+        found = sizes_of(slots, edits, numbers)
         return found["keep_targets"], round(found["keep_model"] * numbers) - numbers
 
     assert sizes("phi3", "0.self_attn.qkv_proj.weight[k]", stored=100) == (100 / (16 * 32), 100 - 16 * 32)

@@ -9,7 +9,7 @@ import lrbench
 from lrbench import linalg
 from lrbench.plan import Cell, Method
 from lrbench.ranks import RankRequest
-from lrbench.reduce import Reductions
+from lrbench.reductions import Reductions
 from lrbench.registry import Registry
 from lrbench.shared import Bill, Shared
 

@@ -200,7 +200,7 @@ def test_reading_a_suite_imports_no_torch(suite_file):
             "suite.yaml:14:12: unknown key 'keep:0.5'; write 'keep: 0.5', with a space after the colon",
         ),
         ({"l15": "xyz: {}"}, "suite.yaml:15:1: unknown key 'xyz'; known keys: name, model, models, task_paths, "
-         "plugins, tasks, reducers, sweep, calibration, seed, batch_size, frontier_memory"),
+         "plugins, tasks, reducers, sweep, calibration, seed, batch_size, frontier_memory, inference, measure"),
         ({"l15": "name: again"}, "suite.yaml:15:1: duplicate key 'name' (first at line 1, column 1)"),
         (
             {"l8": "  - rsvd: {oversample: 8, oversample: 9}"},
@@ -301,6 +301,10 @@ def test_reading_a_suite_imports_no_torch(suite_file):
         ({"l14": "    rank: {energy: 2}"}, "suite.yaml:14:20: 'energy' must be at most 1, not 2"),
         ({"l14": "    rank: {error: -0.1}"}, "suite.yaml:14:19: 'error' must be at least 0, not -0.1"),
         ({"l15": "seed: -1"}, "suite.yaml:15:7: 'seed' must be at least 0, not -1"),
+        ({"l15": "inference: fast"}, "suite.yaml:15:12: unknown inference 'fast'; known: dense, factored"),
+        ({"l15": "measure: speed"}, "suite.yaml:15:10: unknown measure 'speed'; known: inference"),
+        ({"l15": "measure: [inference, 3]"}, "suite.yaml:15:22: unknown measure 3; known: inference"),
+        ({"l15": "measure: [inference, inference]"}, "suite.yaml:15:10: 'inference' is listed twice"),
         ({"l15": "batch_size: 0"}, "suite.yaml:15:13: 'batch_size' must be at least 1, not 0"),
         ({"l15": "plugins: [./none.py]"}, None),
         ({"l15": "plugins: ./none.py"}, "suite.yaml:15:10: 'plugins' takes a list, not './none.py' (a string)"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -142,6 +143,25 @@ class Factors(ABC):
         """How many dimensions a tensor has, by name, where it is not 2 for numbers and 1 for positions."""
         return {}
 
+    def settings(self) -> dict[str, Any]:
+        """The fields that are no tensors: plain values that JSON can hold."""
+        return {name: value for name, value in self._fields().items() if not isinstance(value, Tensor)}
+
+    @staticmethod
+    def made(kind: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Factors:
+        """Factors from `tensors()` as they were stored, and `settings()`; positions become int64.
+
+        Raises:
+            ValueError: an unknown type, or fields that do not fit it.
+        """
+        if kind not in Factors._types:
+            raise ValueError(f"unknown factors {kind!r}")
+        wide = {name: t if t.is_floating_point() else t.to(torch.int64) for name, t in tensors.items()}
+        try:
+            return Factors._types[kind](**wide, **settings).check()
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+
     def module(self, bias: Tensor | None = None) -> FactoredLinear:
         """An `nn.Module` whose forward is `apply`, plus `bias` (out,) where given."""
         from lrbench.factored_linear import FactoredLinear
@@ -156,8 +176,7 @@ class Factors(ABC):
             name: (tensor if tensor.is_floating_point() else tensor.to(torch.int32)).detach().cpu().contiguous().clone()
             for name, tensor in self.tensors().items()
         }
-        settings = {name: value for name, value in self._fields().items() if name not in tensors}
-        header = {"version": 1, "type": type(self).__name__, **settings}
+        header = {"version": 1, "type": type(self).__name__, **self.settings()}
         save_file(tensors, str(path), metadata={"lrbench": json.dumps(header, sort_keys=True)})
 
     @classmethod
@@ -179,10 +198,9 @@ class Factors(ABC):
             kind = header.get("type") if isinstance(header, dict) else None
             raise ValueError(f"{path}: " + (f"unknown factors {kind!r}" if kind else "holds no lrbench factors"))
         settings = {name: value for name, value in header.items() if name not in ("type", "version")}
-        numbers = {name: t if t.is_floating_point() else t.to(torch.int64) for name, t in tensors.items()}
         try:
-            return Factors._types[header["type"]](**numbers, **settings).check()
-        except (TypeError, ValueError) as error:
+            return Factors.made(header["type"], tensors, settings)
+        except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
 

@@ -95,6 +95,12 @@ class WeightSlot:
         self.layout.write(tensor, matrix)
 
 
+@torch.no_grad()
+def write_slot(slot: WeightSlot, matrix: torch.Tensor) -> None:
+    """Writes a matrix (out, in) into a slot's parameter for good."""
+    slot.write(slot.tensor().data, matrix)
+
+
 @dataclass(frozen=True)
 class Inventory:
     """What was found in a model.

@@ -39,6 +39,7 @@ class Passes:
         trim: whether what follows the last attention computes at the asked positions only. Hidden states elsewhere
             then mean nothing.
         trimmed: the modules that this concerns, once recorded.
+        vocabulary: how many logits a position has.
     """
 
     def __init__(self, model: PreTrainedModel, blocks: Sequence[nn.Module], *, resume: bool = True) -> None:
@@ -47,10 +48,15 @@ class Passes:
         self.resume = resume
         self.trim = False
         self.trimmed: list[nn.Module] = []
-        self._head: nn.Module = model.get_output_embeddings()
         self._masks = Masks(model.config, model.dtype)
         self._forms: list[int | None] = []  # of each block: how many things it returns; None: a bare tensor
         self.width = 0
+        self.vocabulary = int(model.get_output_embeddings().weight.shape[0])  # an edited head may hold no such matrix
+
+    @property
+    def _head(self) -> nn.Module:
+        """The one that is there now: an edit may have put another in its place."""
+        return self.model.get_output_embeddings()
 
     @torch.no_grad()
     def states(

@@ -51,7 +51,7 @@ def predictions(passes: Passes, batch: Batch, entering: torch.Tensor) -> tuple[t
     """
     loglikelihoods = torch.empty(len(batch.entries), dtype=torch.float32, device=entering.device)
     greedy = torch.empty(len(batch.entries), dtype=torch.bool, device=entering.device)
-    at_once = max(1, memory.of(memory.LOGITS, entering.device) // vocabulary(passes))
+    at_once = max(1, memory.of(memory.LOGITS, entering.device) // passes.vocabulary)
     for first in range(0, len(entering), at_once):
         here = ((batch.entries >= first) & (batch.entries < first + at_once)).nonzero()[:, 0]
         logits = passes.logits(entering[first : first + at_once])  # (positions, vocabulary)
@@ -62,9 +62,3 @@ def predictions(passes: Passes, batch: Batch, entering: torch.Tensor) -> tuple[t
         loglikelihoods[here] = chosen - normaliser[position]
         greedy[here] = likeliest[position] == target
     return loglikelihoods, greedy
-
-
-def vocabulary(passes: Passes) -> int:
-    """How many logits a position has."""
-    head = passes.model.get_output_embeddings()
-    return int(head.weight.shape[0])

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import random
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -52,6 +52,25 @@ class Reduction:
         """What stands in for W (out, in): the product of the stored factors, computed in float32 or better."""
         dtype = next(t.dtype for t in self.factors.tensors().values() if t.is_floating_point())
         return self.factors.to(dtype=_working(dtype)).dense()
+
+
+def sizes(slots: Sequence[WeightSlot], reductions: Sequence[Reduction], numbers: int) -> dict[str, float]:
+    """keep of the targets and of the model, and the compression ratio.
+
+    A part of a fused or stacked parameter replaces its own numbers. A tied weight is replaced only when all that use it
+    are edited; else its factors come on top of it.
+
+    Args:
+        slots, reductions: one of each for each edited weight.
+        numbers: parameters of the unedited model.
+    """
+    stored = sum(reduction.edit.stored_numbers for reduction in reductions)
+    dense = sum(slot.numbers for slot in slots)
+    places = {slot: slot.place for slot in slots}
+    edited_users = Counter(places.values())
+    whole = {place: slot.numbers for slot, place in places.items() if edited_users[place] == slot.users}
+    model = (numbers - sum(whole.values()) + stored) / numbers
+    return {"keep_targets": stored / dense, "keep_model": model, "compression_ratio": 1 / model}
 
 
 @dataclass

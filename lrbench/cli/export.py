@@ -1,0 +1,63 @@
+"""`lrbench export RUN CELL DIR`: a cell's edited model, as a checkpoint that others load."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import Any
+
+# Not lrbench.export.FORMATS, so that --help stays quick; a test holds the two together.
+_FORMATS = ("dense", "factored", "lora")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the verb."""
+    parser = subparsers.add_parser(
+        "export",
+        help="write a cell's edited model: dense, factored, or as a LoRA adapter",
+        description="Computes a cell's edit again from its run's directory, checks that it is the one that was "
+        "scored, and writes the edited model with a card of its figures.",
+    )
+    parser.add_argument("run_directory", metavar="RUN", type=Path, help="a run directory (it holds rows.jsonl)")
+    parser.add_argument("cell", metavar="CELL", help="a cell's hash, or enough of its beginning")
+    parser.add_argument("directory", metavar="DIR", type=Path, help="where to write; must not exist, or be empty")
+    parser.add_argument("--format", choices=_FORMATS, default="dense",
+                        help="dense: a checkpoint for transformers; factored: factors and the other weights, for "
+                             "lrbench.load; lora: a PEFT adapter, for low-rank updates (default: dense)")  # fmt: skip
+    parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1 ... (default: the suite's, else the GPU)")
+    parser.add_argument("--plugin", action="append", default=[], metavar="FILE", type=Path,
+                        help="a plugin file, instead of those that the run was given (repeatable)")  # fmt: skip
+    parser.add_argument("--other-code", action="store_true",
+                        help="accept code other than the run's, where it gives the row's ranks and errors")  # fmt: skip
+    parser.add_argument("--trust-remote-code", action="store_true",
+                        help="let a model whose suite says trust_remote_code: true run its own code")  # fmt: skip
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the export, and says where and how large it is.
+
+    Raises:
+        InputError: no such run or cell, what is computed is not the cell, or DIR is taken.
+    """
+    from lrbench.export.dense import write_dense
+    from lrbench.export.factored import write_factored
+    from lrbench.export.folder import refuse_occupied
+    from lrbench.export.peft_adapter import write_adapter
+    from lrbench.export.subject import Subject
+    from lrbench.rerun import compute_again
+    from lrbench.store import open_run
+
+    refuse_occupied(args.directory)
+    found = open_run(args.run_directory)
+    again = compute_again(
+        found, args.cell, plugins=args.plugin, device=args.device, other_code=args.other_code,
+        trust_remote_code=args.trust_remote_code,
+    )  # fmt: skip
+    command = ["lrbench", "export", args.run_directory.name, again.row.cell[:10], "DIR", "--format", args.format]
+    subject = Subject.of_cell(again, found, made=shlex.join(command))
+    {"dense": write_dense, "factored": write_factored, "lora": write_adapter}[args.format](subject, args.directory)
+    size = sum(file.stat().st_size for file in args.directory.rglob("*.safetensors"))
+    print(f"{args.directory}: {args.format}, {size / 1e6:.1f} MB of weights; README.md says what it is")
+    return 0

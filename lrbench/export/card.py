@@ -1,0 +1,223 @@
+"""The model card of an export: what was done to which weights, what it cost and scored, how to load it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import lrbench
+from lrbench.edits_in_words import describe, ranks, relative_error
+from lrbench.environment import in_words
+from lrbench.export.description import Description
+from lrbench.export.subject import Subject
+from lrbench.store import Edit
+
+LOAD_DENSE = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("DIR")
+tokenizer = AutoTokenizer.from_pretrained("DIR")
+```"""
+
+LOAD_FACTORED = """```python
+import lrbench
+from transformers import AutoTokenizer
+
+model = lrbench.load("DIR")
+tokenizer = AutoTokenizer.from_pretrained("DIR")
+```
+
+Layers run on their factors; `lrbench.json` describes what is stored and how. `AutoModelForCausalLM.from_pretrained`
+does not read this layout, and says so: there is no `model.safetensors`."""
+
+#: Loads a description that is `plain`; DIR is the folder.
+LOAD_PLAIN = """```python
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+folder = Path("DIR")
+about = json.loads((folder / "lrbench.json").read_text())
+state = {name: tensor for file in folder.glob("factored*.safetensors") for name, tensor in load_file(file).items()}
+config = AutoConfig.from_pretrained(folder)
+model = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
+for path in (weight["module"] for weight in about["weights"]):
+    first, second = state[f"{path}.0.weight"], state[f"{path}.1.weight"]  # (k, in), (out, k)
+    pair = nn.Sequential(
+        nn.Linear(first.shape[1], first.shape[0], bias=False),
+        nn.Linear(second.shape[1], second.shape[0], bias=f"{path}.1.bias" in state),
+    )
+    model.set_submodule(path, pair)
+state |= {name: state[other] for name, other in about["ties"].items()}
+model.load_state_dict(state, assign=True)
+model.tie_weights()
+model.eval()
+```"""
+
+LOAD_ADAPTER = """```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("BASE"), "DIR")
+```
+
+The adapter holds the difference from the base, and so needs the base beside it."""
+
+
+def card(subject: Subject, form: str, description: Description | None = None) -> str:
+    """The card in Markdown, with the front matter that the Hugging Face hub reads.
+
+    Args:
+        form: `dense`, `factored` or `lora`.
+        description: of a factored export.
+    """
+    edits, row = subject.edits, subject.row
+    method = row.label if row is not None else None
+    title = f"{_plain(subject.base)}, {_plain(method or 'reduced')}{f', {row.setting}' if row is not None else ''}"
+    parts = [
+        _front_matter(subject, form),
+        f"# {title}",
+        f"`{_plain(subject.base)}` with {len(edits)} weight{'s' if len(edits) != 1 else ''} replaced by a "
+        f"decomposition ({describe(edits, len(subject.inventory.blocks))}), made by lrbench {lrbench.__version__}.",
+        "## What it scored" if row is not None and row.scores else "",
+        _scores(subject),
+        "## What was edited",
+        _summary(subject),
+        _edits(edits),
+        "## How to load it",
+        {"dense": LOAD_DENSE, "factored": LOAD_FACTORED, "lora": LOAD_ADAPTER}[form].replace(
+            "BASE", _plain(subject.base)
+        ),
+        _plainly(description),
+        "## How it was made",
+        _made(subject),
+        "## Licence",
+        _licence(subject),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _front_matter(subject: Subject, form: str) -> str:
+    data: dict[str, Any] = {"library_name": "peft" if form == "lora" else "transformers"}
+    if subject.base_folder is None:
+        data["base_model"] = subject.base
+    licence = _licence_of(subject.base_folder)
+    if licence:
+        data["license"] = licence
+    data["tags"] = ["lrbench", "low-rank"]
+    return "---\n" + yaml.safe_dump(data, sort_keys=False, allow_unicode=True) + "---"
+
+
+def _scores(subject: Subject) -> str:
+    if subject.row is None:
+        return "It was not scored."
+    lines = ["| task | metric | value | standard error | documents |", "|---|---|--:|--:|--:|"]
+    for task, scores in subject.row.scores.items():
+        for metric, score in scores.items():
+            stderr = "" if score.stderr is None else f"{score.stderr:.4g}"
+            lines.append(f"| {_cell(task)} | {_cell(metric)} | {score.value:.6g} | {stderr} | {score.n} |")
+    how = "through the factors" if any(e.evaluated_as == "factors" for e in subject.row.edits) else "as matrices"
+    return "\n".join(lines) + f"\n\nScores are lm-eval's, with the edited weights run {how}."
+
+
+def _summary(subject: Subject) -> str:
+    row, edits = subject.row, subject.edits
+    error = relative_error(edits)
+    lines = [f"- ranks: {ranks(edits)}"]
+    if error is not None:
+        lines.append(f"- relative error ‖W − Ŵ‖ / ‖W‖ over all edited weights: {error:.4g}")
+    if row is not None:
+        method = f"`{_plain(row.reducer or '')}`"
+        settings = ", ".join(f"{_plain(key)} = {_plain(value)}" for key, value in row.params.items())
+        lines.insert(
+            0, f"- method: {method}{f' ({settings})' if settings else ''}; asked: {row.setting}; seed {row.seed}"
+        )
+        if row.keep_targets is not None and row.keep_model is not None:
+            lines.append(f"- numbers kept: {row.keep_targets:.4g} of these weights, {row.keep_model:.4g} of the model")
+        lines.append(f"- decomposition: {row.decompose_seconds:.3g} s")
+    return "\n".join(lines)
+
+
+def _edits(edits: Sequence[Edit]) -> str:
+    lines = ["| weight | shape | rank | numbers | relative error | least possible |", "|---|---|--:|--:|--:|--:|"]
+    for edit in edits:
+        shape = f"{edit.shape[0]} × {edit.shape[1]}"
+        lines.append(
+            f"| {_cell(edit.weight)} | {shape} | {edit.rank} | {edit.stored_numbers} | {edit.relative_error:.4g} | "
+            f"{edit.optimal_error:.4g} |"
+        )
+    return "\n".join(lines)
+
+
+def _plainly(description: Description | None) -> str:
+    if description is None:
+        return ""
+    multiplied = [weight.weight for weight in description.weights if weight.runs_as == "matrix" and weight.edited]
+    notes = []
+    if description.plain and description.weights:
+        notes.append("Each edited layer is two linear layers, one after the other; without lrbench:\n\n" + LOAD_PLAIN)
+    if multiplied:
+        notes.append(f"Stored as factors, and multiplied out when loaded: {_listed(multiplied)}.")
+    if description.matrices:
+        notes.append(f"Stored in full: {_listed(description.matrices)}.")
+    return "\n\n".join(notes)
+
+
+def _listed(weights: Sequence[str]) -> str:
+    shown = ", ".join(map(_cell, weights[:3]))
+    return shown if len(weights) <= 3 else f"{shown} and {len(weights) - 3} more, as `lrbench.json` has them"
+
+
+def _made(subject: Subject) -> str:
+    lines = []
+    if subject.made:
+        lines.append(f"    {_plain(subject.made)}")
+    if subject.row is not None:
+        lines.append(f"Cell `{subject.row.cell}` of suite `{_plain(subject.row.suite)}`.")
+    if subject.environment:
+        lines.append(f"Scored on {_plain(in_words(dict(subject.environment)))}.")
+    if subject.suite:
+        text = yaml.safe_dump(_given(dict(subject.suite)), sort_keys=False, allow_unicode=True, width=100)
+        lines.append("The suite:\n\n" + "\n".join("    " + line for line in text.splitlines()))
+    return "\n\n".join(lines)
+
+
+def _given(data: Any) -> Any:
+    """A suite without what it leaves out."""
+    if isinstance(data, dict):
+        return {key: _given(value) for key, value in data.items() if value is not None and value != []}
+    return [_given(value) for value in data] if isinstance(data, list) else data
+
+
+def _licence(subject: Subject) -> str:
+    licence = _licence_of(subject.base_folder)
+    known = f" (`{_plain(licence)}`, says its card)" if licence else ""
+    return f"A work derived from `{_plain(subject.base)}`: the licence of that model holds for this one{known}."
+
+
+def _licence_of(folder: Path | None) -> str | None:
+    """What a checkpoint's own card says of its licence."""
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8") if folder is not None else ""
+        match = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+        data = yaml.safe_load(match[1]) if match else None
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    licence = data.get("license") if isinstance(data, dict) else None
+    return licence if isinstance(licence, str) else None
+
+
+def _plain(text: object) -> str:
+    """Names from models, tasks and plugins as text of one line that cannot end a code span or begin markup."""
+    return re.sub(r"[`<>\x00-\x1f\x7f]+", " ", str(text)).strip()
+
+
+def _cell(text: object) -> str:
+    return f"`{_plain(text)}`".replace("|", "\\|")

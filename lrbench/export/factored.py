@@ -1,0 +1,168 @@
+"""An edited model as its factors, and the rest as it was: smaller on disk by what the edit saves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+
+import lrbench
+from lrbench.export.card import card
+from lrbench.export.description import TENSORS, Description, StoredWeight
+from lrbench.export.folder import new_folder
+from lrbench.export.subject import Subject
+from lrbench.factors import Dense, Factors, LowRank
+from lrbench.models.edit import edited
+from lrbench.models.factored import runs_as_factors
+from lrbench.models.slots import WeightSlot
+
+SHARD = "5GB"
+
+
+def write_factored(subject: Subject, directory: Path) -> None:
+    """Writes what `lrbench.load` reads: factors and the other weights as safetensors, and `lrbench.json`.
+
+    A low-rank pair of a layer `path` is stored as the two linear layers that it is: `path.0.weight` (k, in) and
+    `path.1.weight` (out, k), with the bias in `path.1.bias`. Fields of other factors are `path.FIELD`.
+
+    Args:
+        directory: must not exist, or be empty.
+
+    Raises:
+        InputError: it is not, or cannot be written.
+    """
+    with new_folder(directory) as folder:
+        taken = _take_apart(subject)
+        _save(taken.tensors, folder)
+        config = subject.config()
+        config.save_pretrained(folder)
+        if subject.model.can_generate() and subject.model.generation_config is not None:
+            subject.model.generation_config.save_pretrained(folder)
+        if subject.tokenizer is not None:
+            subject.tokenizer.save_pretrained(folder)
+        description = Description(
+            lrbench=lrbench.__version__,
+            base=subject.base,
+            plain=all(weight.factors == "LowRank" and weight.runs_as == "factors" for weight in taken.weights),
+            weights=taken.weights,
+            matrices=taken.matrices,
+            ties=taken.ties,
+            row=subject.row,
+            suite=dict(subject.suite),
+        )
+        description.write(folder)
+        (folder / "README.md").write_text(card(subject, "factored", description), encoding="utf-8")
+
+
+@dataclass
+class _Apart:
+    """A model's tensors as they are to be stored."""
+
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    weights: list[StoredWeight] = field(default_factory=list)
+    matrices: list[str] = field(default_factory=list)
+    ties: dict[str, str] = field(default_factory=dict)
+
+
+def _take_apart(subject: Subject) -> _Apart:
+    model, apart = subject.model, _Apart()
+    paths: dict[int, list[str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        paths.setdefault(id(module), []).append(path)
+    of_slot = {id(slot): done.factors for slot, done in zip(subject.slots, subject.reductions, strict=True)}
+    gone: set[str] = set()  # names in the model's state that its stand-ins replace
+    whole: dict[WeightSlot, torch.Tensor] = {}
+    done: set[tuple[int, str]] = set()
+    for slot, reduction in zip(subject.slots, subject.reductions, strict=True):
+        factors, key = reduction.factors, (id(slot.module), slot.parameter)
+        first = paths[id(slot.module)][0]
+        if runs_as_factors(slot, factors):
+            apart.weights.append(_add_layer(apart, slot, factors, first))
+            gone.update(f"{path}.{name}" for path in paths[id(slot.module)] for name in ("weight", "bias"))
+        elif parts := _parts(subject.inventory.slots, slot, of_slot):
+            gone.update(f"{path}.{slot.parameter}" for path in paths[id(slot.module)])
+            if key not in done:
+                apart.weights += [_add_part(apart, part, of_slot.get(id(part)), first) for part in parts]
+            done.add(key)
+        else:
+            whole[slot] = reduction.matrix()
+            apart.matrices.append(slot.name)
+    with edited(whole):
+        rest = {name: tensor for name, tensor in model.state_dict().items() if name not in gone}
+    seen: dict[tuple[object, ...], str] = {}
+    for name, tensor in rest.items():
+        place = (tensor.data_ptr(), tensor.device, tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() and place in seen:
+            apart.ties[name] = seen[place]
+        else:
+            seen[place] = name
+            apart.tensors[name] = tensor
+    return apart
+
+
+def _parts(slots: Iterable[WeightSlot], slot: WeightSlot, of_slot: dict[int, Factors]) -> list[WeightSlot]:
+    """The slots that a parameter is made of, where they are all of it and storing them apart is smaller; else none."""
+    parts = [other for other in slots if other.module is slot.module and other.parameter == slot.parameter]
+    numbers = [part.about.shape[0] * part.about.shape[1] for part in parts]
+    stored = sum(
+        of_slot[id(part)].stored_numbers if id(part) in of_slot else size
+        for part, size in zip(parts, numbers, strict=True)
+    )
+    return parts if sum(numbers) == slot.tensor().numel() and stored < sum(numbers) else []
+
+
+def _add_layer(apart: _Apart, slot: WeightSlot, factors: Factors, path: str) -> StoredWeight:
+    names = {name: f"{path}.{name}" for name in factors.tensors()}
+    bias_name = f"{path}.bias"
+    if isinstance(factors, LowRank):
+        names = {"right": f"{path}.0.weight", "left": f"{path}.1.weight"}
+        bias_name = f"{path}.1.bias"
+    bias = getattr(slot.module, "bias", None)
+    if bias is not None:
+        apart.tensors[bias_name] = bias.detach()
+    return _add(apart, slot, factors, path, names, bias_name if bias is not None else None, "factors")
+
+
+def _add_part(apart: _Apart, slot: WeightSlot, factors: Factors | None, path: str) -> StoredWeight:
+    kept = factors if factors is not None else Dense(slot.read().clone())
+    names = {name: f"{slot.name}.{name}" for name in kept.tensors()}
+    about = _add(apart, slot, kept, path, names, None, "matrix")
+    return about.model_copy(update={"edited": factors is not None})
+
+
+def _add(
+    apart: _Apart,
+    slot: WeightSlot,
+    factors: Factors,
+    path: str,
+    names: dict[str, str],
+    bias: str | None,
+    runs_as: Literal["factors", "matrix"],
+) -> StoredWeight:
+    for field_name, tensor in factors.tensors().items():
+        apart.tensors[names[field_name]] = tensor if tensor.is_floating_point() else tensor.to(torch.int32)
+    return StoredWeight(
+        weight=slot.name, module=path, parameter=slot.parameter, layer=slot.about.layer, role=slot.about.role,
+        shape=slot.about.shape, factors=type(factors).__name__, rank=factors.rank,
+        dtype=str(factors.dtype).removeprefix("torch."), tensors=names, settings=factors.settings(), bias=bias,
+        runs_as=runs_as,
+    )  # fmt: skip
+
+
+def _save(tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    """One file, or shards with an index, as transformers' checkpoints have."""
+    plan = split_torch_state_dict_into_shards(tensors, filename_pattern=TENSORS, max_shard_size=SHARD)
+    for file, names in plan.filename_to_tensors.items():
+        # a clone: what is a view of a larger tensor would be refused, or saved whole
+        part = {name: tensors[name].detach().cpu().contiguous().clone() for name in names}
+        save_file(part, str(folder / file), metadata={"format": "pt"})
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        name = TENSORS.format(suffix="") + ".index.json"
+        (folder / name).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n", encoding="utf-8")

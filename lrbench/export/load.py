@@ -1,0 +1,119 @@
+"""Reads a factored export: a transformers model whose edited layers run on their factors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from lrbench.errors import InputError, ModelError, one_line
+from lrbench.export.description import TENSORS, Description, StoredWeight
+from lrbench.factors import Factors
+from lrbench.models.factored import install
+from lrbench.models.load import choose_device
+from lrbench.models.slots import find_slots, write_slot
+
+
+def load(directory: str | Path, device: str | None = "cpu") -> PreTrainedModel:
+    """The model that `lrbench export --format factored` wrote, in evaluation mode.
+
+    Layers whose factors can run are `FactoredLinear`; parts of fused or stacked parameters are multiplied out.
+    `transformers.AutoTokenizer.from_pretrained(directory)` gives its tokenizer.
+
+    Args:
+        directory: of the export.
+        device: where to put it; None for the GPU where there is one.
+
+    Raises:
+        InputError: no factored export is there, or its files do not fit each other.
+        ModelError: transformers cannot make the model, or the device is not there.
+    """
+    folder = Path(directory)
+    description = Description.read(folder)
+    target = choose_device(device)
+    tensors = _read(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        with no_init_weights():
+            model = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError, ...
+        raise ModelError(f"{folder}: transformers cannot make this model: {one_line(error)}") from error
+    try:
+        _fill(model, description, tensors)
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        raise InputError(f"{folder}: its files do not fit each other: {one_line(error)}") from error
+    return model.to(target).eval()
+
+
+def _read(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the export, as the file maps them into memory."""
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob(TENSORS.format(suffix="*"))):
+        try:
+            with safe_open(str(file), framework="pt") as opened:
+                tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (not a mapping)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{file}: not a safetensors file ({one_line(error)})") from None
+    if not tensors:
+        raise InputError(f"{folder}: {TENSORS.format(suffix='')} is missing")
+    return tensors
+
+
+def _fill(model: PreTrainedModel, description: Description, tensors: dict[str, torch.Tensor]) -> None:
+    slots = {slot.name: slot for slot in find_slots(model).slots}
+    rest, later = dict(tensors), []
+    waiting: set[str] = set()  # names of the model's state that no tensor of the files has
+    for stored in description.weights:
+        factors = _factors(stored, rest)
+        if stored.runs_as == "factors":
+            bias = rest.pop(stored.bias) if stored.bias is not None else None
+            layer = factors.module(bias)
+            install(model, stored.module, layer)
+            waiting.update(f"{stored.module}.{name}" for name in layer.state_dict())
+        else:
+            waiting.add(f"{stored.module}.{stored.parameter}")
+            later.append((slots[stored.weight], factors))
+    rest |= {name: rest[other] for name, other in description.ties.items()}
+    result = model.load_state_dict(rest, strict=False, assign=True)
+    shared = {name for name in result.missing_keys if name not in waiting and not _is_copy(model, name, waiting)}
+    if result.unexpected_keys or shared:
+        raise ValueError(f"{len(result.unexpected_keys)} tensors too many, {len(shared)} missing")
+    for name, other in description.ties.items():  # two names of one parameter, as they were
+        _set(model, name, _get(model, other))
+    for slot, factors in later:
+        if tuple(slot.about.shape) != factors.shape:
+            raise ValueError(f"{slot.name} is {slot.about.shape}, its factors {factors.shape}")
+        if slot.tensor().dtype != factors.dtype:
+            _set(model, slot.name.partition("[")[0], nn.Parameter(slot.tensor().detach().to(factors.dtype)))
+        wide = factors.to(dtype=torch.float64 if factors.dtype == torch.float64 else torch.float32)
+        write_slot(slot, wide.dense())
+
+
+def _factors(stored: StoredWeight, tensors: dict[str, torch.Tensor]) -> Factors:
+    fields = {name: tensors.pop(place) for name, place in stored.tensors.items()}
+    return Factors.made(stored.factors, fields, stored.settings)
+
+
+def _is_copy(model: nn.Module, name: str, waiting: set[str]) -> bool:
+    """Whether a name is another path to a module whose tensors are there already."""
+    path, _, own = name.rpartition(".")
+    module = model.get_submodule(path)
+    others = (other for other, candidate in model.named_modules(remove_duplicate=False) if candidate is module)
+    return any(f"{other}.{own}" in waiting for other in others)
+
+
+def _get(model: nn.Module, name: str) -> Any:
+    path, _, own = name.rpartition(".")
+    return getattr(model.get_submodule(path), own)
+
+
+def _set(model: nn.Module, name: str, value: Any) -> None:
+    path, _, own = name.rpartition(".")
+    setattr(model.get_submodule(path), own, value)

@@ -1,0 +1,90 @@
+"""What is exported: an edited model, and how it came to be."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from lrbench.models.load import bundled
+from lrbench.models.slots import Inventory, WeightSlot
+from lrbench.reductions import Reduction
+from lrbench.rerun import CellAgain
+from lrbench.store import Edit, Row, RunDirectory
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An edited model.
+
+    Attributes:
+        base: the unedited model's name: a hub id, a bundled name, or a folder's name.
+        base_folder: where it lies, for a model of this machine.
+        model: unedited; edits are put in place while they are written.
+        tokenizer: None where there is none to go with it.
+        inventory: all slots of the model.
+        slots, reductions: one of each for each edited weight.
+        row: what the edit scored and cost; None where it was not scored.
+        suite: the suite as plain data; empty where there was none.
+        environment: where and with what it was scored; empty where it was not.
+        made: how, in one line: a command or a call.
+    """
+
+    base: str
+    base_folder: Path | None
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    inventory: Inventory
+    slots: Sequence[WeightSlot]
+    reductions: Sequence[Reduction]
+    row: Row | None = None
+    suite: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    made: str = ""
+
+    @property
+    def edits(self) -> list[Edit]:
+        """The record of each edited weight."""
+        return [reduction.edit for reduction in self.reductions]
+
+    @classmethod
+    def of_cell(cls, again: CellAgain, run: RunDirectory, made: str) -> Subject:
+        """A run's cell."""
+        spec, folder = again.spec, None
+        if spec.name is not None:
+            folder = bundled()[spec.name]
+        elif spec.pretrained is not None and Path(spec.pretrained).is_dir():
+            folder = Path(spec.pretrained)
+        return cls(
+            base=spec.name or (folder.name if folder is not None else spec.pretrained or spec.display_name),
+            base_folder=folder,
+            model=again.loaded.model,
+            tokenizer=again.loaded.tokenizer,
+            inventory=again.loaded.inventory,
+            slots=again.cell.slots,
+            reductions=again.reductions,
+            row=again.row,
+            suite=again.asked,
+            environment=run.environments().get(again.row.environment, {}),
+            made=made,
+        )
+
+    def config(self) -> PreTrainedConfig:
+        """The model's configuration as its edited copy needs it: untied where one of a tied pair was edited.
+
+        A tied head would be tied to the embedding again when the copy is loaded, and the edit undone.
+        """
+        config = copy.deepcopy(self.model.config)
+        config.architectures = [type(self.model).__name__]
+        config.dtype = self.model.dtype
+        edited = {(id(slot.module), slot.parameter) for slot in self.slots}
+        tied = {id(slot.tensor()) for slot in self.slots if slot.users > 1}
+        users = {(id(slot.module), slot.parameter) for slot in self.inventory.slots if id(slot.tensor()) in tied}
+        if users & edited:
+            for part in (config, config.get_text_config()):
+                part.tie_word_embeddings = False
+        return config

@@ -1,0 +1,201 @@
+"""`lrbench.reduce`: a model's weights reduced in place, from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lrbench.editing import Inference, in_place, noted
+from lrbench.errors import InputError, LrbenchError
+from lrbench.factors import Factors
+from lrbench.layers import Layers
+from lrbench.models.slots import Inventory, WeightSlot, count_numbers, find_slots
+from lrbench.parameters import values
+from lrbench.plan import Cell, Method
+from lrbench.ranks import RankKind, RankRequest
+from lrbench.reducer import Reducer
+from lrbench.reductions import Reduction, Reductions, sizes
+from lrbench.registry import Registry, source_hash
+from lrbench.store import Edit
+
+
+class Reduced:
+    """A model whose weights are reduced, until `restore`; a context manager that restores on leaving.
+
+    Attributes:
+        model: the one that was given, edited.
+        edits: a record of each edited weight: ranks, sizes, errors.
+        keep_targets: stored numbers of the edited weights over dense ones.
+        keep_model: the same of the whole model.
+        seconds: of decomposition.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        inventory: Inventory,
+        slots: Sequence[WeightSlot],
+        reductions: Sequence[Reduction],
+        inference: Inference,
+    ) -> None:
+        self.model = model
+        self.seconds = sum(reduction.seconds for reduction in reductions)
+        measured = sizes(slots, reductions, count_numbers(model))
+        self.keep_targets, self.keep_model = measured["keep_targets"], measured["keep_model"]
+        self._inventory, self._slots = inventory, slots
+        self._reductions = noted(slots, reductions, inference)
+        self._edit = ExitStack()
+        self._edit.enter_context(in_place(model, slots, reductions, inference))
+        self._restored = False
+
+    @property
+    def edits(self) -> list[Edit]:
+        """A record of each edited weight, in the model's order."""
+        return [reduction.edit for reduction in self._reductions]
+
+    @property
+    def factors(self) -> dict[str, Factors]:
+        """What stands in for each weight, by its name."""
+        return {slot.name: done.factors for slot, done in zip(self._slots, self._reductions, strict=True)}
+
+    def restore(self) -> None:
+        """Puts the original weights back, the same objects; several edits of a model are undone in reverse order.
+
+        Raises:
+            EvaluationError: an original was written to, or replaced, meanwhile.
+        """
+        self._restored = True
+        self._edit.close()
+
+    def export(
+        self, directory: str | Path, format: str = "dense", tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> None:
+        """Writes the edited model, as `lrbench export` does; restores it.
+
+        Args:
+            directory: must not exist, or be empty.
+            format: `dense`, `factored` or `lora`.
+            tokenizer: to go with it.
+
+        Raises:
+            InputError: an unknown format, or the directory is taken or cannot be written.
+            ModelError: the edit is no low-rank update, for `lora`.
+        """
+        from lrbench.export import FORMATS
+        from lrbench.export.dense import write_dense
+        from lrbench.export.factored import write_factored
+        from lrbench.export.peft_adapter import write_adapter
+        from lrbench.export.subject import Subject
+
+        writers = dict(zip(FORMATS, (write_dense, write_factored, write_adapter), strict=True))
+        if format not in writers:
+            raise InputError(f"format {format!r}; it is one of {', '.join(FORMATS)}")
+        self.restore()
+        name = str(getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__)
+        folder = Path(name) if Path(name).is_dir() else None
+        subject = Subject(
+            base=folder.name if folder is not None else name, base_folder=folder, model=self.model,
+            tokenizer=tokenizer, inventory=self._inventory, slots=self._slots, reductions=self._reductions,
+            made="lrbench.reduce(...)",
+        )  # fmt: skip
+        writers[format](subject, Path(directory))
+
+    def __enter__(self) -> Reduced:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._restored:
+            self.restore()
+
+    def __repr__(self) -> str:
+        return (
+            f"Reduced({type(self.model).__name__}, {len(self.edits)} weights, keep_targets={self.keep_targets:.3f}, "
+            f"keep_model={self.keep_model:.3f}{', restored' if self._restored else ''})"
+        )
+
+
+def reduce(
+    model: PreTrainedModel,
+    reducer: str | Reducer = "svd",
+    *,
+    layers: Any = "all",
+    weights: str | Sequence[str] = "all",
+    keep: float | None = None,
+    fraction: float | None = None,
+    rank: int | None = None,
+    energy: float | None = None,
+    error: float | None = None,
+    seed: int = 0,
+    inference: Inference = "dense",
+    plugins: Iterable[str | Path] = (),
+    **params: Any,
+) -> Reduced:
+    """Reduces a causal language model's weights in place.
+
+    Args:
+        model: a transformers model, on its device.
+        reducer: a reducer's name, or an instance of `lrbench.Reducer`.
+        layers: as a suite has them: `"all"`, `3`, `-1`, `[0, 3]`, `"4-7"`, `"last half"`.
+        weights: roles, groups, LASER's names, or globs on parameter names.
+        keep, fraction, rank, energy, error: the rank; exactly one of them.
+        seed: of what the reducer draws.
+        inference: `factored` runs layers on their factors where that can be; see `Edit.evaluated_as`.
+        plugins: files of reducers.
+        params: the reducer's own.
+
+    Returns:
+        The edit: `with lrbench.reduce(model, keep=0.5) as reduced: ...`, or `reduced.restore()`.
+
+    Raises:
+        InputError: bad arguments, no such reducer or parameter, layer or weight; nothing was changed.
+        ReducerError: the reducer failed on a weight, or no rank fits; nothing was changed.
+    """
+    request = _request(keep=keep, fraction=fraction, rank=rank, energy=energy, error=error)
+    method = _method(reducer, params, plugins)
+    inventory = find_slots(model)
+    try:
+        chosen = Layers.parse(layers).resolve(len(inventory.blocks))
+    except ValueError as wrong:
+        raise InputError(f"layers: {wrong}") from None
+    slots = tuple(inventory.select(chosen, [weights] if isinstance(weights, str) else list(weights)))
+    for slot in slots:
+        reason = method.reducer.supports(slot.about)
+        if reason:
+            raise InputError(f"{method.label} does not support {slot.name}: {reason}")
+    if method.reducer.needs:
+        raise InputError(f"{method.label} needs calibration ({', '.join(sorted(method.reducer.needs))}): run a suite")
+    [(_, outcome)] = Reductions(seed).of_group([Cell(method, "together", slots, request)])
+    if isinstance(outcome, LrbenchError):
+        raise outcome
+    return Reduced(model, inventory, slots, outcome, inference)
+
+
+def _request(**given: float | None) -> RankRequest:
+    kinds: list[RankKind] = ["keep", "fraction", "rank", "energy", "error"]
+    asked = [(kind, value) for kind in kinds if (value := given[kind]) is not None]
+    if len(asked) != 1:
+        raise InputError(f"give exactly one of {', '.join(kinds)}; got {', '.join(k for k, _ in asked) or 'none'}")
+    kind, value = asked[0]
+    right = isinstance(value, int) and value >= 1 if kind == "rank" else 0 <= value <= 1 and (value or kind == "error")
+    if isinstance(value, bool) or not right:
+        raise InputError(f"{kind}={value!r}: {'a whole number from 1' if kind == 'rank' else 'above 0 and at most 1'}")
+    return RankRequest(kind, value)
+
+
+def _method(reducer: str | Reducer, params: dict[str, Any], plugins: Iterable[str | Path]) -> Method:
+    if isinstance(reducer, Reducer):
+        if params:
+            raise InputError(f"{reducer.name} is built already; unexpected {', '.join(params)}")
+        return Method(reducer.name, reducer, values(reducer), "")
+    if not isinstance(reducer, str):
+        raise InputError(f"reducer: a name or an instance of lrbench.Reducer, not {reducer!r}")
+    registry = Registry.load([*plugins])
+    built = registry.build(reducer, params)
+    return Method(reducer, built, values(built), source_hash(type(built)))
