@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import lrbench
+from lrbench.calibration.statistics import prepare_again
 from lrbench.errors import InputError, LrbenchError, ModelError, PluginError
 from lrbench.models.load import LoadedModel, load
 from lrbench.plan import Cell, Method, make_plan, methods
@@ -137,18 +138,26 @@ def compute_again(
     loaded = load(spec, device=device, trust_remote_code=trust_remote_code)
     _check_model(loaded, entry)
     cell = _cell_of(row, make_plan(again.suite, loaded.inventory, again.methods).cells)
-    if not other_code and "setting" in entry and cell.digest(**entry["setting"]) != row.cell:
+    calibration = None
+    if method.reducer.needs:
+        calibration = prepare_again(again.suite, loaded, entry["calibration"]["length"], _silent)
+    definition = calibration.definition(method) if calibration is not None else {}
+    if not other_code and "setting" in entry and cell.digest(**entry["setting"], **definition) != row.cell:
         made, now = again.manifest.get("lrbench"), lrbench.__version__
         raise InputError(
             f"{run.path}: cell {row.cell[:10]} is of an earlier state of this suite (lrbench {made}, now {now}); "
             "choose a cell of the last run"
         )
-    [(_, outcome)] = Reductions(again.suite.seed).of_group([cell])
+    [(_, outcome)] = Reductions(again.suite.seed, calibration).of_group([cell])
     if isinstance(outcome, LrbenchError):
         raise outcome
     for mine, theirs in zip(_in_order([r.edit for r in outcome]), _in_order(row.edits), strict=True):
         _check_edit(mine, theirs)
     return CellAgain(row, again.suite, again.manifest["suite"], spec, loaded, cell, tuple(outcome))
+
+
+def _silent(message: str) -> None:
+    """Says nothing."""
 
 
 def _refuse_unscored(run: RunDirectory, row: Row) -> None:

@@ -505,6 +505,10 @@ class Suite(_Spec):
                 for key, given in model._given.items()
                 if getattr(model, key) != given
             }
+        text = self.calibration.text if self.calibration is not None else None
+        if text is not None and text._given is not None:
+            key = "file" if text.file is not None else "dataset"
+            here[f"calibration.text.{key}"] = str(getattr(text, key))
         return here
 
     def place(self, path: KeyPath) -> Place:

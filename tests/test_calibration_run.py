@@ -10,10 +10,12 @@ import torch
 import lrbench.run
 from lrbench.calibration import statistics
 from lrbench.cli import main
-from lrbench.errors import SuiteError
+from lrbench.errors import InputError, SuiteError
 from lrbench.leaderboard import build
+from lrbench.models.bundled_text import bundled_texts
 from lrbench.models.load import bundled, load, weight_hash
 from lrbench.reductions import Reductions
+from lrbench.rerun import compute_again
 from lrbench.suite import ModelSpec
 from tests.suites import Heard, run, write_suite
 
@@ -211,3 +213,16 @@ def test_a_bfloat16_model_is_calibrated(tmp_path, own_cache):
     shutil.copytree(bundled()["almanac"], tmp_path / "copy")
     result = run(write_suite(tmp_path, CALIBRATED), tmp_path / "out", overrides=["model.dtype=bfloat16"])
     assert {row.status for row in result.directory.rows().values()} == {"ok"}
+
+
+def test_a_calibrated_cell_can_be_computed_again_from_the_runs_directory(tmp_path, own_cache):
+    (tmp_path / "text.txt").write_text("\n".join(bundled_texts()["almanac"]())[:400_000])
+    suite = CALIBRATED.replace("{name: almanac, samples", "{text: text.txt, samples")
+    suite = suite.replace("[svd, svd-llm, asvd, fwsvd, nystrom, {id: {calibrated: true}}]", "[svd-llm]")
+    result = run(write_suite(tmp_path, suite), tmp_path / "out")
+    [row] = [row for row in result.directory.rows().values() if row.label == "svd-llm"]
+    again = compute_again(result.directory, row.cell[:8])
+    assert [r.edit.relative_error for r in again.reductions] == [edit.relative_error for edit in row.edits]
+    (tmp_path / "text.txt").write_text("another text. " * 40_000)
+    with pytest.raises(InputError, match="earlier state"):
+        compute_again(result.directory, row.cell[:8])

@@ -55,6 +55,15 @@ def prepare(
     return Calibration(suite, loaded, samples, notify)
 
 
+def prepare_again(suite: Suite, loaded: LoadedModel, longest: int, notify: Callable[[str], None]) -> Calibration:
+    """As `prepare`, for a run that has been made: what is evaluated was compared then.
+
+    Raises:
+        SuiteError: the text cannot be had, or is too short.
+    """
+    return Calibration(suite, loaded, draw(suite, read_text(suite, {}, notify), loaded.tokenizer, longest), notify)
+
+
 @dataclass(frozen=True)
 class _Held:
     """A statistic on a device."""
