@@ -1,0 +1,71 @@
+"""How charts look, apart from what they show: colours, type and grid on light and on dark ground.
+
+A chart names no colour of its own: it takes `range.category` for methods, `range.diverging` for signed values, and the
+mark styles below. `dressed` puts the light look on a chart that goes to a file; a page puts on the one that it needs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lrbench.figures import altair
+
+#: Mark styles: a rule that others are read against, the line of a Pareto front, an error bar, what chance would give.
+STYLES = ("reference", "front", "whisker", "chance", "trained", "mark")
+
+# Okabe and Ito's colours, with their yellow and sky blue changed for contrast on white (3:1 at least, WCAG 1.4.11).
+_LIGHT = ("#0072B2", "#C44E00", "#00805D", "#A8478A", "#6B5B95", "#8A6D00", "#2F8FBF", "#8C3B2E", "#3D6B35", "#5F5F5F")
+_DARK = ("#5DB7F0", "#F28E4B", "#3FC79A", "#E39AC8", "#B3A5E0", "#E5C04B", "#9AD5F5", "#E58B7B", "#9CCB8F", "#BDBDBD")
+_SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right", "triangle-left")
+
+
+def config(*, dark: bool = False, font: str = "Helvetica, Arial, sans-serif") -> dict[str, Any]:
+    """Vega-Lite's `config` of the look."""
+    ink, soft, grid, edge, ground = (
+        ("#E8E6E1", "#A9A6A0", "#33363B", "#4A4E55", "transparent")
+        if dark
+        else ("#222222", "#5C5C5C", "#E9E9E6", "#C9C9C4", "white")
+    )
+    # Orange is worse, blue is better; the middle is the ground's own shade.
+    diverging = ["#F5A266", "#9A5A2B", "#2A2D31", "#2F6C94", "#7CC4F2"] if dark else [
+        "#B34700", "#F0B48A", "#F4F3F0", "#8FC1E0", "#005F96"
+    ]  # fmt: skip
+    return {
+        "font": font,
+        "background": ground,
+        "padding": 4,
+        "view": {"stroke": edge},
+        "range": {
+            "category": list(_DARK if dark else _LIGHT),
+            "symbol": list(_SYMBOLS),
+            "diverging": diverging,
+        },
+        "axis": {
+            "labelColor": ink, "titleColor": ink, "gridColor": grid, "domainColor": edge, "tickColor": edge,
+            "labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": "normal", "titlePadding": 8,
+            "labelLimit": 170, "titleLimit": 420,
+        },
+        "legend": {
+            "labelColor": ink, "titleColor": ink, "labelFontSize": 12, "titleFontSize": 12,
+            "titleFontWeight": "normal", "labelLimit": 220, "symbolSize": 90, "symbolStrokeWidth": 2,
+        },
+        "header": {"labelColor": ink, "titleColor": ink, "labelFontSize": 12, "labelFontWeight": "bold",
+                   "labelLimit": 300},
+        "title": {"color": ink, "subtitleColor": soft, "fontSize": 16, "subtitleFontSize": 12, "anchor": "start",
+                  "offset": 14},
+        "style": {
+            "reference": {"stroke": soft, "strokeDash": [2, 3], "strokeWidth": 1.2},
+            "front": {"stroke": soft, "strokeWidth": 1.4},
+            "whisker": {"strokeWidth": 1.4},
+            "chance": {"stroke": (_DARK if dark else _LIGHT)[1], "strokeDash": [5, 3], "strokeWidth": 1.8},
+            "trained": {"stroke": (_DARK if dark else _LIGHT)[0], "fill": (_DARK if dark else _LIGHT)[0],
+                        "strokeWidth": 2.2},
+            "mark": {"fill": ink, "stroke": ink},
+        },
+    }  # fmt: skip
+
+
+def dressed(chart: Any, title: str, subtitle: str = "") -> Any:
+    """The chart with the light look and a title, to be written to a file of its own."""
+    heading = altair().TitleParams(title, subtitle=[subtitle] if subtitle else [])
+    return altair().Chart.from_dict({**chart.properties(title=heading).to_dict(), "config": config()} | {"padding": 14})

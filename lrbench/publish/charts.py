@@ -1,0 +1,195 @@
+"""Which figures a leaderboard and a spectrum have, with their titles and captions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lrbench.edits_in_words import describe
+from lrbench.figures import errors, heat, keep, layers, times
+from lrbench.leaderboard import Column, Entry, Leaderboard
+from lrbench.measured import Measured
+from lrbench.models.roles import ROLES
+from lrbench.publish.names import Names
+from lrbench.publish.spectrum import Spectrum
+from lrbench.render.text import clean, headings
+from lrbench.store import Row
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure.
+
+    Attributes:
+        key: its anchor, and the name of its files.
+        model: whose it is.
+        title: over it on the page, and in its files.
+        caption: what is to be seen; also the text alternative.
+        panel: the width of one panel in points, with its axis; a page makes columns of it.
+    """
+
+    key: str
+    model: str
+    title: str
+    caption: str
+    chart: Any
+    panel: int
+
+
+def of_board(board: Leaderboard, names: Names) -> list[Figure]:
+    """All figures of a leaderboard, model by model. A figure without data is left out."""
+    found: list[Figure] = []
+    for model in dict.fromkeys(entry.row.model for entry in board.entries):
+        entries = [entry for entry in board.entries if entry.row.model == model]
+        found += _keep(board, entries, model, names)
+        found += _heat(board, entries, model, names)
+        found += _errors(entries, model, names)
+        found += _times(entries, model, names)
+    return found
+
+
+def of_spectrum(spectrum: Spectrum, names: Names) -> list[Figure]:
+    """Effective rank and energy by layer."""
+    found = []
+    for key, title, axis in (
+        ("effective_rank_share", "Effective rank by layer", "of full rank"),
+        ("energy_20", "Energy in the first 20 % of the singular values", "of the energy"),
+    ):
+        weights = [
+            layers.OfLayer(clean(slot.role or "other"), slot.layer, slot.values[key], slot.random[key], clean(slot.weight))
+            for slot in spectrum.slots
+            if slot.layer is not None and slot.values.get(key) is not None and slot.random.get(key) is not None
+        ]  # fmt: skip
+        if weights:
+            weights.sort(key=lambda weight: _place(weight.role))
+            found.append(
+                Figure(
+                    names(f"{key.replace('_', '-')}-{spectrum.model}"), clean(spectrum.model), title,
+                    "Solid: the trained weights. Dashed: a random Gaussian matrix of the same shape.",
+                    layers.chart(weights, axis), layers.PANEL + 75,
+                )  # fmt: skip
+            )
+    return found
+
+
+def measures(board: Leaderboard) -> list[tuple[Column, str]]:
+    """The scores that are drawn, with what they are called: the one score of a row, then the tasks'."""
+    titles = headings(board)
+    score = [column for column in board.columns if column.name == "score" and not column.detail]
+    tasks = [column for column in board.columns if column.task and not column.subtask]
+    return [(column, " ".join(titles[column.name]).strip()) for column in (*score, *tasks)]
+
+
+def _keep(board: Leaderboard, entries: Sequence[Entry], model: str, names: Names) -> list[Figure]:
+    points = []
+    fields: dict[Any, str] = {}
+    for column, title in measures(board):
+        scale = 100.0 if column.kind == "share" else 1.0
+        for entry in entries:
+            value, kept = entry.values[column.name], entry.values["keep_model"]
+            if not isinstance(value, Measured) or not isinstance(kept, float) or not _finite(value.value):
+                continue
+            error = value.stderr * scale if value.stderr is not None and _finite(value.stderr) else None
+            number = value.value * scale
+            points.append(
+                keep.Point(
+                    panel=title, method=_word(entry, "method"), setting=_word(entry, "setting"),
+                    edited=_word(entry, "edited"), keep=kept, value=number,
+                    low=None if error is None else number - error, high=None if error is None else number + error,
+                    better=column.better or "higher",
+                    field=fields.setdefault((column.name, entry.scored_on.get(column.name)), f"f{len(fields)}"),
+                    unedited=entry.baseline,
+                )  # fmt: skip
+            )
+    if all(point.unedited for point in points):
+        return []
+    caption = (
+        "Each point is an edited model, with one standard error to either side. The stepped line joins the "
+        "Pareto-optimal points: no other keeps less and scores more. The dotted line is the unedited model."
+    )
+    key = names(f"keep-{model}")
+    return [Figure(key, clean(model), "Accuracy against what is kept", caption, keep.chart(points), keep.PANEL + 70)]
+
+
+def _heat(board: Leaderboard, entries: Sequence[Entry], model: str, names: Names) -> list[Figure]:
+    found = []
+    for column, title in measures(board):
+        changes = []
+        scale = 100.0 if column.kind == "share" else 1.0
+        for entry in entries:
+            value, place = entry.values[column.name], _one_layer(entry.row)
+            if place is None or not isinstance(value, Measured) or value.delta is None or not _finite(value.delta):
+                continue
+            changes.append(
+                heat.Change(
+                    _word(entry, "method"), _word(entry, "setting"), *place, value.delta * scale, value.significant
+                )
+            )
+        if len({change.layer for change in changes}) < 2:
+            continue
+        changes.sort(key=lambda change: _place(change.weights))
+        unit = f"{title}: change from the unedited model"
+        caption = (
+            "Each square is one layer's weights edited alone. Orange is worse than the unedited model, blue better; "
+            "a dot marks differences of which chance is an unlikely cause. The colours end at the 98th percentile."
+        )
+        chart = heat.chart(changes, unit, column.better or "higher")
+        key = names(f"heat-{column.name}-{model}")
+        found.append(
+            Figure(key, clean(model), f"Change by layer and role: {title}", caption, chart, heat.width(changes) + 110)
+        )
+    return found
+
+
+def _errors(entries: Sequence[Entry], model: str, names: Names) -> list[Figure]:
+    cells = []
+    for entry in entries:
+        kept, error, ratio = (entry.values[name] for name in ("keep", "error", "optimum"))
+        if not entry.baseline and isinstance(kept, float) and isinstance(error, float) and _finite(error):
+            best = ratio if isinstance(ratio, float) and _finite(ratio) else None
+            cells.append(errors.Reduced(_word(entry, "method"), _word(entry, "setting"), kept, error, best))
+    if not cells:
+        return []
+    caption = (
+        "Left, how far the reduced weights are from the originals, after rounding; right, that over the least error "
+        "that any matrix of the same rank has, so that 1 is the truncated SVD. Whiskers span the cells of a point."
+    )
+    key = names(f"error-{model}")
+    return [Figure(key, clean(model), "Error of the weights", caption, errors.chart(cells), errors.PANEL + 70)]
+
+
+def _times(entries: Sequence[Entry], model: str, names: Names) -> list[Figure]:
+    cells = []
+    for entry in entries:
+        seconds = entry.values["decompose"]
+        if not entry.baseline and isinstance(seconds, float) and 0 < seconds < float("inf"):
+            words = (_word(entry, name) for name in ("method", "setting", "edited"))
+            cells.append(times.Took(*words, seconds))
+    if not cells:
+        return []
+    caption = "A tick for each edited model, a diamond at the method's median. Calibration and evaluation are apart."
+    key = names(f"time-{model}")
+    return [Figure(key, clean(model), "Decomposition time", caption, times.chart(cells), times.PANEL + 130)]
+
+
+def _one_layer(row: Row) -> tuple[int, str] | None:
+    """The layer that a row edited alone, and the roles there; None where it edited several, or none."""
+    edited = {edit.layer for edit in row.edits}
+    if len(edited) != 1:
+        return None
+    layer = next(iter(edited))
+    words = describe(row.edits).removesuffix(f" ({len(row.edits)})")
+    return None if layer is None else (layer, clean(words.removeprefix(f"L{layer} ")))
+
+
+def _word(entry: Entry, name: str) -> str:
+    return clean(str(entry.values[name]))
+
+
+def _place(role: str) -> tuple[int, str]:
+    return (ROLES.index(role) if role in ROLES else len(ROLES), role)
+
+
+def _finite(value: float) -> bool:
+    return abs(value) < float("inf")
