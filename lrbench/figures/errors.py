@@ -8,7 +8,7 @@ from typing import Any
 
 from lrbench.figures import altair
 
-PANEL = 330
+PANEL = 450
 _PANELS = ("relative error ‖W − Ŵ‖ / ‖W‖", "error over the least of its rank")
 
 
@@ -59,11 +59,11 @@ def chart(cells: Sequence[Reduced]) -> Any:
     methods = list(dict.fromkeys(cell.method for cell in cells))
     panels = [panel for panel in _PANELS if any(point["panel"] == panel for point in points)]
     across = alt.X(
-        "keep:Q", title="kept: numbers stored over dense ones, edited weights", scale=alt.Scale(zero=False, padding=12)
+        "keep:Q", title="kept: numbers stored over dense ones, edited weights", scale=alt.Scale(zero=False, padding=12), axis=alt.Axis(tickCount=6)
     )
     up = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False, padding=8))
     chosen = alt.selection_point(name="method", fields=["method"], bind="legend")
-    scale, legend = alt.Scale(domain=methods), alt.Legend(orient="top", title=None, columns=4)
+    scale, legend = alt.Scale(domain=methods), alt.Legend(orient="top", title=None, columns=6)
     colour = alt.Color("method:N", scale=scale, legend=legend)
     seen = alt.condition(chosen, alt.value(1.0), alt.value(0.12))
     tooltip = [
@@ -83,7 +83,7 @@ def chart(cells: Sequence[Reduced]) -> Any:
             tooltip=tooltip,
         )
         .add_params(chosen),
-    ).properties(width=PANEL, height=250)  # fmt: skip
+    ).properties(width=PANEL, height=290)  # fmt: skip
     facet = alt.Facet("panel:N", sort=panels, title=None)
     faceted = layers.facet(facet=facet, columns=len(panels), data=alt.InlineData(values=points))
     return faceted.resolve_scale(y="independent").resolve_axis(x="independent")

@@ -11,7 +11,7 @@ from lrbench.figures import altair
 #: More curves than these are a tangle: then there are only points.
 MOST_CURVES = 12
 #: The width of a panel, of which a page shows as many beside each other as fit.
-PANEL = 330
+PANEL = 450
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,12 @@ def chart(points: Sequence[Point]) -> Any:
     panels = list(dict.fromkeys(point.panel for point in points))
     methods = list(dict.fromkeys(point.method for point in points if not point.unedited))
     across = alt.X(
-        "keep:Q", title="kept: numbers stored over dense ones, whole model", scale=alt.Scale(zero=False, padding=12)
+        "keep:Q", title="kept: numbers stored over dense ones, whole model", scale=alt.Scale(zero=False, padding=12), axis=alt.Axis(tickCount=6)
     )
     up = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False, padding=8))
     chosen = alt.selection_point(name="method", fields=["method"], bind="legend")
     scale = alt.Scale(domain=methods)
-    legend = alt.Legend(orient="top", title=None, columns=4)
+    legend = alt.Legend(orient="top", title=None, columns=6)
     colour = alt.Color("method:N", scale=scale, legend=legend)
     shape = alt.Shape("method:N", scale=scale, legend=legend)
     seen = alt.condition(chosen, alt.value(1.0), alt.value(0.12))
@@ -115,7 +115,7 @@ def chart(points: Sequence[Point]) -> Any:
         base.transform_filter("datum.unedited")
         .mark_point(style="mark", filled=True, size=70, shape="diamond")
         .encode(x=across, y=up, tooltip=tooltip),
-    ).properties(width=PANEL, height=250)
+    ).properties(width=PANEL, height=290)
     facet = alt.Facet("panel:N", sort=panels, title=None)
     return layers.facet(facet=facet, columns=min(2, len(panels)), data=alt.InlineData(values=records(points))).resolve_scale(
         y="independent"

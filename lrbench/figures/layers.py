@@ -8,7 +8,7 @@ from typing import Any
 
 from lrbench.figures import altair
 
-PANEL = 240
+PANEL = 290
 COLUMNS = 3
 
 
@@ -54,7 +54,7 @@ def chart(weights: Sequence[OfLayer], title: str) -> Any:
     chance = alt.Y("random:Q", title=title, axis=percent, scale=alt.Scale(domain=[0, 1]))
     layers = alt.layer(
         base.mark_line(style="chance").encode(x=across, y=chance),
-        base.mark_line(style="trained", fillOpacity=0).encode(x=across, y=up),
+        base.mark_line(style="trained").encode(x=across, y=up),
         base.mark_point(style="trained", filled=True, size=34).encode(x=across, y=up, tooltip=tooltip),
     ).properties(width=PANEL, height=150)
     facet = alt.Facet("role:N", sort=roles, title=None)

@@ -19,13 +19,12 @@ _DARK = ("#5DB7F0", "#F28E4B", "#3FC79A", "#E39AC8", "#B3A5E0", "#E5C04B", "#9AD
 _SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right", "triangle-left")
 
 
-def config(*, dark: bool = False, font: str = "Helvetica, Arial, sans-serif") -> dict[str, Any]:
+def config(*, dark: bool = False, font: str = "Helvetica, Arial, sans-serif", ground: str = "white") -> dict[str, Any]:
     """Vega-Lite's `config` of the look."""
-    ink, soft, grid, edge, ground = (
-        ("#E8E6E1", "#A9A6A0", "#33363B", "#4A4E55", "transparent")
-        if dark
-        else ("#222222", "#5C5C5C", "#E9E9E6", "#C9C9C4", "white")
+    ink, soft, grid, edge = (
+        ("#E8E6E1", "#A9A6A0", "#2B2E32", "#4A4E55") if dark else ("#222222", "#5C5C5C", "#EDECE8", "#C9C9C4")
     )
+    first, second = (_DARK if dark else _LIGHT)[:2]
     # Orange is worse, blue is better; the middle is the ground's own shade.
     diverging = ["#F5A266", "#9A5A2B", "#2A2D31", "#2F6C94", "#7CC4F2"] if dark else [
         "#B34700", "#F0B48A", "#F4F3F0", "#8FC1E0", "#005F96"
@@ -50,17 +49,16 @@ def config(*, dark: bool = False, font: str = "Helvetica, Arial, sans-serif") ->
             "titleFontWeight": "normal", "labelLimit": 220, "symbolSize": 90, "symbolStrokeWidth": 2,
         },
         "header": {"labelColor": ink, "titleColor": ink, "labelFontSize": 12, "labelFontWeight": "bold",
-                   "labelLimit": 300},
+                   "labelLimit": 300, "labelAnchor": "start"},
         "title": {"color": ink, "subtitleColor": soft, "fontSize": 16, "subtitleFontSize": 12, "anchor": "start",
                   "offset": 14},
         "style": {
-            "reference": {"stroke": soft, "strokeDash": [2, 3], "strokeWidth": 1.2},
-            "front": {"stroke": soft, "strokeWidth": 1.4},
+            "reference": {"color": soft, "strokeDash": [2, 3], "strokeWidth": 1.2},
+            "front": {"color": ink, "strokeWidth": 1, "strokeDash": [5, 2], "opacity": 0.75},
             "whisker": {"strokeWidth": 1.4},
-            "chance": {"stroke": (_DARK if dark else _LIGHT)[1], "strokeDash": [5, 3], "strokeWidth": 1.8},
-            "trained": {"stroke": (_DARK if dark else _LIGHT)[0], "fill": (_DARK if dark else _LIGHT)[0],
-                        "strokeWidth": 2.2},
-            "mark": {"fill": ink, "stroke": ink},
+            "chance": {"color": second, "strokeDash": [5, 3], "strokeWidth": 1.8},
+            "trained": {"color": first, "strokeWidth": 2.2, "opacity": 1},
+            "mark": {"color": ink, "opacity": 1},
         },
     }  # fmt: skip
 

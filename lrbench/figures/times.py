@@ -8,7 +8,7 @@ from typing import Any
 
 from lrbench.figures import altair
 
-PANEL = 560
+PANEL = 760
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def chart(cells: Sequence[Took]) -> Any:
         by_method.setdefault(cell.method, []).append(cell.seconds)
     methods = sorted(by_method, key=lambda method: sorted(by_method[method])[len(by_method[method]) // 2])
     across = alt.X(
-        "seconds:Q", title="seconds of decomposition (logarithmic)", scale=alt.Scale(type="log", padding=14),
+        "seconds:Q", title="seconds of decomposition (logarithmic)", scale=alt.Scale(type="log", padding=14, nice=False),
         axis=alt.Axis(format="~g", tickCount=5),
     )  # fmt: skip
     up = alt.Y("method:N", title=None, scale=alt.Scale(domain=methods))
@@ -43,7 +43,7 @@ def chart(cells: Sequence[Took]) -> Any:
     base = alt.Chart()
     middle = base.transform_aggregate(seconds="median(seconds)", cells="count()", groupby=["method"])
     return alt.layer(
-        base.mark_tick(style="trained", size=16, thickness=2, opacity=0.55).encode(x=across, y=up, tooltip=tooltip),
+        base.mark_tick(style="trained", size=16, thickness=2, opacity=0.8).encode(x=across, y=up, tooltip=tooltip),
         middle.mark_point(style="mark", filled=True, size=56, shape="diamond").encode(
             x=alt.X("seconds:Q"), y=up,
             tooltip=[alt.Tooltip("method:N"), alt.Tooltip("cells:Q"),

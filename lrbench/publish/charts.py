@@ -78,7 +78,7 @@ def measures(board: Leaderboard) -> list[tuple[Column, str]]:
     titles = headings(board)
     score = [column for column in board.columns if column.name == "score" and not column.detail]
     tasks = [column for column in board.columns if column.task and not column.subtask]
-    return [(column, " ".join(titles[column.name]).strip()) for column in (*score, *tasks)]
+    return [(column, " · ".join(part for part in titles[column.name] if part)) for column in (*score, *tasks)]
 
 
 def _keep(board: Leaderboard, entries: Sequence[Entry], model: str, names: Names) -> list[Figure]:

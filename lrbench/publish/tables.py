@@ -12,6 +12,9 @@ from lrbench.models.roles import ROLES
 from lrbench.render import text
 from lrbench.render.text import clean, headings, pieces, remarks, units
 
+#: Columns that say what others beside them say already.
+_ON_REQUEST = ("compression",)
+
 PageOf = Callable[[str, str], str]  # (run, cell) -> where the row's page is
 
 
@@ -197,7 +200,7 @@ def _heads(board: Leaderboard, entries: Sequence[Entry], *, alike: bool) -> list
         first, second = titles[column.name]
         found.append(
             Head(
-                column.name, first, second, column.kind, bool(column.task), column.detail or column.subtask,
+                column.name, first, second, column.kind, bool(column.task), column.detail or column.subtask or column.name in _ON_REQUEST,
                 f"{first} {second}".strip(),
             )  # fmt: skip
         )

@@ -11,6 +11,12 @@
   function specification(figure, width) {
     const chart = JSON.parse(figure.querySelector(".specification").textContent);
     if (chart.columns) chart.columns = Math.max(1, Math.min(chart.columns, Math.floor(width / chart.usermeta.panel)));
+    const legends = (part) => {
+      for (const [name, value] of Object.entries(part || {}))
+        if (name === "legend" && value?.columns) value.columns = Math.max(2, Math.min(value.columns, Math.floor(width / 115)));
+        else if (name !== "data" && typeof value === "object") legends(value);
+    };
+    legends(chart);
     const inner = chart.spec || chart;
     if (typeof inner.width === "number" && width < chart.usermeta.panel)
       inner.width = Math.max(180, inner.width - (chart.usermeta.panel - width));
@@ -25,7 +31,7 @@
     views.get(figure)?.view?.finalize();
     views.set(figure, { state });
     const embedded = await vegaEmbed(place, specification(figure, width), {
-      mode: "vega-lite", renderer: "svg", ast: true, actions: false, defaultStyle: false,
+      mode: "vega-lite", renderer: "svg", ast: true, actions: false, logLevel: 1, defaultStyle: false,
       config: looks[dark() ? "dark" : "light"], tooltip: { disableDefaultStyle: true, theme: "site" },
     });
     views.set(figure, { state, view: embedded.view });
