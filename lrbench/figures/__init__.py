@@ -112,17 +112,14 @@ def to_bytes(chart: Any, form: str) -> bytes:
 def vector(chart: Any) -> dict[str, bytes]:
     """A chart as `svg` and `pdf`, the same bytes whenever it is made.
 
-    Vega numbers what it clips by over a whole process, and the PDF names its fonts in an order of its own.
+    Vega numbers what it clips by over a whole process.
     """
+    from lrbench.figures.pdf import ordered
+
     numbers: dict[bytes, bytes] = {}
 
     def renumbered(match: re.Match[bytes]) -> bytes:
         return numbers.setdefault(match[0], match[1] + str(len(numbers)).encode())
 
     svg = re.sub(rb"\b(clip|gradient_|gradient)\d+\b", renumbered, to_bytes(chart, "svg"))
-    pdf: bytes = importlib.import_module("vl_convert").svg_to_pdf(svg.decode())
-    return {"svg": svg, "pdf": re.sub(rb"(?<=<<\n)(?:[ ]+/[A-Za-z]+\d+ \d+ 0 R\n)+", _in_order, pdf)}
-
-
-def _in_order(match: re.Match[bytes]) -> bytes:
-    return b"".join(sorted(match[0].splitlines(keepends=True)))
+    return {"svg": svg, "pdf": ordered(importlib.import_module("vl_convert").svg_to_pdf(svg.decode()))}

@@ -59,7 +59,10 @@ def chart(cells: Sequence[Reduced]) -> Any:
     methods = list(dict.fromkeys(cell.method for cell in cells))
     panels = [panel for panel in _PANELS if any(point["panel"] == panel for point in points)]
     across = alt.X(
-        "keep:Q", title="kept: numbers stored over dense ones, edited weights", scale=alt.Scale(zero=False, padding=12), axis=alt.Axis(tickCount=6)
+        "keep:Q",
+        title="kept: numbers stored over dense ones, edited weights",
+        scale=alt.Scale(zero=False, padding=12),
+        axis=alt.Axis(tickCount=6),
     )
     up = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False, padding=8))
     chosen = alt.selection_point(name="method", fields=["method"], bind="legend")

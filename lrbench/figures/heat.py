@@ -12,7 +12,7 @@ from lrbench.figures import altair
 #: The colours end at this quantile of the sizes of the changes, so that one broken cell does not pale the others.
 QUANTILE = 0.98
 #: Panels beside each other: as many as make up this width.
-WIDTH = 900
+WIDTH = 1100
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,11 @@ def limit(changes: Sequence[Change]) -> float:
 def width(changes: Sequence[Change]) -> int:
     """The width of a panel in points, without its axes."""
     layers = max(change.layer for change in changes) + 1
-    return layers * max(9, min(30, 480 // layers))
+    return layers * _step(layers)
+
+
+def _step(layers: int) -> int:
+    return max(9, min(36, 560 // layers))
 
 
 def chart(changes: Sequence[Change], unit: str, better: str = "higher") -> Any:
@@ -60,7 +64,9 @@ def chart(changes: Sequence[Change], unit: str, better: str = "higher") -> Any:
     """
     alt = altair()
     most = limit(changes)
-    values = [{**asdict(change), "panel": ", ".join(filter(None, (change.method, change.setting)))} for change in changes]
+    values = [
+        {**asdict(change), "panel": ", ".join(filter(None, (change.method, change.setting)))} for change in changes
+    ]
     panels = list(dict.fromkeys(value["panel"] for value in values))
     roles = list(dict.fromkeys(change.weights for change in changes))
     layers = list(range(max(change.layer for change in changes) + 1))
@@ -68,11 +74,17 @@ def chart(changes: Sequence[Change], unit: str, better: str = "higher") -> Any:
         "delta:Q",
         title=unit,
         scale=alt.Scale(
-            domain=[-most, most], domainMid=0, clamp=True, range="diverging", reverse=better == "lower", nice=False
+            domain=[-most, most],
+            domainMid=0,
+            clamp=True,
+            interpolate="rgb",
+            range="diverging",
+            reverse=better == "lower",
+            nice=False,
         ),
         legend=alt.Legend(orient="top", gradientLength=220, gradientThickness=12, titleLimit=500, format="+.3~g"),
     )
-    step = max(9, min(30, 480 // len(layers)))
+    step = _step(len(layers))
     every = max(1, len(layers) // 16)
     across = alt.X(
         "layer:O", title="layer", scale=alt.Scale(domain=layers),
@@ -93,7 +105,7 @@ def chart(changes: Sequence[Change], unit: str, better: str = "higher") -> Any:
     side = width(changes) + 110
     return (
         alt.layer(cells, dots)
-        .properties(width={"step": step}, height={"step": 22})
+        .properties(width={"step": step}, height={"step": 24})
         .facet(
             facet=alt.Facet("panel:N", sort=panels, title=None),
             columns=max(1, min(len(panels), WIDTH // side)),

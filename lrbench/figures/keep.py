@@ -82,7 +82,10 @@ def chart(points: Sequence[Point]) -> Any:
     panels = list(dict.fromkeys(point.panel for point in points))
     methods = list(dict.fromkeys(point.method for point in points if not point.unedited))
     across = alt.X(
-        "keep:Q", title="kept: numbers stored over dense ones, whole model", scale=alt.Scale(zero=False, padding=12), axis=alt.Axis(tickCount=6)
+        "keep:Q",
+        title="kept: numbers stored over dense ones, whole model",
+        scale=alt.Scale(zero=False, padding=12),
+        axis=alt.Axis(tickCount=6),
     )
     up = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False, padding=8))
     chosen = alt.selection_point(name="method", fields=["method"], bind="legend")

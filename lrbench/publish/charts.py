@@ -65,9 +65,12 @@ def of_spectrum(spectrum: Spectrum, names: Names) -> list[Figure]:
             weights.sort(key=lambda weight: _place(weight.role))
             found.append(
                 Figure(
-                    names(f"{key.replace('_', '-')}-{spectrum.model}"), clean(spectrum.model), title,
+                    names(f"{key.replace('_', '-')}-{spectrum.model}"),
+                    clean(spectrum.model),
+                    title,
                     "Solid: the trained weights. Dashed: a random Gaussian matrix of the same shape.",
-                    layers.chart(weights, axis), layers.PANEL + 75,
+                    layers.chart(weights, axis),
+                    layers.PANEL + 75,
                 )  # fmt: skip
             )
     return found
@@ -94,9 +97,14 @@ def _keep(board: Leaderboard, entries: Sequence[Entry], model: str, names: Names
             number = value.value * scale
             points.append(
                 keep.Point(
-                    panel=title, method=_word(entry, "method"), setting=_word(entry, "setting"),
-                    edited=_word(entry, "edited"), keep=kept, value=number,
-                    low=None if error is None else number - error, high=None if error is None else number + error,
+                    panel=title,
+                    method=_word(entry, "method"),
+                    setting=_word(entry, "setting"),
+                    edited=_word(entry, "edited"),
+                    keep=kept,
+                    value=number,
+                    low=None if error is None else number - error,
+                    high=None if error is None else number + error,
                     better=column.better or "higher",
                     field=fields.setdefault((column.name, entry.scored_on.get(column.name)), f"f{len(fields)}"),
                     unedited=entry.baseline,

@@ -14,6 +14,7 @@ from lrbench.render.json import finite
 from lrbench.render.text import clean
 from lrbench.store import Row, RunDirectory
 
+
 @dataclass(frozen=True)
 class Run:
     """A run, as its page shows it.

@@ -172,7 +172,10 @@ class _Site:
             for form, content in figures.vector(dressed).items():
                 what = f"{figure.title}, {figure.model} ({form.upper()})"
                 self._offer("Figures", f"figures/{figure.key}.{form}", what, content)
-        looks = {name: theme.config(dark=name == "dark", font=_SYSTEM_FONT, ground="transparent") for name in ("light", "dark")}
+        looks = {
+            name: theme.config(dark=name == "dark", font=_SYSTEM_FONT, ground="transparent")
+            for name in ("light", "dark")
+        }
         self._page("figures.html", "figures.html", figures=[_shown(figure) for figure in of_board], looks=looks)
         if spectra:
             sections = [(spectrum, [_shown(figure) for figure in drawn]) for spectrum, drawn in of_spectra]
@@ -265,5 +268,3 @@ def _run_names(runs: Sequence[RunDirectory]) -> list[str]:
 
 def _size(count: int) -> str:
     return f"{count} B" if count < 1000 else f"{count / 1000:.0f} kB" if count < 1e6 else f"{count / 1e6:.1f} MB"
-
-

@@ -167,9 +167,7 @@ def page(board: Leaderboard, page_of: PageOf, key_of: Callable[[str], str]) -> P
             opens = bool(lines) and not entry.baseline and lines[-1].setting != setting
             where = page_of(entry.run, entry.row.cell)
             method = clean(str(entry.values["method"]))
-            lines.append(
-                Line(method, where, cells, setting, roles_of(entry), entry.pareto, entry.baseline, opens)
-            )
+            lines.append(Line(method, where, cells, setting, roles_of(entry), entry.pareto, entry.baseline, opens))
         tables.append(
             Table(
                 model=clean(model),
@@ -200,7 +198,12 @@ def _heads(board: Leaderboard, entries: Sequence[Entry], *, alike: bool) -> list
         first, second = titles[column.name]
         found.append(
             Head(
-                column.name, first, second, column.kind, bool(column.task), column.detail or column.subtask or column.name in _ON_REQUEST,
+                column.name,
+                first,
+                second,
+                column.kind,
+                bool(column.task),
+                column.detail or column.subtask or column.name in _ON_REQUEST,
                 f"{first} {second}".strip(),
             )  # fmt: skip
         )
