@@ -51,7 +51,7 @@ def each_run(
                         keep_targets=0.2,
                         keep_model=0.98,
                         decompose_seconds=0.01 * (1 + place),
-                    ),  # fmt: skip
+                    ),
                     0.9 - 0.1 * (place + layer / layers),
                 )
     return run

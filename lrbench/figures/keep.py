@@ -48,7 +48,7 @@ def front(points: Sequence[Point]) -> set[int]:
         fields.setdefault((point.panel, point.field), []).append(index)
     for members in fields.values():
         sign = {index: 1 if points[index].better == "higher" else -1 for index in members}
-        members.sort(key=lambda index: (points[index].keep, -sign[index] * points[index].value))  # noqa: B023
+        members.sort(key=lambda index: (points[index].keep, -sign[index] * points[index].value))
         best: tuple[float, float] | None = None
         for index in members:
             number = sign[index] * points[index].value
@@ -97,7 +97,8 @@ def chart(points: Sequence[Point]) -> Any:
     tooltip = [
         *(alt.Tooltip(f"{name}:N") for name in ("panel", "method", "setting", "edited")),
         alt.Tooltip("keep:Q", format=".4f"), alt.Tooltip("value:Q", format=".4g"),
-        alt.Tooltip("low:Q", format=".4g", title="less 1 s.e."), alt.Tooltip("high:Q", format=".4g", title="plus 1 s.e."),
+        alt.Tooltip("low:Q", format=".4g", title="less 1 s.e."),
+        alt.Tooltip("high:Q", format=".4g", title="plus 1 s.e."),
     ]  # fmt: skip
     base = alt.Chart()
     edited = base.transform_filter("!datum.unedited")
@@ -120,6 +121,5 @@ def chart(points: Sequence[Point]) -> Any:
         .encode(x=across, y=up, tooltip=tooltip),
     ).properties(width=PANEL, height=290)
     facet = alt.Facet("panel:N", sort=panels, title=None)
-    return layers.facet(facet=facet, columns=min(2, len(panels)), data=alt.InlineData(values=records(points))).resolve_scale(
-        y="independent"
-    ).resolve_axis(x="independent")  # fmt: skip
+    faceted = layers.facet(facet=facet, columns=min(2, len(panels)), data=alt.InlineData(values=records(points)))
+    return faceted.resolve_scale(y="independent").resolve_axis(x="independent")

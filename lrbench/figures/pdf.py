@@ -19,19 +19,20 @@ def ordered(pdf: bytes) -> bytes:
     Raises:
         ValueError: it is something else.
     """
-    table = int(pdf[pdf.rindex(b"startxref") :].split()[1])
+    last = re.search(rb"startxref\s+(\d+)\s+%%EOF\s*\Z", pdf)
+    table = int(last[1]) if last else len(pdf)
     head, _, trailer = pdf[table:].partition(b"trailer")
     if not head.startswith(b"xref\n0 ") or not trailer:
         raise ValueError("no plain table of cross references")
     offsets = sorted(int(line[:10]) for line in head.splitlines()[2:] if line[17:18] == b"n")
     objects: dict[bytes, tuple[bytes, bytes]] = {}
     for start, end in zip(offsets, [*offsets[1:], table], strict=True):
-        number = _OBJECT.match(pdf, start)
-        if number is None:
+        opening = _OBJECT.match(pdf, start)
+        if opening is None:
             raise ValueError(f"no object at byte {start}")
         # What is in a stream is not looked at.
-        before, stream, rest = pdf[number.end() : end].partition(b"\nstream\n")
-        objects[number[1]] = _RESOURCES.sub(_sorted, before), stream + rest
+        before, stream, rest = pdf[opening.end() : end].partition(b"\nstream\n")
+        objects[opening[1]] = _RESOURCES.sub(_sorted, before), stream + rest
     trailer = trailer[: trailer.rindex(b"startxref")]
 
     found: dict[bytes, int] = {}

@@ -33,7 +33,8 @@ def chart(cells: Sequence[Took]) -> Any:
         by_method.setdefault(cell.method, []).append(cell.seconds)
     methods = sorted(by_method, key=lambda method: sorted(by_method[method])[len(by_method[method]) // 2])
     across = alt.X(
-        "seconds:Q", title="seconds of decomposition (logarithmic)", scale=alt.Scale(type="log", padding=14, nice=False),
+        "seconds:Q", title="seconds of decomposition (logarithmic)",
+        scale=alt.Scale(type="log", padding=14, nice=False),
         axis=alt.Axis(format="~g", tickCount=5),
     )  # fmt: skip
     up = alt.Y("method:N", title=None, scale=alt.Scale(domain=methods))

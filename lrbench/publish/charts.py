@@ -57,9 +57,11 @@ def of_spectrum(spectrum: Spectrum, names: Names) -> list[Figure]:
         ("energy_20", "Energy in the first 20 % of the singular values", "of the energy"),
     ):
         weights = [
-            layers.OfLayer(clean(slot.role or "other"), slot.layer, slot.values[key], slot.random[key], clean(slot.weight))
+            layers.OfLayer(clean(slot.role or "other"), slot.layer, trained, random, clean(slot.weight))
             for slot in spectrum.slots
-            if slot.layer is not None and slot.values.get(key) is not None and slot.random.get(key) is not None
+            if slot.layer is not None
+            and (trained := slot.values.get(key)) is not None
+            and (random := slot.random.get(key)) is not None
         ]  # fmt: skip
         if weights:
             weights.sort(key=lambda weight: _place(weight.role))
@@ -71,7 +73,7 @@ def of_spectrum(spectrum: Spectrum, names: Names) -> list[Figure]:
                     "Solid: the trained weights. Dashed: a random Gaussian matrix of the same shape.",
                     layers.chart(weights, axis),
                     layers.PANEL + 75,
-                )  # fmt: skip
+                )
             )
     return found
 
@@ -108,7 +110,7 @@ def _keep(board: Leaderboard, entries: Sequence[Entry], model: str, names: Names
                     better=column.better or "higher",
                     field=fields.setdefault((column.name, entry.scored_on.get(column.name)), f"f{len(fields)}"),
                     unedited=entry.baseline,
-                )  # fmt: skip
+                )
             )
     if all(point.unedited for point in points):
         return []
@@ -172,8 +174,7 @@ def _times(entries: Sequence[Entry], model: str, names: Names) -> list[Figure]:
     for entry in entries:
         seconds = entry.values["decompose"]
         if not entry.baseline and isinstance(seconds, float) and 0 < seconds < float("inf"):
-            words = (_word(entry, name) for name in ("method", "setting", "edited"))
-            cells.append(times.Took(*words, seconds))
+            cells.append(times.Took(_word(entry, "method"), _word(entry, "setting"), _word(entry, "edited"), seconds))
     if not cells:
         return []
     caption = "A tick for each edited model, a diamond at the method's median. Calibration and evaluation are apart."

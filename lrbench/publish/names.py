@@ -16,7 +16,7 @@ def slug(name: str) -> str:
     Names that are not so themselves get eight digits of their hash, so that no two fall together.
     """
     plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    if plain == name and len(plain) <= _LONGEST and plain not in _RESERVED:
+    if plain and plain == name and len(plain) <= _LONGEST and plain not in _RESERVED:
         return plain
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     return f"{plain[:_LONGEST].strip('-')}-{digest}".lstrip("-")

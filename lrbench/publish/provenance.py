@@ -70,6 +70,13 @@ class Run:
         """The entry of one; empty where there is none."""
         return next((model for model in self.models if model.get("label") == label), {})
 
+    @property
+    def reducers(self) -> list[dict[str, Any]]:
+        """The manifest's entries of methods, each with all keys that a page shows."""
+        keys = ("label", "reducer", "params", "source", "source_hash")
+        entries = [entry for entry in self.manifest.get("reducers") or () if isinstance(entry, dict)]
+        return [dict.fromkeys(keys, "") | {"params": {}} | entry for entry in entries]
+
     def reducer(self, row: Row) -> dict[str, Any]:
         """The manifest's entry of a row's method; empty where there is none."""
         entries = [entry for entry in self.manifest.get("reducers") or () if isinstance(entry, dict)]
@@ -92,14 +99,14 @@ def facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def model_facts(model: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
     """A manifest's entry of a model in three parts: itself, its engine with the self-check, its tasks."""
-    engine = {key: value for key, value in (model.get("engine") or {}).items() if key != "tasks"}
+    engine = {key: value for key, value in _mapping(model.get("engine")).items() if key != "tasks"}
     rest = {key: value for key, value in model.items() if key not in ("engine", "cells", "setting")}
     return {"Model": facts(rest), "Engine and self-check": facts(engine)}
 
 
 def task_facts(model: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """What is known of each task: versions, documents, requests, hashes."""
-    tasks = {**(model.get("tasks") or {}), **((model.get("engine") or {}).get("tasks") or {})}
+    tasks = {**_mapping(model.get("tasks")), **_mapping(_mapping(model.get("engine")).get("tasks"))}
     return [(clean(name), facts(about)) for name, about in tasks.items() if isinstance(about, Mapping)]
 
 
@@ -121,6 +128,10 @@ def as_json(row: Row) -> str:
     """The row as it stands in `rows.jsonl`, indented; null for what JSON cannot say."""
     data = json.loads(row.model_dump_json(by_alias=True))
     return json.dumps(finite(data), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _word(value: Any) -> str:

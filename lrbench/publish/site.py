@@ -193,12 +193,12 @@ class _Site:
         for run in self._runs:
             for row in run.rows.values():
                 entry = entries.get((run.name, row.cell))
-                environment = run.environments.get(row.environment, {})
+                environment, model = run.environments.get(row.environment, {}), run.model(row.model)
                 self._page(
                     self._row_page(run.name, row.cell), "row.html", run=run, row=row, scores=_scores(row, entry),
                     facts=provenance.row_facts(row), params=provenance.facts(row.params),
                     reducer=provenance.facts(run.reducer(row)), environment=provenance.facts(environment),
-                    model=provenance.model_facts(run.model(row.model)), tasks=provenance.task_facts(run.model(row.model)),
+                    model=provenance.model_facts(model), tasks=provenance.task_facts(model),
                     source=provenance.as_json(row),
                 )  # fmt: skip
 

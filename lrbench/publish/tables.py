@@ -205,7 +205,7 @@ def _heads(board: Leaderboard, entries: Sequence[Entry], *, alike: bool) -> list
                 bool(column.task),
                 column.detail or column.subtask or column.name in _ON_REQUEST,
                 f"{first} {second}".strip(),
-            )  # fmt: skip
+            )
         )
     return found
 
