@@ -306,7 +306,7 @@ def test_figures_are_alive_and_take_the_colours_that_are_chosen(site: Path, visi
     page.locator("figure.chart").last.scroll_into_view_if_needed()
     _until(page, "Boolean([...document.querySelectorAll('figure.chart')].at(-1).querySelector('.live svg'))")
     page.click("nav >> text=Leaderboard")
-    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    _until(page, "location.pathname.endsWith('index.html') && document.documentElement.dataset.theme === 'dark'")
 
 
 def test_a_mark_tells_its_numbers(site: Path, visit: Any) -> None:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from lrbench.publish.tables import Head
 from lrbench.render.text import clean
 
-ASSETS = ("site.css", "site.js", "figures.js")
+ASSETS = ("site.css", "theme.js", "site.js", "figures.js")
 
 #: Nothing is fetched: scripts and styles come from the site's own folder (`file:` when it is opened from a disk, where
 #: a page has no origin that could be its own), and nothing else is allowed.
