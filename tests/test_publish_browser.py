@@ -92,8 +92,10 @@ def _column(page: Any, name: str, table: str = "section.model:nth-of-type(2)") -
     """What stands in a column of the visible rows of the second model, pythia."""
     return page.eval_on_selector_all(
         f"{table} .board .rows > tr:not([hidden])",
-        "(rows, name) => rows.map(r => name === 'method' ? r.dataset.method : "
-        "r.querySelector(`[data-c='${name}']`).firstChild.textContent.trim())",
+        "(rows, name) => { if (name === 'method') return rows.map(r => r.dataset.method);"
+        "  const heads = rows.length ? [...rows[0].closest('table').tHead.rows[0].cells] : [];"
+        "  const place = heads.findIndex(head => head.dataset.c === name);"
+        "  return rows.map(r => r.cells[place].firstChild.textContent.trim()); }",
         name,
     )
 

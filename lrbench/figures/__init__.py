@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -95,8 +96,7 @@ def save(chart: Any, path: Path) -> None:
 def to_bytes(chart: Any, form: str) -> bytes:
     """A chart as `svg`, `png` (two pixels a point), `pdf` or `html`."""
     if form == "html":
-        version = ".".join(altair().SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-        scripts = importlib.import_module("vl_convert").javascript_bundle(vl_version=version)
+        scripts = importlib.import_module("vl_convert").javascript_bundle(vl_version=version())
         # A name with `</script>` in it must not end the script that it stands in.
         specification = json.dumps(chart.to_dict()).replace("<", "\\u003c")
         return _PAGE.substitute(scripts=scripts, specification=specification, options=_EMBEDDING).encode()
@@ -109,8 +109,8 @@ def to_bytes(chart: Any, form: str) -> bytes:
     return buffer.getvalue()
 
 
-def vector(chart: Any) -> dict[str, bytes]:
-    """A chart as `svg` and `pdf`, the same bytes whenever it is made.
+def vector(specification: Mapping[str, Any]) -> dict[str, bytes]:
+    """A Vega-Lite specification as `svg` and `pdf`, the same bytes whenever it is made.
 
     Vega numbers what it clips by over a whole process.
     """
@@ -121,5 +121,13 @@ def vector(chart: Any) -> dict[str, bytes]:
     def renumbered(match: re.Match[bytes]) -> bytes:
         return numbers.setdefault(match[0], match[1] + str(len(numbers)).encode())
 
-    svg = re.sub(rb"\b(clip|gradient_|gradient)\d+\b", renumbered, to_bytes(chart, "svg"))
-    return {"svg": svg, "pdf": ordered(importlib.import_module("vl_convert").svg_to_pdf(svg.decode()))}
+    converter = importlib.import_module("vl_convert")
+    text: str = converter.vegalite_to_svg(dict(specification), vl_version=version())
+    svg = re.sub(rb"\b(clip|gradient_|gradient)\d+\b", renumbered, text.encode())
+    return {"svg": svg, "pdf": ordered(converter.svg_to_pdf(svg.decode()))}
+
+
+def version() -> str:
+    """The version of Vega-Lite that charts are written for, as the converter calls it: `6.4`."""
+    whole: str = altair().SCHEMA_VERSION
+    return ".".join(whole.removeprefix("v").split(".")[:2])

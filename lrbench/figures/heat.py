@@ -48,7 +48,7 @@ def width(changes: Sequence[Change]) -> int:
 
 
 def _step(layers: int) -> int:
-    return max(9, min(36, 560 // layers))
+    return max(9, min(36, 430 // layers))
 
 
 def chart(changes: Sequence[Change], unit: str, better: str = "higher") -> Any:
@@ -105,7 +105,7 @@ def chart(changes: Sequence[Change], unit: str, better: str = "higher") -> Any:
     side = width(changes) + 110
     return (
         alt.layer(cells, dots)
-        .properties(width={"step": step}, height={"step": 24})
+        .properties(width={"step": step}, height={"step": max(16, min(24, step + 4))})
         .facet(
             facet=alt.Facet("panel:N", sort=panels, title=None),
             columns=max(1, min(len(panels), WIDTH // side)),

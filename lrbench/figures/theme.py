@@ -6,9 +6,8 @@ mark styles below. `dressed` puts the light look on a chart that goes to a file;
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
-
-from lrbench.figures import altair
 
 #: Mark styles: a rule that others are read against, the line of a Pareto front, an error bar, what chance would give.
 STYLES = ("reference", "front", "whisker", "chance", "trained", "mark")
@@ -63,7 +62,7 @@ def config(*, dark: bool = False, font: str = "Helvetica, Arial, sans-serif", gr
     }  # fmt: skip
 
 
-def dressed(chart: Any, title: str, subtitle: str = "") -> Any:
-    """The chart with the light look and a title, to be written to a file of its own."""
-    heading = altair().TitleParams(title, subtitle=[subtitle] if subtitle else [])
-    return altair().Chart.from_dict({**chart.properties(title=heading).to_dict(), "config": config()} | {"padding": 14})
+def dressed(specification: Mapping[str, Any], title: str, subtitle: str = "") -> dict[str, Any]:
+    """A chart's specification with the light look and a title, to be written to a file of its own."""
+    heading = {"text": title, **({"subtitle": [subtitle]} if subtitle else {})}
+    return {**specification, "config": config(), "padding": 14, "title": heading}

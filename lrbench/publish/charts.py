@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from lrbench.edits_in_words import describe
@@ -35,6 +36,12 @@ class Figure:
     caption: str
     chart: Any
     panel: int
+
+    @cached_property
+    def specification(self) -> dict[str, Any]:
+        """Vega-Lite's, without a look."""
+        found: dict[str, Any] = self.chart.to_dict()
+        return {name: part for name, part in found.items() if name != "config"}
 
 
 def of_board(board: Leaderboard, names: Names) -> list[Figure]:

@@ -168,7 +168,7 @@ class _Site:
         if self.figures:
             self.files["assets/vega.js"] = _vega()
         for figure in self.figures:
-            dressed = theme.dressed(figure.chart, figure.title, figure.model)
+            dressed = theme.dressed(figure.specification, figure.title, figure.model)
             for form, content in figures.vector(dressed).items():
                 what = f"{figure.title}, {figure.model} ({form.upper()})"
                 self._offer("Figures", f"figures/{figure.key}.{form}", what, content)
@@ -205,11 +205,9 @@ class _Site:
 
 def _shown(figure: charts.Figure) -> dict[str, Any]:
     """A figure for a template. Its specification has no look: the page puts one on."""
-    specification = figure.chart.to_dict()
-    specification.pop("config", None)
     return {
         **{name: getattr(figure, name) for name in ("key", "model", "title", "caption")},
-        "specification": {**specification, "usermeta": {"panel": figure.panel}},
+        "specification": {**figure.specification, "usermeta": {"panel": figure.panel}},
     }
 
 
@@ -230,10 +228,8 @@ def _scores(row: Row, entry: Entry | None) -> list[tuple[str, str, dict[str, flo
 
 def _vega() -> bytes:
     """Vega, Vega-Lite and vega-embed as one script, of the version that the charts are written for."""
-    version = ".".join(figures.altair().SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-    text: str = importlib.import_module("vl_convert").javascript_bundle(
-        "window.vegaEmbed = vegaEmbed;", vl_version=version
-    )
+    snippet = "window.vegaEmbed = vegaEmbed;"
+    text: str = importlib.import_module("vl_convert").javascript_bundle(snippet, vl_version=figures.version())
     return text.encode()
 
 

@@ -57,7 +57,8 @@
     rows: $$(".board .rows > tr", section),
     failures: $$(".failures tbody > tr", section),
     more: $(".more", section),
-    all: false,
+    all: false, // whether all rows are shown that pass
+    order: [], // the rows as they stand
   }));
   let sort = asked.get("sort") || "";
 
@@ -79,7 +80,7 @@
       const visible = !model || model.has(table.section.dataset.model);
       table.section.hidden = !visible;
       let passed = 0;
-      for (const row of table.rows) {
+      for (const row of table.order) {
         const passing = passes(row);
         passed += passing;
         row.hidden = !passing || (!table.all && passed > AT_FIRST);
@@ -95,31 +96,32 @@
 
   function columns() {
     const on = new Map([...boxes("task"), ...boxes("columns")].map((box) => [box.value, box.checked]));
-    for (const { section } of sections)
-      for (const cell of $$(".board [data-c]", section))
-        if (on.has(cell.dataset.c)) cell.hidden = !on.get(cell.dataset.c);
+    for (const { section, heads } of sections)
+      heads.forEach((head, place) => {
+        const hidden = on.has(head.dataset.c) ? !on.get(head.dataset.c) : false;
+        if (head.hidden !== hidden) for (const row of $$(".board tr", section)) row.cells[place].hidden = hidden;
+      });
     measure();
   }
 
-  const key = (row, name) => {
-    if (name === "method") return row.dataset.method.toLowerCase();
-    const cell = row.cells[row.places[name]];
-    return cell ? cell.dataset.v ?? cell.textContent.trim() : "";
+  const key = (row, place) => {
+    if (!place) return row.dataset.method.toLowerCase();
+    const cell = row.cells[place];
+    return cell.dataset.v ?? cell.textContent.trim();
   };
 
   function order() {
     const down = sort.startsWith("-"), name = down ? sort.slice(1) : sort;
     for (const table of sections) {
-      const places = Object.fromEntries(table.heads.map((head, place) => [head.dataset.c, place]));
-      const head = table.heads[places[name]];
+      const at = table.heads.findIndex((head) => head.dataset.c === name);
+      const head = table.heads[at];
       for (const other of table.heads) other.removeAttribute("aria-sort");
       let rows = table.rows;
       if (head) {
         head.setAttribute("aria-sort", down ? "descending" : "ascending");
-        const text = name === "method" || head.classList.contains("text");
+        const text = !at || head.classList.contains("text");
         const keyed = rows.map((row, place) => {
-          row.places = places;
-          const value = key(row, name);
+          const value = key(row, at);
           return { row, place, value: text ? value : parseFloat(value), missing: value === "" || value === "—" };
         });
         const sign = down ? -1 : 1;
@@ -127,8 +129,9 @@
           a.missing - b.missing || (a.missing ? 0 : sign * ((a.value > b.value) - (a.value < b.value))) || a.place - b.place);
         rows = keyed.map((entry) => entry.row);
       }
-      table.body.append(...rows);
-      table.rows.sorted = rows;
+      if (head || table.sorted) for (const row of rows) table.body.append(row);
+      table.sorted = Boolean(head);
+      table.order = rows;
       for (const row of rows) row.classList.toggle("opens", !head && row.dataset.opens === "1");
     }
   }
