@@ -6,14 +6,17 @@ A leaderboard holds values, not text; how they look is the concern of `lrbench.r
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Any, Literal
 
 from lrbench.edits_in_words import describe, optimal_error, ranks, relative_error
 from lrbench.errors import InputError, did_you_mean
-from lrbench.measured import Measured, Overall, ScoredRun
+from lrbench.measured import Measured, Overall, unpaired
 from lrbench.metrics import is_share, lower_is_better, primary
+from lrbench.scored_run import Line, ScoredRun, lines_of
+from lrbench.stats import LEVEL, holm, tied
 from lrbench.store import Row, RunDirectory
 
 Kind = Literal["text", "score", "share", "ratio", "times", "error", "seconds", "flag"]
@@ -56,6 +59,7 @@ class Entry:
         scored_on: of columns of scores, equal for lines that can be compared: the same weights asked the same of the
             same documents.
         elsewhere: whether the unedited model that it is compared with was scored in another environment.
+        repeats: the same cell at other seeds; scores, sizes, errors and times are then means over all of them.
     """
 
     row: Row
@@ -64,6 +68,7 @@ class Entry:
     metrics: dict[str, dict[str, Measured]]
     scored_on: dict[str, Hashable]
     elsewhere: bool = False
+    repeats: tuple[Row, ...] = ()
 
     @property
     def baseline(self) -> bool:
@@ -91,6 +96,8 @@ class Leaderboard:
         failures: cells that failed or were skipped, with `row.reason`.
         sort: the column asked for, None for the default order.
         left_out: scored cells that `top` dropped.
+        family: how many comparisons with the unedited model Holm's correction is over, by the name of the column.
+        below_chance: what unedited models know no better than chance: (model, task, value, chance).
     """
 
     columns: list[Column]
@@ -98,6 +105,8 @@ class Leaderboard:
     failures: list[Entry] = field(default_factory=list)
     sort: str | None = None
     left_out: int = 0
+    family: Mapping[str, int] = field(default_factory=dict)
+    below_chance: tuple[tuple[str, str, float, float], ...] = ()
 
     @property
     def elsewhere(self) -> int:
@@ -120,22 +129,57 @@ class Leaderboard:
 
         Scores compete only where they are of the same documents. Where all are equal none is best.
         """
+        return {
+            (line, column.name)
+            for column in self.columns
+            if column.better is not None
+            for lines in self._rivals(column)
+            for line in self._best_of(lines, column)
+        }
+
+    def ties(self) -> set[tuple[int, str]]:
+        """(line, column) of scores that are not the best of their setting, but cannot be told from it.
+
+        Two lines are told apart by the paired test of `lrbench.stats`, after Holm's correction over all pairs of lines
+        of a setting and column: whichever turns out to be the best, it is among these pairs.
+        """
         found: set[tuple[int, str]] = set()
         for column in self.columns:
-            if column.better is None:
+            if column.better is None or not (column.task or column.name == "score"):
                 continue
-            settings: dict[Hashable, list[int]] = {}
-            for index, entry in enumerate(self.entries):
-                if not entry.baseline:
-                    setting = (entry.row.model, entry.values["setting"], entry.values["edited"])
-                    settings.setdefault((*setting, entry.scored_on.get(column.name)), []).append(index)
-            for lines in settings.values():
-                values = {line: as_number(self.entries[line].values[column.name]) for line in lines}
-                numbers = {number for number in values.values() if number is not None}
-                if len(numbers) > 1:
-                    best = max(numbers) if column.better == "higher" else min(numbers)
-                    found.update((line, column.name) for line, number in values.items() if number == best)
+            for lines in self._rivals(column):
+                best = self._best_of(lines, column)
+                pairs = list(combinations(lines, 2)) if best else []
+                adjusted = dict(zip(pairs, holm([self._told_apart(pair, column.name) for pair in pairs]), strict=True))
+                for pair, p in adjusted.items():
+                    if p is not None and p > LEVEL and len(best.intersection(pair)) == 1:
+                        found.update((line, column.name) for line in pair if line not in best)
         return found
+
+    def _rivals(self, column: Column) -> list[list[int]]:
+        """Lines that compete: of one model, setting and set of edited weights, and scored on the same documents."""
+        settings: dict[Hashable, list[int]] = {}
+        for index, entry in enumerate(self.entries):
+            if not entry.baseline:
+                setting = (entry.row.model, entry.values["setting"], entry.values["edited"])
+                settings.setdefault((*setting, entry.scored_on.get(column.name)), []).append(index)
+        return list(settings.values())
+
+    def _best_of(self, lines: Sequence[int], column: Column) -> set[int]:
+        values = {line: as_number(self.entries[line].values[column.name]) for line in lines}
+        numbers = {number for number in values.values() if number is not None}
+        if len(numbers) < 2:
+            return set()
+        best = max(numbers) if column.better == "higher" else min(numbers)
+        return {line for line, number in values.items() if number == best}
+
+    def _told_apart(self, pair: tuple[int, int], column: str) -> float | None:
+        one, other = (self.entries[line].values[column] for line in pair)
+        if not (isinstance(one, Measured) and isinstance(other, Measured)):
+            return None
+        if one.difference is None or other.difference is None:
+            return None
+        return tied(one.difference, other.difference)
 
 
 def build(runs: Sequence[RunDirectory], sort: str | None = None) -> Leaderboard:
@@ -157,11 +201,19 @@ def build(runs: Sequence[RunDirectory], sort: str | None = None) -> Leaderboard:
     overall = Overall.of(
         {column.task: column.metric for column in top}, {column.task for column in top if column.better == "lower"}
     )
-    entries: list[Entry] = []
-    failures: list[Entry] = []
-    for run in scored:
-        for row in run.rows.values():
-            (entries if row.status == "ok" else failures).append(_entry(run, row, tasks, overall))
+    lines = [(run, line) for run in scored for line in lines_of(r for r in run.rows.values() if r.status == "ok")]
+    measured, family = _judged(
+        [metrics for run in scored for metrics in run.measure([x for r, x in lines if r is run])]
+    )
+    entries = [_entry(run, line, of_line, tasks, overall) for (run, line), of_line in zip(lines, measured, strict=True)]
+    failures = [
+        _entry(run, Line((row,)), unpaired(row), tasks, overall)
+        for run in scored
+        for row in run.rows.values()
+        if row.status != "ok"
+    ]
+    family_of = {column.name: family.get((column.task, column.metric), 0) for column in tasks}
+    entries, family_of["score"] = _scores_judged(entries)
     everything = [*entries, *failures]
     score = Column(
         name="score",
@@ -176,7 +228,7 @@ def build(runs: Sequence[RunDirectory], sort: str | None = None) -> Leaderboard:
         Column("method", ("method", ""), "text"),
         Column("setting", ("setting", ""), "text"),
         Column("edited", ("edited", ""), "text"),
-        *([Column("seed", ("seed", ""), "text")] if len({entry.row.seed for entry in everything}) > 1 else []),
+        *([Column("seed", ("seed", ""), "text")] if len({entry.values["seed"] for entry in everything}) > 1 else []),
         *tasks,
         score,
         Column("keep", ("keep", "targets"), "ratio", "lower"),
@@ -192,7 +244,9 @@ def build(runs: Sequence[RunDirectory], sort: str | None = None) -> Leaderboard:
         Column("pareto", ("Pareto", "front"), "flag", detail=True),
     ]
     _mark_pareto(entries, score)
-    return Leaderboard(columns, _ordered(entries, columns, sort), failures, sort)
+    return Leaderboard(
+        columns, _ordered(entries, columns, sort), failures, sort, family=family_of, below_chance=_below_chance(scored)
+    )
 
 
 def _run_names(runs: Sequence[RunDirectory]) -> list[str]:
@@ -240,8 +294,66 @@ def _task_columns(runs: Sequence[ScoredRun]) -> list[Column]:
     return columns
 
 
-def _entry(run: ScoredRun, row: Row, tasks: Sequence[Column], overall: Overall) -> Entry:
-    measured = run.measure(row)
+def _judged(
+    lines: Sequence[Mapping[str, Mapping[str, Measured]]],
+) -> tuple[list[dict[str, dict[str, Measured]]], dict[tuple[str, str], int]]:
+    """All metrics with Holm's correction over the lines of each, and how many lines that was."""
+    columns = dict.fromkeys((task, metric) for line in lines for task, metrics in line.items() for metric in metrics)
+    judged: list[dict[str, dict[str, Measured]]] = [{} for _ in lines]
+    family = {}
+    for task, metric in columns:
+        values = [line.get(task, {}).get(metric) for line in lines]
+        p_values = [value.p_value if value is not None else None for value in values]
+        family[task, metric] = sum(p is not None for p in p_values)
+        for of_line, value, p in zip(judged, values, holm(p_values), strict=True):
+            if value is not None:
+                of_line.setdefault(task, {})[metric] = value.judged(p)
+    return judged, family
+
+
+def _scores_judged(entries: Sequence[Entry]) -> tuple[list[Entry], int]:
+    """The same for the one score of each line."""
+    scores = [entry.values["score"] for entry in entries]
+    p_values = [score.p_value if isinstance(score, Measured) else None for score in scores]
+    for entry, score, p in zip(entries, scores, holm(p_values), strict=True):
+        if isinstance(score, Measured):
+            entry.values["score"] = score.judged(p)
+    return list(entries), sum(p is not None for p in p_values)
+
+
+def _below_chance(runs: Sequence[ScoredRun]) -> tuple[tuple[str, str, float, float], ...]:
+    """Unedited models whose accuracy is below that of guessing: there, an improvement may be a way back to chance."""
+    found = []
+    for run in runs:
+        for row in run.rows.values():
+            for task, scores in row.scores.items() if row.reducer is None else ():
+                chance = run.chance.get((row.model, task))
+                if chance is not None and "acc" in scores and scores["acc"].value < chance:
+                    found.append((row.model, task, scores["acc"].value, chance))
+    return tuple(dict.fromkeys(found))
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else None
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    """`0`, `0–4`, `1, 7`."""
+    seeds = sorted(row.seed for row in rows)
+    if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
+        return f"{seeds[0]}–{seeds[-1]}"
+    return ", ".join(map(str, seeds))
+
+
+def _entry(
+    run: ScoredRun,
+    line: Line,
+    measured: dict[str, dict[str, Measured]],
+    tasks: Sequence[Column],
+    overall: Overall,
+) -> Entry:
+    row, rows = line.row, line.rows
     top = {task: scores for task, scores in measured.items() if run.top_level(task)}
     weights, documents = run.weights_of(row), {task: run.documents_of(row, task) for task in measured}
     scored_on: dict[str, Hashable] = {
@@ -249,31 +361,34 @@ def _entry(run: ScoredRun, row: Row, tasks: Sequence[Column], overall: Overall) 
     }
     scored_on["score"] = (weights, *((task, documents[task]) for task in overall.metrics if task in top))
     baseline, unedited = row.reducer is None, run.baseline_of(row)
-    error, optimum = relative_error(row.edits), optimal_error(row.edits)
+    error, optimum = _mean(relative_error(r.edits) for r in rows), _mean(optimal_error(r.edits) for r in rows)
+    keep, keep_model, smaller = (
+        _mean(getattr(r, name) for r in rows) for name in ("keep_targets", "keep_model", "compression_ratio")
+    )
     values: dict[str, Value] = {
         "run": run.name,
         "model": row.model,
         "method": "unedited" if baseline else row.label or row.reducer,
         "setting": row.setting,
         "edited": describe(row.edits, run.blocks.get(row.model)),
-        "seed": str(row.seed),
+        "seed": _seeds(rows),
         **{column.name: measured.get(column.task, {}).get(column.metric) for column in tasks},
         "score": overall.score(top),
-        "keep": row.keep_targets if row.keep_targets is not None or not baseline else 1.0,
-        "keep_model": row.keep_model if row.keep_model is not None or not baseline else 1.0,
-        "compression": row.compression_ratio if row.compression_ratio is not None or not baseline else 1.0,
+        "keep": keep if keep is not None or not baseline else 1.0,
+        "keep_model": keep_model if keep_model is not None or not baseline else 1.0,
+        "compression": smaller if smaller is not None or not baseline else 1.0,
         "error": error,
         # Below single precision's rounding the optimum is zero, and a ratio to it would be noise.
         "optimum": error / optimum if error is not None and optimum is not None and optimum > 1e-6 else None,
-        "decompose": None if baseline else row.decompose_seconds,
-        "rank": ranks(row.edits),
+        "decompose": None if baseline else _mean(r.decompose_seconds for r in rows),
+        "rank": ranks([edit for r in rows for edit in r.edits]),
         "optimal_error": optimum,
-        "calibrate": None if baseline else row.calibrate_seconds,
-        "evaluate": row.evaluate_seconds,
+        "calibrate": None if baseline else _mean(r.calibrate_seconds for r in rows),
+        "evaluate": _mean(r.evaluate_seconds for r in rows),
         "pareto": False,
     }
-    elsewhere = not baseline and unedited is not None and row.environment != unedited.environment
-    return Entry(row, run.name, values, measured, scored_on, elsewhere)
+    elsewhere = not baseline and unedited is not None and any(r.environment != unedited.environment for r in rows)
+    return Entry(row, run.name, values, measured, scored_on, elsewhere, tuple(rows[1:]))
 
 
 def _mark_pareto(entries: Sequence[Entry], score: Column) -> None:

@@ -21,11 +21,8 @@ _UNITS = {
     "optimum": "opt.: the least error that any matrix of that rank has",
     "decompose": "time: seconds of decomposition",
 }
-STYLES = (
-    "Δ is green (better) or red (worse) where chance is an unlikely cause: for answers that are right or wrong, by an "
-    "exact sign test at 5 % (McNemar) of those that changed; else, beyond two of its standard errors over at least "
-    "30 documents. Bold: the best of its setting."
-)
+SIGNIFICANT, TIE, SPREAD = "*", "=", "σ"
+STYLES = "Green: better, red: worse."
 FRONT = f"{PARETO} Pareto-optimal: no other row scored on the same documents keeps less and scores more."
 
 _ESCAPE_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b.")
@@ -46,27 +43,57 @@ def units(columns: Iterable[Column]) -> str:
     return "; ".join([scores, *(known[name] for name in names if name in known)]) + "."
 
 
+def marks(board: Leaderboard) -> str:
+    """What the marks of scores mean: what was tested, how, at what level, over how many comparisons."""
+    parts = []
+    sizes = {size for size in board.family.values() if size}
+    if sizes:
+        over = f"the {sizes.pop()} comparisons" if len(sizes) == 1 else "the comparisons"
+        parts.append(
+            f"{SIGNIFICANT} differs from the unedited model: exact sign-flip test paired by document (McNemar's where "
+            f"answers are right or wrong), 5 % after Holm's correction over {over} of its column."
+        )
+    parts.append("Bold: the best of its setting.")
+    if board.ties():
+        parts.append(
+            f"{TIE} tied with it: the same test, corrected over all pairs of its setting, does not tell them apart."
+        )
+    if any(entry.repeats for entry in board.entries):
+        parts.append(f"Lines of several seeds are their mean; {SPREAD}: their standard deviation.")
+    return " ".join(parts)
+
+
 def remarks(board: Leaderboard) -> list[str]:
     """What must be known of this table's rows: which were scored elsewhere, how many are not shown."""
     found = []
     if board.elsewhere:
         rows = "1 row was" if board.elsewhere == 1 else f"{board.elsewhere} rows were"
         found.append(f"{rows} scored in another environment than the unedited model.")
+    for model, task, value, chance in board.below_chance:
+        found.append(
+            f"{clean(model)}, unedited, is below chance on {clean(task)} (accuracy {100 * value:.1f} %, chance "
+            f"{100 * chance:.1f} %): a gain there may be no more than a way back to chance."
+        )
     if board.left_out:
         found.append(f"{board.left_out} more rows are left out here.")
     return found
 
 
 def pieces(column: Column, value: Value) -> tuple[str, str, str]:
-    """A value in three parts: itself, `±` its error, and its difference; empty where there is none."""
+    """A value in three parts: itself, `±` its error (and `σ` over seeds), its difference; empty where there is none."""
     if not isinstance(value, Measured):
         return plain(column, value), "", ""
     scale = 100.0 if column.kind == "share" else 1.0
-    error = value.stderr
+    errors = [
+        f"{sign}{_number(error * scale, column)}"
+        for sign, error in (("±", value.stderr), (SPREAD, value.spread))
+        if error is not None and math.isfinite(error)
+    ]
+    delta = _signed(value.delta * scale, column) if value.delta is not None else ""
     return (
         _number(value.value * scale, column),
-        f"±{_number(error * scale, column)}" if error is not None and math.isfinite(error) else "",
-        _signed(value.delta * scale, column) if value.delta is not None else "",
+        " ".join(errors),
+        f"{delta}{SIGNIFICANT}" if delta and value.significant else delta,
     )
 
 
