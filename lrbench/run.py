@@ -100,7 +100,7 @@ class _ModelRun:
             cell=key, status=status, environment=self.environment, suite=self.suite.name, model=self.loaded.label,
             reducer=method.reducer.name if method else None, label=method.label if method else None,
             params=dict(method.params) if method else {}, mode=cell.mode, requested=cell.requested,
-            seed=self.suite.seed, **measured,
+            seed=self.suite.seed if cell.seed is None else cell.seed, **measured,
         )  # fmt: skip
 
     def sizes(self, cell: Cell, reductions: Sequence[Reduction]) -> dict[str, float]:

@@ -21,6 +21,7 @@ from pydantic import (
     StrictFloat,
     StrictInt,
     StrictStr,
+    field_validator,
     model_validator,
 )
 
@@ -67,6 +68,7 @@ def _path_text(value: Any) -> Any:
 _Text = Annotated[StrictStr, Field(min_length=1)]
 _Path = Annotated[Path, BeforeValidator(_path_text)]
 _Count = Annotated[StrictInt, Field(ge=1)]
+_Seed = Annotated[StrictInt, Field(ge=0, lt=2**63)]
 _Share = Annotated[StrictFloat, Field(gt=0, le=1, allow_inf_nan=False)]
 _Shares = Annotated[tuple[_Share, ...], Field(min_length=1), BeforeValidator(_one_or_many)]
 _Weight = Annotated[
@@ -263,6 +265,8 @@ class Suite(_Spec):
         models: one or several.
         task_paths, plugins: folders of task YAML, plugin files: absolute.
         tasks, reducers, sweep: at least one of each.
+        seed: of the reducers' random draws.
+        seeds: with which cells of reducers that draw at random are repeated; None for `seed` alone.
         batch_size: rows a forward pass; None for the engine's choice.
     """
 
@@ -273,9 +277,22 @@ class Suite(_Spec):
     tasks: Annotated[tuple[TaskSpec, ...], Field(min_length=1)]
     reducers: Annotated[tuple[ReducerSpec, ...], Field(min_length=1)]
     sweep: Annotated[tuple[SweepSpec, ...], Field(min_length=1)]
-    seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] = 0
+    seed: _Seed = 0
+    seeds: _Count | Annotated[tuple[_Seed, ...], Field(min_length=1)] | None = None
     batch_size: _Count | None = None
     _document: Document = PrivateAttr()
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _number_or_list(cls, value: Any) -> Any:
+        if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+            return value
+        if isinstance(value, list):
+            for index, seed in enumerate(value):
+                if seed in value[:index]:
+                    raise misplaced(f"seed {seed!r} is listed twice", index)
+            return tuple(value)
+        raise misplaced(f"'seeds' is how many seeds, or a list of them, not {describe(value)}")
 
     @model_validator(mode="after")
     def _distinct(self) -> Suite:
@@ -301,6 +318,13 @@ class Suite(_Spec):
         return self
 
     @property
+    def repeats(self) -> tuple[int, ...]:
+        """The seeds of what draws at random: the list given, or so many from `seed` on."""
+        if isinstance(self.seeds, tuple):
+            return self.seeds
+        return tuple(range(self.seed, self.seed + (self.seeds or 1)))
+
+    @property
     def hash(self) -> str:
         """Short SHA-256 of what the suite asks; names the run's directory.
 
@@ -322,6 +346,7 @@ class Suite(_Spec):
             "reducers": [reducer.resolved() for reducer in self.reducers],
             "sweep": [sweep.resolved() for sweep in self.sweep],
             "seed": self.seed,
+            "seeds": list(self.seeds) if isinstance(self.seeds, tuple) else self.seeds,
             "batch_size": self.batch_size,
         }
 

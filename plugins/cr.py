@@ -34,6 +34,11 @@ class CR(lrbench.Reducer):
         if self.sampling == "random":
             object.__setattr__(self, "promises", frozenset({"columns", "homogeneous"}))
 
+    @property
+    def randomized(self) -> bool:
+        """`top` draws nothing."""
+        return self.sampling == "random"
+
     def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:
         """One ordering, or one series of draws, serves every rank."""
         return _Top(weight) if self.sampling == "top" else _Random(weight, context.generator)

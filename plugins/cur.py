@@ -36,6 +36,11 @@ class CURDecomposition(lrbench.Reducer):
         if self.selection == "leverage":  # a draw may miss a direction, and the next rank's draw is another
             object.__setattr__(self, "promises", frozenset({"columns", "homogeneous"}))
 
+    @property
+    def randomized(self) -> bool:
+        """`deim` and `cpqr` draw nothing."""
+        return self.selection in ("lupp", "leverage")
+
     def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:
         """One choice of rows and columns serves every rank, but for `leverage`."""
         if self.selection == "leverage":

@@ -42,6 +42,11 @@ class InterpolativeDecomposition(lrbench.Reducer):
         gained = {"columns"} if self.side == "columns" else set()
         object.__setattr__(self, "promises", (type(self).promises - broken) | gained)
 
+    @property
+    def randomized(self) -> bool:
+        """`cholesky` draws nothing."""
+        return self.selection != "cholesky"
+
     def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:
         """One pivoted factorization serves every rank, but for `cpqr`."""
         m, n = weight.shape

@@ -143,7 +143,7 @@ def test_a_line_of_the_table_is_one_cell(board, width):
 
 
 def test_subtasks_are_hidden_first_and_what_is_hidden_is_said(board):
-    wide, narrow = terminal.render(board, 200), terminal.render(board, 120)
+    wide, narrow = terminal.render(board, 220), terminal.render(board, 120)
     assert "facts_rare" in wide
     assert "Hidden" not in wide
     hidden = narrow.split("Hidden for want of width: ")[1]
