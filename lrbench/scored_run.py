@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,7 @@ class ScoredRun:
 
     def __init__(self, run: RunDirectory, name: str) -> None:
         self.run, self.name = run, name
-        manifest = run.manifest() if run.manifest_file.is_file() else {}
+        self.manifest = manifest = run.manifest() if run.manifest_file.is_file() else {}
         rows = run.rows()
         # A file may hold more than its suite asks for now: rows of a plugin or of a task as it was before a change.
         self.rows = {cell: rows[cell] for cell in manifest.get("cells", rows) if cell in rows}
@@ -113,6 +113,12 @@ class ScoredRun:
             return tuple(found)
         return max((score.n for score in row.scores.get(task, {}).values()), default=0)
 
+    def document_hashes(self, row: Row, task: str) -> Hashable | None:
+        """The hashes of a task's documents, prompts apart; None where the manifest does not know them."""
+        tasks = self._tasks.get(row.model, {})
+        found = {leaf: (tasks.get(leaf, {}).get("hashes") or {}).get("documents") for leaf in self.leaves(task)}
+        return None if None in found.values() else tuple(sorted(found.items()))
+
     def leaves(self, task: str) -> list[str]:
         """The tasks that a group's score is made of; of a task, itself."""
         return self._groups.get(task) or self.subtasks.get(task) or [task]
@@ -161,20 +167,73 @@ class ScoredRun:
         return _Measuring(self, lines).all()
 
 
+#: A cell's (task, metric) -> values by document.
+ByDocument = Mapping[tuple[str, str], Scores]
+
+
+class Contrasts:
+    """Differences between pairs of cells; every metric is resampled once, for all pairs together.
+
+    Args:
+        pairs: the rows of one line (several where there are several seeds), and the row they are compared with; None
+            where there is nothing to compare.
+        groups: of each pair, task -> document -> the group that it is drawn with.
+        leaves: the tasks that a group's score is made of.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[tuple[Sequence[ByDocument], ByDocument] | None],
+        groups: Sequence[Mapping[str, Mapping[int, Hashable]]],
+        leaves: Callable[[str], Sequence[str]],
+    ) -> None:
+        self._pairs, self._groups, self._leaves = pairs, groups, leaves
+        self._found: dict[tuple[str, str], list[Difference | None]] = {}
+
+    def difference(self, place: int, task: str, metric: str, delta: float) -> Difference | None:
+        """Of one pair; None where documents do not tell, or do not give `delta`, the difference of the scores."""
+        pair = self._pairs[place]
+        if pair is None:
+            return None
+        known = pair[0][0]
+        if (task, metric) not in known:
+            leaves = [leaf for leaf in self._leaves(task) if (leaf, metric) in known]
+            parts = [self._of_documents(leaf, metric)[place] for leaf in leaves]
+            whole = [part for part in parts if part is not None]
+            return stratified(whole, delta) if whole and len(whole) == len(parts) else None
+        found = self._of_documents(task, metric)[place]
+        # A metric that is not made of its documents in a way known here would get an error of something else.
+        return found if found is not None and agree(found.value, delta) else None
+
+    def _of_documents(self, task: str, metric: str) -> list[Difference | None]:
+        key = task, metric
+        if key not in self._found:
+            asked: dict[int, Pair] = {}
+            for place, pair in enumerate(self._pairs):
+                if pair is not None and all(key in side for side in (*pair[0], pair[1])):
+                    sides = [side[key] for side in pair[0]]
+                    asked[place] = Pair(sides, [pair[1][key]], self._groups[place].get(task, {}))
+            done = dict(zip(asked, differences(list(asked.values()), metric, task), strict=True))
+            self._found[key] = [done.get(place) for place in range(len(self._pairs))]
+        return self._found[key]
+
+
 class _Measuring:
-    """Lines on their way to measurements: every metric is resampled once, for all lines together."""
+    """Lines on their way to measurements."""
 
     def __init__(self, run: ScoredRun, lines: Sequence[Line]) -> None:
-        self.run, self.lines = run, lines
+        self.lines = lines
         self.unedited = [None if line.baseline else run.baseline_of(line.row) for line in lines]
-        compared = [line for line, base in zip(lines, self.unedited, strict=True) if base is not None]
-        needed = {row.cell: row for line in compared for row in line.rows if row.scores}
-        needed |= {base.cell: base for base in self.unedited if base is not None}
-        needed |= {line.row.cell: line.row for line in lines if line.baseline}  # for what it says of chance
-        self.scores, self.groups = {}, {}
-        for cell, row in needed.items():
-            self.scores[cell], self.groups[cell] = run.scores(row)
-        self._found: dict[tuple[str, str], list[Difference | None]] = {}
+        scores: dict[str, ByDocument] = {}
+        groups: dict[str, Mapping[str, Mapping[int, Hashable]]] = {}
+        for base in (*self.unedited, *(line.row for line in lines if line.baseline)):  # the latter for their chance
+            if base is not None and base.cell not in scores:
+                scores[base.cell], groups[base.cell] = run.scores(base)
+        pairs: list[tuple[Sequence[ByDocument], ByDocument] | None] = []
+        for line, base in zip(lines, self.unedited, strict=True):
+            pairs.append(None if base is None else ([run.scores(row)[0] for row in line.rows], scores[base.cell]))
+        of_lines = [groups[base.cell] if base is not None else {} for base in self.unedited]
+        self.contrasts = Contrasts(pairs, of_lines, run.leaves)
 
     def all(self) -> list[dict[str, dict[str, Measured]]]:
         return [self._measured(place) for place in range(len(self.lines))]
@@ -189,35 +248,10 @@ class _Measuring:
                 theirs = base.scores.get(task, {}).get(metric) if base is not None else None
                 if theirs is not None and math.isfinite(whole.value - theirs.value):
                     delta = whole.value - theirs.value
-                    difference = self._difference(place, task, metric, delta)
+                    difference = self.contrasts.difference(place, task, metric, delta)
                     whole = compared(whole, delta, difference)
                 measured.setdefault(task, {})[metric] = whole
         return measured
-
-    def _difference(self, place: int, task: str, metric: str, delta: float) -> Difference | None:
-        cell = self.lines[place].row.cell
-        if (task, metric) not in self.scores[cell]:
-            leaves = [leaf for leaf in self.run.leaves(task) if (leaf, metric) in self.scores[cell]]
-            parts = [self._of_documents(leaf, metric)[place] for leaf in leaves]
-            whole = [part for part in parts if part is not None]
-            return stratified(whole, delta) if whole and len(whole) == len(parts) else None
-        found = self._of_documents(task, metric)[place]
-        # A metric that is not made of its documents in a way known here would get an error of something else.
-        return found if found is not None and agree(found.value, delta) else None
-
-    def _of_documents(self, task: str, metric: str) -> list[Difference | None]:
-        """Of every line; None where it has not got this metric by document."""
-        key = task, metric
-        if key not in self._found:
-            pairs: dict[int, Pair] = {}
-            for place, (line, base) in enumerate(zip(self.lines, self.unedited, strict=True)):
-                sides = [self.scores.get(row.cell, {}).get(key) for row in (*line.rows, *([base] if base else ()))]
-                known = [side for side in sides if side is not None]
-                if base is not None and len(known) == len(sides):
-                    pairs[place] = Pair(known[:-1], known[-1:], self.groups[base.cell].get(task, {}))
-            done = dict(zip(pairs, differences(list(pairs.values()), metric, task), strict=True))
-            self._found[key] = [done.get(place) for place in range(len(self.lines))]
-        return self._found[key]
 
 
 def _over_seeds(scores: Sequence[Score]) -> Measured:

@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from lrbench.leaderboard import Column, Leaderboard, Value
+from lrbench.leaderboard import Column, Entry, Leaderboard, Value
 from lrbench.measured import Measured
 
 MISSING = "—"
@@ -79,6 +79,16 @@ def remarks(board: Leaderboard) -> list[str]:
     return found
 
 
+def failure(entry: Entry) -> dict[str, str]:
+    """A cell that was not scored: `name`, `status`, `reason`."""
+    words = (str(entry.values[name] or "") for name in ("model", "method", "setting", "edited"))
+    return {
+        "name": " ".join(word for word in words if word),
+        "status": entry.row.status,
+        "reason": entry.row.reason or "no reason was given",
+    }
+
+
 def pieces(column: Column, value: Value) -> tuple[str, str, str]:
     """A value in three parts: itself, `±` its error (and `σ` over seeds), its difference; empty where there is none."""
     if not isinstance(value, Measured):
@@ -95,6 +105,22 @@ def pieces(column: Column, value: Value) -> tuple[str, str, str]:
         " ".join(errors),
         f"{delta}{SIGNIFICANT}" if delta and value.significant else delta,
     )
+
+
+def interval(column: Column, value: Value) -> str:
+    """What is known of a score's difference, in words; empty where nothing is."""
+    if not isinstance(value, Measured) or value.delta is None or value.interval is None:
+        return ""
+    scale = 100.0 if column.kind == "share" else 1.0
+    low, high = (_signed(end * scale, column) for end in value.interval)
+    p = value.p_value if value.p_holm is None else value.p_holm
+    tested = f"; p = {p_value(p)}{' (Holm)' if value.p_holm is not None else ''}" if p is not None else ""
+    return f"Δ {_signed(value.delta * scale, column)}, 95 % interval {low} to {high}{tested}"
+
+
+def p_value(p: float) -> str:
+    """To two digits."""
+    return "<1e-12" if p < 1e-12 else f"{p:.2g}"
 
 
 def plain(column: Column, value: Value) -> str:
