@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import lrbench
-from lrbench.cli import check, env, leaderboard, plugins, run
+from lrbench.cli import check, compare, env, leaderboard, merge, plugins, run
 from lrbench.errors import LrbenchError, one_line
 
-VERBS = (run, check, leaderboard, plugins, env)
+VERBS = (run, check, leaderboard, compare, merge, plugins, env)
 
 
 class _Parser(argparse.ArgumentParser):

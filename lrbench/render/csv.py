@@ -36,9 +36,9 @@ def render(board: Leaderboard) -> str:
     header += ["reason", "environment"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\r\n")
-    writer.writerow([_field(name) for name in header])
+    writer.writerow([field(name) for name in header])
     for entry in entries:
-        writer.writerow([_field(value) for value in _line(entry, fixed, list(metrics))])
+        writer.writerow([field(value) for value in _line(entry, fixed, list(metrics))])
     return text.getvalue()
 
 
@@ -56,7 +56,8 @@ def _parts(value: Measured) -> list[object]:
     return [known[part] for part in _PARTS]
 
 
-def _field(value: object) -> str:
+def field(value: object) -> str:
+    """One field: full precision, empty where there is no value, and no text that a spreadsheet would compute."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bool):

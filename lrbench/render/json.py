@@ -23,7 +23,7 @@ def render(board: Leaderboard) -> str:
         "tests": {"level": LEVEL, "correction": "Holm", "comparisons": dict(board.family), "interval": COVERAGE},
         "rows": [_row(entry) for entry in (*board.entries, *board.failures)],
     }
-    return json.dumps(_finite(document), indent=2, allow_nan=False) + "\n"
+    return json.dumps(finite(document), indent=2, allow_nan=False) + "\n"
 
 
 def _row(entry: Entry) -> dict[str, Any]:
@@ -50,11 +50,12 @@ def _plain(value: Any) -> Any:
     return value.record() if isinstance(value, Measured) else value
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Data in which null stands for what JSON cannot say."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value

@@ -16,8 +16,8 @@ def render(board: Leaderboard) -> str:
     titles = headings(board)
     best, ties = board.best(), board.ties()
     lines = [
-        _line(["", *("<br>".join(escape(part) for part in titles[column.name] if part) for column in columns)]),
-        _line([":-:", *(":--" if column.kind == "text" else "--:" for column in columns)]),
+        line(["", *("<br>".join(escape(part) for part in titles[column.name] if part) for column in columns)]),
+        line([":-:", *(":--" if column.kind == "text" else "--:" for column in columns)]),
     ]
     for index, entry in enumerate(board.entries):
         cells = []
@@ -25,16 +25,16 @@ def render(board: Leaderboard) -> str:
             text = _cell(column, entry, TIE if (index, column.name) in ties else "")
             strong = text and ((entry.baseline and column.name == "method") or (index, column.name) in best)
             cells.append(f"**{text}**" if strong else text)
-        lines.append(_line([PARETO if entry.pareto else "", *cells]))
+        lines.append(line([PARETO if entry.pareto else "", *cells]))
     lines += ["", f"{escape(units(columns))} {escape(marks(board))} {escape(FRONT)}"]
     for remark in remarks(board):
         lines += ["", escape(remark)]
     if board.failures:
         lines += ["", f"Not scored ({len(board.failures)}):", ""]
-        lines += [_line(["model", "method", "setting", "edited", "status", "reason"]), _line([":--"] * 6)]
+        lines += [line(["model", "method", "setting", "edited", "status", "reason"]), line([":--"] * 6)]
         for entry in board.failures:
             words = [str(entry.values[name] or "") for name in ("model", "method", "setting", "edited")]
-            lines.append(_line([escape(word) for word in (*words, entry.row.status, entry.row.reason or "")]))
+            lines.append(line([escape(word) for word in (*words, entry.row.status, entry.row.reason or "")]))
     return "\n".join(lines) + "\n"
 
 
@@ -52,5 +52,6 @@ def _cell(column: Column, entry: Entry, tie: str) -> str:
     return " ".join(part for part in (number + tie, error, f"({escape(delta)})" if delta else "") if part)
 
 
-def _line(cells: Sequence[str]) -> str:
+def line(cells: Sequence[str]) -> str:
+    """A line of a table, of cells that are escaped already."""
     return f"| {' | '.join(cells)} |"

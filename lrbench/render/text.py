@@ -95,13 +95,13 @@ def pieces(column: Column, value: Value) -> tuple[str, str, str]:
         return plain(column, value), "", ""
     scale = 100.0 if column.kind == "share" else 1.0
     errors = [
-        f"{sign}{_number(error * scale, column)}"
+        f"{sign}{number(error * scale, column)}"
         for sign, error in (("±", value.stderr), (SPREAD, value.spread))
         if error is not None and math.isfinite(error)
     ]
-    delta = _signed(value.delta * scale, column) if value.delta is not None else ""
+    delta = signed(value.delta * scale, column) if value.delta is not None else ""
     return (
-        _number(value.value * scale, column),
+        number(value.value * scale, column),
         " ".join(errors),
         f"{delta}{SIGNIFICANT}" if delta and value.significant else delta,
     )
@@ -112,10 +112,10 @@ def interval(column: Column, value: Value) -> str:
     if not isinstance(value, Measured) or value.delta is None or value.interval is None:
         return ""
     scale = 100.0 if column.kind == "share" else 1.0
-    low, high = (_signed(end * scale, column) for end in value.interval)
+    low, high = (signed(end * scale, column) for end in value.interval)
     p = value.p_value if value.p_holm is None else value.p_holm
     tested = f"; p = {p_value(p)}{' (Holm)' if value.p_holm is not None else ''}" if p is not None else ""
-    return f"Δ {_signed(value.delta * scale, column)}, 95 % interval {low} to {high}{tested}"
+    return f"Δ {signed(value.delta * scale, column)}, 95 % interval {low} to {high}{tested}"
 
 
 def p_value(p: float) -> str:
@@ -133,7 +133,7 @@ def plain(column: Column, value: Value) -> str:
         return clean(value)
     if isinstance(value, bool):
         return PARETO if value else ""
-    return _number(value, column)
+    return number(value, column)
 
 
 def headings(board: Leaderboard) -> dict[str, tuple[str, str]]:
@@ -163,7 +163,8 @@ def shared_prefix(board: Leaderboard) -> str:
     return "".join(f"{word}_" for word in words[0][:common])
 
 
-def _number(value: float, column: Column) -> str:
+def number(value: float, column: Column) -> str:
+    """In the few digits that people read."""
     if math.isnan(value):
         return MISSING
     if math.isinf(value):
@@ -185,8 +186,9 @@ def _number(value: float, column: Column) -> str:
     return f"{value:.2f}" if size < 100 else f"{value:,.1f}" if size < 10000 else f"{value:,.0f}"
 
 
-def _signed(value: float, column: Column) -> str:
-    text = _number(abs(value), column)
+def signed(value: float, column: Column) -> str:
+    """The same with its sign, but for zero."""
+    text = number(abs(value), column)
     if text == MISSING or not any(digit in text for digit in "123456789∞"):
         return text
     return f"+{text}" if value > 0 else f"−{text}"
