@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from lrbench.edits_in_words import describe
+from lrbench.edits_in_words import describe, ranks
 from lrbench.errors import InputError
 from lrbench.metrics import primary
 from lrbench.scored_run import ByDocument, Contrasts, ScoredRun
@@ -140,7 +140,10 @@ def compare_rows(first: RunDirectory, second: RunDirectory, hashes: tuple[str, s
     one = ScoredRun(first, first.path.name)
     runs = one, one if same else ScoredRun(second, second.path.name)
     rows = _by_hash(runs[0], hashes[0]), _by_hash(runs[1], hashes[1])
-    elsewhere = [("cell", *found) for found in _differing(*(_about(row) for row in rows))]
+    elsewhere = [
+        ("cell", *found)
+        for found in _differing(*(_about(row, run.blocks.get(row.model)) for row, run in zip(rows, runs, strict=True)))
+    ]
     elsewhere += [] if same else _manifests(runs[0].manifest, runs[1].manifest)
     elsewhere += _environments(*runs, rows)
     names = name_of(rows[0], runs[0]), name_of(rows[1], runs[1])
@@ -223,11 +226,11 @@ def _by_hash(run: ScoredRun, prefix: str) -> Row:
     raise InputError(f"--rows {prefix}: {problem}; `lrbench leaderboard {run.run.path} --format csv` lists the cells")
 
 
-def _about(row: Row) -> dict[str, Any]:
+def _about(row: Row, blocks: int | None) -> dict[str, Any]:
     return {
         "model": row.model, "reducer": row.reducer, "label": row.label, "params": row.params, "mode": row.mode,
-        "requested": row.requested, "seed": row.seed, "weights": [edit.weight for edit in row.edits],
-        "ranks": [edit.rank for edit in row.edits], "keep_model": row.keep_model, "status": row.status,
+        "requested": row.requested, "seed": row.seed, "edited": describe(row.edits, blocks),
+        "ranks": ranks(row.edits), "keep_model": row.keep_model, "status": row.status,
     }  # fmt: skip
 
 
@@ -272,7 +275,7 @@ def _differing_flat(first: Mapping[str, str], second: Mapping[str, str]) -> list
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Nested data as `key.key` -> text; entries of lists that have a name go by it."""
-    if isinstance(value, dict) and value:
+    if isinstance(value, dict):
         for key, item in value.items():
             if key not in _NO_ENGINE_INPUT and not (path and key == "cells"):
                 yield from _flat(item, f"{path}.{key}" if path else str(key))

@@ -1,8 +1,8 @@
 """Shards of one suite become one run.
 
 A shard is a run directory that holds some of a suite's rows, made on some machine. Rows are facts: a cell cannot have
-two sets of scores, so two that differ are an error that shows both, and nothing is averaged or overruled. Of a cell that
-failed here and was scored there, the scored row counts.
+two sets of scores, so two that differ are an error that shows both, and nothing is averaged or overruled. Of a cell
+that failed here and was scored there, the scored row counts.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "merge",
         help="make one run of the shards of a suite",
         description="Puts the rows, samples and environments of several runs of one suite into one run directory, "
-        "which `lrbench leaderboard` and `lrbench run --out` take. Two rows of one cell with different scores are an error.",
+        "which `lrbench leaderboard` and `lrbench run --out` take. Two rows of a cell with other scores are an error.",
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run directory (it holds rows.jsonl)")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="the run directory to make")

@@ -25,8 +25,8 @@ FORMATS = ("terminal", "markdown", "csv", "json")
 
 _NOTE = (
     "Differences are second less first; accuracies in %. [95 %]: bootstrap interval (BCa), documents resampled in "
-    "pairs. p: exact sign-flip test paired by document (McNemar's where answers are right or wrong), after Holm's correction "
-    "over the compared cells of each metric; * at most 5 %."
+    "pairs. p: exact sign-flip test paired by document (McNemar's where answers are right or wrong), after Holm's "
+    "correction over the compared cells of each metric; * at most 5 %."
 )
 _HEADER = ("cell", "task", "metric", "first", "second", "difference", "[95 %]", "p (Holm)")
 
