@@ -16,12 +16,12 @@ from pydantic import (
     ConfigDict,
     Field,
     InstanceOf,
+    PlainValidator,
     PrivateAttr,
     StrictBool,
     StrictFloat,
     StrictInt,
     StrictStr,
-    field_validator,
     model_validator,
 )
 
@@ -74,6 +74,20 @@ _Shares = Annotated[tuple[_Share, ...], Field(min_length=1), BeforeValidator(_on
 _Weight = Annotated[
     _Text, Field(), BeforeValidator(lambda word: _known_weight(word) if isinstance(word, str) else word)
 ]
+
+
+def _seeds(value: Any) -> int | tuple[int, ...] | None:
+    """How many, or which; refuses all else."""
+    if value is None or (type(value) is int and value >= 1):
+        return value
+    if isinstance(value, list | tuple) and value:
+        for index, seed in enumerate(value):
+            if type(seed) is not int or not 0 <= seed < 2**63:
+                raise misplaced(f"a seed is a whole number from 0 up to 2**63, not {describe(seed)}", index)
+            if seed in value[:index]:
+                raise misplaced(f"seed {seed} is listed twice", index)
+        return tuple(value)
+    raise misplaced(f"'seeds' is how many seeds, or a list of them, not {describe(value) if value != [] else 'none'}")
 
 
 class _Spec(BaseModel):
@@ -278,21 +292,9 @@ class Suite(_Spec):
     reducers: Annotated[tuple[ReducerSpec, ...], Field(min_length=1)]
     sweep: Annotated[tuple[SweepSpec, ...], Field(min_length=1)]
     seed: _Seed = 0
-    seeds: _Count | Annotated[tuple[_Seed, ...], Field(min_length=1)] | None = None
+    seeds: Annotated[int | tuple[int, ...] | None, PlainValidator(_seeds)] = None
     batch_size: _Count | None = None
     _document: Document = PrivateAttr()
-
-    @field_validator("seeds", mode="before")
-    @classmethod
-    def _number_or_list(cls, value: Any) -> Any:
-        if value is None or (isinstance(value, int) and not isinstance(value, bool)):
-            return value
-        if isinstance(value, list):
-            for index, seed in enumerate(value):
-                if seed in value[:index]:
-                    raise misplaced(f"seed {seed!r} is listed twice", index)
-            return tuple(value)
-        raise misplaced(f"'seeds' is how many seeds, or a list of them, not {describe(value)}")
 
     @model_validator(mode="after")
     def _distinct(self) -> Suite:

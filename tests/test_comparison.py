@@ -46,7 +46,8 @@ def pair(tmp_path):
         tmp_path / "two",
         [(row("base"), {"t": BASE}), (reduced("a"), {"t": worse(20)}), (reduced("b2", "id"), {"t": worse(2)}),
          (reduced("new", "cur"), {"t": BASE})],
-        {"suite": {"seed": 0, "tasks": [{"task": "t", "limit": 5}]}, "models": [{"label": "almanac", "weight_hash": "w"}]},
+        {"suite": {"seed": 0, "tasks": [{"task": "t", "limit": 5}]},
+         "models": [{"label": "almanac", "weight_hash": "w"}]},
         {"hash": "e0", "processor": "B", "packages": {"torch": "2"}},
     )  # fmt: skip
     return one, two
