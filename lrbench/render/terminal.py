@@ -202,7 +202,8 @@ class _Page:
         shown = {column.name for column in layout.columns}
         styles = STYLES if styled else ""
         yield Text(
-            " ".join(part for part in (units(layout.columns), marks(self.board), styles, FRONT) if part), style="dim"
+            " ".join(part for part in (units(layout.columns), marks(self.board, bold=styled), styles, FRONT) if part),
+            style="dim",
         )
         prefix = shared_prefix(self.board)
         if prefix:

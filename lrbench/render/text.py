@@ -43,8 +43,12 @@ def units(columns: Iterable[Column]) -> str:
     return "; ".join([scores, *(known[name] for name in names if name in known)]) + "."
 
 
-def marks(board: Leaderboard) -> str:
-    """What the marks of scores mean: what was tested, how, at what level, over how many comparisons."""
+def marks(board: Leaderboard, *, bold: bool = True) -> str:
+    """What the marks of scores mean: what was tested, how, at what level, over how many comparisons.
+
+    Args:
+        bold: whether the medium has bold type.
+    """
     parts = []
     sizes = {size for size in board.family.values() if size}
     if sizes:
@@ -53,10 +57,12 @@ def marks(board: Leaderboard) -> str:
             f"{SIGNIFICANT} differs from the unedited model: exact sign-flip test paired by document (McNemar's where "
             f"answers are right or wrong), 5 % after Holm's correction over {over} of its column."
         )
-    parts.append("Bold: the best of its setting.")
+    if bold:
+        parts.append("Bold: the best of its setting.")
     if board.ties():
         parts.append(
-            f"{TIE} tied with it: the same test, corrected over all pairs of its setting, does not tell them apart."
+            f"{TIE} tied with the best of its setting: the same test, corrected over all pairs of its lines, does not "
+            "tell them apart."
         )
     if any(entry.repeats for entry in board.entries):
         parts.append(f"Lines of several seeds are their mean; {SPREAD}: their standard deviation.")
