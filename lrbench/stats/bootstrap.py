@@ -56,7 +56,8 @@ def bca_interval(
 
     Quantiles of the draws, at levels corrected for the median bias of the draws (z0) and for how the standard error
     changes with the value (the acceleration, from the influence of units). Perplexities are skewed, and so are
-    accuracies near 0 or 1: plain percentiles are then off by a term of order 1/n in coverage that these are not.
+    accuracies near 0 or 1: there, the coverage at each end of plain percentiles is off by a term of order 1 / sqrt(n)
+    that these have not.
 
     Args:
         draws: (resamples,) the statistic on each resample.
