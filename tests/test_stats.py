@@ -214,6 +214,8 @@ def test_two_models_are_told_apart_by_what_each_differs_from_a_third():
     assert tied(one, one) == 1.0
     elsewhere = differences([Pair([Scores.of(worse)], [Scores.of(base)])], "acc", "another task")[0]
     assert tied(one, elsewhere) is None
+    another = differences([Pair([Scores.of(worse)], [Scores.of(better)])], "acc", "t")[0]
+    assert tied(one, another) is None
 
 
 # --- many tests at once

@@ -44,7 +44,7 @@ class Difference:
             or of the logarithm of a perplexity. Their signs are what the test flips.
         n: documents.
         discordant: of a metric that is 0 or 1 on every document: how many rose to 1, how many fell to 0.
-        documents: equal for differences whose `steps` are of the same units on the same scale.
+        documents: equal for differences from the same model on the same units and scale.
         logarithmic: whether the steps are on the scale of logarithms.
     """
 
@@ -142,7 +142,7 @@ def paired_difference(
 def tied(ours: Difference, theirs: Difference) -> float | None:
     """The p-value of the difference between two models that were each compared with the same third one.
 
-    Returns None where they were not compared on the same documents.
+    Returns None where it was not the same third one, or not on the same documents.
     """
     if ours.documents is None or ours.documents != theirs.documents:
         return None
@@ -161,7 +161,6 @@ def _of_one_batch(
                 rows[id(side)] = Totals.of(side.on(documents), metric, units)
     known = {row: totals for row, totals in rows.items() if totals is not None}
     draws = dict(zip(known, resampled(list(known.values()), key), strict=True)) if known else {}
-    identity = key, metric, hash(documents)
     done: list[Difference | None] = []
     for place in places:
         pair = pairs[place]
@@ -176,6 +175,7 @@ def _of_one_batch(
         edited = _estimate(ours, [draws[id(side)] for side in pair.ours])
         unedited = _estimate(theirs, [draws[id(side)] for side in pair.theirs])
         logarithmic = ours[0].link == "perplexity"
+        identity = key, metric, hash(documents), hash(tuple(one.numerators.tobytes() for one in theirs))
         done.append(Difference(edited, unedited, np.asarray(steps), len(documents), discordant, identity, logarithmic))
     return done
 
