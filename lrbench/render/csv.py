@@ -65,4 +65,4 @@ def field(value: object) -> str:
     if not isinstance(value, str):
         return repr(value)
     text = clean(value)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+    return f"'{text}" if text.startswith(tuple("=+-@＝＋－＠")) else text
