@@ -111,7 +111,7 @@ class Reductions:
         self._copies: OrderedDict[str, _Copy] = OrderedDict()
 
     def of_group(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, list[Reduction] | LrbenchError]]:
-        """Reduces cells that differ in the rank alone, sharing each slot's preparation between them.
+        """Reduces cells that differ in the rank alone (one seed, too), sharing each slot's preparation between them.
 
         Every rank's factors are held until all slots are done; where they would take more than a quarter of the free
         memory, the ranks are done one after the other, and the preparation is repeated.
@@ -126,7 +126,8 @@ class Reductions:
             for slot in slots:
                 alive = [i for i, result in enumerate(done) if isinstance(result, list)]
                 requests = [part[i].request for i in alive]
-                for i, outcome in zip(alive, self._slot(slot, method, requests), strict=True):  # type: ignore[arg-type]
+                outcomes = self._slot(slot, method, requests, cells[0].seed)  # type: ignore[arg-type]
+                for i, outcome in zip(alive, outcomes, strict=True):
                     if isinstance(outcome, Reduction):
                         done[i].append(outcome)  # type: ignore[union-attr]
                     else:
@@ -134,7 +135,7 @@ class Reductions:
             yield from zip(part, done, strict=True)
 
     def _slot(
-        self, slot: WeightSlot, method: Method, requests: Sequence[RankRequest]
+        self, slot: WeightSlot, method: Method, requests: Sequence[RankRequest], seed: int | None = None
     ) -> list[Reduction | LrbenchError]:
         """One slot at each requested rank; a failure that concerns them all is given to each."""
         if not requests:
@@ -142,7 +143,7 @@ class Reductions:
         reducer = method.reducer
         try:
             with _failing_as(slot, method):
-                work = _Work(slot, method, self._seed, self._copy(slot), self._calibration)
+                work = _Work(slot, method, self._seed if seed is None else seed, self._copy(slot), self._calibration)
                 optimum = self._optimum(slot, work)
                 spectrum = _singular_values(optimum)
                 self._warm_up(work)

@@ -137,7 +137,7 @@ def compute_again(
         _check_code(again.manifest, method)
     loaded = load(spec, device=device, trust_remote_code=trust_remote_code)
     _check_model(loaded, entry)
-    cell = _cell_of(row, make_plan(again.suite, loaded.inventory, again.methods).cells)
+    cell = _cell_of(row, make_plan(again.suite, loaded.inventory, again.methods).cells, again.suite.seed)
     calibration = None
     if method.reducer.needs:
         calibration = prepare_again(again.suite, loaded, entry["calibration"]["length"], _silent)
@@ -191,10 +191,11 @@ def _check_model(loaded: LoadedModel, entry: Mapping[str, Any]) -> None:
             )
 
 
-def _cell_of(row: Row, cells: Sequence[Cell]) -> Cell:
+def _cell_of(row: Row, cells: Sequence[Cell], seed: int) -> Cell:
     weights = {edit.weight for edit in row.edits}
     for cell in cells:
         same = cell.method is not None and cell.method.label == row.label and cell.requested == row.requested
+        same = same and (seed if cell.seed is None else cell.seed) == row.seed
         if same and {slot.name for slot in cell.slots} == weights:
             return cell
     raise InputError(f"cell {row.cell[:10]}: the suite no longer makes it from this model; run the suite again")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lrbench.edits_in_words import describe, optimal_error, ranks, relative_error
 from lrbench.errors import InputError
-from lrbench.measured import ScoredRun
+from lrbench.scored_run import ScoredRun
 from lrbench.store import Row, open_run
 
 if TYPE_CHECKING:

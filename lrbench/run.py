@@ -116,7 +116,8 @@ class _ModelRun:
             cell=key, status=status, environment=self.environment, suite=self.suite.name, model=self.loaded.label,
             reducer=method.reducer.name if method else None, label=method.label if method else None,
             params={**method.params, **_chosen(measured.get("edits", []))} if method else {},
-            mode=cell.mode, requested=cell.requested, seed=self.suite.seed, **measured,
+            mode=cell.mode, requested=cell.requested,
+            seed=self.suite.seed if cell.seed is None else cell.seed, **measured,
         )  # fmt: skip
 
 

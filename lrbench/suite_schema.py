@@ -16,6 +16,7 @@ from pydantic import (
     ConfigDict,
     Field,
     InstanceOf,
+    PlainValidator,
     PrivateAttr,
     StrictBool,
     StrictFloat,
@@ -74,6 +75,7 @@ def _path_text(value: Any) -> Any:
 _Text = Annotated[StrictStr, Field(min_length=1)]
 _Path = Annotated[Path, BeforeValidator(_path_text)]
 _Count = Annotated[StrictInt, Field(ge=1)]
+_Seed = Annotated[StrictInt, Field(ge=0, lt=2**63)]
 _Share = Annotated[StrictFloat, Field(gt=0, le=1, allow_inf_nan=False)]
 _Shares = Annotated[tuple[_Share, ...], Field(min_length=1), BeforeValidator(_one_or_many)]
 _Weight = Annotated[
@@ -89,6 +91,20 @@ def _memory(value: Any) -> Any:
     if number and 0 < value < 2**63:
         return value
     raise ValueError(f"'frontier_memory' takes auto, or GiB as a number above 0, not {describe(value)}")
+
+
+def _seeds(value: Any) -> int | tuple[int, ...] | None:
+    """How many, or which; refuses all else."""
+    if value is None or (type(value) is int and value >= 1):
+        return value
+    if isinstance(value, list | tuple) and value:
+        for index, seed in enumerate(value):
+            if type(seed) is not int or not 0 <= seed < 2**63:
+                raise misplaced(f"a seed is a whole number from 0 up to 2**63, not {describe(seed)}", index)
+            if seed in value[:index]:
+                raise misplaced(f"seed {seed} is listed twice", index)
+        return tuple(value)
+    raise misplaced(f"'seeds' is how many seeds, or a list of them, not {describe(value) if value != [] else 'none'}")
 
 
 class _Spec(BaseModel):
@@ -409,6 +425,8 @@ class Suite(_Spec):
         task_paths, plugins: folders of task YAML, plugin files: absolute.
         tasks, reducers, sweep: at least one of each.
         calibration: for reducers that need statistics of the model's inputs; None where none does.
+        seed: of the reducers' random draws.
+        seeds: with which cells of reducers that draw at random are repeated; None for `seed` alone.
         batch_size: rows a forward pass; None for the engine's choice.
         frontier_memory: GiB that states kept between cells may take; `auto` for what suits the free memory.
         inference: whether edited weights are multiplied as matrices, or through their factors where they can be.
@@ -423,7 +441,8 @@ class Suite(_Spec):
     reducers: Annotated[tuple[ReducerSpec, ...], Field(min_length=1)]
     sweep: Annotated[tuple[SweepSpec, ...], Field(min_length=1)]
     calibration: CalibrationSpec | None = None
-    seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] = 0
+    seed: _Seed = 0
+    seeds: Annotated[int | tuple[int, ...] | None, PlainValidator(_seeds)] = None
     batch_size: _Count | None = None
     frontier_memory: Annotated[float | Literal["auto"], BeforeValidator(_memory)] = "auto"
     inference: Literal["dense", "factored"] = "dense"
@@ -461,6 +480,13 @@ class Suite(_Spec):
         return self
 
     @property
+    def repeats(self) -> tuple[int, ...]:
+        """The seeds of what draws at random: the list given, or so many from `seed` on."""
+        if isinstance(self.seeds, tuple):
+            return self.seeds
+        return tuple(range(self.seed, self.seed + (self.seeds or 1)))
+
+    @property
     def hash(self) -> str:
         """Short SHA-256 of what the suite asks; names the run's directory.
 
@@ -484,6 +510,7 @@ class Suite(_Spec):
             "sweep": [sweep.resolved() for sweep in self.sweep],
             "calibration": self.calibration and self.calibration.resolved(),
             "seed": self.seed,
+            "seeds": list(self.seeds) if isinstance(self.seeds, tuple) else self.seeds,
             "batch_size": self.batch_size,
             "frontier_memory": self.frontier_memory,
             "inference": None if self.inference == "dense" else self.inference,

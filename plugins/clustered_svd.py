@@ -33,6 +33,7 @@ class ClusteredSVD(lrbench.Reducer):
 
     name = "clustered-svd"
     promises = frozenset({"exact", "homogeneous"})
+    randomized = True
     rank_of = "each cluster"
 
     clusters: Annotated[int, "clusters of rows; 1 gives the truncated SVD"] = 4
