@@ -21,6 +21,7 @@ from pydantic import (
     StrictFloat,
     StrictInt,
     StrictStr,
+    field_validator,
     model_validator,
 )
 
@@ -70,6 +71,9 @@ def _path_text(value: Any) -> Any:
         raise ValueError(f"a path is a string, not {describe(value)}" if value != "" else "a path must not be empty")
     return value
 
+
+#: The label of the row that has the base's own weights, where updates are reduced.
+BASE = "base"
 
 _Text = Annotated[StrictStr, Field(min_length=1)]
 _Path = Annotated[Path, BeforeValidator(_path_text)]
@@ -204,6 +208,41 @@ class ModelSpec(_Spec):
             | {"label": self.display_name, "trust_remote_code": self.trust_remote_code or None}
             | self._given
         )
+
+
+class DeltaSpec(_Spec):
+    """That updates are reduced: what fine-tuning added to the weights of `base`.
+
+    Attributes:
+        base: the model before. Its weights alone are read, as the dtype of the fine-tuned model.
+    """
+
+    base: ModelSpec
+
+    @field_validator("base", mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        return {"pretrained": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _weights_alone(self) -> DeltaSpec:
+        usual = {name: field.default for name, field in ModelSpec.model_fields.items()}
+        for key in _OF_RUNNING:
+            if getattr(self.base, key) != usual[key]:
+                raise misplaced(
+                    f"{key!r} does not go with a base, which is read and not run; leave it out", "base", key, key=True
+                )
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data, with paths as they were given."""
+        return {"base": {key: value for key, value in self.base.resolved().items() if key not in _OF_RUNNING}}
+
+
+#: What of a model says how it runs, and so nothing of a base.
+_OF_RUNNING = (
+    *("tokenizer", "dtype", "device", "device_map", "attn_implementation", "chat_template", "max_length", "add_bos"),
+)
 
 
 class TaskSpec(_Spec):
@@ -409,6 +448,7 @@ class Suite(_Spec):
         task_paths, plugins: folders of task YAML, plugin files: absolute.
         tasks, reducers, sweep: at least one of each.
         calibration: for reducers that need statistics of the model's inputs; None where none does.
+        delta: the base whose updates are reduced; None where weights themselves are.
         batch_size: rows a forward pass; None for the engine's choice.
         frontier_memory: GiB that states kept between cells may take; `auto` for what suits the free memory.
         inference: whether edited weights are multiplied as matrices, or through their factors where they can be.
@@ -423,6 +463,7 @@ class Suite(_Spec):
     reducers: Annotated[tuple[ReducerSpec, ...], Field(min_length=1)]
     sweep: Annotated[tuple[SweepSpec, ...], Field(min_length=1)]
     calibration: CalibrationSpec | None = None
+    delta: DeltaSpec | None = None
     seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] = 0
     batch_size: _Count | None = None
     frontier_memory: Annotated[float | Literal["auto"], BeforeValidator(_memory)] = "auto"
@@ -460,6 +501,26 @@ class Suite(_Spec):
                     raise misplaced(f"no reducer is labelled {label!r}{hint}", "sweep", index, "reducers", position)
         return self
 
+    @model_validator(mode="after")
+    def _updates_as_matrices(self) -> Suite:
+        if self.delta is None:
+            return self
+        for key, asked in (("inference", self.inference == "factored"), ("measure", "inference" in self.measure)):
+            if asked:
+                raise misplaced(
+                    f"{key!r} does not go with 'delta': factors of an update run beside the base's weight, not in its "
+                    "place; leave one of them out",
+                    key,
+                )
+        for index, reducer in enumerate(self.reducers):
+            if reducer.label == BASE:
+                raise misplaced(
+                    f"with 'delta', {BASE!r} is the row of the base's own weights; give the reducer another label",
+                    "reducers",
+                    index,
+                )
+        return self
+
     @property
     def hash(self) -> str:
         """Short SHA-256 of what the suite asks; names the run's directory.
@@ -483,6 +544,7 @@ class Suite(_Spec):
             "reducers": [reducer.resolved() for reducer in self.reducers],
             "sweep": [sweep.resolved() for sweep in self.sweep],
             "calibration": self.calibration and self.calibration.resolved(),
+            "delta": self.delta and self.delta.resolved(),
             "seed": self.seed,
             "batch_size": self.batch_size,
             "frontier_memory": self.frontier_memory,
@@ -504,6 +566,13 @@ class Suite(_Spec):
                 f"models.{index}.{key}": str(getattr(model, key))
                 for key, given in model._given.items()
                 if getattr(model, key) != given
+            }
+        if self.delta is not None:
+            base = self.delta.base
+            here |= {
+                f"delta.base.{key}": str(getattr(base, key))
+                for key, given in base._given.items()
+                if getattr(base, key) != given
             }
         text = self.calibration.text if self.calibration is not None else None
         if text is not None and text._given is not None:
