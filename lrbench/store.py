@@ -56,7 +56,7 @@ class Row(Strict):
     model: str
     reducer: str | None = None  # None: the unedited model
     label: str | None = None
-    delta: str | None = None  # the base, where edits are of updates: their W is then W - W_base, sizes are on top of it
+    delta: str | None = None  # the base, where the run reduces updates: W is W - W_base, keep_model on top of the base
     params: dict[str, Any] = Field(default_factory=dict)
     mode: str | None = None
     requested: dict[str, float | int] = Field(default_factory=dict)

@@ -28,7 +28,7 @@ def render(board: Leaderboard) -> str:
         lines.append(line([PARETO if entry.pareto else "", *cells]))
     lines += ["", f"{escape(units(columns))} Bold: the best of its setting. {escape(FRONT)}"]
     for remark in remarks(board):
-        lines += ["", remark]
+        lines += ["", escape(remark)]
     if board.failures:
         lines += ["", f"Not scored ({len(board.failures)}):", ""]
         lines += [line(["model", "method", "setting", "edited", "status", "reason"]), line([":--"] * 6)]
