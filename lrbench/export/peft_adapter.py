@@ -60,8 +60,8 @@ def write_lora(
         tensors[f"base_model.model.{module}.lora_B.weight"] = B.detach().cpu().contiguous().clone()
     if not ranks:
         raise ValueError("no updates to write")
-    for path, module in (saved or {}).items():
-        for name, tensor in module.state_dict().items():
+    for path, whole in (saved or {}).items():
+        for name, tensor in whole.state_dict().items():
             tensors[f"base_model.model.{path}.{name}"] = tensor.detach().cpu().contiguous().clone()
     usual = max(ranks.values())
     others = {module: rank for module, rank in ranks.items() if rank != usual}

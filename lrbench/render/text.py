@@ -47,7 +47,10 @@ def units(columns: Iterable[Column]) -> str:
 
 
 def remarks(board: Leaderboard) -> list[str]:
-    """What must be known of this table's rows: of what they are updates, which were scored elsewhere or lack samples, how many are not shown."""
+    """What must be known of this table's rows.
+
+    That is: of what they are updates, which were scored elsewhere or lack samples, how many are not shown.
+    """
     found = []
     for base in sorted({entry.row.delta for entry in board.entries if entry.row.delta and not entry.baseline}):
         found.append(
