@@ -131,7 +131,7 @@ class _Reducing:
     failures: list[str]
 
 
-def _reduce(cells: Sequence[Cell], seed: int, base: Base | None) -> _Reducing:
+def _reduce(cells: Sequence[Cell], seed: int, base: Base | None = None) -> _Reducing:
     """Times each method on one slot of each shape, at the largest rank that is asked of it, and multiplies."""
     total = _Reducing(0.0, 0.0, [])
     kinds: dict[tuple[str, tuple[int, int], str], list[tuple[Cell, WeightSlot]]] = {}
