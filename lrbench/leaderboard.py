@@ -271,14 +271,15 @@ def _speeds(row: Row) -> dict[str, Value]:
 def _mark_pareto(entries: Sequence[Entry], score: Column) -> None:
     """Marks the lines that none beats: keeps no more and scores no less, and is better in one of the two.
 
-    Lines compete within a model, and only where the same documents of the same tasks make up their score.
+    Lines compete within a model (and, where they are updates, within a base, since their sizes are on top of that), and
+    only where the same documents of the same tasks make up their score.
     """
     sign = 1 if score.better == "higher" else -1
     fields: dict[Any, list[tuple[float, float, Entry]]] = {}
     for entry in entries:
         keep, number = as_number(entry.values["keep_model"]), as_number(entry.values["score"])
         if keep is not None and number is not None:
-            field_of = entry.row.model, entry.scored_on["score"]
+            field_of = entry.row.model, entry.row.delta, entry.scored_on["score"]
             fields.setdefault(field_of, []).append((keep, sign * number, entry))
     for points in fields.values():
         points.sort(key=lambda point: (point[0], -point[1]))

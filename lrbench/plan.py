@@ -21,7 +21,7 @@ from lrbench.parameters import ParameterError, values
 from lrbench.ranks import RankRequest, closed_rank
 from lrbench.reducer import STATISTICS, Reducer
 from lrbench.registry import Registry
-from lrbench.suite import ReducerSpec, Suite
+from lrbench.suite import BASE, ReducerSpec, Suite
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,9 @@ class Method:
 class Cell:
     """One edited model: `slots` reduced by `method`, each to the rank that `request` gives it.
 
-    The unedited model is the cell without a method. `skip` says why the method does not do this one, `failure` why it
-    could not even be asked. `seed` is that of the method's random draws; None where it draws nothing.
+    The unedited model is the cell without a method. A cell without a request drops its slots' updates: the weights are
+    the base's. `skip` says why the method does not do this one, `failure` why it could not even be asked. `seed` is
+    that of the method's random draws; None where it draws nothing.
     """
 
     method: Method | None = None
@@ -90,8 +91,19 @@ class Cell:
     def ranks(self) -> list[int | None]:
         """The rank of each slot as far as shapes tell it; raises ReducerError where none is possible."""
         assert self.method is not None
-        assert self.request is not None
+        if self.request is None:
+            return [0] * len(self.slots)
         return [closed_rank(self.request, self.method.reducer, slot.about) for slot in self.slots]
+
+
+class _Base(Reducer):
+    """Stands for none: the cell without updates is no method's."""
+
+    name = BASE
+
+
+#: Of the cell whose weights are the base's own.
+WITHOUT_UPDATE = Method(BASE, _Base(), {}, "")
 
 
 @dataclass(frozen=True)
@@ -197,7 +209,12 @@ def make_plan(suite: Suite, inventory: Inventory, built: Sequence[Method]) -> Pl
         slots = [position[slot.name] for slot in cell.slots]
         return cell.first_block, slots, label_order[cell.method.label], cell.seed or 0
 
-    return Plan((Cell(), *sorted(cells.values(), key=order)))
+    in_order = sorted(cells.values(), key=order)
+    if suite.delta is not None:
+        all_slots = {slot for cell in in_order for slot in cell.slots}
+        targets = tuple(sorted(all_slots, key=lambda slot: position[slot.name]))
+        in_order.insert(0, Cell(WITHOUT_UPDATE, BASE, targets, first_block=_first_block(targets, blocks)))
+    return Plan((Cell(), *in_order))
 
 
 def _edits(mode: str, slots: list[WeightSlot]) -> list[tuple[WeightSlot, ...]]:

@@ -22,6 +22,7 @@ from pydantic import (
     StrictFloat,
     StrictInt,
     StrictStr,
+    field_validator,
     model_validator,
 )
 
@@ -71,6 +72,9 @@ def _path_text(value: Any) -> Any:
         raise ValueError(f"a path is a string, not {describe(value)}" if value != "" else "a path must not be empty")
     return value
 
+
+#: The label of the row that has the base's own weights, where updates are reduced.
+BASE = "base"
 
 _Text = Annotated[StrictStr, Field(min_length=1)]
 _Path = Annotated[Path, BeforeValidator(_path_text)]
@@ -220,6 +224,41 @@ class ModelSpec(_Spec):
             | {"label": self.display_name, "trust_remote_code": self.trust_remote_code or None}
             | self._given
         )
+
+
+class DeltaSpec(_Spec):
+    """That updates are reduced: what fine-tuning added to the weights of `base`.
+
+    Attributes:
+        base: the model before. Its weights alone are read, as the dtype of the fine-tuned model.
+    """
+
+    base: ModelSpec
+
+    @field_validator("base", mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        return {"pretrained": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _weights_alone(self) -> DeltaSpec:
+        usual = {name: field.default for name, field in ModelSpec.model_fields.items()}
+        for key in _OF_RUNNING:
+            if getattr(self.base, key) != usual[key]:
+                raise misplaced(
+                    f"{key!r} does not go with a base, which is read and not run; leave it out", "base", key, key=True
+                )
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data, with paths as they were given."""
+        return {"base": {key: value for key, value in self.base.resolved().items() if key not in _OF_RUNNING}}
+
+
+#: What of a model says how it runs, and so nothing of a base.
+_OF_RUNNING = (
+    *("tokenizer", "dtype", "device", "device_map", "attn_implementation", "chat_template", "max_length", "add_bos"),
+)
 
 
 class TaskSpec(_Spec):
@@ -425,6 +464,7 @@ class Suite(_Spec):
         task_paths, plugins: folders of task YAML, plugin files: absolute.
         tasks, reducers, sweep: at least one of each.
         calibration: for reducers that need statistics of the model's inputs; None where none does.
+        delta: the base whose updates are reduced; None where weights themselves are.
         seed: of the reducers' random draws.
         seeds: with which cells of reducers that draw at random are repeated; None for `seed` alone.
         batch_size: rows a forward pass; None for the engine's choice.
@@ -441,6 +481,7 @@ class Suite(_Spec):
     reducers: Annotated[tuple[ReducerSpec, ...], Field(min_length=1)]
     sweep: Annotated[tuple[SweepSpec, ...], Field(min_length=1)]
     calibration: CalibrationSpec | None = None
+    delta: DeltaSpec | None = None
     seed: _Seed = 0
     seeds: Annotated[int | tuple[int, ...] | None, PlainValidator(_seeds)] = None
     batch_size: _Count | None = None
@@ -479,6 +520,26 @@ class Suite(_Spec):
                     raise misplaced(f"no reducer is labelled {label!r}{hint}", "sweep", index, "reducers", position)
         return self
 
+    @model_validator(mode="after")
+    def _updates_as_matrices(self) -> Suite:
+        if self.delta is None:
+            return self
+        for key, asked in (("inference", self.inference == "factored"), ("measure", "inference" in self.measure)):
+            if asked:
+                raise misplaced(
+                    f"{key!r} does not go with 'delta': factors of an update run beside the base's weight, not in its "
+                    "place; leave one of them out",
+                    key,
+                )
+        for index, reducer in enumerate(self.reducers):
+            if reducer.label == BASE:
+                raise misplaced(
+                    f"with 'delta', {BASE!r} is the row of the base's own weights; give the reducer another label",
+                    "reducers",
+                    index,
+                )
+        return self
+
     @property
     def repeats(self) -> tuple[int, ...]:
         """The seeds of what draws at random: the list given, or so many from `seed` on."""
@@ -509,6 +570,7 @@ class Suite(_Spec):
             "reducers": [reducer.resolved() for reducer in self.reducers],
             "sweep": [sweep.resolved() for sweep in self.sweep],
             "calibration": self.calibration and self.calibration.resolved(),
+            "delta": self.delta and self.delta.resolved(),
             "seed": self.seed,
             "seeds": list(self.seeds) if isinstance(self.seeds, tuple) else self.seeds,
             "batch_size": self.batch_size,
@@ -531,6 +593,13 @@ class Suite(_Spec):
                 f"models.{index}.{key}": str(getattr(model, key))
                 for key, given in model._given.items()
                 if getattr(model, key) != given
+            }
+        if self.delta is not None:
+            base = self.delta.base
+            here |= {
+                f"delta.base.{key}": str(getattr(base, key))
+                for key, given in base._given.items()
+                if getattr(base, key) != given
             }
         text = self.calibration.text if self.calibration is not None else None
         if text is not None and text._given is not None:

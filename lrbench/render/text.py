@@ -70,8 +70,16 @@ def marks(board: Leaderboard, *, bold: bool = True) -> str:
 
 
 def remarks(board: Leaderboard) -> list[str]:
-    """What must be known of this table's rows: which were scored elsewhere or lack samples, how many are not shown."""
+    """What must be known of this table's rows.
+
+    That is: of what they are updates, which were scored elsewhere or lack samples, how many are not shown.
+    """
     found = []
+    for base in sorted({entry.row.delta for entry in board.entries if entry.row.delta and not entry.baseline}):
+        found.append(
+            f"Edited are updates of {clean(base)}: W is W − W_base in errors and keep targets, keep model is what is "
+            "stored on top of the base, and the method “base” has the base's own weights."
+        )
     if board.elsewhere:
         rows = "1 row was" if board.elsewhere == 1 else f"{board.elsewhere} rows were"
         found.append(f"{rows} scored in another environment than the unedited model.")
