@@ -2,270 +2,52 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     InstanceOf,
     PlainValidator,
     PrivateAttr,
-    StrictBool,
     StrictFloat,
     StrictInt,
-    StrictStr,
-    field_validator,
     model_validator,
 )
 
 from lrbench.errors import SuiteError, did_you_mean
 from lrbench.layers import Layers
-from lrbench.models.roles import ALIASES, GROUPS, ROLES
 from lrbench.ranks import RankKind, RankRequest
 from lrbench.suite_errors import misplaced
+from lrbench.suite_model import DeltaSpec, ModelSpec
+from lrbench.suite_values import (
+    Count,
+    FilePath,
+    Seed,
+    Shares,
+    Spec,
+    Text,
+    Weight,
+    directory_name,
+    each_once,
+    memory,
+    one_or_many,
+    seed_list,
+)
 from lrbench.yaml_positions import Document, KeyPath, Place, describe
-
-
-def _one_or_many(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
-
-
-def _each_once(values: tuple[str, ...]) -> tuple[str, ...]:
-    for index, value in enumerate(values):
-        if value in values[:index]:
-            raise ValueError(f"{value!r} is listed twice")
-    return values
-
-
-def _known_weight(word: str) -> str:
-    """Refuses what can be no role, group, LASER name, parameter name or glob in any model."""
-    known = [*ROLES, *GROUPS, *ALIASES]
-    if word in known or any(mark in word for mark in "*?["):
-        return word
-    # a parameter's name has dots, and so have roles: `mlp.dwon` is the one, `lm_head.weight` the other
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if "." not in word or (near and word.count(".") == 1 and not word.endswith((".weight", ".bias"))):
-        hint = did_you_mean(word, known) or f"; known: {', '.join(known)}, or a glob on parameter names"
-        raise ValueError(f"unknown role {word!r}{hint}")
-    return word
-
-
-def _directory_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-        raise ValueError(
-            f"the suite's name {name!r} also names a directory: at most 64 letters, digits, '.', '_', '-', "
-            "a letter or digit first"
-        )
-    return name
-
-
-def _path_text(value: Any) -> Any:
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"a path is a string, not {describe(value)}" if value != "" else "a path must not be empty")
-    return value
-
 
 #: The label of the row that has the base's own weights, where updates are reduced.
 BASE = "base"
 
-_Text = Annotated[StrictStr, Field(min_length=1)]
-_Path = Annotated[Path, BeforeValidator(_path_text)]
-_Count = Annotated[StrictInt, Field(ge=1)]
-_Seed = Annotated[StrictInt, Field(ge=0, lt=2**63)]
-_Share = Annotated[StrictFloat, Field(gt=0, le=1, allow_inf_nan=False)]
-_Shares = Annotated[tuple[_Share, ...], Field(min_length=1), BeforeValidator(_one_or_many)]
-_Weight = Annotated[
-    _Text, Field(), BeforeValidator(lambda word: _known_weight(word) if isinstance(word, str) else word)
-]
 
-
-def _memory(value: Any) -> Any:
-    """`auto`, or GiB."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value is None or value == "auto":
-        return "auto"
-    if number and 0 < value < 2**63:
-        return value
-    raise ValueError(f"'frontier_memory' takes auto, or GiB as a number above 0, not {describe(value)}")
-
-
-def _seeds(value: Any) -> int | tuple[int, ...] | None:
-    """How many, or which; refuses all else."""
-    if value is None or (type(value) is int and value >= 1):
-        return value
-    if isinstance(value, list | tuple) and value:
-        for index, seed in enumerate(value):
-            if type(seed) is not int or not 0 <= seed < 2**63:
-                raise misplaced(f"a seed is a whole number from 0 up to 2**63, not {describe(seed)}", index)
-            if seed in value[:index]:
-                raise misplaced(f"seed {seed} is listed twice", index)
-        return tuple(value)
-    raise misplaced(f"'seeds' is how many seeds, or a list of them, not {describe(value) if value != [] else 'none'}")
-
-
-class _Spec(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    _path: KeyPath = PrivateAttr(default=())
-
-    @property
-    def path(self) -> KeyPath:
-        """Where this stands in the suite's data, for `Suite.error((*spec.path, "key"), message)`."""
-        return self._path
-
-
-def _configuration(value: Any) -> Any:
-    if isinstance(value, dict):
-        if not isinstance(value.get("model_type"), str):
-            raise misplaced("a 'config' names its architecture: {model_type: llama, hidden_size: 64, ...}")
-        if not all(isinstance(key, str) for key in value):
-            raise misplaced("the keys of a 'config' are strings")
-        return value
-    if value is not None and (not isinstance(value, str) or not value):
-        raise misplaced(f"'config' takes settings, or a file or name that has them, not {describe(value)}")
-    return value
-
-
-def _device_map(value: Any) -> Any:
-    if value is None or value in ("auto", "balanced"):
-        return value
-    if isinstance(value, str):
-        hint = did_you_mean(value, ("auto", "balanced")) or "; known: auto, balanced, or a mapping {module: device}"
-        raise misplaced(f"unknown device_map {value!r}{hint}")
-    if not isinstance(value, dict) or not value:
-        raise misplaced(f"'device_map' takes auto, balanced or a mapping of modules to devices, not {describe(value)}")
-    for module, device in value.items():
-        if not isinstance(module, str) or isinstance(device, bool) or not isinstance(device, int | str) or device == "":
-            raise misplaced(
-                f"'device_map' maps modules to devices, as in {{model.layers.0: 1}}, not {module!r} to {device!r}"
-            )
-    return value
-
-
-class ModelSpec(_Spec):
-    """One model: the bundled one by `name`, any other by `pretrained`, or random weights by `config`.
-
-    Attributes:
-        name: a bundled model.
-        pretrained: a folder (absolute where the suite named one relative to itself) or a hub id.
-        revision: of the hub id.
-        config: an architecture for random weights: its settings with `model_type`, or a file, folder, hub id or
-            bundled model that has them.
-        seed: of the random weights; None for 0.
-        tokenizer: a folder, hub id or bundled model; None for the model's own, with random weights the bundled one's.
-        adapter: a PEFT adapter, folder or hub id, that is merged into the weights.
-        dtype: what the weights are loaded as; `auto` is what the checkpoint says.
-        device: None for the engine's choice.
-        device_map: for models larger than one GPU: `auto`, `balanced`, or module -> device; instead of `device`.
-        attn_implementation: of transformers; None for the model's default.
-        trust_remote_code: whether the model's repository may run its own code; the command line must say so too.
-        chat_template: whether prompts go through the tokenizer's chat template.
-        max_length: tokens; None for the model's own.
-        add_bos: whether a BOS token is put in front; None for the tokenizer's own habit.
-        label: how tables call it; None for the name or path.
-    """
-
-    name: _Text | None = None
-    pretrained: _Text | None = None
-    revision: _Text | None = None
-    config: Annotated[Any, BeforeValidator(_configuration)] = None
-    seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] | None = None
-    tokenizer: _Text | None = None
-    adapter: _Text | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: _Text | None = None
-    device_map: Annotated[Any, BeforeValidator(_device_map)] = None
-    attn_implementation: _Text | None = None
-    trust_remote_code: StrictBool | None = None
-    chat_template: StrictBool = False
-    max_length: _Count | None = None
-    add_bos: StrictBool | None = None
-    label: _Text | None = None
-    _given: dict[str, str] = PrivateAttr(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _one_source(self) -> ModelSpec:
-        if [self.name, self.pretrained, self.config].count(None) != 2:
-            raise misplaced(
-                "a model has either 'name' (a bundled one) or 'pretrained' (a path or hub id), or 'config' for "
-                "random weights"
-            )
-        if self.revision is not None and self.pretrained is None:
-            raise misplaced(f"a {'bundled' if self.name else 'random'} model has no 'revision'", "revision")
-        if self.seed is not None and self.config is None:
-            raise misplaced("a model's 'seed' is that of random weights; it goes with 'config'", "seed")
-        if self.device is not None and self.device_map is not None:
-            raise misplaced("'device' or 'device_map', not both", "device_map", key=True)
-        if self.device_map is not None and self.config is not None:
-            raise misplaced(
-                "random weights go to one 'device'; 'device_map' is for checkpoints", "device_map", key=True
-            )
-        return self
-
-    @property
-    def display_name(self) -> str:
-        """The label, or what the suite calls the model."""
-        if isinstance(self.config, dict):
-            return self.label or f"random {self.config['model_type']}"
-        random = f"random {self._given.get('config', self.config)}" if self.config is not None else ""
-        return self.label or self.name or self._given.get("pretrained", self.pretrained) or random
-
-    def resolved(self) -> dict[str, Any]:
-        """Plain data, with paths as they were given."""
-        return (
-            self.model_dump()
-            | {"label": self.display_name, "trust_remote_code": self.trust_remote_code or None}
-            | self._given
-        )
-
-
-class DeltaSpec(_Spec):
-    """That updates are reduced: what fine-tuning added to the weights of `base`.
-
-    Attributes:
-        base: the model before. Its weights alone are read, as the dtype of the fine-tuned model.
-    """
-
-    base: ModelSpec
-
-    @field_validator("base", mode="before")
-    @classmethod
-    def _from_path(cls, value: Any) -> Any:
-        return {"pretrained": value} if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _weights_alone(self) -> DeltaSpec:
-        usual = {name: field.default for name, field in ModelSpec.model_fields.items()}
-        for key in _OF_RUNNING:
-            if getattr(self.base, key) != usual[key]:
-                raise misplaced(
-                    f"{key!r} does not go with a base, which is read and not run; leave it out", "base", key, key=True
-                )
-        return self
-
-    def resolved(self) -> dict[str, Any]:
-        """Plain data, with paths as they were given."""
-        return {"base": {key: value for key, value in self.base.resolved().items() if key not in _OF_RUNNING}}
-
-
-#: What of a model says how it runs, and so nothing of a base.
-_OF_RUNNING = (
-    *("tokenizer", "dtype", "device", "device_map", "attn_implementation", "chat_template", "max_length", "add_bos"),
-)
-
-
-class TaskSpec(_Spec):
+class TaskSpec(Spec):
     """One lm-eval task or group, with its options; None leaves them to the task."""
 
-    task: _Text
-    limit: _Count | None = None
+    task: Text
+    limit: Count | None = None
     num_fewshot: Annotated[StrictInt, Field(ge=0)] | None = None
 
     @model_validator(mode="before")
@@ -274,12 +56,12 @@ class TaskSpec(_Spec):
         return {"task": value} if isinstance(value, str) else value
 
 
-class ReducerSpec(_Spec):
+class ReducerSpec(Spec):
     """One reducer with parameters; `label` tells several of the same apart, and is the name by default."""
 
-    name: _Text
+    name: Text
     params: dict[str, Any] = Field(default_factory=dict)
-    label: Annotated[_Text, Field(max_length=64)]
+    label: Annotated[Text, Field(max_length=64)]
 
     @model_validator(mode="before")
     @classmethod
@@ -306,18 +88,18 @@ class ReducerSpec(_Spec):
         return {self.name: {**self.params, "label": self.label}}
 
 
-class RankSpec(_Spec):
+class RankSpec(Spec):
     """Ranks of a sweep: exactly one kind, with one value or several."""
 
-    fraction: _Shares | None = None
-    rank: Annotated[tuple[_Count, ...], Field(min_length=1), BeforeValidator(_one_or_many)] | None = None
-    keep: _Shares | None = None
-    energy: _Shares | None = None
+    fraction: Shares | None = None
+    rank: Annotated[tuple[Count, ...], Field(min_length=1), BeforeValidator(one_or_many)] | None = None
+    keep: Shares | None = None
+    energy: Shares | None = None
     error: (
         Annotated[
             tuple[Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)], ...],
             Field(min_length=1),
-            BeforeValidator(_one_or_many),
+            BeforeValidator(one_or_many),
         ]
         | None
     ) = None
@@ -350,7 +132,7 @@ class RankSpec(_Spec):
         return {self.kind: list(getattr(self, self.kind))}
 
 
-class SweepSpec(_Spec):
+class SweepSpec(Spec):
     """A rule that generates cells.
 
     Attributes:
@@ -363,9 +145,9 @@ class SweepSpec(_Spec):
 
     mode: Literal["each", "layer", "together"] = "each"
     layers: Annotated[InstanceOf[Layers], BeforeValidator(Layers.parse)] = Layers("all")
-    weights: Annotated[tuple[_Weight, ...], Field(min_length=1), BeforeValidator(_one_or_many)] = ("all",)
+    weights: Annotated[tuple[Weight, ...], Field(min_length=1), BeforeValidator(one_or_many)] = ("all",)
     rank: RankSpec
-    reducers: Annotated[tuple[_Text, ...], Field(min_length=1), BeforeValidator(_one_or_many)] | None = None
+    reducers: Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(one_or_many)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -385,7 +167,7 @@ class SweepSpec(_Spec):
         }
 
 
-class TextSpec(_Spec):
+class TextSpec(Spec):
     """Where calibration text comes from: exactly one of a file, a data set and a task.
 
     Attributes:
@@ -395,12 +177,12 @@ class TextSpec(_Spec):
         task: an lm-eval task or group, whose training split is taken.
     """
 
-    file: _Text | None = None
-    dataset: _Text | None = None
-    config: _Text | None = None
-    split: _Text | None = None
-    column: _Text | None = None
-    task: _Text | None = None
+    file: Text | None = None
+    dataset: Text | None = None
+    config: Text | None = None
+    split: Text | None = None
+    column: Text | None = None
+    task: Text | None = None
     _given: str | None = PrivateAttr(default=None)
 
     @model_validator(mode="before")
@@ -426,7 +208,7 @@ class TextSpec(_Spec):
         return data
 
 
-class CalibrationSpec(_Spec):
+class CalibrationSpec(Spec):
     """What calibrated methods see of the model's inputs.
 
     Attributes:
@@ -437,9 +219,9 @@ class CalibrationSpec(_Spec):
         damping: added to the diagonal of second moments, in units of its mean.
     """
 
-    name: _Text | None = None
+    name: Text | None = None
     text: TextSpec | None = None
-    samples: _Count = 128
+    samples: Count = 128
     length: Annotated[StrictInt, Field(ge=2)] | None = None
     seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] = 0
     damping: Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)] = 0.01
@@ -455,7 +237,7 @@ class CalibrationSpec(_Spec):
         return self.model_dump(exclude={"text"}) | {"text": self.text and self.text.resolved()}
 
 
-class Suite(_Spec):
+class Suite(Spec):
     """What is to be measured. Made by `load_suite`.
 
     Attributes:
@@ -473,21 +255,21 @@ class Suite(_Spec):
         measure: what is measured beside the scores.
     """
 
-    name: Annotated[_Text, AfterValidator(_directory_name)]
+    name: Annotated[Text, AfterValidator(directory_name)]
     models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
-    task_paths: tuple[_Path, ...] = ()
-    plugins: tuple[_Path, ...] = ()
+    task_paths: tuple[FilePath, ...] = ()
+    plugins: tuple[FilePath, ...] = ()
     tasks: Annotated[tuple[TaskSpec, ...], Field(min_length=1)]
     reducers: Annotated[tuple[ReducerSpec, ...], Field(min_length=1)]
     sweep: Annotated[tuple[SweepSpec, ...], Field(min_length=1)]
     calibration: CalibrationSpec | None = None
     delta: DeltaSpec | None = None
-    seed: _Seed = 0
-    seeds: Annotated[int | tuple[int, ...] | None, PlainValidator(_seeds)] = None
-    batch_size: _Count | None = None
-    frontier_memory: Annotated[float | Literal["auto"], BeforeValidator(_memory)] = "auto"
+    seed: Seed = 0
+    seeds: Annotated[int | tuple[int, ...] | None, PlainValidator(seed_list)] = None
+    batch_size: Count | None = None
+    frontier_memory: Annotated[float | Literal["auto"], BeforeValidator(memory)] = "auto"
     inference: Literal["dense", "factored"] = "dense"
-    measure: Annotated[tuple[Literal["inference"], ...], BeforeValidator(_one_or_many), AfterValidator(_each_once)] = ()
+    measure: Annotated[tuple[Literal["inference"], ...], BeforeValidator(one_or_many), AfterValidator(each_once)] = ()
     _document: Document = PrivateAttr()
 
     @model_validator(mode="before")
