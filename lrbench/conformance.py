@@ -187,6 +187,21 @@ def _deterministic(s: Subject) -> None:
             _require(torch.equal(first, second), f"{name}, rank {rank}: two runs differ; use context.generator")
 
 
+def _says_that_it_draws(s: Subject) -> None:
+    """says that it is randomized where it draws at random"""
+    declared = s.reducer.randomized
+    _require(isinstance(declared, bool), f"randomized is {declared!r}; True or False")
+    for name, W in s.matrices():
+        for rank in s.ranks(W)[:3]:
+            context = s.context(W)
+            before = context.generator.get_state()
+            s.reducer.reduce(W, rank, context)
+            drawn = not torch.equal(before, context.generator.get_state())
+            _require(
+                declared or not drawn, f"{name}, rank {rank}: draws; set randomized = True, for `seeds` to repeat it"
+            )
+
+
 def _global_state() -> list[object]:
     states: list[object] = [
         torch.get_rng_state().tolist(),
@@ -291,6 +306,7 @@ FORM = (
     _apply,
     _eckart_young,
     _deterministic,
+    _says_that_it_draws,
     _leaves_global_state,
     _leaves_weight,
     _ranks_alone,

@@ -1,143 +1,21 @@
-"""Rows as a table: one line a cell, with differences from the unedited model, the Pareto front and an order.
-
-A leaderboard holds values, not text; how they look is the concern of `lrbench.render`.
-"""
+"""Rows as a table: one line a cell, with differences from the unedited model, the Pareto front and an order."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any
 
 from lrbench.edits_in_words import describe, optimal_error, ranks, relative_error
 from lrbench.errors import InputError, did_you_mean
-from lrbench.measured import Measured, Overall, ScoredRun
+from lrbench.measured import Measured, Overall, unpaired
 from lrbench.metrics import is_share, lower_is_better, primary
+from lrbench.scored_run import Line, ScoredRun, lines_of
+from lrbench.stats import holm
 from lrbench.store import Row, RunDirectory
+from lrbench.table import Column, Entry, Kind, Leaderboard, Value, as_number
 
-Kind = Literal["text", "score", "share", "ratio", "times", "error", "seconds", "flag"]
-Value = str | bool | float | Measured | None
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column.
-
-    Attributes:
-        name: what `--sort` and the exports call it.
-        heading: two lines over it: what it is, and its metric or unit.
-        kind: what its values are, and so how they are written.
-        better: which way is better, where either is.
-        task: the task, for scores (and `metric`).
-        subtask: whether its documents are part of another column's.
-        detail: worth keeping, but not in a table that people read.
-    """
-
-    name: str
-    heading: tuple[str, str]
-    kind: Kind
-    better: Literal["higher", "lower"] | None = None
-    task: str = ""
-    metric: str = ""
-    subtask: bool = False
-    detail: bool = False
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One line.
-
-    Attributes:
-        row: the cell.
-        run: the run that it is of.
-        values: a value for each column.
-        metrics: all metrics of all tasks.
-        scored_on: of columns of scores, equal for lines that can be compared: the same weights asked the same of the
-            same documents.
-        elsewhere: whether the unedited model that it is compared with was scored in another environment.
-    """
-
-    row: Row
-    run: str
-    values: dict[str, Value]
-    metrics: dict[str, dict[str, Measured]]
-    scored_on: dict[str, Hashable]
-    elsewhere: bool = False
-
-    @property
-    def baseline(self) -> bool:
-        """Whether this is the unedited model."""
-        return self.row.reducer is None
-
-    @property
-    def pareto(self) -> bool:
-        """Whether no other line scored on the same documents keeps less and scores more."""
-        return self.values["pareto"] is True
-
-    @property
-    def section(self) -> tuple[str, Value, bool]:
-        """Lines that stand together in the default order."""
-        return self.row.model, self.values["setting"], self.baseline
-
-
-@dataclass(frozen=True)
-class Leaderboard:
-    """The table.
-
-    Attributes:
-        columns: in the order in which they are to be shown.
-        entries: scored cells, in order, the unedited models first.
-        failures: cells that failed or were skipped, with `row.reason`.
-        sort: the column asked for, None for the default order.
-        left_out: scored cells that `top` dropped.
-        without_samples: scored cells whose per-document scores are not there, so that they cannot be paired.
-    """
-
-    columns: list[Column]
-    entries: list[Entry]
-    failures: list[Entry] = field(default_factory=list)
-    sort: str | None = None
-    left_out: int = 0
-    without_samples: int = 0
-
-    @property
-    def elsewhere(self) -> int:
-        """How many lines were scored in another environment than the unedited model that they are compared with."""
-        return sum(entry.elsewhere for entry in self.entries)
-
-    def top(self, count: int) -> Leaderboard:
-        """The first `count` lines of each setting, or of the whole where a sort was asked for; baselines stay."""
-        seen: dict[Any, int] = {}
-        kept = []
-        for entry in self.entries:
-            place = None if self.sort else entry.section
-            seen[place] = seen.get(place, 0) + (not entry.baseline)
-            if entry.baseline or seen[place] <= count:
-                kept.append(entry)
-        return replace(self, entries=kept, left_out=self.left_out + len(self.entries) - len(kept))
-
-    def best(self) -> set[tuple[int, str]]:
-        """(line, column) of the best values among the lines with one model, setting and set of edited weights.
-
-        Scores compete only where they are of the same documents. Where all are equal none is best.
-        """
-        found: set[tuple[int, str]] = set()
-        for column in self.columns:
-            if column.better is None:
-                continue
-            settings: dict[Hashable, list[int]] = {}
-            for index, entry in enumerate(self.entries):
-                if not entry.baseline:
-                    setting = (entry.row.model, entry.values["setting"], entry.values["edited"])
-                    settings.setdefault((*setting, entry.scored_on.get(column.name)), []).append(index)
-            for lines in settings.values():
-                values = {line: as_number(self.entries[line].values[column.name]) for line in lines}
-                numbers = {number for number in values.values() if number is not None}
-                if len(numbers) > 1:
-                    best = max(numbers) if column.better == "higher" else min(numbers)
-                    found.update((line, column.name) for line, number in values.items() if number == best)
-        return found
+__all__ = ["Column", "Entry", "Kind", "Leaderboard", "Value", "as_number", "build"]
 
 
 def build(runs: Sequence[RunDirectory], sort: str | None = None) -> Leaderboard:
@@ -159,11 +37,19 @@ def build(runs: Sequence[RunDirectory], sort: str | None = None) -> Leaderboard:
     overall = Overall.of(
         {column.task: column.metric for column in top}, {column.task for column in top if column.better == "lower"}
     )
-    entries: list[Entry] = []
-    failures: list[Entry] = []
-    for run in scored:
-        for row in run.rows.values():
-            (entries if row.status == "ok" else failures).append(_entry(run, row, tasks, overall))
+    lines = [(run, line) for run in scored for line in lines_of(r for r in run.rows.values() if r.status == "ok")]
+    measured, family = _judged(
+        [metrics for run in scored for metrics in run.measure([x for r, x in lines if r is run])]
+    )
+    entries = [_entry(run, line, of_line, tasks, overall) for (run, line), of_line in zip(lines, measured, strict=True)]
+    failures = [
+        _entry(run, Line((row,)), unpaired(row), tasks, overall)
+        for run in scored
+        for row in run.rows.values()
+        if row.status != "ok"
+    ]
+    family_of = {column.name: family.get((column.task, column.metric), 0) for column in tasks}
+    entries, family_of["score"] = _scores_judged(entries)
     everything = [*entries, *failures]
     score = Column(
         name="score",
@@ -178,7 +64,7 @@ def build(runs: Sequence[RunDirectory], sort: str | None = None) -> Leaderboard:
         Column("method", ("method", ""), "text"),
         Column("setting", ("setting", ""), "text"),
         Column("edited", ("edited", ""), "text"),
-        *([Column("seed", ("seed", ""), "text")] if len({entry.row.seed for entry in everything}) > 1 else []),
+        *([Column("seed", ("seed", ""), "text")] if len({entry.values["seed"] for entry in everything}) > 1 else []),
         *tasks,
         score,
         Column("keep", ("keep", "targets"), "ratio", "lower"),
@@ -200,10 +86,18 @@ def build(runs: Sequence[RunDirectory], sort: str | None = None) -> Leaderboard:
         Column("pareto", ("Pareto", "front"), "flag", detail=True),
     ]
     _mark_pareto(entries, score)
-    unpaired = sum(
+    without_samples = sum(
         row.status == "ok" and not run.run.has_samples(row.cell) for run in scored for row in run.rows.values()
     )
-    return Leaderboard(columns, _ordered(entries, columns, sort), failures, sort, without_samples=unpaired)
+    return Leaderboard(
+        columns,
+        _ordered(entries, columns, sort),
+        failures,
+        sort,
+        without_samples=without_samples,
+        family=family_of,
+        below_chance=_below_chance(scored),
+    )
 
 
 def _run_names(runs: Sequence[RunDirectory]) -> list[str]:
@@ -252,8 +146,66 @@ def _task_columns(runs: Sequence[ScoredRun]) -> list[Column]:
     return columns
 
 
-def _entry(run: ScoredRun, row: Row, tasks: Sequence[Column], overall: Overall) -> Entry:
-    measured = run.measure(row)
+def _judged(
+    lines: Sequence[Mapping[str, Mapping[str, Measured]]],
+) -> tuple[list[dict[str, dict[str, Measured]]], dict[tuple[str, str], int]]:
+    """All metrics with Holm's correction over the lines of each, and how many lines that was."""
+    columns = dict.fromkeys((task, metric) for line in lines for task, metrics in line.items() for metric in metrics)
+    judged: list[dict[str, dict[str, Measured]]] = [{} for _ in lines]
+    family = {}
+    for task, metric in columns:
+        values = [line.get(task, {}).get(metric) for line in lines]
+        p_values = [value.p_value if value is not None else None for value in values]
+        family[task, metric] = sum(p is not None for p in p_values)
+        for of_line, value, p in zip(judged, values, holm(p_values), strict=True):
+            if value is not None:
+                of_line.setdefault(task, {})[metric] = value.judged(p)
+    return judged, family
+
+
+def _scores_judged(entries: Sequence[Entry]) -> tuple[list[Entry], int]:
+    """The same for the one score of each line."""
+    scores = [entry.values["score"] for entry in entries]
+    p_values = [score.p_value if isinstance(score, Measured) else None for score in scores]
+    for entry, score, p in zip(entries, scores, holm(p_values), strict=True):
+        if isinstance(score, Measured):
+            entry.values["score"] = score.judged(p)
+    return list(entries), sum(p is not None for p in p_values)
+
+
+def _below_chance(runs: Sequence[ScoredRun]) -> tuple[tuple[str, str, float, float], ...]:
+    """Unedited models whose accuracy is below that of guessing: there, an improvement may be a way back to chance."""
+    found = []
+    for run in runs:
+        for row in run.rows.values():
+            for task, scores in row.scores.items() if row.reducer is None else ():
+                chance = run.chance.get((row.model, task))
+                if chance is not None and "acc" in scores and scores["acc"].value < chance:
+                    found.append((row.model, task, scores["acc"].value, chance))
+    return tuple(dict.fromkeys(found))
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else None
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    """`0`, `0–4`, `1, 7`."""
+    seeds = sorted(row.seed for row in rows)
+    if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
+        return f"{seeds[0]}–{seeds[-1]}"
+    return ", ".join(map(str, seeds))
+
+
+def _entry(
+    run: ScoredRun,
+    line: Line,
+    measured: dict[str, dict[str, Measured]],
+    tasks: Sequence[Column],
+    overall: Overall,
+) -> Entry:
+    row, rows = line.row, line.rows
     top = {task: scores for task, scores in measured.items() if run.top_level(task)}
     weights, documents = run.weights_of(row), {task: run.documents_of(row, task) for task in measured}
     scored_on: dict[str, Hashable] = {
@@ -261,32 +213,35 @@ def _entry(run: ScoredRun, row: Row, tasks: Sequence[Column], overall: Overall) 
     }
     scored_on["score"] = (weights, *((task, documents[task]) for task in overall.metrics if task in top))
     baseline, unedited = row.reducer is None, run.baseline_of(row)
-    error, optimum = relative_error(row.edits), optimal_error(row.edits)
+    error, optimum = _mean(relative_error(r.edits) for r in rows), _mean(optimal_error(r.edits) for r in rows)
+    keep, keep_model, smaller = (
+        _mean(getattr(r, name) for r in rows) for name in ("keep_targets", "keep_model", "compression_ratio")
+    )
     values: dict[str, Value] = {
         "run": run.name,
         "model": row.model,
         "method": "unedited" if baseline else row.label or row.reducer,
         "setting": row.setting,
         "edited": describe(row.edits, run.blocks.get(row.model)),
-        "seed": str(row.seed),
+        "seed": _seeds(rows),
         **{column.name: measured.get(column.task, {}).get(column.metric) for column in tasks},
         "score": overall.score(top),
-        "keep": row.keep_targets if row.keep_targets is not None or not baseline else 1.0,
-        "keep_model": row.keep_model if row.keep_model is not None or not baseline else 1.0,
-        "compression": row.compression_ratio if row.compression_ratio is not None or not baseline else 1.0,
+        "keep": keep if keep is not None or not baseline else 1.0,
+        "keep_model": keep_model if keep_model is not None or not baseline else 1.0,
+        "compression": smaller if smaller is not None or not baseline else 1.0,
         "error": error,
         # Below single precision's rounding the optimum is zero, and a ratio to it would be noise.
         "optimum": error / optimum if error is not None and optimum is not None and optimum > 1e-6 else None,
-        "decompose": None if baseline else row.decompose_seconds,
-        "rank": ranks(row.edits),
+        "decompose": None if baseline else _mean(r.decompose_seconds for r in rows),
+        "rank": ranks([edit for r in rows for edit in r.edits]),
         "optimal_error": optimum,
-        "calibrate": None if baseline else row.calibrate_seconds,
-        "evaluate": row.evaluate_seconds,
+        "calibrate": None if baseline else _mean(r.calibrate_seconds for r in rows),
+        "evaluate": _mean(r.evaluate_seconds for r in rows),
         **_speeds(row),
         "pareto": False,
     }
-    elsewhere = not baseline and unedited is not None and row.environment != unedited.environment
-    return Entry(row, run.name, values, measured, scored_on, elsewhere)
+    elsewhere = not baseline and unedited is not None and any(r.environment != unedited.environment for r in rows)
+    return Entry(row, run.name, values, measured, scored_on, elsewhere, tuple(rows[1:]))
 
 
 #: Figure of `lrbench.speed.Speed` -> the column of factored over dense.
@@ -316,14 +271,15 @@ def _speeds(row: Row) -> dict[str, Value]:
 def _mark_pareto(entries: Sequence[Entry], score: Column) -> None:
     """Marks the lines that none beats: keeps no more and scores no less, and is better in one of the two.
 
-    Lines compete within a model, and only where the same documents of the same tasks make up their score.
+    Lines compete within a model (and, where they are updates, within a base, since their sizes are on top of that), and
+    only where the same documents of the same tasks make up their score.
     """
     sign = 1 if score.better == "higher" else -1
     fields: dict[Any, list[tuple[float, float, Entry]]] = {}
     for entry in entries:
         keep, number = as_number(entry.values["keep_model"]), as_number(entry.values["score"])
         if keep is not None and number is not None:
-            field_of = entry.row.model, entry.scored_on["score"]
+            field_of = entry.row.model, entry.row.delta, entry.scored_on["score"]
             fields.setdefault(field_of, []).append((keep, sign * number, entry))
     for points in fields.values():
         points.sort(key=lambda point: (point[0], -point[1]))
@@ -384,12 +340,3 @@ def _sort_key(entry: Entry, name: str) -> Any:
     if isinstance(value, str):
         return entry.row.seed if name == "seed" else value.casefold() or None
     return as_number(value)
-
-
-def as_number(value: Value) -> float | None:
-    """The number to compare a value by; None where there is none, or it is not a number."""
-    if isinstance(value, Measured):
-        value = value.value
-    if isinstance(value, bool):
-        return float(value)
-    return value if isinstance(value, int | float) and not math.isnan(value) else None

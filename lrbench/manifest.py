@@ -14,6 +14,7 @@ from lrbench.suite import Suite
 if TYPE_CHECKING:
     from lrbench.calibration.statistics import Calibration
     from lrbench.evaluate.bound import BoundEngine
+    from lrbench.models.base import Base
     from lrbench.models.load import LoadedModel
     from lrbench.plan import Method
     from lrbench.registry import Registry
@@ -52,6 +53,7 @@ class Manifest:
         setting: Mapping[str, Any],
         cells: list[str],
         calibration: Calibration | None = None,
+        base: Base | None = None,
         *,
         at_work: bool,
     ) -> None:
@@ -61,6 +63,7 @@ class Manifest:
             setting: what all its cells' hashes are made of beside the cells themselves.
             cells: hashes of all its cells, in the order of the plan.
             calibration: where a reducer needs one.
+            base: where updates are reduced.
             at_work: the engine has cells to score; else the entry of the one that scored them stays.
         """
         earlier = self._models.get(loaded.label, {})
@@ -75,6 +78,7 @@ class Manifest:
             "engine": engine.describe() if at_work or "engine" not in earlier else earlier["engine"],
             "setting": dict(setting),
             **({"calibration": calibration.describe()} if calibration is not None else {}),
+            **({"delta": base.describe()} if base is not None else {}),
             "cells": cells,
         }
         self._content["tasks"] = [{"task": name, "subtasks": parts} for name, parts in tasks.named.items()]

@@ -1,24 +1,35 @@
-"""A run's scores as measurements: value, standard error, and the paired difference from the unedited model."""
+"""Scores as measurements: value, standard error, and the paired difference from the unedited model."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+import statistics
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from lrbench.errors import InputError, one_line
-from lrbench.metrics import base_name, is_share, lower_is_better, primary
-from lrbench.scores import Score
-from lrbench.stats import Difference, PerDocument, agree, independent, paired_difference, stratified, summed
-from lrbench.store import Row, RunDirectory
+from lrbench.metrics import is_share, lower_is_better, primary
+from lrbench.stats import LEVEL, Difference, geometric, independent, weighted
+from lrbench.store import Row
 
 
 @dataclass(frozen=True)
 class Measured:
     """A metric's value on `n` documents, with its difference from the unedited model of the same run and model.
 
-    `discordant` and `significant` are those of `lrbench.stats.Difference`.
+    Attributes:
+        value: the mean over seeds, where a method was run with several.
+        stderr: over documents.
+        n: documents.
+        delta: edited less unedited.
+        delta_stderr: of the difference, paired by document.
+        interval: the 95 % bootstrap interval of the difference, for itself.
+        discordant: of zeros and ones: documents that rose, that fell.
+        p_value: of the exact test of the difference, for itself.
+        p_holm: the same after Holm's correction over the cells of a table; None while there is no table.
+        significant: whether that is at most 5 %.
+        by_seed: the values that `value` is the mean of, where there are several.
+        difference: what all this was computed from.
     """
 
     value: float
@@ -26,8 +37,34 @@ class Measured:
     n: int | None = None
     delta: float | None = None
     delta_stderr: float | None = None
+    interval: tuple[float, float] | None = None
     discordant: tuple[int, int] | None = None
+    p_value: float | None = None
+    p_holm: float | None = None
     significant: bool | None = None
+    by_seed: tuple[float, ...] = ()
+    difference: Difference | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation over seeds; None where there is one seed."""
+        return (
+            statistics.stdev(self.by_seed) if len(self.by_seed) > 1 and all(map(math.isfinite, self.by_seed)) else None
+        )
+
+    def judged(self, p_holm: float | None) -> Measured:
+        """With what Holm's correction over a table makes of its p-value."""
+        if p_holm is None or self.difference is None or self.delta is None:
+            return self
+        # The mean over seeds of perplexities and that of their logarithms, which is tested, may differ in direction.
+        same_way = float(self.difference.steps.sum()) * self.delta > 0
+        return replace(self, p_holm=p_holm, significant=p_holm <= LEVEL and same_way)
+
+    def record(self) -> dict[str, Any]:
+        """The figures as plain data."""
+        names = [entry.name for entry in fields(self) if entry.name not in ("difference", "by_seed")]
+        seeds = {"seeds": max(1, len(self.by_seed)), "spread": self.spread}
+        return {name: getattr(self, name) for name in names} | seeds
 
 
 def unpaired(row: Row) -> dict[str, dict[str, Measured]]:
@@ -91,140 +128,19 @@ class Overall:
         return mean(parts) if self.higher_is_better else geometric_mean(parts)
 
 
-class ScoredRun:
-    """A run's rows and what its manifest says of them; measures rows against the unedited models."""
-
-    def __init__(self, run: RunDirectory, name: str) -> None:
-        self.run, self.name = run, name
-        manifest = run.manifest() if run.manifest_file.is_file() else {}
-        rows = run.rows()
-        # A file may hold more than its suite asks for now: rows of a plugin or of a task as it was before a change.
-        self.rows = {cell: rows[cell] for cell in manifest.get("cells", rows) if cell in rows}
-        self.subtasks: dict[str, list[str]] = {
-            entry["task"]: [name for name in entry.get("subtasks") or () if name != entry["task"]]
-            for entry in manifest.get("tasks") or ()
-        }
-        self._top = asked_for(self.subtasks, {task for row in self.rows.values() for task in row.scores})
-        models = {model["label"]: model for model in manifest.get("models") or ()}
-        self.blocks: dict[str, int] = {label: model["blocks"] for label, model in models.items() if "blocks" in model}
-        self._weights = {label: model.get("weight_hash") for label, model in models.items()}
-        # What is known of tasks stands with the model, or with the engine that asked them.
-        places = {label: (model, model.get("engine") or {}) for label, model in models.items()}
-        self._tasks: dict[str, dict[str, dict[str, Any]]] = {
-            label: {name: about for place in both for name, about in (place.get("tasks") or {}).items()}
-            for label, both in places.items()
-        }
-        self._groups: dict[str, list[str]] = {
-            name: parts
-            for both in places.values()
-            for place in both
-            for name, parts in (place.get("groups") or {}).items()
-        }
-        self._unedited_samples: dict[str, dict[tuple[str, str], dict[int, PerDocument]]] = {}
-
-    @property
-    def order(self) -> list[str]:
-        """Tasks in the suite's order, each group before its parts."""
-        return list(dict.fromkeys(name for task, parts in self.subtasks.items() for name in (task, *parts)))
-
-    def top_level(self, task: str) -> bool:
-        """Whether the suite asked for this task itself, rather than for a group with it."""
-        return task in self._top
-
-    def higher_is_better(self, task: str, metric: str) -> bool | None:
-        """What the task, or one of a group's tasks, says of its metric; None where the manifest does not know it."""
-        for tasks in self._tasks.values():
-            for leaf in self._leaves(task):
-                said = (tasks.get(leaf, {}).get("higher_is_better") or {}).get(base_name(metric))
-                if isinstance(said, bool):
-                    return said
-        return None
-
-    def weights_of(self, row: Row) -> str | None:
-        """The hash of the unedited weights; None where the manifest does not know them."""
-        return self._weights.get(row.model)
-
-    def documents_of(self, row: Row, task: str) -> Hashable:
-        """Equal where two rows were asked the same of a task: by the hashes of its documents, prompts and metrics.
-
-        Where the manifest has no hashes, by how many documents there were.
-        """
-        tasks = self._tasks.get(row.model, {})
-        hashes = {leaf: tasks.get(leaf, {}).get("hashes") for leaf in self._leaves(task)}
-        found = sorted((leaf, *sorted(of_leaf.items())) for leaf, of_leaf in hashes.items() if of_leaf)
-        if found and len(found) == len(hashes):
-            return tuple(found)
-        return max((score.n for score in row.scores.get(task, {}).values()), default=0)
-
-    def _leaves(self, task: str) -> list[str]:
-        """The tasks that a group's score is made of; of a task, itself."""
-        return self._groups.get(task) or self.subtasks.get(task) or [task]
-
-    def baseline_of(self, row: Row) -> Row | None:
-        """The unedited model that `row` is compared with: of its seed where there is one."""
-        found = [
-            other
-            for other in self.rows.values()
-            if other.reducer is None and other.model == row.model and other.status == "ok"
-        ]
-        return next((other for other in found if other.seed == row.seed), found[0] if found else None)
-
-    def samples(self, cell: str) -> dict[tuple[str, str], dict[int, PerDocument]]:
-        """(task, metric) -> document -> value."""
-        values: dict[tuple[str, str], dict[int, PerDocument]] = {}
-        try:
-            for sample in self.run.samples(cell):
-                for metric, value in sample["metrics"].items():
-                    values.setdefault((sample["task"], metric), {})[sample["doc"]] = value
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            path = self.run.path / "samples" / f"{cell}.jsonl"
-            raise InputError(f"{path}: not a cell's samples: {one_line(error)}") from None
-        return values
-
-    def measure(self, row: Row) -> dict[str, dict[str, Measured]]:
-        """All metrics of a row, with differences from the unedited model and their paired standard errors."""
-        unedited = None if row.reducer is None else self.baseline_of(row)
-        if unedited is None or not row.scores:
-            return unpaired(row)
-        ours = self.samples(row.cell)
-        if unedited.cell not in self._unedited_samples:
-            self._unedited_samples[unedited.cell] = self.samples(unedited.cell)
-        theirs = self._unedited_samples[unedited.cell]
-        measured: dict[str, dict[str, Measured]] = {}
-        for task, scores in row.scores.items():
-            for metric, score in scores.items():
-                base = unedited.scores.get(task, {}).get(metric)
-                delta = difference = None
-                if base is not None and math.isfinite(score.value - base.value):
-                    delta = score.value - base.value
-                    difference = self._difference(task, metric, delta, ours, theirs)
-                measured.setdefault(task, {})[metric] = _compared(score, delta, difference)
-        return measured
-
-    def _difference(
-        self,
-        task: str,
-        metric: str,
-        delta: float,
-        ours: Mapping[tuple[str, str], dict[int, PerDocument]],
-        theirs: Mapping[tuple[str, str], dict[int, PerDocument]],
-    ) -> Difference | None:
-        key = task, metric
-        if key not in ours:
-            leaves = [(leaf, metric) for leaf in self._leaves(task) if (leaf, metric) in ours]
-            parts = [paired_difference(ours[leaf], theirs.get(leaf, {}), metric) for leaf in leaves]
-            whole = [part for part in parts if part is not None]
-            return stratified(whole, delta) if whole and len(whole) == len(parts) else None
-        found = paired_difference(ours[key], theirs.get(key, {}), metric)
-        # A metric that is not made of its documents in a way known here would get an error of something else.
-        return found if found is not None and agree(found.value, delta) else None
-
-
-def _compared(score: Score | Measured, delta: float | None, difference: Difference | None) -> Measured:
+def compared(score: Measured, delta: float, difference: Difference | None) -> Measured:
+    """A score with its difference from the unedited model, and what the documents say of that."""
     if difference is None:
-        return Measured(score.value, score.stderr, score.n, delta)
-    return Measured(
-        score.value, score.stderr, score.n, delta, difference.stderr, difference.discordant, difference.significant
+        return replace(score, delta=delta)
+    return replace(
+        score,
+        stderr=difference.ours.stderr if score.by_seed else score.stderr,
+        delta=delta,
+        delta_stderr=difference.stderr,
+        interval=difference.interval,
+        discordant=difference.discordant,
+        p_value=difference.p_value,
+        difference=difference,
     )
 
 
@@ -234,14 +150,15 @@ def mean(parts: Sequence[Measured]) -> Measured:
         return parts[0]
     weights = [1 / len(parts)] * len(parts)
     value = math.fsum(part.value for part in parts) / len(parts)
-    whole = Measured(value, independent([part.stderr for part in parts], weights))
+    by_seed = tuple(math.fsum(values) / len(parts) for values in _seeds(parts))
+    whole = Measured(value, independent([part.stderr for part in parts], weights), by_seed=by_seed)
     deltas = [part.delta for part in parts if part.delta is not None]
     if len(deltas) < len(parts):
         return whole
-    delta = math.fsum(deltas) / len(parts)
-    stderr = independent([part.delta_stderr for part in parts], weights)
-    smallest = min(part.n or 0 for part in parts)
-    return _compared(whole, delta, Difference(delta, stderr, smallest, summed(part.discordant for part in parts)))
+    found = [part.difference for part in parts if part.difference is not None]
+    return compared(
+        whole, math.fsum(deltas) / len(parts), weighted(found, weights) if len(found) == len(parts) else None
+    )
 
 
 def geometric_mean(parts: Sequence[Measured]) -> Measured | None:
@@ -251,9 +168,21 @@ def geometric_mean(parts: Sequence[Measured]) -> Measured | None:
     value = _geometric([part.value for part in parts])
     if value is None:
         return None
+    by_seed = tuple(of_seed for values in _seeds(parts) if (of_seed := _geometric(values)) is not None)
+    whole = Measured(value, by_seed=by_seed)
     unedited = _geometric([part.value - part.delta for part in parts if part.delta is not None])
-    whole = unedited is not None and all(part.delta is not None for part in parts)
-    return Measured(value, delta=value - unedited if whole and unedited is not None else None)
+    if unedited is None or any(part.delta is None for part in parts):
+        return whole
+    found = [part.difference for part in parts if part.difference is not None]
+    difference = geometric(found) if len(found) == len(parts) else None
+    # Of one seed the difference of the values is just that of the estimates; over several, means do not commute.
+    return compared(whole, value - unedited, difference)
+
+
+def _seeds(parts: Sequence[Measured]) -> list[tuple[float, ...]]:
+    """For each seed the values of all parts; empty unless all have the same number of seeds."""
+    counts = {len(part.by_seed) for part in parts}
+    return list(zip(*(part.by_seed for part in parts), strict=True)) if len(counts) == 1 else []
 
 
 def _geometric(values: Sequence[float]) -> float | None:

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from lrbench.calibration.refusal import uncalibrated
@@ -20,7 +21,7 @@ from lrbench.parameters import ParameterError, values
 from lrbench.ranks import RankRequest, closed_rank
 from lrbench.reducer import STATISTICS, Reducer
 from lrbench.registry import Registry
-from lrbench.suite import ReducerSpec, Suite
+from lrbench.suite import BASE, ReducerSpec, Suite
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,9 @@ class Method:
 class Cell:
     """One edited model: `slots` reduced by `method`, each to the rank that `request` gives it.
 
-    The unedited model is the cell without a method. `skip` says why the method does not do this one, `failure` why it
-    could not even be asked.
+    The unedited model is the cell without a method. A cell without a request drops its slots' updates: the weights are
+    the base's. `skip` says why the method does not do this one, `failure` why it could not even be asked. `seed` is
+    that of the method's random draws; None where it draws nothing.
     """
 
     method: Method | None = None
@@ -48,6 +50,7 @@ class Cell:
     first_block: int | None = None
     skip: str | None = None
     failure: str | None = None
+    seed: int | None = None
 
     @property
     def requested(self) -> dict[str, float | int]:
@@ -81,14 +84,26 @@ class Cell:
             "reducer": method and {"name": method.reducer.name, "params": method.params, "source": method.source_hash},
             "slots": sorted(slot.name for slot in self.slots),
             "requested": self.requested,
+            **({"seed": self.seed} if self.seed is not None else {}),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
     def ranks(self) -> list[int | None]:
         """The rank of each slot as far as shapes tell it; raises ReducerError where none is possible."""
         assert self.method is not None
-        assert self.request is not None
+        if self.request is None:
+            return [0] * len(self.slots)
         return [closed_rank(self.request, self.method.reducer, slot.about) for slot in self.slots]
+
+
+class _Base(Reducer):
+    """Stands for none: the cell without updates is no method's."""
+
+    name = BASE
+
+
+#: Of the cell whose weights are the base's own.
+WITHOUT_UPDATE = Method(BASE, _Base(), {}, "")
 
 
 @dataclass(frozen=True)
@@ -101,7 +116,8 @@ class Plan:
         """Runs of cells that differ in the rank alone."""
         group: list[Cell] = []
         for cell in self.cells:
-            if group and (cell.method is not group[0].method or cell.slots != group[0].slots):
+            first = group[0] if group else cell
+            if cell.method is not first.method or (cell.slots, cell.seed) != (first.slots, first.seed):
                 yield group
                 group = []
             group.append(cell)
@@ -162,7 +178,7 @@ def make_plan(suite: Suite, inventory: Inventory, built: Sequence[Method]) -> Pl
     Raises:
         SuiteError: a layer out of range or a word under `weights` that selects nothing, at the suite's line.
     """
-    cells: dict[tuple[str, tuple[str, ...], tuple[str, float]], Cell] = {}
+    cells: dict[tuple[str, tuple[str, ...], tuple[str, float], int | None], Cell] = {}
     blocks = len(inventory.blocks)
     for sweep in suite.sweep:
         try:
@@ -176,21 +192,29 @@ def make_plan(suite: Suite, inventory: Inventory, built: Sequence[Method]) -> Pl
         for method in built:
             if sweep.reducers is not None and method.label not in sweep.reducers:
                 continue
+            seeds = suite.repeats if method.reducer.randomized else (None,)
             for slots in _edits(sweep.mode, chosen):
-                for request in sweep.rank.requests:
-                    identity = (method.label, tuple(slot.name for slot in slots), (request.kind, request.value))
+                names = tuple(slot.name for slot in slots)
+                for request, seed in product(sweep.rank.requests, seeds):
+                    identity = (method.label, names, (request.kind, request.value), seed)
                     if identity not in cells:
                         skip, failure = refusal(method, slots)
                         first_block = _first_block(slots, blocks)
-                        cells[identity] = Cell(method, sweep.mode, slots, request, first_block, skip, failure)
+                        cells[identity] = Cell(method, sweep.mode, slots, request, first_block, skip, failure, seed)
     position = {slot.name: place for place, slot in enumerate(inventory.slots)}
     label_order = {method.label: place for place, method in enumerate(built)}
 
     def order(cell: Cell) -> tuple[Any, ...]:
         assert cell.method is not None
-        return cell.first_block, [position[slot.name] for slot in cell.slots], label_order[cell.method.label]
+        slots = [position[slot.name] for slot in cell.slots]
+        return cell.first_block, slots, label_order[cell.method.label], cell.seed or 0
 
-    return Plan((Cell(), *sorted(cells.values(), key=order)))
+    in_order = sorted(cells.values(), key=order)
+    if suite.delta is not None:
+        all_slots = {slot for cell in in_order for slot in cell.slots}
+        targets = tuple(sorted(all_slots, key=lambda slot: position[slot.name]))
+        in_order.insert(0, Cell(WITHOUT_UPDATE, BASE, targets, first_block=_first_block(targets, blocks)))
+    return Plan((Cell(), *in_order))
 
 
 def _edits(mode: str, slots: list[WeightSlot]) -> list[tuple[WeightSlot, ...]]:

@@ -15,6 +15,7 @@ from lrbench.evaluate.bound import BoundEngine
 from lrbench.evaluate.sweep import SweepEngine
 from lrbench.evaluate.sweep.probe import SweepCost, cost
 from lrbench.linalg import optimal_errors
+from lrbench.models.base import Base
 from lrbench.models.load import load
 from lrbench.models.slots import WeightSlot
 from lrbench.plan import Cell, Method, make_plan
@@ -24,6 +25,7 @@ from lrbench.store import RunDirectory
 from lrbench.suite import ModelSpec, Suite
 from lrbench.tasks.containment import contained
 from lrbench.tasks.score import Answers, score
+from lrbench.updates import base_of, without_unchanged
 
 QUICK = 1.0  # seconds; what takes less is timed again, warm
 
@@ -89,19 +91,22 @@ def probe(
     notify(f"loading {spec.display_name}")
     loaded = load(spec, device=device, trust_remote_code=trust_remote_code)
     plan = make_plan(suite, loaded.inventory, built)
+    base = base_of(suite, loaded, notify, trust_remote_code=trust_remote_code)
+    if base is not None:
+        plan = without_unchanged(plan, base.differs)
     notify("building requests")
     tasks = tasks_of(suite, notify)
     engine = cast(SweepEngine, make_suite_engine("sweep", suite, spec, loaded, tasks, notify))
     engine.describe()  # has it check itself
     setup_seconds = time.perf_counter() - started
     calibration = calibration_of(suite, loaded, engine, built, notify)
-    keys = cell_keys(plan, setting_of(suite, loaded, spec, engine), calibration)
+    keys = cell_keys(plan, setting_of(suite, loaded, spec, engine), calibration, base)
     rows = RunDirectory(out).rows()
     missing = [cell for cell in plan.cells if keys[id(cell)] not in rows and not cell.skip and not cell.failure]
     notify("timing some of the work")
     sweep = cost(engine)
     starts = [cell.first_block or 0 for cell in missing]
-    reducing = _reduce([cell for cell in missing if cell.method], suite.seed)
+    reducing = _reduce([cell for cell in missing if cell.method and cell.request], suite.seed, base)
     score_seconds = sweep.seconds(starts) + reducing.placing_seconds + len(missing) * _metrics(engine)
     return Prediction(
         machine=in_words(environment(loaded.device)),
@@ -126,7 +131,7 @@ class _Reducing:
     failures: list[str]
 
 
-def _reduce(cells: Sequence[Cell], seed: int) -> _Reducing:
+def _reduce(cells: Sequence[Cell], seed: int, base: Base | None = None) -> _Reducing:
     """Times each method on one slot of each shape, at the largest rank that is asked of it, and multiplies."""
     total = _Reducing(0.0, 0.0, [])
     kinds: dict[tuple[str, tuple[int, int], str], list[tuple[Cell, WeightSlot]]] = {}
@@ -143,7 +148,7 @@ def _reduce(cells: Sequence[Cell], seed: int) -> _Reducing:
         weight = weight if weight.dtype.itemsize == 8 else weight.float()
         spectrum_seconds[shape] = _timed(lambda weight=weight: optimal_errors(weight))  # type: ignore[misc]
         total.seconds += len(slots) * spectrum_seconds[shape]
-    reductions = Reductions(seed, WhiteInputs())
+    reductions = Reductions(seed, WhiteInputs(), base)
     seen: set[str] = set()
     for (_, shape, _), asked in kinds.items():
         cell, slot = max(asked, key=lambda entry: _size(entry[0]))

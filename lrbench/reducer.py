@@ -141,6 +141,8 @@ class Reducer:
         promises: which of `PROMISES` hold; `lrbench plugins test` checks them.
         rank_of: what has the rank that the method is asked for. Of anything but the "weight", such as "each block", the
             factors may be of a higher rank than asked; what they store is still held against `stored_numbers`.
+        randomized: results depend on `context.generator`. A suite's `seeds` repeat such methods, and no others. May be
+            a property, where parameters decide it.
         one_preparation: the work of `prepare` does not depend on which ranks are asked. Then it is done once for all
             ranks of a weight, and its time stands in each one's; else `prepare` is called for each rank alone, so
             that a small rank is not charged for what a large one needs.
@@ -150,6 +152,7 @@ class Reducer:
     needs: ClassVar[frozenset[str]] = frozenset()
     promises: ClassVar[frozenset[str]] = frozenset()
     rank_of: ClassVar[str] = "weight"
+    randomized: ClassVar[bool] = False
     one_preparation: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

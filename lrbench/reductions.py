@@ -15,7 +15,7 @@ import psutil
 import torch
 
 from lrbench.errors import LrbenchError, ReducerError, one_line
-from lrbench.factors import Dense, Factors
+from lrbench.factors import Dense, Factors, LowRank
 from lrbench.linalg import WeightedSpectrum, optimal_errors, output_error, root
 from lrbench.models.slots import WeightSlot
 from lrbench.plan import Cell, Method
@@ -41,21 +41,28 @@ class Reduction:
         edit: the row's record of it.
         seconds: the shared preparation and this rank's construction, synchronized.
         calibrate_seconds: the slot's share of what collecting its statistics cost.
+        base: what the factors are an update of, on whatever device; None where they stand in for the weight itself.
     """
 
     factors: Factors
     edit: Edit
     seconds: float
     calibrate_seconds: float = 0.0
+    base: WeightSlot | None = None
 
     def matrix(self) -> torch.Tensor:
-        """What stands in for W (out, in): the product of the stored factors, computed in float32 or better."""
-        dtype = next(t.dtype for t in self.factors.tensors().values() if t.is_floating_point())
-        return self.factors.to(dtype=_working(dtype)).dense()
+        """What stands in for W (out, in): the product of the stored factors, computed in float32 or better.
+
+        Of an update, the base's weight with the product added to it.
+        """
+        product = self.factors.to(dtype=_working(self.factors.dtype)).dense()
+        return product if self.base is None else product + _beside(self.base, self.factors).to(product.dtype)
 
 
-def sizes(slots: Sequence[WeightSlot], reductions: Sequence[Reduction], numbers: int) -> dict[str, float]:
-    """keep of the targets and of the model, and the compression ratio.
+def sizes(
+    slots: Sequence[WeightSlot], reductions: Sequence[Reduction], numbers: int, beside: int | None = None
+) -> dict[str, float | None]:
+    """keep of the targets and of the model, and the compression ratio; None where nothing at all is stored.
 
     A part of a fused or stacked parameter replaces its own numbers. A tied weight is replaced only when all that use it
     are edited; else its factors come on top of it.
@@ -63,26 +70,37 @@ def sizes(slots: Sequence[WeightSlot], reductions: Sequence[Reduction], numbers:
     Args:
         slots, reductions: one of each for each edited weight.
         numbers: parameters of the unedited model.
+        beside: of updates, what else must be stored on top of the base; see `Base.numbers_beside`.
     """
     stored = sum(reduction.edit.stored_numbers for reduction in reductions)
     dense = sum(slot.numbers for slot in slots)
-    places = {slot: slot.place for slot in slots}
-    edited_users = Counter(places.values())
-    whole = {place: slot.numbers for slot, place in places.items() if edited_users[place] == slot.users}
-    model = (numbers - sum(whole.values()) + stored) / numbers
-    return {"keep_targets": stored / dense, "keep_model": model, "compression_ratio": 1 / model}
+    if beside is None:
+        places = {slot: slot.place for slot in slots}
+        edited_users = Counter(places.values())
+        whole = {place: slot.numbers for slot, place in places.items() if edited_users[place] == slot.users}
+        beside = numbers - sum(whole.values())
+    model = (beside + stored) / numbers
+    return {"keep_targets": stored / dense, "keep_model": model, "compression_ratio": 1 / model if model else None}
 
 
 @dataclass
 class _Copy:
-    """A slot's weight in the dtype that reducers compute in, and what they have computed from it."""
+    """A slot's weight, or its update, in the dtype that reducers compute in, and what they have computed from it."""
 
     weight: torch.Tensor  # (out, in)
     shared: Shared
+    base: torch.Tensor | None = None  # (out, in); what the weight is an update of, in the model's dtype
 
     @property
     def nbytes(self) -> int:
-        return self.weight.nbytes + self.shared.nbytes
+        return self.weight.nbytes + self.shared.nbytes + (0 if self.base is None else self.base.nbytes)
+
+
+class Bases(Protocol):
+    """Where updates have their bases from."""
+
+    def slot(self, slot: WeightSlot) -> WeightSlot:
+        """The base's slot for one of the fine-tuned model's; raises ModelError."""
 
 
 class Statistics(Protocol):
@@ -100,24 +118,30 @@ class Reductions:
 
     Copies of weights, and what reducers share, are kept of the slots used last, up to an eighth of the free memory:
     methods follow one another on a slot, or on the same few slots.
+
+    With a base, W − W_base stands for each weight W: reducers are given that, and errors are of that.
     """
 
-    def __init__(self, seed: int, calibration: Statistics | None = None) -> None:
+    def __init__(self, seed: int, calibration: Statistics | None = None, base: Bases | None = None) -> None:
         self._seed = seed
         self._calibration = calibration
+        self._base = base
         self._optima: dict[str, list[float]] = {}
         self._output_optima: dict[str, list[float]] = {}
         self._warm: set[tuple[str, torch.device]] = set()
         self._copies: OrderedDict[str, _Copy] = OrderedDict()
 
     def of_group(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, list[Reduction] | LrbenchError]]:
-        """Reduces cells that differ in the rank alone, sharing each slot's preparation between them.
+        """Reduces cells that differ in the rank alone (one seed, too), sharing each slot's preparation between them.
 
         Every rank's factors are held until all slots are done; where they would take more than a quarter of the free
         memory, the ranks are done one after the other, and the preparation is repeated.
         """
         slots, method = cells[0].slots, cells[0].method
         assert method is not None
+        if cells[0].request is None:
+            yield from ((cell, [self._without_update(slot) for slot in cell.slots]) for cell in cells)
+            return
         size = sum(slot.numbers * slot.tensor().element_size() for slot in slots)
         at_once = len(cells) if size * len(cells) <= _free_memory(slots[0].tensor().device) / 4 else 1
         for start in range(0, len(cells), at_once):
@@ -126,7 +150,8 @@ class Reductions:
             for slot in slots:
                 alive = [i for i, result in enumerate(done) if isinstance(result, list)]
                 requests = [part[i].request for i in alive]
-                for i, outcome in zip(alive, self._slot(slot, method, requests), strict=True):  # type: ignore[arg-type]
+                outcomes = self._slot(slot, method, requests, cells[0].seed)  # type: ignore[arg-type]
+                for i, outcome in zip(alive, outcomes, strict=True):
                     if isinstance(outcome, Reduction):
                         done[i].append(outcome)  # type: ignore[union-attr]
                     else:
@@ -134,7 +159,7 @@ class Reductions:
             yield from zip(part, done, strict=True)
 
     def _slot(
-        self, slot: WeightSlot, method: Method, requests: Sequence[RankRequest]
+        self, slot: WeightSlot, method: Method, requests: Sequence[RankRequest], seed: int | None = None
     ) -> list[Reduction | LrbenchError]:
         """One slot at each requested rank; a failure that concerns them all is given to each."""
         if not requests:
@@ -142,7 +167,8 @@ class Reductions:
         reducer = method.reducer
         try:
             with _failing_as(slot, method):
-                work = _Work(slot, method, self._seed, self._copy(slot), self._calibration)
+                own = self._seed if seed is None else seed
+                work = _Work(slot, method, own, self._copy(slot), self._calibration, self._base)
                 optimum = self._optimum(slot, work)
                 spectrum = _singular_values(optimum)
                 self._warm_up(work)
@@ -174,12 +200,21 @@ class Reductions:
     def _copy(self, slot: WeightSlot) -> _Copy:
         """The slot's, as the method before left it."""
         if slot.name not in self._copies:
-            weight = slot.read()
-            # A copy, so that a plugin that writes to its input cannot spoil the model.
-            copied = weight.to(_working(weight.dtype), copy=True, memory_format=torch.contiguous_format)
-            self._copies[slot.name] = _Copy(copied, Shared())
+            base = None if self._base is None else _beside(self._base.slot(slot), slot.read())
+            self._copies[slot.name] = _Copy(_target(slot, base), Shared(), base)
         self._copies.move_to_end(slot.name)
         return self._copies[slot.name]
+
+    def _without_update(self, slot: WeightSlot) -> Reduction:
+        """The base's own weight, as an update of rank 0."""
+        assert self._base is not None
+        weight, (rows, columns) = slot.read(), slot.about.shape
+        nothing = LowRank(weight.new_zeros(rows, 0), weight.new_zeros(0, columns))
+        edit = Edit(
+            weight=slot.name, layer=slot.about.layer, role=slot.about.role, shape=slot.about.shape, rank=0,
+            stored_numbers=0, stored_bytes=0, stored_as="factors", relative_error=1.0, optimal_error=1.0,
+        )  # fmt: skip
+        return Reduction(nothing, edit, 0.0, base=self._base.slot(slot))
 
     def _forget_old(self, slot: WeightSlot) -> None:
         """Keeps the copies used last, as many as fit."""
@@ -210,7 +245,7 @@ class Reductions:
             errors = WeightedSpectrum(work.weight, root(H)).weighted_errors()
             self._output_optima[slot.name] = [error / errors[0] if errors[0] else 0.0 for error in errors]
         optima = self._output_optima[slot.name]
-        stored = reduction.matrix().to(slot.tensor().dtype)
+        stored = work.rounded(reduction)
         edit = reduction.edit.model_copy(
             update={
                 "output_error": output_error(work.weight, stored, H),
@@ -244,7 +279,13 @@ class _Work:
     """One reducer at work on one slot: calls it, times it, and turns whatever it does wrong into a ReducerError."""
 
     def __init__(
-        self, slot: WeightSlot, method: Method, seed: int, copy: _Copy, calibration: Statistics | None = None
+        self,
+        slot: WeightSlot,
+        method: Method,
+        seed: int,
+        copy: _Copy,
+        calibration: Statistics | None = None,
+        base: Bases | None = None,
     ) -> None:
         self.slot, self.method, self._seed = slot, method, seed
         self.statistics: Mapping[str, torch.Tensor] = {}
@@ -253,6 +294,7 @@ class _Work:
             self.statistics, self.calibrate_seconds = calibration.statistics(slot, method.reducer.needs)
         self._versions = {name: statistic._version for name, statistic in self.statistics.items()}
         self.weight, self.shared = copy.weight, copy.shared  # (out, in)
+        self._base, self._base_slot = copy.base, None if base is None else base.slot(slot)
         if not bool(self.weight.isfinite().all()):
             row, column = (~self.weight.isfinite()).nonzero()[0].tolist()
             value = float(self.weight[row, column])
@@ -314,8 +356,8 @@ class _Work:
         dtype = self.slot.tensor().dtype
         smaller = factors.stored_numbers < rows * columns
         stored = factors.to(dtype=dtype) if smaller else Dense(factors.dense().to(dtype))
-        result = Reduction(stored, None, seconds, self.calibrate_seconds)  # type: ignore[arg-type]
-        rounded = result.matrix().to(dtype)
+        result = Reduction(stored, None, seconds, self.calibrate_seconds, self._base_slot)  # type: ignore[arg-type]
+        rounded = self.rounded(result)
         if not bool(rounded.isfinite().all()):
             raise ReducerError(
                 f"{self.slot.name}: the result of {self.method.label} at rank {rank} overflows "
@@ -326,10 +368,18 @@ class _Work:
             weight=self.slot.name, layer=self.slot.about.layer, role=self.slot.about.role,
             shape=self.slot.about.shape, rank=rank, stored_numbers=stored.stored_numbers,
             stored_bytes=stored.stored_bytes, stored_as="factors" if smaller else "dense",
-            relative_error=_norm(self.weight - rounded.to(self.weight.dtype)) / norm if norm else _norm(rounded),
+            relative_error=_norm(self.weight - rounded) / norm if norm else _norm(rounded),
             optimal_error=optimum[min(rank, len(optimum) - 1)] / norm if norm else 0.0, chosen=chosen,
         )  # fmt: skip
         return dataclasses.replace(result, edit=edit)
+
+    def rounded(self, reduction: Reduction) -> torch.Tensor:
+        """What stands in for `weight` (out, in) once it is in the model, in the dtype of `weight`.
+
+        Of an update, what the sum with the base's weight is rounded to, less the base's weight.
+        """
+        placed = reduction.matrix().to(self.slot.tensor().dtype).to(self.weight.dtype)
+        return placed if self._base is None else placed - self._base.to(self.weight.dtype)
 
     def _timed(self, what: str, call: Callable[[], _T], bill: Bill) -> tuple[float, _T]:
         """What a call took, with what its shared results took when they were made, whoever asked first."""
@@ -344,7 +394,7 @@ class _Work:
         except FOREIGN as error:  # whatever a plugin raises is a failure of this reducer on this slot
             text = f"{self.slot.name}: {self.method.label} failed at {what}: {one_line(error)}"
             raise ReducerError(text) from error
-        if not torch.equal(self.weight, self.slot.read().to(self.weight.dtype)):
+        if not torch.equal(self.weight, _target(self.slot, self._base)):
             raise ReducerError(
                 f"{self.slot.name}: {self.method.label} writes to the weight it is given; clone it first"
             )
@@ -385,6 +435,19 @@ def _random_state_kept() -> Iterator[None]:
         finally:
             torch.set_default_dtype(dtype)
             random.setstate(python)
+
+
+def _target(slot: WeightSlot, base: torch.Tensor | None) -> torch.Tensor:
+    """What is reduced, (out, in): the weight, or what it adds to the base's; a copy, which plugins cannot spoil."""
+    weight = slot.read()
+    dtype = _working(weight.dtype)
+    copied = weight.to(dtype, copy=True, memory_format=torch.contiguous_format)
+    return copied if base is None else copied.sub_(base.to(dtype))
+
+
+def _beside(base: WeightSlot, other: torch.Tensor | Factors) -> torch.Tensor:
+    """A base's weight (out, in) in the dtype of what it stands beside, and on its device."""
+    return base.read().to(dtype=other.dtype, device=other.device)
 
 
 def _of_first(statistic: torch.Tensor, inputs: int | None) -> torch.Tensor:

@@ -16,12 +16,14 @@ from typing import Any
 import lrbench
 from lrbench.calibration.statistics import prepare_again
 from lrbench.errors import InputError, LrbenchError, ModelError, PluginError
+from lrbench.models.base import Base
 from lrbench.models.load import LoadedModel, load
 from lrbench.plan import Cell, Method, make_plan, methods
 from lrbench.reductions import Reduction, Reductions
 from lrbench.registry import Registry
 from lrbench.store import Edit, Row, RunDirectory
-from lrbench.suite import ModelSpec, Suite, suite_again
+from lrbench.suite import BASE, ModelSpec, Suite, suite_again
+from lrbench.updates import base_of, definition_of
 
 #: How far an error may be from the row's: another machine sums in another order.
 TOLERANCE = 1e-3
@@ -39,6 +41,7 @@ class CellAgain:
         loaded: the model, unedited.
         cell: what is edited.
         reductions: one for each of the cell's slots.
+        base: what they are updates of, and how the suite names it; None where they stand in for the weights.
     """
 
     row: Row
@@ -48,6 +51,7 @@ class CellAgain:
     loaded: LoadedModel
     cell: Cell
     reductions: tuple[Reduction, ...]
+    base: Base | None = None
 
 
 @dataclass(frozen=True)
@@ -137,23 +141,26 @@ def compute_again(
         _check_code(again.manifest, method)
     loaded = load(spec, device=device, trust_remote_code=trust_remote_code)
     _check_model(loaded, entry)
-    cell = _cell_of(row, make_plan(again.suite, loaded.inventory, again.methods).cells)
+    cell = _cell_of(row, make_plan(again.suite, loaded.inventory, again.methods).cells, again.suite.seed)
     calibration = None
     if method.reducer.needs:
         calibration = prepare_again(again.suite, loaded, entry["calibration"]["length"], _silent)
-    definition = calibration.definition(method) if calibration is not None else {}
+    base = base_of(again.suite, loaded, _silent, trust_remote_code=trust_remote_code)
+    if base is not None:
+        _check_base(base, entry)
+    definition = definition_of(cell, calibration, base)
     if not other_code and "setting" in entry and cell.digest(**entry["setting"], **definition) != row.cell:
         made, now = again.manifest.get("lrbench"), lrbench.__version__
         raise InputError(
             f"{run.path}: cell {row.cell[:10]} is of an earlier state of this suite (lrbench {made}, now {now}); "
             "choose a cell of the last run"
         )
-    [(_, outcome)] = Reductions(again.suite.seed, calibration).of_group([cell])
+    [(_, outcome)] = Reductions(again.suite.seed, calibration, base).of_group([cell])
     if isinstance(outcome, LrbenchError):
         raise outcome
     for mine, theirs in zip(_in_order([r.edit for r in outcome]), _in_order(row.edits), strict=True):
         _check_edit(mine, theirs)
-    return CellAgain(row, again.suite, again.manifest["suite"], spec, loaded, cell, tuple(outcome))
+    return CellAgain(row, again.suite, again.manifest["suite"], spec, loaded, cell, tuple(outcome), base)
 
 
 def _silent(message: str) -> None:
@@ -165,6 +172,8 @@ def _refuse_unscored(run: RunDirectory, row: Row) -> None:
         raise InputError(f"{run.path}: cell {row.cell[:10]} is {row.status} ({row.reason}); choose one that was scored")
     if row.reducer is None:
         raise InputError(f"{run.path}: cell {row.cell[:10]} is the unedited model; choose an edited one")
+    if row.mode == BASE:
+        raise InputError(f"{run.path}: cell {row.cell[:10]} has the base's own weights; choose one with updates")
 
 
 def _check_code(manifest: Mapping[str, Any], method: Method) -> None:
@@ -191,10 +200,20 @@ def _check_model(loaded: LoadedModel, entry: Mapping[str, Any]) -> None:
             )
 
 
-def _cell_of(row: Row, cells: Sequence[Cell]) -> Cell:
+def _check_base(base: Base, entry: Mapping[str, Any]) -> None:
+    then = (entry.get("delta") or {}).get("weight_hash")
+    if then != base.weight_hash:
+        raise ModelError(
+            f"base {base.label}: its weights (SHA-256) are {base.weight_hash[:16]}, in the run they were "
+            f"{str(then)[:16]}; bring the run's base back"
+        )
+
+
+def _cell_of(row: Row, cells: Sequence[Cell], seed: int) -> Cell:
     weights = {edit.weight for edit in row.edits}
     for cell in cells:
         same = cell.method is not None and cell.method.label == row.label and cell.requested == row.requested
+        same = same and (seed if cell.seed is None else cell.seed) == row.seed
         if same and {slot.name for slot in cell.slots} == weights:
             return cell
     raise InputError(f"cell {row.cell[:10]}: the suite no longer makes it from this model; run the suite again")

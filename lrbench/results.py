@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lrbench.edits_in_words import describe, optimal_error, ranks, relative_error
 from lrbench.errors import InputError
-from lrbench.measured import ScoredRun
+from lrbench.scored_run import ScoredRun
 from lrbench.store import Row, open_run
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ def flat(row: Row) -> dict[str, Any]:
     kind, value = next(iter(row.requested.items()), (None, None))
     line: dict[str, Any] = {
         "cell": row.cell, "status": row.status, "reason": row.reason, "suite": row.suite, "model": row.model,
-        "method": row.label, "reducer": row.reducer, "mode": row.mode, "rank_kind": kind, "rank_value": value,
+        "method": row.label, "reducer": row.reducer, "delta": row.delta, "mode": row.mode,
+        "rank_kind": kind, "rank_value": value,
         "seed": row.seed, "edited": describe(row.edits), "weights": len(row.edits), "rank": ranks(row.edits),
         "keep_targets": row.keep_targets, "keep_model": row.keep_model, "compression_ratio": row.compression_ratio,
         "relative_error": relative_error(row.edits), "optimal_error": optimal_error(row.edits),

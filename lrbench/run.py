@@ -22,6 +22,7 @@ from lrbench.evaluate.bound import BoundEngine
 from lrbench.evaluate.engine import Engine, Job, Outcome, Step
 from lrbench.inference import measure_inference
 from lrbench.manifest import Manifest
+from lrbench.models.base import Base
 from lrbench.models.edit import edited
 from lrbench.models.load import (
     LoadedModel,
@@ -39,6 +40,7 @@ from lrbench.registry import Registry
 from lrbench.store import Edit, Row, RunDirectory
 from lrbench.suite import ModelSpec, Suite
 from lrbench.tasks.load import TaskSet, load_tasks
+from lrbench.updates import base_of, check_base, definition_of, without_unchanged
 
 LOCK = ".lock"
 HELD_BYTES = 2**30  # of factors that wait for an engine which prefers many jobs at once
@@ -105,6 +107,7 @@ class _ModelRun:
     loaded: LoadedModel
     directory: RunDirectory
     environment: str
+    base: Base | None = None
     numbers: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -115,8 +118,10 @@ class _ModelRun:
         return Row(
             cell=key, status=status, environment=self.environment, suite=self.suite.name, model=self.loaded.label,
             reducer=method.reducer.name if method else None, label=method.label if method else None,
+            delta=self.base.label if self.base else None,
             params={**method.params, **_chosen(measured.get("edits", []))} if method else {},
-            mode=cell.mode, requested=cell.requested, seed=self.suite.seed, **measured,
+            mode=cell.mode, requested=cell.requested,
+            seed=self.suite.seed if cell.seed is None else cell.seed, **measured,
         )  # fmt: skip
 
 
@@ -153,7 +158,8 @@ def run_suite(
     started = time.perf_counter()
     built = methods(suite, registry)
     for spec in suite.models:  # a mistake in the last one is said before the first is scored
-        make_plan(suite, structure_of(suite, spec, device, trust_remote_code=trust_remote_code), built)
+        inventory = structure_of(suite, spec, device, trust_remote_code=trust_remote_code)
+        check_base(suite, inventory, make_plan(suite, inventory, built), trust_remote_code=trust_remote_code)
     directory = RunDirectory(out)
     result = RunResult(directory)
     with _exclusive(directory):
@@ -216,9 +222,11 @@ def calibration_of(
     return prepare(suite, loaded, engine.requests, engine.lm.max_length, notify)
 
 
-def cell_keys(plan: Plan, setting: Mapping[str, Any], calibration: Calibration | None) -> dict[int, str]:
+def cell_keys(
+    plan: Plan, setting: Mapping[str, Any], calibration: Calibration | None, base: Base | None = None
+) -> dict[int, str]:
     """`id` of each cell -> its hash, by which its row is known; see `setting_of`."""
-    return {id(cell): cell.digest(**setting, **_calibrated(cell, calibration)) for cell in plan.cells}
+    return {id(cell): cell.digest(**setting, **definition_of(cell, calibration, base)) for cell in plan.cells}
 
 
 def _run_model(
@@ -237,6 +245,9 @@ def _run_model(
     progress.note(f"loading {spec.display_name}")
     loaded = load(spec, device=device, trust_remote_code=trust_remote_code)
     plan = make_plan(suite, loaded.inventory, built)
+    base = base_of(suite, loaded, progress.note, trust_remote_code=trust_remote_code)
+    if base is not None:
+        plan = without_unchanged(plan, base.differs)
     broken = first_non_finite(loaded.model)
     if broken:  # cells that reduce it name it themselves; the others fail for it all the same
         progress.note(f"{spec.display_name}: {broken}; mend the checkpoint")
@@ -245,9 +256,11 @@ def _run_model(
     scorer = make_suite_engine(engine, suite, spec, loaded, tasks, progress.note)
     calibration = calibration_of(suite, loaded, scorer, built, progress.note)
     setting = setting_of(suite, loaded, spec, scorer)
-    keys = cell_keys(plan, setting, calibration)
+    keys = cell_keys(plan, setting, calibration, base)
     missing = Plan(tuple(cell for cell in plan.cells if keys[id(cell)] not in done))
-    manifest.add_model(loaded, tasks, scorer, setting, list(keys.values()), calibration, at_work=bool(missing.cells))
+    manifest.add_model(
+        loaded, tasks, scorer, setting, list(keys.values()), calibration, base, at_work=bool(missing.cells)
+    )
     reused = [done[key] for key in keys.values() if key in done]
     result.count(reused, new=False)
     progress.planned(loaded.label, len(plan.cells), len(reused), tasks.named)
@@ -260,7 +273,7 @@ def _run_model(
     asked = [scorer.lm.max_length, list(scorer.requests.hashes().items())]
     scorer.partials = RunPartials(result.directory, asked, here)
     scorer.report = progress.scoring
-    share = _ModelRun(suite, loaded, result.directory, here["hash"])
+    share = _ModelRun(suite, loaded, result.directory, here["hash"], base)
     if calibration is not None:
         calibration.expect(missing.cells)
     try:
@@ -273,16 +286,11 @@ def _run_model(
         manifest.update_engine(loaded, scorer)
 
 
-def _calibrated(cell: Cell, calibration: Calibration | None) -> dict[str, Any]:
-    """What of the calibration defines a cell's result; nothing for methods that do without."""
-    return calibration.definition(cell.method) if calibration is not None and cell.method is not None else {}
-
-
 def _rows(
     share: _ModelRun, plan: Plan, keys: dict[int, str], engine: Engine, calibration: Calibration | None
 ) -> Iterator[Row]:
     """Scores a plan's cells group by group; each row is yielded as soon as it is known."""
-    reductions = Reductions(share.suite.seed, calibration)
+    reductions = Reductions(share.suite.seed, calibration, share.base)
     jobs: list[Job] = []
     pending: dict[str, tuple[Cell, list[Reduction]]] = {}
     to_come = Counter(cell.first_block for cell in plan.cells if cell.method and not cell.skip and not cell.failure)
@@ -341,7 +349,8 @@ def _scored_row(share: _ModelRun, cell: Cell, reductions: Sequence[Reduction], s
         "evaluate_seconds": scored.seconds,
     }
     if cell.method is not None:
-        measured |= sizes(cell.slots, reductions, share.numbers)
+        beside = share.base.numbers_beside(cell.slots) if share.base is not None else None
+        measured |= sizes(cell.slots, reductions, share.numbers, beside)
     else:
         measured |= {"keep_targets": 1.0, "keep_model": 1.0, "compression_ratio": 1.0}
     if scored.error is not None:

@@ -35,7 +35,7 @@ class Edit(Strict):
     stored_numbers: int
     stored_bytes: int
     stored_as: Literal["factors", "dense"]
-    relative_error: float  # |W - What|_F / |W|_F, after rounding to the model's dtype
+    relative_error: float  # |W - What|_F / |W|_F, after rounding to the model's dtype; of updates, see Row.delta
     optimal_error: float  # the Eckart-Young optimum of the same rank, before rounding
     # |(W - What) H^½|_F / |W H^½|_F and its least for the rank, with H = E[x x^T]; of methods that were given H
     output_error: float | None = None
@@ -56,6 +56,7 @@ class Row(Strict):
     model: str
     reducer: str | None = None  # None: the unedited model
     label: str | None = None
+    delta: str | None = None  # the base, where the run reduces updates: W is W - W_base, keep_model on top of the base
     params: dict[str, Any] = Field(default_factory=dict)
     mode: str | None = None
     requested: dict[str, float | int] = Field(default_factory=dict)

@@ -11,7 +11,9 @@ from pydantic import BaseModel, ValidationError
 from lrbench.errors import InputError, did_you_mean
 from lrbench.suite_errors import suite_error
 from lrbench.suite_schema import (
+    BASE,
     CalibrationSpec,
+    DeltaSpec,
     ModelSpec,
     RankSpec,
     ReducerSpec,
@@ -23,8 +25,8 @@ from lrbench.suite_schema import (
 from lrbench.yaml_positions import Document, KeyPath, Place, read_yaml
 
 __all__ = [
-    "CalibrationSpec", "ModelSpec", "RankSpec", "ReducerSpec", "Suite", "SweepSpec", "TaskSpec", "TextSpec",
-    "bundled_suites", "find_suite", "load_suite", "suite_again",
+    "BASE", "CalibrationSpec", "DeltaSpec", "ModelSpec", "RankSpec", "ReducerSpec", "Suite", "SweepSpec", "TaskSpec",
+    "TextSpec", "bundled_suites", "find_suite", "load_suite", "suite_again",
 ]  # fmt: skip
 
 _MODELS: dict[tuple[str, ...], type[BaseModel]] = {
@@ -35,6 +37,8 @@ _MODELS: dict[tuple[str, ...], type[BaseModel]] = {
     ("sweep", "rank"): RankSpec,
     ("calibration",): CalibrationSpec,
     ("calibration", "text"): TextSpec,
+    ("delta",): DeltaSpec,
+    ("delta", "base"): ModelSpec,
 }
 
 
@@ -130,7 +134,7 @@ def _normalised(document: Document, path: Path) -> dict[str, Any]:
         if isinstance(model, list):
             raise document.error(("model",), "'model' takes one model; for several write 'models'")
         data["models"] = [model]
-    for key in ("task_paths", "plugins", "calibration"):
+    for key in ("task_paths", "plugins", "calibration", "delta"):
         if data.get(key, "") is None:
             del data[key]
     if data.get("name") is None:
@@ -167,7 +171,9 @@ def _located(suite: Suite, document: Document, folder: Path, paths: Mapping[str,
     for key in ("models", "tasks", "reducers", "sweep"):
         for index, spec in enumerate(getattr(suite, key)):
             spec._path = _written((key, index), document)
-    task_paths, plugins, models = [], [], []
+    if suite.delta is not None:
+        suite.delta._path, suite.delta.base._path = ("delta",), ("delta", "base")
+    task_paths, plugins = [], []
     for index, given in enumerate(suite.task_paths):
         task_paths.append(absolute(("task_paths", index), given))
         if not task_paths[-1].is_dir():
@@ -176,7 +182,8 @@ def _located(suite: Suite, document: Document, folder: Path, paths: Mapping[str,
         plugins.append(absolute(("plugins", index), given))
         if not plugins[-1].exists():
             raise document.error(("plugins", index), f"no such plugin file or folder: {plugins[-1]}")
-    for model in suite.models:
+
+    def located_model(model: ModelSpec) -> ModelSpec:
         found = {}
         for key in ("pretrained", "config", "tokenizer", "adapter"):
             given = getattr(model, key)
@@ -190,12 +197,17 @@ def _located(suite: Suite, document: Document, folder: Path, paths: Mapping[str,
                 # what else may be a hub id
                 what = "no such checkpoint folder" if key == "pretrained" else f"no such {key}"
                 raise document.error(place, f"{what}: {local}")
-        models.append(model.model_copy(update=found))
-        models[-1]._given = {key: getattr(model, key) for key in found}
+        located = model.model_copy(update=found)
+        located._given = {key: getattr(model, key) for key in found}
+        return located
+
+    models = [located_model(model) for model in suite.models]
     changes: dict[str, Any] = {"task_paths": tuple(task_paths), "plugins": tuple(plugins), "models": tuple(models)}
     if suite.calibration is not None and suite.calibration.text is not None:
         text = _located_text(suite.calibration.text, document, absolute)
         changes["calibration"] = suite.calibration.model_copy(update={"text": text})
+    if suite.delta is not None:
+        changes["delta"] = suite.delta.model_copy(update={"base": located_model(suite.delta.base)})
     located = suite.model_copy(update=changes)
     located._document = document
     return located

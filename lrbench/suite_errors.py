@@ -28,6 +28,8 @@ _EXAMPLES = {
     ("sweep", "rank"): "{keep: [0.5, 0.25]}",
     ("calibration",): "{text: ./text.txt, samples: 128}",
     ("calibration", "text"): "{task: wikitext}",
+    ("delta",): "{base: org/name}",
+    ("delta", "base"): "{name: almanac} or {pretrained: org/name}",
 }
 _BOUNDS = {
     "greater_than": ("more than", "gt"),

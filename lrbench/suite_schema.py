@@ -2,215 +2,52 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     InstanceOf,
+    PlainValidator,
     PrivateAttr,
-    StrictBool,
     StrictFloat,
     StrictInt,
-    StrictStr,
     model_validator,
 )
 
 from lrbench.errors import SuiteError, did_you_mean
 from lrbench.layers import Layers
-from lrbench.models.roles import ALIASES, GROUPS, ROLES
 from lrbench.ranks import RankKind, RankRequest
 from lrbench.suite_errors import misplaced
+from lrbench.suite_model import DeltaSpec, ModelSpec
+from lrbench.suite_values import (
+    Count,
+    FilePath,
+    Seed,
+    Shares,
+    Spec,
+    Text,
+    Weight,
+    directory_name,
+    each_once,
+    memory,
+    one_or_many,
+    seed_list,
+)
 from lrbench.yaml_positions import Document, KeyPath, Place, describe
 
-
-def _one_or_many(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
-
-
-def _each_once(values: tuple[str, ...]) -> tuple[str, ...]:
-    for index, value in enumerate(values):
-        if value in values[:index]:
-            raise ValueError(f"{value!r} is listed twice")
-    return values
+#: The label of the row that has the base's own weights, where updates are reduced.
+BASE = "base"
 
 
-def _known_weight(word: str) -> str:
-    """Refuses what can be no role, group, LASER name, parameter name or glob in any model."""
-    known = [*ROLES, *GROUPS, *ALIASES]
-    if word in known or any(mark in word for mark in "*?["):
-        return word
-    # a parameter's name has dots, and so have roles: `mlp.dwon` is the one, `lm_head.weight` the other
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if "." not in word or (near and word.count(".") == 1 and not word.endswith((".weight", ".bias"))):
-        hint = did_you_mean(word, known) or f"; known: {', '.join(known)}, or a glob on parameter names"
-        raise ValueError(f"unknown role {word!r}{hint}")
-    return word
-
-
-def _directory_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-        raise ValueError(
-            f"the suite's name {name!r} also names a directory: at most 64 letters, digits, '.', '_', '-', "
-            "a letter or digit first"
-        )
-    return name
-
-
-def _path_text(value: Any) -> Any:
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"a path is a string, not {describe(value)}" if value != "" else "a path must not be empty")
-    return value
-
-
-_Text = Annotated[StrictStr, Field(min_length=1)]
-_Path = Annotated[Path, BeforeValidator(_path_text)]
-_Count = Annotated[StrictInt, Field(ge=1)]
-_Share = Annotated[StrictFloat, Field(gt=0, le=1, allow_inf_nan=False)]
-_Shares = Annotated[tuple[_Share, ...], Field(min_length=1), BeforeValidator(_one_or_many)]
-_Weight = Annotated[
-    _Text, Field(), BeforeValidator(lambda word: _known_weight(word) if isinstance(word, str) else word)
-]
-
-
-def _memory(value: Any) -> Any:
-    """`auto`, or GiB."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value is None or value == "auto":
-        return "auto"
-    if number and 0 < value < 2**63:
-        return value
-    raise ValueError(f"'frontier_memory' takes auto, or GiB as a number above 0, not {describe(value)}")
-
-
-class _Spec(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    _path: KeyPath = PrivateAttr(default=())
-
-    @property
-    def path(self) -> KeyPath:
-        """Where this stands in the suite's data, for `Suite.error((*spec.path, "key"), message)`."""
-        return self._path
-
-
-def _configuration(value: Any) -> Any:
-    if isinstance(value, dict):
-        if not isinstance(value.get("model_type"), str):
-            raise misplaced("a 'config' names its architecture: {model_type: llama, hidden_size: 64, ...}")
-        if not all(isinstance(key, str) for key in value):
-            raise misplaced("the keys of a 'config' are strings")
-        return value
-    if value is not None and (not isinstance(value, str) or not value):
-        raise misplaced(f"'config' takes settings, or a file or name that has them, not {describe(value)}")
-    return value
-
-
-def _device_map(value: Any) -> Any:
-    if value is None or value in ("auto", "balanced"):
-        return value
-    if isinstance(value, str):
-        hint = did_you_mean(value, ("auto", "balanced")) or "; known: auto, balanced, or a mapping {module: device}"
-        raise misplaced(f"unknown device_map {value!r}{hint}")
-    if not isinstance(value, dict) or not value:
-        raise misplaced(f"'device_map' takes auto, balanced or a mapping of modules to devices, not {describe(value)}")
-    for module, device in value.items():
-        if not isinstance(module, str) or isinstance(device, bool) or not isinstance(device, int | str) or device == "":
-            raise misplaced(
-                f"'device_map' maps modules to devices, as in {{model.layers.0: 1}}, not {module!r} to {device!r}"
-            )
-    return value
-
-
-class ModelSpec(_Spec):
-    """One model: the bundled one by `name`, any other by `pretrained`, or random weights by `config`.
-
-    Attributes:
-        name: a bundled model.
-        pretrained: a folder (absolute where the suite named one relative to itself) or a hub id.
-        revision: of the hub id.
-        config: an architecture for random weights: its settings with `model_type`, or a file, folder, hub id or
-            bundled model that has them.
-        seed: of the random weights; None for 0.
-        tokenizer: a folder, hub id or bundled model; None for the model's own, with random weights the bundled one's.
-        adapter: a PEFT adapter, folder or hub id, that is merged into the weights.
-        dtype: what the weights are loaded as; `auto` is what the checkpoint says.
-        device: None for the engine's choice.
-        device_map: for models larger than one GPU: `auto`, `balanced`, or module -> device; instead of `device`.
-        attn_implementation: of transformers; None for the model's default.
-        trust_remote_code: whether the model's repository may run its own code; the command line must say so too.
-        chat_template: whether prompts go through the tokenizer's chat template.
-        max_length: tokens; None for the model's own.
-        add_bos: whether a BOS token is put in front; None for the tokenizer's own habit.
-        label: how tables call it; None for the name or path.
-    """
-
-    name: _Text | None = None
-    pretrained: _Text | None = None
-    revision: _Text | None = None
-    config: Annotated[Any, BeforeValidator(_configuration)] = None
-    seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] | None = None
-    tokenizer: _Text | None = None
-    adapter: _Text | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: _Text | None = None
-    device_map: Annotated[Any, BeforeValidator(_device_map)] = None
-    attn_implementation: _Text | None = None
-    trust_remote_code: StrictBool | None = None
-    chat_template: StrictBool = False
-    max_length: _Count | None = None
-    add_bos: StrictBool | None = None
-    label: _Text | None = None
-    _given: dict[str, str] = PrivateAttr(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _one_source(self) -> ModelSpec:
-        if [self.name, self.pretrained, self.config].count(None) != 2:
-            raise misplaced(
-                "a model has either 'name' (a bundled one) or 'pretrained' (a path or hub id), or 'config' for "
-                "random weights"
-            )
-        if self.revision is not None and self.pretrained is None:
-            raise misplaced(f"a {'bundled' if self.name else 'random'} model has no 'revision'", "revision")
-        if self.seed is not None and self.config is None:
-            raise misplaced("a model's 'seed' is that of random weights; it goes with 'config'", "seed")
-        if self.device is not None and self.device_map is not None:
-            raise misplaced("'device' or 'device_map', not both", "device_map", key=True)
-        if self.device_map is not None and self.config is not None:
-            raise misplaced(
-                "random weights go to one 'device'; 'device_map' is for checkpoints", "device_map", key=True
-            )
-        return self
-
-    @property
-    def display_name(self) -> str:
-        """The label, or what the suite calls the model."""
-        if isinstance(self.config, dict):
-            return self.label or f"random {self.config['model_type']}"
-        random = f"random {self._given.get('config', self.config)}" if self.config is not None else ""
-        return self.label or self.name or self._given.get("pretrained", self.pretrained) or random
-
-    def resolved(self) -> dict[str, Any]:
-        """Plain data, with paths as they were given."""
-        return (
-            self.model_dump()
-            | {"label": self.display_name, "trust_remote_code": self.trust_remote_code or None}
-            | self._given
-        )
-
-
-class TaskSpec(_Spec):
+class TaskSpec(Spec):
     """One lm-eval task or group, with its options; None leaves them to the task."""
 
-    task: _Text
-    limit: _Count | None = None
+    task: Text
+    limit: Count | None = None
     num_fewshot: Annotated[StrictInt, Field(ge=0)] | None = None
 
     @model_validator(mode="before")
@@ -219,12 +56,12 @@ class TaskSpec(_Spec):
         return {"task": value} if isinstance(value, str) else value
 
 
-class ReducerSpec(_Spec):
+class ReducerSpec(Spec):
     """One reducer with parameters; `label` tells several of the same apart, and is the name by default."""
 
-    name: _Text
+    name: Text
     params: dict[str, Any] = Field(default_factory=dict)
-    label: Annotated[_Text, Field(max_length=64)]
+    label: Annotated[Text, Field(max_length=64)]
 
     @model_validator(mode="before")
     @classmethod
@@ -251,18 +88,18 @@ class ReducerSpec(_Spec):
         return {self.name: {**self.params, "label": self.label}}
 
 
-class RankSpec(_Spec):
+class RankSpec(Spec):
     """Ranks of a sweep: exactly one kind, with one value or several."""
 
-    fraction: _Shares | None = None
-    rank: Annotated[tuple[_Count, ...], Field(min_length=1), BeforeValidator(_one_or_many)] | None = None
-    keep: _Shares | None = None
-    energy: _Shares | None = None
+    fraction: Shares | None = None
+    rank: Annotated[tuple[Count, ...], Field(min_length=1), BeforeValidator(one_or_many)] | None = None
+    keep: Shares | None = None
+    energy: Shares | None = None
     error: (
         Annotated[
             tuple[Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)], ...],
             Field(min_length=1),
-            BeforeValidator(_one_or_many),
+            BeforeValidator(one_or_many),
         ]
         | None
     ) = None
@@ -295,7 +132,7 @@ class RankSpec(_Spec):
         return {self.kind: list(getattr(self, self.kind))}
 
 
-class SweepSpec(_Spec):
+class SweepSpec(Spec):
     """A rule that generates cells.
 
     Attributes:
@@ -308,9 +145,9 @@ class SweepSpec(_Spec):
 
     mode: Literal["each", "layer", "together"] = "each"
     layers: Annotated[InstanceOf[Layers], BeforeValidator(Layers.parse)] = Layers("all")
-    weights: Annotated[tuple[_Weight, ...], Field(min_length=1), BeforeValidator(_one_or_many)] = ("all",)
+    weights: Annotated[tuple[Weight, ...], Field(min_length=1), BeforeValidator(one_or_many)] = ("all",)
     rank: RankSpec
-    reducers: Annotated[tuple[_Text, ...], Field(min_length=1), BeforeValidator(_one_or_many)] | None = None
+    reducers: Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(one_or_many)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -330,7 +167,7 @@ class SweepSpec(_Spec):
         }
 
 
-class TextSpec(_Spec):
+class TextSpec(Spec):
     """Where calibration text comes from: exactly one of a file, a data set and a task.
 
     Attributes:
@@ -340,12 +177,12 @@ class TextSpec(_Spec):
         task: an lm-eval task or group, whose training split is taken.
     """
 
-    file: _Text | None = None
-    dataset: _Text | None = None
-    config: _Text | None = None
-    split: _Text | None = None
-    column: _Text | None = None
-    task: _Text | None = None
+    file: Text | None = None
+    dataset: Text | None = None
+    config: Text | None = None
+    split: Text | None = None
+    column: Text | None = None
+    task: Text | None = None
     _given: str | None = PrivateAttr(default=None)
 
     @model_validator(mode="before")
@@ -371,7 +208,7 @@ class TextSpec(_Spec):
         return data
 
 
-class CalibrationSpec(_Spec):
+class CalibrationSpec(Spec):
     """What calibrated methods see of the model's inputs.
 
     Attributes:
@@ -382,9 +219,9 @@ class CalibrationSpec(_Spec):
         damping: added to the diagonal of second moments, in units of its mean.
     """
 
-    name: _Text | None = None
+    name: Text | None = None
     text: TextSpec | None = None
-    samples: _Count = 128
+    samples: Count = 128
     length: Annotated[StrictInt, Field(ge=2)] | None = None
     seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] = 0
     damping: Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)] = 0.01
@@ -400,7 +237,7 @@ class CalibrationSpec(_Spec):
         return self.model_dump(exclude={"text"}) | {"text": self.text and self.text.resolved()}
 
 
-class Suite(_Spec):
+class Suite(Spec):
     """What is to be measured. Made by `load_suite`.
 
     Attributes:
@@ -409,25 +246,30 @@ class Suite(_Spec):
         task_paths, plugins: folders of task YAML, plugin files: absolute.
         tasks, reducers, sweep: at least one of each.
         calibration: for reducers that need statistics of the model's inputs; None where none does.
+        delta: the base whose updates are reduced; None where weights themselves are.
+        seed: of the reducers' random draws.
+        seeds: with which cells of reducers that draw at random are repeated; None for `seed` alone.
         batch_size: rows a forward pass; None for the engine's choice.
         frontier_memory: GiB that states kept between cells may take; `auto` for what suits the free memory.
         inference: whether edited weights are multiplied as matrices, or through their factors where they can be.
         measure: what is measured beside the scores.
     """
 
-    name: Annotated[_Text, AfterValidator(_directory_name)]
+    name: Annotated[Text, AfterValidator(directory_name)]
     models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
-    task_paths: tuple[_Path, ...] = ()
-    plugins: tuple[_Path, ...] = ()
+    task_paths: tuple[FilePath, ...] = ()
+    plugins: tuple[FilePath, ...] = ()
     tasks: Annotated[tuple[TaskSpec, ...], Field(min_length=1)]
     reducers: Annotated[tuple[ReducerSpec, ...], Field(min_length=1)]
     sweep: Annotated[tuple[SweepSpec, ...], Field(min_length=1)]
     calibration: CalibrationSpec | None = None
-    seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] = 0
-    batch_size: _Count | None = None
-    frontier_memory: Annotated[float | Literal["auto"], BeforeValidator(_memory)] = "auto"
+    delta: DeltaSpec | None = None
+    seed: Seed = 0
+    seeds: Annotated[int | tuple[int, ...] | None, PlainValidator(seed_list)] = None
+    batch_size: Count | None = None
+    frontier_memory: Annotated[float | Literal["auto"], BeforeValidator(memory)] = "auto"
     inference: Literal["dense", "factored"] = "dense"
-    measure: Annotated[tuple[Literal["inference"], ...], BeforeValidator(_one_or_many), AfterValidator(_each_once)] = ()
+    measure: Annotated[tuple[Literal["inference"], ...], BeforeValidator(one_or_many), AfterValidator(each_once)] = ()
     _document: Document = PrivateAttr()
 
     @model_validator(mode="before")
@@ -460,6 +302,33 @@ class Suite(_Spec):
                     raise misplaced(f"no reducer is labelled {label!r}{hint}", "sweep", index, "reducers", position)
         return self
 
+    @model_validator(mode="after")
+    def _updates_as_matrices(self) -> Suite:
+        if self.delta is None:
+            return self
+        for key, asked in (("inference", self.inference == "factored"), ("measure", "inference" in self.measure)):
+            if asked:
+                raise misplaced(
+                    f"{key!r} does not go with 'delta': factors of an update run beside the base's weight, not in its "
+                    "place; leave one of them out",
+                    key,
+                )
+        for index, reducer in enumerate(self.reducers):
+            if reducer.label == BASE:
+                raise misplaced(
+                    f"with 'delta', {BASE!r} is the row of the base's own weights; give the reducer another label",
+                    "reducers",
+                    index,
+                )
+        return self
+
+    @property
+    def repeats(self) -> tuple[int, ...]:
+        """The seeds of what draws at random: the list given, or so many from `seed` on."""
+        if isinstance(self.seeds, tuple):
+            return self.seeds
+        return tuple(range(self.seed, self.seed + (self.seeds or 1)))
+
     @property
     def hash(self) -> str:
         """Short SHA-256 of what the suite asks; names the run's directory.
@@ -483,7 +352,9 @@ class Suite(_Spec):
             "reducers": [reducer.resolved() for reducer in self.reducers],
             "sweep": [sweep.resolved() for sweep in self.sweep],
             "calibration": self.calibration and self.calibration.resolved(),
+            "delta": self.delta and self.delta.resolved(),
             "seed": self.seed,
+            "seeds": list(self.seeds) if isinstance(self.seeds, tuple) else self.seeds,
             "batch_size": self.batch_size,
             "frontier_memory": self.frontier_memory,
             "inference": None if self.inference == "dense" else self.inference,
@@ -504,6 +375,13 @@ class Suite(_Spec):
                 f"models.{index}.{key}": str(getattr(model, key))
                 for key, given in model._given.items()
                 if getattr(model, key) != given
+            }
+        if self.delta is not None:
+            base = self.delta.base
+            here |= {
+                f"delta.base.{key}": str(getattr(base, key))
+                for key, given in base._given.items()
+                if getattr(base, key) != given
             }
         text = self.calibration.text if self.calibration is not None else None
         if text is not None and text._given is not None:

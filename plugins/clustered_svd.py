@@ -33,6 +33,7 @@ class ClusteredSVD(lrbench.Reducer):
 
     name = "clustered-svd"
     promises = frozenset({"exact", "homogeneous"})
+    randomized = True
     rank_of = "each cluster"
 
     clusters: Annotated[int, "clusters of rows; 1 gives the truncated SVD"] = 4
@@ -74,7 +75,7 @@ class _Clustered(lrbench.Prepared):
             lefts.append(left.flatten())
             bases.append(basis)
         sizes = tuple(len(rows) for rows in members)
-        self.shares[rank] = {"cluster_sizes": list(sizes), "cluster_ranks": ranks}
+        self.shares[rank] = {"cluster_sizes": _listed(sizes), "cluster_ranks": _listed(ranks)}
         return lrbench.ClusteredLowRank(torch.cat(lefts), torch.cat(bases), torch.cat(members), sizes, tuple(ranks))
 
     def clustered(
@@ -92,6 +93,10 @@ class _Clustered(lrbench.Prepared):
 
     def chosen(self, rank: int) -> dict[str, Any]:
         return self.shares.get(rank, {})
+
+
+def _listed(counts: Sequence[int]) -> str:
+    return " + ".join(map(str, counts))
 
 
 def _shared(errors: list[list[float]], costs: list[int], equal: list[int], budget: int) -> list[int]:

@@ -47,6 +47,11 @@ class CR(lrbench.Reducer):
         if self.calibrated or self.refit:
             object.__setattr__(self, "needs", frozenset({"second_moment"}))
 
+    @property
+    def randomized(self) -> bool:
+        """`top` draws nothing."""
+        return self.sampling == "random"
+
     def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:
         """One ordering, or one series of draws, serves every rank."""
         H = context.statistics["second_moment"] if self.needs else None  # (n, n)

@@ -38,6 +38,11 @@ class CURDecomposition(lrbench.Reducer):
         elif self.selection in ("deim", "cpqr"):
             object.__setattr__(self, "promises", type(self).promises | {"permutes"})
 
+    @property
+    def randomized(self) -> bool:
+        """`deim` and `cpqr` draw nothing."""
+        return self.selection in ("lupp", "leverage")
+
     def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:
         """One choice of rows and columns serves every rank, but for `leverage`."""
         if self.selection == "leverage":

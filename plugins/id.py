@@ -54,6 +54,11 @@ class InterpolativeDecomposition(lrbench.Reducer):
             object.__setattr__(self, "needs", frozenset({"second_moment"}))
         object.__setattr__(self, "promises", (type(self).promises - broken) | gained)
 
+    @property
+    def randomized(self) -> bool:
+        """`cholesky` draws nothing."""
+        return self.selection != "cholesky"
+
     def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:
         """One pivoted factorization serves every rank, but for `cpqr`."""
         m, n = weight.shape

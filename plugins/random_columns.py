@@ -20,6 +20,7 @@ class RandomColumns(lrbench.Reducer):
 
     name = "random-columns"
     promises = frozenset({"monotone", "columns", "nested", "refit", "idempotent", "homogeneous"})
+    randomized = True
 
     def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:
         """One random order and one QR serve every rank."""

@@ -21,6 +21,7 @@ class RandomSubspace(lrbench.LowRankReducer):
 
     name = "random-subspace"
     promises = frozenset({"monotone", "idempotent", "homogeneous"})
+    randomized = True
 
     def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:
         """One random basis serves every rank."""

@@ -23,6 +23,7 @@ class RandomizedSVD(lrbench.LowRankReducer):
 
     name = "rsvd"
     promises = frozenset({"exact", "monotone", "transposes", "idempotent", "homogeneous"})
+    randomized = True
 
     oversample: Annotated[int, "sketch columns beyond the rank"] = 8
     power_iterations: Annotated[int, "how often W Wᵀ is applied to the sketch"] = 2

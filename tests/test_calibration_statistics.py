@@ -14,8 +14,7 @@ from lrbench.calibration.samples import Samples
 from lrbench.calibration.statistics import Calibration
 from lrbench.errors import InputError, ReducerError
 from lrbench.models.load import LoadedModel, config_hash, weight_hash
-from lrbench.models.slots import Inventory, Layout, WeightSlot, find_slots
-from lrbench.reducer import Slot
+from lrbench.models.slots import find_slots
 from lrbench.suite import load_suite
 from tests.tiny_models import FAMILIES, VOCABULARY, tiny
 
@@ -64,11 +63,10 @@ def test_statistics_are_those_of_plain_hooks_on_the_whole_model(family, monkeypa
     monkeypatch.setattr(activations, "TOKENS", 80)  # three batches
     model, windows = tiny(family), some_windows()
     inventory = find_slots(model)
-    slots = [slot for slot in inventory.slots if slot.about.role != "embed"]
-    expected = heard(model, slots, windows)
+    expected = heard(model, [slot for slot in inventory.slots if slot.input_visible], windows)
     found, collector = collected(model, inventory, windows)
     assert not collector.whole
-    assert set(found) == set(expected)
+    assert set(found) == {slot.name for slot in inventory.slots if slot.about.role != "embed"}
     for name, x in expected.items():
         assert close(found[name]["second_moment"], x.T @ x / len(x)), name
         assert close(found[name]["absmean"], x.abs().mean(0)), name
@@ -209,34 +207,9 @@ def test_the_fisher_information_is_the_mean_of_single_samples_squared_gradients(
 # Experts, which lie stacked in one parameter
 
 
-class OfExpert(Layout):
-    def __init__(self, expert, rows):
-        self.expert, self.rows = expert, rows
-
-    def view(self, parameter):
-        return parameter[self.expert][self.rows]
-
-
-def with_experts(model):
-    """The inventory with a slot for the gate, up and down of each expert of the first two blocks."""
-    inventory = find_slots(model)
-    slots = list(inventory.slots)
-    for layer, block in enumerate(inventory.blocks[:2]):
-        experts = block.mlp.experts
-        inner = experts.down_proj.shape[2]
-        for e in range(experts.num_experts):
-            parts = [("gate", "gate_up_proj", slice(0, inner)), ("up", "gate_up_proj", slice(inner, None))]
-            for role, parameter, rows in (*parts, ("down", "down_proj", slice(None))):
-                layout = OfExpert(e, rows)
-                shape = tuple(layout.view(getattr(experts, parameter)).shape)
-                name = f"model.layers.{layer}.mlp.experts.{parameter}[{e}][{role}]"
-                slots.append(WeightSlot(Slot(name, layer, f"mlp.{role}", shape), experts, parameter, layout))
-    return Inventory(tuple(slots), inventory.blocks, (), ())
-
-
 def test_experts_are_calibrated_through_the_routing():
     model, windows = tiny("mixtral"), some_windows()
-    inventory = with_experts(model)
+    inventory = find_slots(model)
     found, collector = collected(model, inventory, windows)
     assert not collector.survey.refused
     experts = inventory.blocks[1].mlp.experts
@@ -253,7 +226,7 @@ def test_experts_are_calibrated_through_the_routing():
         assert found[f"{name}[up]"] is not None
         gate, up = (x @ experts.gate_up_proj[e].T).chunk(2, -1)
         inner = experts.act_fn(gate) * up
-        down = found[f"model.layers.1.mlp.experts.down_proj[{e}][down]"]
+        down = found[f"model.layers.1.mlp.experts.down_proj[{e}]"]
         assert close(down["second_moment"], inner.double().T @ inner.double() / len(inner))
         assert close(down["absmean"], inner.double().abs().mean(0))
 
@@ -263,9 +236,9 @@ def test_experts_that_compute_otherwise_than_their_routing_says_are_refused(monk
     kind = type(model.model.layers[0].mlp.experts)
     forward = kind.forward
     monkeypatch.setattr(kind, "forward", lambda self, *args: 2 * forward(self, *args))
-    survey = Activations(model, with_experts(model), some_windows(), lambda _: None).survey
+    survey = Activations(model, find_slots(model), some_windows(), lambda _: None).survey
     refused = {name: why for name, why in survey.refused.items() if "experts" in name}
-    assert len(refused) == 2 * 4 * 3
+    assert len(refused) == 4 * 4 * 3
     assert all("not what its routing and its weights say" in why for why in refused.values())
 
 
@@ -411,8 +384,8 @@ def test_a_weight_that_no_token_comes_to_is_refused(calibrate):
 
 def test_an_expert_that_few_tokens_are_routed_to_is_refused(calibrate):
     model = tiny("mixtral")
-    calibration = calibrate(model, some_windows(samples=1, length=40), inventory=with_experts(model))
-    slots = [s for s in with_experts(model).slots if "[gate]" in s.name]
+    calibration = calibrate(model, some_windows(samples=1, length=40), inventory=find_slots(model))
+    slots = [s for s in find_slots(model).slots if "[gate]" in s.name]
     assert "fewer than its 32 inputs" in refusal(calibration, slots[0], "second_moment")
 
 

@@ -285,6 +285,86 @@ def test_a_difference_is_significant_by_the_documents_that_changed(tmp_path, los
     assert edited.values["t"].significant is edited.values["score"].significant is significant
 
 
+def test_a_mark_is_corrected_over_all_cells_of_its_column_shown_or_not(tmp_path):
+    base = [1.0] * 200
+    rows = [(row("base"), {"t": base})]
+    rows += [
+        (reduced(f"c{i}", f"m{i}"), {"t": [0.0] * (6 if i == 0 else 0) + base[6 if i == 0 else 0 :]}) for i in range(9)
+    ]
+    board = build([simple_run(tmp_path, rows)])
+    assert board.family == {"t": 9, "score": 9}
+    found = next(entry.values["t"] for entry in board.entries if entry.row.cell == "c0")
+    assert found.p_value == pytest.approx(2 / 2**6)
+    assert found.p_holm == pytest.approx(9 * 2 / 2**6)
+    assert found.significant is False
+    top = board.top(9)
+    assert next(e.values["t"] for e in top.entries if e.row.cell == "c0").p_holm == found.p_holm
+    assert build([simple_run(tmp_path / "alone", rows[:2])]).entries[1].values["t"].significant is True
+
+
+def test_a_baseline_and_a_cell_without_samples_are_no_comparisons(tmp_path):
+    run = simple_run(
+        tmp_path, [(row("base"), {"t": ONES}), (reduced("a"), {"t": ONES}), (reduced("b", "id"), {"t": ONES})]
+    )
+    (tmp_path / "samples" / "b.jsonl").unlink()
+    board = build([run])
+    assert board.family["t"] == 1
+    assert [entry.values["t"].p_holm for entry in board.entries if entry.row.cell != "a"] == [None, None]
+
+
+def test_lines_that_cannot_be_told_from_the_best_are_ties(tmp_path):
+    best = [1.0] * 180 + [0.0] * 20
+    rows = [
+        (row("base"), {"t": [1.0] * 200}),
+        (reduced("best", "a"), {"t": best}),
+        (reduced("near", "b"), {"t": [0.0] * 5 + best[5:]}),
+        (reduced("far", "c"), {"t": [0.0] * 30 + best[30:]}),
+        (reduced("elsewhere", "d", keep=0.25), {"t": [0.0] * 5 + best[5:]}),
+    ]
+    board = build([simple_run(tmp_path, rows)])
+    place = {entry.row.cell: line for line, entry in enumerate(board.entries)}
+    assert (place["best"], "t") in board.best()
+    assert board.ties() == {(place["near"], "t"), (place["near"], "score")}
+
+
+def test_ties_are_corrected_over_all_pairs_of_a_setting(tmp_path):
+    best = [1.0] * 100
+    losses = {"m0": 0, "m1": 7, "m2": 30, "m3": 60}  # 0 against 7 of 100: p = 0.016, but there are six pairs
+    rows = [(reduced(name, name), {"t": [0.0] * n + best[n:]}) for name, n in losses.items()]
+    board = build([simple_run(tmp_path, [(row("base"), {"t": best}), *rows])])
+    assert {board.entries[line].row.cell for line, name in board.ties() if name == "t"} == set()
+    few = build([simple_run(tmp_path / "few", [(row("base"), {"t": best}), *[
+        (reduced(name, name), {"t": [0.0] * n + best[n:]}) for name, n in {**losses, "m1": 6, "m2": 8, "m3": 9}.items()
+    ]])])  # fmt: skip
+    assert {few.entries[line].row.cell for line, name in few.ties() if name == "t"} == {"m1"}
+
+
+def test_documents_of_one_group_count_once(tmp_path):
+    base, hurt = [1.0] * 40, [0.0] * 12 + [1.0] * 28
+    run = simple_run(tmp_path, [(row("base"), {"t": base}), (reduced("a"), {"t": hurt})])
+    assert build([run]).entries[1].values["t"].p_value == pytest.approx(2 / 2**12)
+    for cell in ("base", "a"):
+        samples = [{**sample, "group": f"fact {sample['doc'] // 4}"} for sample in run.samples(cell)]
+        run.write_samples(cell, samples)
+    grouped = build([run]).entries[1].values["t"]
+    assert grouped.p_value == pytest.approx(2 / 2**3)
+    assert grouped.delta == pytest.approx(-0.3)
+    assert grouped.significant is False
+
+
+def test_an_unedited_model_below_chance_is_said_under_the_table(tmp_path):
+    from lrbench.render.text import remarks
+
+    run = simple_run(
+        tmp_path, [(row("base"), {"t": [1.0] + [0.0] * 9, "u": [1.0] * 3 + [0.0] * 7}), (reduced("a"), {})]
+    )
+    assert build([run]).below_chance == ()  # nothing says how many choices there were
+    run.write_samples("base", [{**sample, "loglikelihoods": [-1.0] * 4} for sample in run.samples("base")])
+    board = build([run])
+    assert board.below_chance == (("almanac", "t", 0.1, 0.25),)
+    assert any("below chance on t (accuracy 10.0 %, chance 25.0 %)" in remark for remark in remarks(board))
+
+
 def test_the_score_of_several_tasks_counts_the_documents_that_changed_in_all_of_them(tmp_path):
     base = {"x": [1.0] * 50, "y": [1.0] * 100}
     edited = {"x": [0.0] * 3 + [1.0] * 47, "y": [0.0] * 3 + [1.0] * 97}

@@ -21,7 +21,7 @@ from lrbench.plan import Cell, Method
 from lrbench.ranks import RankRequest
 from lrbench.reductions import Reductions
 from lrbench.registry import Registry
-from lrbench.suite_schema import ModelSpec
+from lrbench.suite import ModelSpec
 from tests.suites import MISBEHAVING
 
 W = np.random.default_rng(0).standard_normal((24, 40))

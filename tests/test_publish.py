@@ -71,7 +71,8 @@ class _Page(html.parser.HTMLParser):
 
 
 def _pages(site: Path) -> list[Path]:
-    return sorted(site.rglob("*.html"))
+    """The site's own; the table as HTML is a download."""
+    return sorted(path for path in site.rglob("*.html") if path.parent.name != "downloads")
 
 
 def test_the_unedited_model_stands_first_in_a_body_of_its_own_and_every_row_is_there(site: Path) -> None:
@@ -151,7 +152,7 @@ def test_failed_and_skipped_rows_are_shown_with_their_reasons(tmp_path: Path) ->
 
 def test_the_downloads_are_the_tables_and_the_suite_can_be_run_again(site: Path) -> None:
     names = {path.name for path in (site / "downloads").iterdir()}
-    assert {"leaderboard.csv", "leaderboard.json", "leaderboard.md", "suite-quickstart.yaml"} <= names
+    assert {f"leaderboard.{suffix}" for suffix in ("csv", "json", "md", "tex", "html")} <= names
     rows = (PUBLISHED / "quickstart" / "rows.jsonl").read_text().splitlines()
     assert len((site / "downloads" / "rows-quickstart.jsonl").read_text().splitlines()) == len(rows)
     suite = load_suite(site / "downloads" / "suite-quickstart.yaml")
@@ -371,6 +372,21 @@ def test_runs_of_one_cell_have_a_page_each(tmp_path: Path) -> None:
     names = {path.name for path in (tmp_path / "site" / "rows").iterdir()}
     assert len(names) == 2 * 19
     assert (tmp_path / "site" / "index.html").read_text().count('class="pinned"') == 1
+
+
+def test_rows_of_several_seeds_have_a_page_each_that_lead_to_one_another(tmp_path: Path) -> None:
+    run = demo_run(tmp_path / "run", failures=False)
+    first = run.rows()["svd-0.5"]
+    for seed in (1, 2):
+        run.write_samples(f"again-{seed}", run.samples("svd-0.5"))
+        run.append(first.model_copy(update={"cell": f"again-{seed}", "seed": seed}))
+    assert main(["publish", str(run.path), "--to", str(tmp_path / "site")]) == 0
+    assert (tmp_path / "site" / "index.html").read_text().count("<tr") == 1 + 1 + 18
+    page = _Page(tmp_path / "site" / "rows" / "again-1.html")
+    assert "The same at other seeds" in " ".join(page.words)
+    links = {(attrs["href"] or "").removeprefix("../") for attrs in page.of("a")}
+    assert "rows/again-2.html" in links
+    assert all((tmp_path / "site" / link).is_file() for link in links if link.startswith("rows/"))
 
 
 def test_a_run_keeps_only_the_rows_that_its_suite_asks_for(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_a_value_that_is_not_a_number_is_never_printed_as_nan(tmp_path, name):
     bad = edit(relative_error=math.nan, optimal_error=math.nan)
     scores = {"t": {"acc": Score(value=math.nan, stderr=math.nan, n=2)}}
     run.append(row("a", reducer="svd", requested={"keep": 0.5}, edits=[bad], scores=scores))
-    text = renderer(name)(build([run]))
+    text = renderer(name)(build([run])).split("<body>")[-1]
     assert not re.search(r"\bnan\b|\bNone\b", text, re.IGNORECASE)
 
 
@@ -143,7 +143,7 @@ def test_a_line_of_the_table_is_one_cell(board, width):
 
 
 def test_subtasks_are_hidden_first_and_what_is_hidden_is_said(board):
-    wide, narrow = terminal.render(board, 200), terminal.render(board, 120)
+    wide, narrow = terminal.render(board, 220), terminal.render(board, 120)
     assert "facts_rare" in wide
     assert "Hidden" not in wide
     hidden = narrow.split("Hidden for want of width: ")[1]
@@ -184,16 +184,17 @@ def test_a_difference_is_coloured_only_where_it_is_significant_and_the_notes_say
             (row("base"), {"t": base}),
             (row("noise", reducer="noise", label="noise"), {"t": [0.0, *base[1:]]}),
             (row("four", reducer="four", label="four"), {"t": [0.0] * 4 + base[4:]}),
-            (row("bad", reducer="bad", label="bad"), {"t": [0.0] * 6 + base[6:]}),
+            (row("bad", reducer="bad", label="bad"), {"t": [0.0] * 10 + base[10:]}),
+            (row("six", reducer="six", label="six"), {"t": [0.0] * 6 + base[6:]}),  # not after Holm
             (row("good", reducer="good", label="good"), {"t": [1.0] * 80 + [0.0] * 20}),
         ],
     )
     text = printed(build([run]), 120)
-    assert "exact sign test at 5 % (McNemar)" in " ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split())
+    assert "5 % after Holm's correction over the 5 comparisons" in " ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split())
     lines = {word: line for line in text.splitlines() for word in line.split() if "0 ±" not in word}
     assert "\x1b[31m" in lines["bad"]
     assert "\x1b[32m" in lines["good"]
-    for word in ("noise", "four"):
+    for word in ("noise", "four", "six"):
         assert "\x1b[31m" not in lines[word]
         assert "\x1b[32m" not in lines[word]
 
@@ -311,7 +312,13 @@ def test_json_says_every_value_of_every_column(board):
     for line in document["rows"]:
         assert set(names) <= set(line)
     score = document["rows"][1]["scores"]["almanac_facts"]["acc"]
-    assert set(score) == {"value", "stderr", "n", "delta", "delta_stderr", "discordant", "significant"}
+    assert set(score) == {
+        *("value", "stderr", "n", "delta", "delta_stderr", "interval", "discordant", "p_value", "p_holm"),
+        *("significant", "seeds", "spread"),
+    }
+    assert score["interval"][0] < score["delta"] < score["interval"][1]
+    assert score["p_value"] <= score["p_holm"] <= 18 * score["p_value"]
+    assert document["tests"]["comparisons"]["almanac_facts"] == 18
     assert score == document["rows"][1]["almanac_facts"]
 
 

@@ -151,7 +151,7 @@ def slot_of(linear, about):
     class Plain:
         """A weight on its own, as `WeightSlot` gives it."""
 
-        name, users = about.name, 1
+        name, users, numbers = about.name, 1, about.shape[0] * about.shape[1]
 
         def __init__(self):
             self.about = about
@@ -219,12 +219,12 @@ def test_what_is_kept_of_slots_is_bounded_and_the_latest(monkeypatch):
     reductions, of = Reductions(0), slots(6, (64, 64))
     svd = Registry.load().build("svd", {})
     one = 64 * 64 * 4 + 2 * 64 * 64 * 8 + 64 * 8  # the copy, the Gram, its vectors and values
-    monkeypatch.setattr("lrbench.reduce._free_memory", lambda device: 8 * 3 * one)
-    monkeypatch.setattr("lrbench.reduce._KEPT", 1 / 8)
+    monkeypatch.setattr("lrbench.reductions._free_memory", lambda device: 8 * 3 * one)
+    monkeypatch.setattr("lrbench.reductions._KEPT", 1 / 8)
     for _, outcome in reductions.of_group(cells(svd, of, ranks=(2,))):
         seconds(outcome)
     assert list(reductions._copies) == [slot.name for slot in of[-3:]]
-    monkeypatch.setattr("lrbench.reduce._free_memory", lambda device: 0)
+    monkeypatch.setattr("lrbench.reductions._free_memory", lambda device: 0)
     for _, outcome in reductions.of_group(cells(svd, of[:1], ranks=(2,))):
         assert seconds(outcome)  # with no room at all it works all the same
 

@@ -27,7 +27,7 @@ from lrbench.spectra import (
     singular_values,
     summary,
 )
-from lrbench.suite_schema import ModelSpec
+from lrbench.suite import ModelSpec
 from tests.tiny_models import tiny
 
 

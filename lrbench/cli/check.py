@@ -46,6 +46,7 @@ def show(name: str, args: argparse.Namespace) -> int:
     from lrbench.plan import make_plan, methods
     from lrbench.run import structure_of, tasks_of
     from lrbench.suite import load_suite
+    from lrbench.updates import check_base
 
     suite = load_suite(name, overrides=args.overrides, limit=args.limit, dtype=args.dtype)
     registry = load_registry(suite.plugins, args.plugin)
@@ -56,6 +57,8 @@ def show(name: str, args: argparse.Namespace) -> int:
     trusted = args.trust_remote_code
     models = [(spec, structure_of(suite, spec, args.device, trust_remote_code=trusted)) for spec in suite.models]
     plans = [make_plan(suite, inventory, built) for _, inventory in models]
+    for (_, inventory), plan in zip(models, plans, strict=True):
+        check_base(suite, inventory, plan, trust_remote_code=trusted)
     out = default_directory(suite)
     print(f"{suite.name}  (run directory {out})")
     print("\ntasks")

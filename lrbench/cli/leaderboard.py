@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lrbench.leaderboard import Leaderboard
 
 # Not lrbench.render.FORMATS, so that --help stays quick; a test holds the two together.
-_FORMATS = ("terminal", "markdown", "csv", "json")
+_FORMATS = ("terminal", "markdown", "latex", "html", "csv", "json")
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:

@@ -87,7 +87,7 @@ class TerminalProgress:
             self._console.print(
                 f"[red]failed[/red] {escape(_name(row))}: {escape(row.reason or '')}", highlight=False, soft_wrap=True
             )
-        if row.status == "ok" and row.reducer is not None:
+        if row.status == "ok" and row.requested:
             self._compete(row)
         if self._bar is not None:
             best = f"best {self._best[0]:.3f} {self._best[1]}" if self._best else ""

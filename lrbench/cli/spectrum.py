@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lrbench.models.load import LoadedModel
     from lrbench.models.slots import WeightSlot
     from lrbench.spectra import SlotSpectrum
-    from lrbench.suite_schema import ModelSpec
+    from lrbench.suite import ModelSpec
 
 
 def add_parser(subparsers: Any) -> None:
@@ -88,7 +88,7 @@ def model_spec(name: str, revision: str | None, dtype: str | None) -> ModelSpec:
         ModelError: a revision of a bundled model, or a name that is nearly a bundled one's and no folder.
     """
     from lrbench.models.load import bundled
-    from lrbench.suite_schema import ModelSpec
+    from lrbench.suite import ModelSpec
 
     if not name:
         raise ModelError("MODEL is empty; give a bundled model, a checkpoint folder, or a hub id")

@@ -84,7 +84,7 @@ def card(subject: Subject, form: str, description: Description | None = None) ->
     parts = [
         _front_matter(subject, form),
         f"# {title}",
-        f"`{_plain(subject.base)}` with {len(edits)} weight{'s' if len(edits) != 1 else ''} replaced by a "
+        f"`{_plain(subject.base)}` with {_what(subject)} replaced by a "
         f"decomposition ({describe(edits, len(subject.inventory.blocks))}), made by lrbench {lrbench.__version__}.",
         "## What it scored" if row is not None and row.scores else "",
         _scores(subject),
@@ -93,7 +93,7 @@ def card(subject: Subject, form: str, description: Description | None = None) ->
         _edits(edits),
         "## How to load it",
         {"dense": LOAD_DENSE, "factored": LOAD_FACTORED, "lora": LOAD_ADAPTER}[form].replace(
-            "BASE", _plain(subject.base)
+            "BASE", _plain(subject.delta.name if subject.delta else subject.base)
         ),
         _plainly(description),
         "## How it was made",
@@ -104,10 +104,19 @@ def card(subject: Subject, form: str, description: Description | None = None) ->
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def _what(subject: Subject) -> str:
+    many = "s" if len(subject.edits) != 1 else ""
+    if subject.delta is None:
+        return f"{len(subject.edits)} weight{many}"
+    return f"the update{many} of {len(subject.edits)} weight{many} from `{_plain(subject.delta.name)}`"
+
+
 def _front_matter(subject: Subject, form: str) -> str:
     data: dict[str, Any] = {"library_name": "peft" if form == "lora" else "transformers"}
-    if subject.base_folder is None:
-        data["base_model"] = subject.base
+    delta = subject.delta if form == "lora" else None
+    name, folder = (delta.name, delta.folder) if delta else (subject.base, subject.base_folder)
+    if folder is None:
+        data["base_model"] = name
     licence = _licence_of(subject.base_folder)
     if licence:
         data["license"] = licence
@@ -132,7 +141,8 @@ def _summary(subject: Subject) -> str:
     error = relative_error(edits)
     lines = [f"- ranks: {ranks(edits)}"]
     if error is not None:
-        lines.append(f"- relative error ‖W − Ŵ‖ / ‖W‖ over all edited weights: {error:.4g}")
+        what = "‖Δ − Δ̂‖ / ‖Δ‖, Δ = W − W_base," if subject.delta else "‖W − Ŵ‖ / ‖W‖"
+        lines.append(f"- relative error {what} over all edited weights: {error:.4g}")
     if row is not None:
         method = f"`{_plain(row.reducer or '')}`"
         settings = ", ".join(f"{_plain(key)} = {_plain(value)}" for key, value in row.params.items())
@@ -140,7 +150,8 @@ def _summary(subject: Subject) -> str:
             0, f"- method: {method}{f' ({settings})' if settings else ''}; asked: {row.setting}; seed {row.seed}"
         )
         if row.keep_targets is not None and row.keep_model is not None:
-            lines.append(f"- numbers kept: {row.keep_targets:.4g} of these weights, {row.keep_model:.4g} of the model")
+            whole = "the model, on top of the base" if subject.delta else "the model"
+            lines.append(f"- numbers kept: {row.keep_targets:.4g} of these weights, {row.keep_model:.4g} of {whole}")
         lines.append(f"- decomposition: {row.decompose_seconds:.3g} s")
     return "\n".join(lines)
 

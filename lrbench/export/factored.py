@@ -13,6 +13,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 
 import lrbench
+from lrbench.errors import InputError
 from lrbench.export.card import card
 from lrbench.export.description import TENSORS, Description, StoredWeight
 from lrbench.export.folder import new_folder
@@ -35,8 +36,10 @@ def write_factored(subject: Subject, directory: Path) -> None:
         directory: must not exist, or be empty.
 
     Raises:
-        InputError: it is not, or cannot be written.
+        InputError: it is not, or cannot be written; or the factors are of updates.
     """
+    if any(reduction.base is not None for reduction in subject.reductions):
+        raise InputError("factors of an update stand beside the base's weight, not in its place; export lora or dense")
     with new_folder(directory) as folder:
         taken = _take_apart(subject)
         _save(taken.tensors, folder)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lrbench.errors import ModelError
 from lrbench.export.card import card
 from lrbench.export.folder import new_folder
 from lrbench.export.subject import Subject
+from lrbench.factors import Factors, LowRank
+from lrbench.models.base import Base
 from lrbench.models.factored import is_whole_layer
 from lrbench.models.slots import WeightSlot
 
@@ -23,7 +26,13 @@ LEFT = 1e-6
 
 
 def write_lora(
-    directory: Path, updates: Mapping[str, tuple[Tensor, Tensor]], base_model_name: str, *, transposed: bool = False
+    directory: Path,
+    updates: Mapping[str, tuple[Tensor, Tensor]],
+    base_model_name: str,
+    *,
+    transposed: bool = False,
+    saved: Mapping[str, nn.Module] | None = None,
+    revision: str | None = None,
 ) -> None:
     """Writes `adapter_config.json` and `adapter_model.safetensors`, which `peft.PeftModel.from_pretrained` reads.
 
@@ -34,6 +43,8 @@ def write_lora(
         updates: weight name (`model.layers.3.mlp.down_proj.weight`) -> (A (r, in), B (out, r)).
         base_model_name: a hub id or a folder, which PEFT loads where it is not given a model.
         transposed: whether the layers store W transposed (Conv1D).
+        saved: modules without children that stand in for the base's whole (`modules_to_save`), by their paths.
+        revision: of the base.
 
     Raises:
         ValueError: there are no updates, one is no weight of a layer, or A and B do not fit.
@@ -49,6 +60,9 @@ def write_lora(
         tensors[f"base_model.model.{module}.lora_B.weight"] = B.detach().cpu().contiguous().clone()
     if not ranks:
         raise ValueError("no updates to write")
+    for path, whole in (saved or {}).items():
+        for name, tensor in whole.state_dict().items():
+            tensors[f"base_model.model.{path}.{name}"] = tensor.detach().cpu().contiguous().clone()
     usual = max(ranks.values())
     others = {module: rank for module, rank in ranks.items() if rank != usual}
     config = {
@@ -66,6 +80,8 @@ def write_lora(
         "fan_in_fan_out": transposed,
         "use_rslora": False,
         "use_dora": False,
+        **({"modules_to_save": sorted(saved)} if saved else {}),
+        **({"revision": revision} if revision else {}),
     }
     (directory / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     save_file(tensors, str(directory / "adapter_model.safetensors"), metadata={"format": "pt"})
@@ -74,39 +90,90 @@ def write_lora(
 def write_adapter(subject: Subject, directory: Path) -> None:
     """Writes an edit as the LoRA adapter of its difference from the base, where that difference is of low rank.
 
+    Reductions of updates are written as their own factors, for the base that they are updates of. What else was
+    fine-tuned goes with them as whole modules, so that base and adapter are the edited model.
+
     Args:
         directory: must not exist, or be empty.
 
     Raises:
         InputError: it is not, or cannot be written.
         ModelError: a weight is no layer of its own, or its difference is of so high a rank that the adapter would
-            store more than the weight.
+            store more than the weight; or the base, or what else was fine-tuned, cannot be said in an adapter.
     """
+    delta = subject.delta
     updates = {
-        slot.name: _difference(slot, reduction.matrix())
+        slot.name: _of_update(slot, reduction.factors) if delta is not None else _difference(slot, reduction.matrix())
         for slot, reduction in zip(subject.slots, subject.reductions, strict=True)
     }
     if len({isinstance(slot.module, Conv1D) for slot in subject.slots}) > 1:
         raise ModelError("an adapter holds either transposed layers or others, not both; export dense or factored")
-    base = str(subject.base_folder) if subject.base_folder is not None else subject.base
+    if delta is not None and not delta.whole:
+        raise ModelError(
+            f"{delta.name}: the base has an adapter merged into it, or is drawn at random, so that no name loads it; "
+            "save it as a checkpoint, or export dense"
+        )
+    name, where = (subject.base, subject.base_folder) if delta is None else (delta.name, delta.folder)
+    saved = {} if delta is None else _fine_tuned_beside(subject, delta.base)
+    transposed = isinstance(subject.slots[0].module, Conv1D)
+    revision = None if delta is None or where is not None else delta.revision
     with new_folder(directory) as folder:
-        write_lora(folder, updates, base, transposed=isinstance(subject.slots[0].module, Conv1D))
+        write_lora(
+            folder, updates, str(where) if where is not None else name, transposed=transposed, saved=saved,
+            revision=revision,
+        )  # fmt: skip
         if subject.tokenizer is not None:
             subject.tokenizer.save_pretrained(folder)
         (folder / "README.md").write_text(card(subject, "lora"), encoding="utf-8")
 
 
+def _of_update(slot: WeightSlot, factors: Factors) -> tuple[Tensor, Tensor]:
+    """A (r, in) and B (out, r) of an update: its factors as they are where they are two, else to single precision."""
+    _refuse_part(slot)
+    if isinstance(factors, LowRank):
+        return factors.right, factors.left
+    update = factors.to(dtype=torch.float64).dense()
+    return _thin(slot, update, update)
+
+
 def _difference(slot: WeightSlot, edited: Tensor) -> tuple[Tensor, Tensor]:
     """A (r, in) and B (out, r) with B A = Ŵ - W to single precision, at the least r."""
+    _refuse_part(slot)
+    weight = slot.read().double()
+    return _thin(slot, edited.double() - weight, weight)
+
+
+def _refuse_part(slot: WeightSlot) -> None:
     if not is_whole_layer(slot):
         raise ModelError(
             f"{slot.name}: not a linear layer of its own, so it takes no adapter; export dense or factored"
         )
-    weight = slot.read().double()
-    U, sigma, Vh = torch.linalg.svd(edited.double() - weight, full_matrices=False)
+
+
+def _fine_tuned_beside(subject: Subject, base: Base) -> dict[str, nn.Module]:
+    """The modules that were fine-tuned beside the edited weights, by path. Raises ModelError for what is no module."""
+    modules = dict(subject.model.named_modules())
+    places = Counter(id(tensor) for _, tensor in subject.model.named_parameters(remove_duplicate=False))
+    edited = {slot.module_name for slot in subject.slots}
+    found = {}
+    for piece in base.beside(subject.slots):
+        path, _, own = piece.parameter.rpartition(".")
+        module = modules[path]
+        if path in edited or any(True for _ in module.children()) or places[id(getattr(module, own))] > 1:
+            raise ModelError(
+                f"{piece.parameter}: was fine-tuned too, and an adapter cannot hold it beside the edited weights; "
+                "export dense"
+            )
+        found[path] = module
+    return found
+
+
+def _thin(slot: WeightSlot, difference: Tensor, beside: Tensor) -> tuple[Tensor, Tensor]:
+    """A (r, in) and B (out, r) with B A = `difference` (out, in) but for `LEFT` of the norm of `beside`."""
+    U, sigma, Vh = torch.linalg.svd(difference, full_matrices=False)
     left = sigma.square().flip(0).cumsum(0).flip(0).sqrt()  # what a cut before each value leaves
-    rank = int((left > LEFT * torch.linalg.vector_norm(weight)).sum())
-    m, n = weight.shape
+    rank = int((left > LEFT * torch.linalg.vector_norm(beside)).sum())
+    m, n = difference.shape
     if rank * (m + n) >= m * n:
         raise ModelError(
             f"{slot.name}: the edit differs from the base by rank {rank} of {min(m, n)}, so an adapter would store "

@@ -10,11 +10,32 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from lrbench.models.base import Base
 from lrbench.models.load import bundled
 from lrbench.models.slots import Inventory, WeightSlot
 from lrbench.reductions import Reduction
 from lrbench.rerun import CellAgain
 from lrbench.store import Edit, Row, RunDirectory
+from lrbench.suite import ModelSpec
+
+
+@dataclass(frozen=True)
+class UpdateOf:
+    """The base of updates.
+
+    Attributes:
+        name: a hub id, a bundled name, or a folder's name.
+        folder: where it lies, for a model of this machine.
+        revision: of a hub id: the commit where it is known.
+        base: its weights.
+        whole: whether these are what loading it by name gives: not a merged adapter, nor drawn at random.
+    """
+
+    name: str
+    folder: Path | None
+    revision: str | None
+    base: Base
+    whole: bool
 
 
 @dataclass(frozen=True)
@@ -28,6 +49,7 @@ class Subject:
         tokenizer: None where there is none to go with it.
         inventory: all slots of the model.
         slots, reductions: one of each for each edited weight.
+        delta: what the reductions are updates of; None where they stand in for the weights.
         row: what the edit scored and cost; None where it was not scored.
         suite: the suite as plain data; empty where there was none.
         environment: where and with what it was scored; empty where it was not.
@@ -45,6 +67,7 @@ class Subject:
     suite: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     made: str = ""
+    delta: UpdateOf | None = None
 
     @property
     def edits(self) -> list[Edit]:
@@ -54,13 +77,15 @@ class Subject:
     @classmethod
     def of_cell(cls, again: CellAgain, run: RunDirectory, made: str) -> Subject:
         """A run's cell."""
-        spec, folder = again.spec, None
-        if spec.name is not None:
-            folder = bundled()[spec.name]
-        elif spec.pretrained is not None and Path(spec.pretrained).is_dir():
-            folder = Path(spec.pretrained)
+        name, folder = _place(again.spec)
+        delta = None
+        if again.base is not None and again.suite.delta is not None:
+            spec, source = again.suite.delta.base, again.base.source
+            revision = source.get("commit") or source.get("revision")
+            delta = UpdateOf(*_place(spec), revision, again.base, spec.adapter is None and spec.config is None)
         return cls(
-            base=spec.name or (folder.name if folder is not None else spec.pretrained or spec.display_name),
+            base=name,
+            delta=delta,
             base_folder=folder,
             model=again.loaded.model,
             tokenizer=again.loaded.tokenizer,
@@ -88,3 +113,13 @@ class Subject:
             for part in (config, config.get_text_config()):
                 part.tie_word_embeddings = False
         return config
+
+
+def _place(spec: ModelSpec) -> tuple[str, Path | None]:
+    """A model's name, and the folder where it lies."""
+    folder = None
+    if spec.name is not None:
+        folder = bundled()[spec.name]
+    elif spec.pretrained is not None and Path(spec.pretrained).is_dir():
+        folder = Path(spec.pretrained)
+    return spec.name or (folder.name if folder is not None else spec.pretrained or spec.display_name), folder

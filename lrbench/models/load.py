@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LoadedModel", "bundled", "choose_device", "config_hash", "first_non_finite", "has_chat_template", "load",
-    "load_structure", "weight_hash",
+    "load_structure", "load_weights", "weight_hash",
 ]  # fmt: skip
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -65,9 +65,40 @@ def load(spec: ModelSpec, device: str | None = None, *, trust_remote_code: bool 
     source = find(spec, trust_remote_code=trust_remote_code)
     device_map = spec.device_map if device is None else None
     target = choose_device(device or spec.device)
-    dtype = _dtype(spec, source)
     numbers = count_numbers(structure(source, spec.attn_implementation))
     tokenizer = read_tokenizer(spec, source)
+    model = load_weights(spec, source, numbers, target, device_map)
+    _refuse_foresight(source, model)
+    return LoadedModel(
+        label=spec.display_name,
+        source=described(spec, source, device_map),
+        model=model,
+        tokenizer=tokenizer,
+        inventory=find_slots(model),
+        weight_hash=weight_hash(model),
+        config_hash=config_hash(model),
+        device=model.device,
+        dtype=model.dtype,
+    )
+
+
+def load_weights(
+    spec: ModelSpec,
+    source: Source,
+    numbers: int,
+    target: torch.device,
+    device_map: str | dict[str, Any] | None = None,
+) -> PreTrainedModel:
+    """A model without its tokenizer, its adapter merged; in evaluation mode, without gradients.
+
+    Args:
+        numbers: of its parameters.
+        target: where it goes, without a device map.
+
+    Raises:
+        ModelError: as `load`.
+    """
+    dtype = _dtype(spec, source)
     if getattr(source.config, "quantization_config", None) is None:  # else numbers do not tell the bytes
         devices = _devices(device_map, target)
         for together in ([torch.device("cpu")], devices) if source.random else (devices,):
@@ -92,18 +123,7 @@ def load(spec: ModelSpec, device: str | None = None, *, trust_remote_code: bool 
     model = model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    _refuse_foresight(source, model)
-    return LoadedModel(
-        label=spec.display_name,
-        source=_described(spec, source, device_map),
-        model=model,
-        tokenizer=tokenizer,
-        inventory=find_slots(model),
-        weight_hash=weight_hash(model),
-        config_hash=config_hash(model),
-        device=model.device,
-        dtype=model.dtype,
-    )
+    return model
 
 
 def load_structure(spec: ModelSpec, *, trust_remote_code: bool = False) -> Inventory:
@@ -240,7 +260,7 @@ def _refuse_foresight(source: Source, model: PreTrainedModel) -> None:
         )
 
 
-def _described(spec: ModelSpec, source: Source, device_map: str | dict[str, Any] | None) -> dict[str, Any]:
+def described(spec: ModelSpec, source: Source, device_map: str | dict[str, Any] | None = None) -> dict[str, Any]:
     """What the manifest says of where a model came from; what is not there is left out."""
     given = spec.resolved()
     described: dict[str, Any] = {"pretrained": given["name"] or given["pretrained"], "revision": source.revision}

@@ -189,10 +189,16 @@ class _Site:
         return f"rows/{self._rows(cell, run, cell)}.html"
 
     def _row_pages(self) -> None:
-        entries = {(entry.run, entry.row.cell): entry for entry in (*self._board.entries, *self._board.failures)}
+        entries = {(entry.run, entry.row.cell): entry for entry in self._board.entries if not entry.repeats}
+        seeds = {
+            (entry.run, row.cell): (entry.row, *entry.repeats)
+            for entry in self._board.entries
+            for row in (entry.row, *entry.repeats)
+        }
         for run in self._runs:
             for row in run.rows.values():
                 entry = entries.get((run.name, row.cell))
+                others = [other for other in seeds.get((run.name, row.cell), ()) if other.cell != row.cell]
                 environment, model = run.environments.get(row.environment, {}), run.model(row.model)
                 self._page(
                     self._row_page(run.name, row.cell), "row.html", run=run, row=row, scores=_scores(row, entry),
@@ -200,6 +206,7 @@ class _Site:
                     reducer=provenance.facts(run.reducer(row)), environment=provenance.facts(environment),
                     model=provenance.model_facts(model), tasks=provenance.task_facts(model),
                     source=provenance.as_json(row),
+                    seeds=[(str(other.seed), self._row_page(run.name, other.cell)) for other in others],
                 )  # fmt: skip
 
 

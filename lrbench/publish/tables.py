@@ -9,8 +9,7 @@ from typing import Any
 from lrbench.leaderboard import Column, Entry, Leaderboard, as_number
 from lrbench.measured import Measured
 from lrbench.models.roles import ROLES
-from lrbench.render import text
-from lrbench.render.text import clean, headings, pieces, remarks, units
+from lrbench.render.text import clean, headings, interval, marks, pieces, remarks, units
 
 #: Columns that say what others beside them say already.
 _ON_REQUEST = ("compression",)
@@ -148,7 +147,7 @@ def page(board: Leaderboard, page_of: PageOf, key_of: Callable[[str], str]) -> P
         page_of: (run, cell) -> where the row's own page is.
         key_of: a model's name -> a name for its anchor.
     """
-    best, ties = board.best(), _ties(board)
+    best, ties = board.best(), board.ties()
     models = list(dict.fromkeys(entry.row.model for entry in (*board.entries, *board.failures)))
     tables = []
     for model in models:
@@ -180,7 +179,7 @@ def page(board: Leaderboard, page_of: PageOf, key_of: Callable[[str], str]) -> P
             )
         )
     shown = [column for column in board.columns if not column.detail]
-    return Page(tables, units(shown), _marks(board), remarks(board))
+    return Page(tables, units(shown), marks(board), remarks(board))
 
 
 def roles_of(entry: Entry) -> list[str]:
@@ -220,7 +219,7 @@ def _cell(column: Column, head: Head, entry: Entry, best: bool, tie: bool) -> Ce
         error=error,
         delta=delta,
         tone=_tone(column, value),
-        hint=_hint(column, value),
+        hint=interval(column, value),
         sort=_sort(entry, column),
         best=best,
         tie=tie,
@@ -248,29 +247,6 @@ def _failure(entry: Entry, page_of: PageOf) -> Failure:
     reason = clean(entry.row.reason or "no reason was given")
     where = page_of(entry.run, entry.row.cell)
     return Failure(where, (method, setting, edited), roles_of(entry), entry.row.status, reason)
-
-
-# What a leaderboard may know beyond its values: ties, what its marks mean, intervals of differences.
-
-
-def _ties(board: Leaderboard) -> set[tuple[int, str]]:
-    found: Callable[[], set[tuple[int, str]]] | None = getattr(board, "ties", None)
-    return found() if found is not None else set()
-
-
-def _marks(board: Leaderboard) -> str:
-    marks: Callable[[Leaderboard], str] | None = getattr(text, "marks", None)
-    return marks(board) if marks is not None else text.STYLES
-
-
-def _hint(column: Column, value: Any) -> str:
-    interval: Callable[[Column, Any], str] | None = getattr(text, "interval", None)
-    if interval is not None:
-        return interval(column, value)
-    if not isinstance(value, Measured) or value.delta is None or value.delta_stderr is None:
-        return ""
-    scale = 100.0 if column.kind == "share" else 1.0
-    return f"difference {value.delta * scale:+.3g} ± {value.delta_stderr * scale:.2g}, paired by document"
 
 
 def _distinct(values: Any) -> list[Any]:

@@ -11,6 +11,8 @@ from lrbench.leaderboard import Leaderboard
 FORMATS = {
     "terminal": "lrbench.render.terminal",
     "markdown": "lrbench.render.markdown",
+    "latex": "lrbench.render.latex",
+    "html": "lrbench.render.html",
     "csv": "lrbench.render.csv",
     "json": "lrbench.render.json",
 }

@@ -10,16 +10,20 @@ from lrbench.leaderboard import Entry, Leaderboard
 from lrbench.measured import Measured
 from lrbench.render.text import clean
 
-_PARTS = ("value", "stderr", "n", "delta", "delta_stderr", "significant")
+_PARTS = (
+    *("value", "stderr", "n", "delta", "delta_stderr", "delta_low", "delta_high", "p_value", "p_holm", "significant"),
+    *("seeds", "spread"),
+)
 
 
 def render(board: Leaderboard) -> str:
     """A header and a line a cell; failed and skipped ones last, with `status` and `reason`.
 
     The metrics of a task stand under `TASK:METRIC`, `TASK:METRIC:stderr`, `:n`, `:delta` (from the unedited model),
-    `:delta_stderr` (paired) and `:significant` (whether chance is an unlikely cause of it); shares are fractions, not
-    percent. Fields without a value are empty. Text that a spreadsheet would take for a formula gets a leading
-    apostrophe.
+    `:delta_stderr` (paired), `:delta_low` and `:delta_high` (its 95 % bootstrap interval), `:p_value` (exact, paired),
+    `:p_holm` (after Holm's correction over the lines of the table), `:significant` (whether that is at most 5 %),
+    `:seeds` and `:spread` (the standard deviation over them); shares are fractions, not percent. Fields without a
+    value are empty. Text that a spreadsheet would take for a formula gets a leading apostrophe.
     """
     fixed = [column.name for column in board.columns if not column.task and column.name != "score"]
     entries = [*board.entries, *board.failures]
@@ -42,8 +46,14 @@ def _line(entry: Entry, fixed: list[str], metrics: list[tuple[str, str]]) -> lis
     row = entry.row
     line: list[object] = [row.cell, row.status, *(entry.values.get(name) for name in fixed)]
     for value in (entry.values["score"], *(entry.metrics.get(task, {}).get(metric) for task, metric in metrics)):
-        line += [getattr(value, part) for part in _PARTS] if isinstance(value, Measured) else [None] * len(_PARTS)
+        line += _parts(value) if isinstance(value, Measured) else [None] * len(_PARTS)
     return [*line, row.reason, row.environment]
+
+
+def _parts(value: Measured) -> list[object]:
+    low, high = value.interval or (None, None)
+    known = {**value.record(), "delta_low": low, "delta_high": high}
+    return [known[part] for part in _PARTS]
 
 
 def field(value: object) -> str:
@@ -55,4 +65,4 @@ def field(value: object) -> str:
     if not isinstance(value, str):
         return repr(value)
     text = clean(value)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+    return f"'{text}" if text.startswith(tuple("=+-@＝＋－＠")) else text

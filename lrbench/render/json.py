@@ -8,16 +8,19 @@ from dataclasses import asdict
 from typing import Any
 
 from lrbench.leaderboard import Entry, Leaderboard
+from lrbench.measured import Measured
+from lrbench.stats import COVERAGE, LEVEL
 
 
 def render(board: Leaderboard) -> str:
-    """`{"columns": [...], "rows": [...]}`; failed and skipped rows come last.
+    """`{"columns": [...], "tests": {...}, "rows": [...]}`; failed and skipped rows come last.
 
     A row has a value for each column by its name (scores as objects), and `scores`: all metrics of all tasks. Values
     that JSON cannot say (infinite, not a number) are null.
     """
     document = {
         "columns": [asdict(column) for column in board.columns],
+        "tests": {"level": LEVEL, "correction": "Holm", "comparisons": dict(board.family), "interval": COVERAGE},
         "rows": [_row(entry) for entry in (*board.entries, *board.failures)],
     }
     return json.dumps(finite(document), indent=2, allow_nan=False) + "\n"
@@ -27,6 +30,7 @@ def _row(entry: Entry) -> dict[str, Any]:
     row = entry.row
     return {
         "cell": row.cell,
+        "seeds": {str(each.seed): each.cell for each in (row, *entry.repeats)},
         "status": row.status,
         "reason": row.reason,
         "suite": row.suite,
@@ -43,7 +47,7 @@ def _row(entry: Entry) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    return value if value is None or isinstance(value, str | bool | int | float) else asdict(value)
+    return value.record() if isinstance(value, Measured) else value
 
 
 def finite(value: Any) -> Any:

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 from lrbench.leaderboard import Column, Entry, Leaderboard
 from lrbench.measured import Measured
-from lrbench.render.text import FRONT, PARETO, clean, headings, pieces, plain, remarks, units
+from lrbench.render.text import FRONT, PARETO, TIE, clean, headings, marks, pieces, plain, remarks, units
 
 
 def render(board: Leaderboard) -> str:
     """All columns that people read, subtasks too; the best of a setting in bold, units below, then what failed."""
     columns = [column for column in board.columns if not column.detail]
     titles = headings(board)
-    best = board.best()
+    best, ties = board.best(), board.ties()
     lines = [
         line(["", *("<br>".join(escape(part) for part in titles[column.name] if part) for column in columns)]),
         line([":-:", *(":--" if column.kind == "text" else "--:" for column in columns)]),
@@ -22,13 +22,13 @@ def render(board: Leaderboard) -> str:
     for index, entry in enumerate(board.entries):
         cells = []
         for column in columns:
-            text = _cell(column, entry)
+            text = _cell(column, entry, TIE if (index, column.name) in ties else "")
             strong = text and ((entry.baseline and column.name == "method") or (index, column.name) in best)
             cells.append(f"**{text}**" if strong else text)
         lines.append(line([PARETO if entry.pareto else "", *cells]))
-    lines += ["", f"{escape(units(columns))} Bold: the best of its setting. {escape(FRONT)}"]
+    lines += ["", f"{escape(units(columns))} {escape(marks(board))} {escape(FRONT)}"]
     for remark in remarks(board):
-        lines += ["", remark]
+        lines += ["", escape(remark)]
     if board.failures:
         lines += ["", f"Not scored ({len(board.failures)}):", ""]
         lines += [line(["model", "method", "setting", "edited", "status", "reason"]), line([":--"] * 6)]
@@ -44,14 +44,14 @@ def escape(text: str) -> str:
     return re.sub(r"([\\|`*_\[\]~#!$])", r"\\\1", text)
 
 
-def _cell(column: Column, entry: Entry) -> str:
+def _cell(column: Column, entry: Entry, tie: str) -> str:
     value = entry.values[column.name]
     if not isinstance(value, Measured):
         return escape(plain(column, value))
     number, error, delta = pieces(column, value)
-    return " ".join(part for part in (number, error, f"({delta})" if delta else "") if part)
+    return " ".join(part for part in (number + tie, error, f"({escape(delta)})" if delta else "") if part)
 
 
 def line(cells: Sequence[str]) -> str:
-    """One line of a table, of cells that are escaped."""
+    """A line of a table, of cells that are escaped already."""
     return f"| {' | '.join(cells)} |"

@@ -15,7 +15,21 @@ from rich.text import Text
 
 from lrbench.leaderboard import Column, Entry, Leaderboard, Value
 from lrbench.measured import Measured
-from lrbench.render.text import FRONT, PARETO, STYLES, clean, headings, pieces, plain, remarks, shared_prefix, units
+from lrbench.render.text import (
+    FRONT,
+    PARETO,
+    SIGNIFICANT,
+    STYLES,
+    TIE,
+    clean,
+    headings,
+    marks,
+    pieces,
+    plain,
+    remarks,
+    shared_prefix,
+    units,
+)
 
 # What goes first where the terminal is narrow; the tasks themselves, from the right, go after all of these.
 _SUBTASKS, _ERRORS, _DELTAS = "subtasks", "standard errors", "differences"
@@ -66,10 +80,13 @@ class _Page:
     def __init__(self, board: Leaderboard) -> None:
         self.board = board
         self.titles = headings(board)
-        self.best = board.best()
+        self.best, self.ties = board.best(), board.ties()
         self.constant = _constant(board)
         self.cells = {
-            column.name: [pieces(column, entry.values[column.name]) for entry in board.entries]
+            column.name: _aligned(
+                [pieces(column, entry.values[column.name]) for entry in board.entries],
+                {line for line, name in self.ties if name == column.name},
+            )
             for column in board.columns
         }
         self.full = _Layout(
@@ -184,7 +201,10 @@ class _Page:
     def _notes(self, layout: _Layout, styled: bool) -> Iterator[Text]:
         shown = {column.name for column in layout.columns}
         styles = STYLES if styled else ""
-        yield Text(" ".join(part for part in (units(layout.columns), styles, FRONT) if part), style="dim")
+        yield Text(
+            " ".join(part for part in (units(layout.columns), marks(self.board, bold=styled), styles, FRONT) if part),
+            style="dim",
+        )
         prefix = shared_prefix(self.board)
         if prefix:
             yield Text(f"Task names are shown without {clean(prefix)}.", style="dim")
@@ -213,6 +233,19 @@ class _Page:
                 Text(clean(entry.row.reason or "no reason was given"), overflow="fold"),
             )
         yield table
+
+
+def _aligned(cells: list[tuple[str, str, str]], ties: set[int]) -> list[tuple[str, str, str]]:
+    """With the mark of a tie, and room for marks where other lines of the column have them."""
+    starred = any(delta.endswith(SIGNIFICANT) for _, _, delta in cells)
+    found = []
+    for line, (number, error, delta) in enumerate(cells):
+        if ties:
+            number += TIE if line in ties else " "
+        if starred and delta and not delta.endswith(SIGNIFICANT):
+            delta += " "
+        found.append((number, error, delta))
+    return found
 
 
 def _constant(board: Leaderboard) -> dict[str, str]:

@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from lrbench.leaderboard import Column, Leaderboard, Value
+from lrbench.leaderboard import Column, Entry, Leaderboard, Value
 from lrbench.measured import Measured
 
 MISSING = "—"
@@ -21,11 +21,8 @@ _UNITS = {
     "optimum": "opt.: the least error that any matrix of that rank has",
     "decompose": "time: seconds of decomposition",
 }
-STYLES = (
-    "Δ is green (better) or red (worse) where chance is an unlikely cause: for answers that are right or wrong, by an "
-    "exact sign test at 5 % (McNemar) of those that changed; else, beyond two of its standard errors over at least "
-    "30 documents. Bold: the best of its setting."
-)
+SIGNIFICANT, TIE, SPREAD = "*", "=", "σ"
+STYLES = "Green: better, red: worse."
 FRONT = f"{PARETO} Pareto-optimal: no other row scored on the same documents keeps less and scores more."
 
 _ESCAPE_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b.")
@@ -46,9 +43,43 @@ def units(columns: Iterable[Column]) -> str:
     return "; ".join([scores, *(known[name] for name in names if name in known)]) + "."
 
 
+def marks(board: Leaderboard, *, bold: bool = True) -> str:
+    """What the marks of scores mean: what was tested, how, at what level, over how many comparisons.
+
+    Args:
+        bold: whether the medium has bold type.
+    """
+    parts = []
+    sizes = {size for size in board.family.values() if size}
+    if sizes:
+        over = f"the {sizes.pop()} comparisons" if len(sizes) == 1 else "the comparisons"
+        parts.append(
+            f"{SIGNIFICANT} differs from the unedited model: exact sign-flip test paired by document (McNemar's where "
+            f"answers are right or wrong), 5 % after Holm's correction over {over} of its column."
+        )
+    if bold:
+        parts.append("Bold: the best of its setting.")
+    if board.ties():
+        parts.append(
+            f"{TIE} tied with the best of its setting: the same test, corrected over all pairs of its lines, does not "
+            "tell them apart."
+        )
+    if any(entry.repeats for entry in board.entries):
+        parts.append(f"Lines of several seeds are their mean; {SPREAD}: their standard deviation.")
+    return " ".join(parts)
+
+
 def remarks(board: Leaderboard) -> list[str]:
-    """What must be known of this table's rows: which were scored elsewhere or lack samples, how many are not shown."""
+    """What must be known of this table's rows.
+
+    That is: of what they are updates, which were scored elsewhere or lack samples, how many are not shown.
+    """
     found = []
+    for base in sorted({entry.row.delta for entry in board.entries if entry.row.delta and not entry.baseline}):
+        found.append(
+            f"Edited are updates of {clean(base)}: W is W − W_base in errors and keep targets, keep model is what is "
+            "stored on top of the base, and the method “base” has the base's own weights."
+        )
     if board.elsewhere:
         rows = "1 row was" if board.elsewhere == 1 else f"{board.elsewhere} rows were"
         found.append(f"{rows} scored in another environment than the unedited model.")
@@ -58,22 +89,58 @@ def remarks(board: Leaderboard) -> list[str]:
             if board.without_samples == 1
             else f"Samples of {board.without_samples} cells are missing: their differences have no paired errors."
         )
+    for model, task, value, chance in board.below_chance:
+        found.append(
+            f"{clean(model)}, unedited, is below chance on {clean(task)} (accuracy {100 * value:.1f} %, chance "
+            f"{100 * chance:.1f} %): a gain there may be no more than a way back to chance."
+        )
     if board.left_out:
         found.append(f"{board.left_out} more rows are left out here.")
     return found
 
 
+def failure(entry: Entry) -> dict[str, str]:
+    """A cell that was not scored: `name`, `status`, `reason`."""
+    words = (str(entry.values[name] or "") for name in ("model", "method", "setting", "edited"))
+    return {
+        "name": " ".join(word for word in words if word),
+        "status": entry.row.status,
+        "reason": entry.row.reason or "no reason was given",
+    }
+
+
 def pieces(column: Column, value: Value) -> tuple[str, str, str]:
-    """A value in three parts: itself, `±` its error, and its difference; empty where there is none."""
+    """A value in three parts: itself, `±` its error (and `σ` over seeds), its difference; empty where there is none."""
     if not isinstance(value, Measured):
         return plain(column, value), "", ""
     scale = 100.0 if column.kind == "share" else 1.0
-    error = value.stderr
+    errors = [
+        f"{sign}{number(error * scale, column)}"
+        for sign, error in (("±", value.stderr), (SPREAD, value.spread))
+        if error is not None and math.isfinite(error)
+    ]
+    delta = signed(value.delta * scale, column) if value.delta is not None else ""
     return (
-        _number(value.value * scale, column),
-        f"±{_number(error * scale, column)}" if error is not None and math.isfinite(error) else "",
-        _signed(value.delta * scale, column) if value.delta is not None else "",
+        number(value.value * scale, column),
+        " ".join(errors),
+        f"{delta}{SIGNIFICANT}" if delta and value.significant else delta,
     )
+
+
+def interval(column: Column, value: Value) -> str:
+    """What is known of a score's difference, in words; empty where nothing is."""
+    if not isinstance(value, Measured) or value.delta is None or value.interval is None:
+        return ""
+    scale = 100.0 if column.kind == "share" else 1.0
+    low, high = (signed(end * scale, column) for end in value.interval)
+    p = value.p_value if value.p_holm is None else value.p_holm
+    tested = f"; p = {p_value(p)}{' (Holm)' if value.p_holm is not None else ''}" if p is not None else ""
+    return f"Δ {signed(value.delta * scale, column)}, 95 % interval {low} to {high}{tested}"
+
+
+def p_value(p: float) -> str:
+    """To two digits."""
+    return "<1e-12" if p < 1e-12 else f"{p:.2g}"
 
 
 def plain(column: Column, value: Value) -> str:
@@ -86,7 +153,7 @@ def plain(column: Column, value: Value) -> str:
         return clean(value)
     if isinstance(value, bool):
         return PARETO if value else ""
-    return _number(value, column)
+    return number(value, column)
 
 
 def headings(board: Leaderboard) -> dict[str, tuple[str, str]]:
@@ -116,7 +183,8 @@ def shared_prefix(board: Leaderboard) -> str:
     return "".join(f"{word}_" for word in words[0][:common])
 
 
-def _number(value: float, column: Column) -> str:
+def number(value: float, column: Column) -> str:
+    """In the few digits that people read."""
     if math.isnan(value):
         return MISSING
     if math.isinf(value):
@@ -138,8 +206,9 @@ def _number(value: float, column: Column) -> str:
     return f"{value:.2f}" if size < 100 else f"{value:,.1f}" if size < 10000 else f"{value:,.0f}"
 
 
-def _signed(value: float, column: Column) -> str:
-    text = _number(abs(value), column)
+def signed(value: float, column: Column) -> str:
+    """The same with its sign, but for zero."""
+    text = number(abs(value), column)
     if text == MISSING or not any(digit in text for digit in "123456789∞"):
         return text
     return f"+{text}" if value > 0 else f"−{text}"

@@ -1,0 +1,61 @@
+"""`lrbench compare RUN RUN`: which scores differ, by how much, how surely, and what else differs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from lrbench.errors import InputError
+
+# Not lrbench.render.comparison.FORMATS, so that --help stays quick; a test holds the two together.
+_FORMATS = ("terminal", "markdown", "csv", "json")
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Adds the verb to the command line."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "compare",
+        help="hold two runs, or two rows, side by side",
+        description="Which cells of two runs have other scores, by how much and how surely, paired by document; and "
+        "what differs in hardware, versions, suite, data and reducers. The exit code does not say whether they differ.",
+    )
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="+", type=Path, help="two run directories; with --rows, one or two"
+    )
+    parser.add_argument(
+        "--rows", nargs=2, metavar=("A", "B"), help="two rows, each by the beginning of its cell's hash: A of the "
+        "first run, B of the last",
+    )  # fmt: skip
+    parser.add_argument("--format", choices=_FORMATS, default="terminal", help="default: %(default)s")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="write to a file instead of the screen")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints or writes the comparison.
+
+    Raises:
+        InputError: a RUN is no run directory, there are too few or too many, no row has such a hash, or the file cannot
+            be written.
+    """
+    from lrbench.cli.leaderboard import write
+    from lrbench.comparison import compare_rows, compare_runs
+    from lrbench.render import comparison as pages
+    from lrbench.store import open_run
+
+    if len(args.runs) > 2 or (len(args.runs) < 2 and not args.rows):
+        count = len(args.runs)
+        raise InputError(f"compare: {count} run{'' if count == 1 else 's'} given; give two, or one with --rows A B")
+    first, second = open_run(args.runs[0]), open_run(args.runs[-1])
+    found = compare_rows(first, second, tuple(args.rows)) if args.rows else compare_runs(first, second)
+    if args.output is not None:
+        write(args.output, pages.render(found, args.format))
+    elif args.format == "terminal":
+        pages.show(found)
+    else:
+        sys.stdout.write(pages.render(found, args.format))
+    sys.stdout.flush()
+    return 0
