@@ -1,18 +1,22 @@
 # make quickstart   environment, install, the quickstart suite on the bundled model, its leaderboard
-# make test         environment, install with test extras, ruff, mypy and the whole test suite
+# make test         environment, install with test extras, ruff, mypy and the test suite
+# make slow         tests that take long, and that the others leave little doubt about
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test slow lint clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/lrbench run suites/quickstart.yaml
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest -n 2 -m "not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not gpu and not slow"
+
+slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 -m "slow and not gpu"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

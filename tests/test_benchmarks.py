@@ -40,6 +40,7 @@ def test_the_sweep_benchmark_prints_engine_floor_and_rivals_side_by_side(tmp_pat
         assert not sweep["targets"]
 
 
+@pytest.mark.slow
 def test_the_memory_benchmark_prints_engine_and_lm_eval_side_by_side(tmp_path):
     file = tmp_path / "figures.json"
     command = "--config tiny --vocabulary 20000 --documents 24 --device cpu --threads 1"
@@ -112,6 +113,7 @@ def test_the_memory_of_a_method_is_measured_in_a_process_of_its_own(tmp_path):
     assert done.stdout.strip() == "None" or 300 * 300 * 8 < int(done.stdout) < 40 * 300 * 2000 * 8
 
 
+@pytest.mark.slow
 def test_the_inference_benchmark_sets_speed_up_against_multiply_adds_and_finds_the_break_even(tmp_path):
     file = tmp_path / "figures.json"
     command = "--quick --shapes 64x96 --widths 64 --tokens 1 16 --keeps 0.2 1.0 --repeats 2 --device cpu --threads 1"

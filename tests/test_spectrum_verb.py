@@ -61,7 +61,8 @@ def test_almanac_is_told_by_role_with_every_claim_answered(capsys):
             assert role["random"][name] == pytest.approx(members[0]["random"][name])
 
 
-def test_the_formats_say_the_same(capsys):
+def test_the_formats_say_the_same(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")  # or names are broken in a narrow terminal
     chosen = ["almanac", "--layers", "last 2", "--weights", "attn.q", "mlp"]
     data = json.loads(printed(capsys, *chosen, "--format", "json"))
     lines = list(csv.DictReader(io.StringIO(printed(capsys, *chosen, "--format", "csv"), newline="")))
