@@ -235,7 +235,9 @@ def _entry(
         "decompose": None if baseline else _mean(r.decompose_seconds for r in rows),
         "rank": ranks([edit for r in rows for edit in r.edits]),
         "optimal_error": optimum,
-        "calibrate": None if baseline else _mean(r.calibrate_seconds for r in rows),
+        "calibrate": None
+        if baseline or not any(r.calibrate_seconds for r in rows)
+        else _mean(r.calibrate_seconds for r in rows),
         "evaluate": _mean(r.evaluate_seconds for r in rows),
         **_speeds(row),
         "pareto": False,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, get_args
+from weakref import WeakKeyDictionary, WeakSet
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -22,6 +24,10 @@ from lrbench.reducer import Reducer
 from lrbench.reductions import Reduction, Reductions, sizes
 from lrbench.registry import Registry, source_hash
 from lrbench.store import Edit
+
+_COUNT = count()
+#: The edits that are in place, by model.
+_LIVE: WeakKeyDictionary[PreTrainedModel, WeakSet[Reduced]] = WeakKeyDictionary()
 
 
 class Reduced:
@@ -51,6 +57,8 @@ class Reduced:
         self._reductions = noted(slots, reductions, inference)
         self._edit = ExitStack()
         self._edit.enter_context(in_place(model, slots, reductions, inference))
+        self._number = next(_COUNT)
+        _LIVE.setdefault(model, WeakSet()).add(self)
         self._restored = False
 
     @property
@@ -67,9 +75,17 @@ class Reduced:
         """Puts the original weights back, the same objects; several edits of a model are undone in reverse order.
 
         Raises:
+            InputError: a later edit of the same weights is still in place; nothing was changed.
             EvaluationError: an original was written to, or replaced, meanwhile.
         """
+        if self._restored:
+            return
+        mine = {id(slot.module) for slot in self._slots}
+        for other in _LIVE.get(self.model, ()):
+            if other._number > self._number and mine & {id(slot.module) for slot in other._slots}:
+                raise InputError("a later edit of the same weights is still in place; restore that one first")
         self._restored = True
+        _LIVE[self.model].discard(self)
         self._edit.close()
 
     def export(
@@ -95,6 +111,8 @@ class Reduced:
         writers = dict(zip(FORMATS, (write_dense, write_factored, write_adapter), strict=True))
         if format not in writers:
             raise InputError(f"format {format!r}; it is one of {', '.join(FORMATS)}")
+        if self._restored:
+            raise InputError("this edit has been restored; export it before, or reduce again")
         self.restore()
         name = str(getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__)
         folder = Path(name) if Path(name).is_dir() else None
@@ -157,6 +175,13 @@ def reduce(
         InputError: bad arguments, no such reducer or parameter, layer or weight; nothing was changed.
         ReducerError: the reducer failed on a weight, or no rank fits; nothing was changed.
     """
+    if not isinstance(model, PreTrainedModel):
+        raise InputError(f"model: a transformers model, not {type(model).__name__}; load it first")
+    if inference not in get_args(Inference):
+        raise InputError(f"inference={inference!r}: it is one of {', '.join(get_args(Inference))}")
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise InputError(f"seed={seed!r}: a whole number from 0")
+    plugins = [plugins] if isinstance(plugins, str | Path) else list(plugins)
     request = _request(keep=keep, fraction=fraction, rank=rank, energy=energy, error=error)
     method = _method(reducer, params, plugins)
     inventory = find_slots(model)
@@ -183,6 +208,8 @@ def _request(**given: float | None) -> RankRequest:
     if len(asked) != 1:
         raise InputError(f"give exactly one of {', '.join(kinds)}; got {', '.join(k for k, _ in asked) or 'none'}")
     kind, value = asked[0]
+    if not isinstance(value, int | float):
+        raise InputError(f"{kind}={value!r}: one number; for several ranks reduce several times, or run a suite")
     right = isinstance(value, int) and value >= 1 if kind == "rank" else 0 <= value <= 1 and (value or kind == "error")
     if isinstance(value, bool) or not right:
         raise InputError(f"{kind}={value!r}: {'a whole number from 1' if kind == 'rank' else 'above 0 and at most 1'}")

@@ -9,7 +9,7 @@ import lrbench
 from lrbench import linalg
 
 
-class ASVD(lrbench.Reducer):
+class ASVD(lrbench.LowRankReducer):
     """Ŵ S is the truncated SVD of W S, with S = diag(mean|x|^alpha) over the inputs.
 
     With U_k the leading left singular vectors of W S, Ŵ = U_k (U_kᵀ W S) S⁻¹ = U_k (U_kᵀ W): nothing is divided by S.
@@ -26,6 +26,7 @@ class ASVD(lrbench.Reducer):
     alpha: Annotated[float, "power of mean |x|; 0 gives the plain SVD"] = 0.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.alpha <= 2:
             raise ValueError(f"alpha must be between 0 and 2, not {self.alpha:g}")
 
@@ -33,20 +34,16 @@ class ASVD(lrbench.Reducer):
         """One SVD serves every rank."""
         size = context.statistics["absmean"].double()  # (n,)
         s = size.clamp(min=1e-6 * float(size.max())).pow(self.alpha)  # (n,), or an input never used would not be fitted
-        return _Truncations(linalg.WeightedSpectrum(weight, s))
-
-    def stored_numbers(self, shape: tuple[int, int], rank: int) -> int:
-        """k(m + n)."""
-        return rank * sum(shape)
+        return _Truncations(self, linalg.WeightedSpectrum(weight, s))
 
 
 class _Truncations(lrbench.Prepared):
-    def __init__(self, spectrum: linalg.WeightedSpectrum) -> None:
-        self.spectrum = spectrum
+    def __init__(self, reducer: ASVD, spectrum: linalg.WeightedSpectrum) -> None:
+        self.reducer, self.spectrum = reducer, spectrum
 
-    def at_rank(self, rank: int) -> lrbench.LowRank:
+    def at_rank(self, rank: int) -> lrbench.Factors:
         U, B = self.spectrum.factors(rank)  # (m, k), U_kᵀ W (k, n)
-        return lrbench.LowRank(U, B)
+        return self.reducer.stored(U, B)
 
     def errors(self, ranks: Sequence[int]) -> list[float]:
         errors = self.spectrum.errors()

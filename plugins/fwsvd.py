@@ -8,7 +8,7 @@ import lrbench
 from lrbench import linalg
 
 
-class FisherWeightedSVD(lrbench.Reducer):
+class FisherWeightedSVD(lrbench.LowRankReducer):
     """Ŵ D is the truncated SVD of W D, with D = diag(sqrt(F_j)) and F_j = Σ_i E[(∂loss/∂W_ij)²].
 
     The paper writes a layer as Z = X W and sums the Fisher information over each row of its W, which belongs to one
@@ -27,20 +27,16 @@ class FisherWeightedSVD(lrbench.Reducer):
         """One SVD serves every rank."""
         d = context.statistics["fisher"].double().sqrt()  # (n,)
         d = d.clamp(min=1e-6 * float(d.max()))  # or an input without any gradient would not be fitted
-        return _Truncations(linalg.WeightedSpectrum(weight, d))
-
-    def stored_numbers(self, shape: tuple[int, int], rank: int) -> int:
-        """k(m + n)."""
-        return rank * sum(shape)
+        return _Truncations(self, linalg.WeightedSpectrum(weight, d))
 
 
 class _Truncations(lrbench.Prepared):
-    def __init__(self, spectrum: linalg.WeightedSpectrum) -> None:
-        self.spectrum = spectrum
+    def __init__(self, reducer: FisherWeightedSVD, spectrum: linalg.WeightedSpectrum) -> None:
+        self.reducer, self.spectrum = reducer, spectrum
 
-    def at_rank(self, rank: int) -> lrbench.LowRank:
+    def at_rank(self, rank: int) -> lrbench.Factors:
         U, B = self.spectrum.factors(rank)  # (m, k), U_kᵀ W (k, n)
-        return lrbench.LowRank(U, B)
+        return self.reducer.stored(U, B)
 
     def errors(self, ranks: Sequence[int]) -> list[float]:
         errors = self.spectrum.errors()

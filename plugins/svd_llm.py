@@ -8,7 +8,7 @@ import lrbench
 from lrbench import linalg
 
 
-class SVDLLM(lrbench.Reducer):
+class SVDLLM(lrbench.LowRankReducer):
     """Ŵ = U_k (U_kᵀ W), with U_k the leading eigenvectors of W H Wᵀ and H = E[x xᵀ] the second moment of the inputs.
 
     Of all matrices of rank k this one has the least output error E‖W x − Ŵ x‖². The paper whitens: it truncates the SVD
@@ -26,20 +26,16 @@ class SVDLLM(lrbench.Reducer):
     def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:
         """One eigendecomposition serves every rank."""
         L = context.once(linalg.root, context.statistics["second_moment"])  # (n, n), L Lᵀ = H
-        return _Truncations(context.once(linalg.WeightedSpectrum, weight, L))
-
-    def stored_numbers(self, shape: tuple[int, int], rank: int) -> int:
-        """k(m + n)."""
-        return rank * sum(shape)
+        return _Truncations(self, context.once(linalg.WeightedSpectrum, weight, L))
 
 
 class _Truncations(lrbench.Prepared):
-    def __init__(self, spectrum: linalg.WeightedSpectrum) -> None:
-        self.spectrum = spectrum
+    def __init__(self, reducer: SVDLLM, spectrum: linalg.WeightedSpectrum) -> None:
+        self.reducer, self.spectrum = reducer, spectrum
 
-    def at_rank(self, rank: int) -> lrbench.LowRank:
+    def at_rank(self, rank: int) -> lrbench.Factors:
         U, B = self.spectrum.factors(rank)  # (m, k), U_kᵀ W (k, n)
-        return lrbench.LowRank(U, B)
+        return self.reducer.stored(U, B)
 
     def errors(self, ranks: Sequence[int]) -> list[float]:
         errors = self.spectrum.errors()

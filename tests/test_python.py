@@ -175,3 +175,37 @@ def test_without_pandas_the_rows_are_there_and_a_frame_is_refused_in_one_line(mo
 def test_where_there_is_no_run_it_is_said(tmp_path):
     with pytest.raises(InputError, match="no run here"):
         lrbench.read_results(tmp_path)
+
+
+def test_edits_of_one_weight_are_restored_in_reverse_order_and_not_otherwise():
+    model = tiny("llama")
+    weight = model.model.layers[1].mlp.down_proj.weight
+    kept = weight.detach().clone()
+    first = lrbench.reduce(model, "svd", rank=4, layers=1, weights="mlp.down")
+    second = lrbench.reduce(model, "id", rank=2, layers=1, weights="mlp.down")
+    with pytest.raises(InputError, match="later edit of the same weights"):
+        first.restore()
+    second.restore()
+    first.restore()
+    first.restore()
+    assert model.model.layers[1].mlp.down_proj.weight is weight
+    assert torch.equal(weight, kept)
+    with pytest.raises(InputError, match="has been restored"):
+        first.export("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"keep": "0.5"}, "keep='0.5': one number"),
+        ({"keep": [0.5, 0.25]}, "one number"),
+        ({"keep": 0.5, "inference": "foo"}, "inference='foo': it is one of dense, factored"),
+        ({"keep": 0.5, "seed": -1}, "seed=-1: a whole number from 0"),
+        ({"keep": 0.5, "plugins": "nope.py"}, "nope.py: no such plugin file"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_one_line(arguments, words):
+    with pytest.raises(InputError, match=re.escape(words)):
+        lrbench.reduce(tiny("llama"), "svd", **arguments)
+    with pytest.raises(InputError, match="a transformers model"):
+        lrbench.reduce("almanac", "svd", keep=0.5)
