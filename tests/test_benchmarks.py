@@ -72,6 +72,7 @@ def decompose(tmp_path, command):
     return done.stdout, json.loads((tmp_path / "figures.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_decomposition_benchmark_holds_every_method_against_its_rival(tmp_path):
     shown, report = decompose(tmp_path, "--shapes 64x96 --threads 1 --repeats 1 --without-memory")
     weights, almanac = report["matrices"]
@@ -97,6 +98,7 @@ def test_the_decomposition_benchmark_holds_every_method_against_its_rival(tmp_pa
     assert "scipy 1." in shown
 
 
+@pytest.mark.slow
 def test_the_crossovers_of_the_algorithms_are_measured_beside_the_constants_in_use(tmp_path):
     shown, report = decompose(tmp_path, "--crossovers --quick")
     [found] = report["crossovers"]

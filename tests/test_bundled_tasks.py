@@ -87,6 +87,7 @@ def test_a_few_shot_example_is_never_the_question_itself():
         assert not any(example.startswith(question) for example in examples)
 
 
+@pytest.mark.slow
 def test_lm_eval_itself_gives_the_same_numbers_from_any_folder(tmp_path):
     checkpoint = bundled()["almanac"]
     command = [
