@@ -32,9 +32,9 @@ def gram(W: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
         dtype: float64, or float32 where the caller knows that half the digits will do.
 
     Returns:
-        (m, m); on the CPU symmetric to the last bit.
+        (m, m), symmetric to the last bit where the BLAS is.
     """
-    if lapack.serves(W):
+    if lapack.pays(W):
         return lapack.symmetric_product(W, dtype)
     with full_precision():
         A = W.to(dtype)
@@ -54,7 +54,7 @@ def eigenvectors(G: Tensor) -> tuple[Tensor, Tensor]:
     """
     if not bool(G.isfinite().all()):
         raise torch.linalg.LinAlgError(f"a {len(G)} x {len(G)} Gram matrix holds NaN or Inf")
-    if lapack.serves(G):
+    if lapack.pays(G):
         values, rows = lapack.eigenvectors(G)
         return values.flip(0), rows.flip(0)
     values, vectors = torch.linalg.eigh(G)

@@ -17,10 +17,19 @@ from torch import Tensor
 _CHUNK = 1024  # columns made float64 at a time: enough for a product at full speed, and little memory
 _MIRRORED = 256  # rows copied to columns at a time, a block that caches hold
 
+#: Rows from which they are worth it with several threads: theirs are another pool than torch's, whose threads hold the
+#: cores for a while after each product. Of 192 rows and two threads a product takes nine times as long as torch's.
+SEVERAL_THREADS_FROM = 1024
+
 
 def serves(A: Tensor) -> bool:
     """Whether the functions of this module can take a tensor: it is on the CPU."""
     return A.device.type == "cpu"
+
+
+def pays(A: Tensor) -> bool:
+    """Whether they take it and are sooner done than torch's own."""
+    return serves(A) and (torch.get_num_threads() == 1 or len(A) >= SEVERAL_THREADS_FROM)
 
 
 @cache
@@ -34,10 +43,10 @@ def _scipy() -> tuple[Any, Any, Any]:
 
 
 @contextmanager
-def _libraries() -> Iterator[tuple[Any, Any]]:
-    """BLAS and LAPACK, held to the number of threads that torch is held to."""
+def _libraries(size: int) -> Iterator[tuple[Any, Any]]:
+    """BLAS and LAPACK for a matrix of `size` rows, held to the number of threads that torch is held to."""
     blas, lapack, pools = _scipy()
-    with pools.limit(limits=torch.get_num_threads()):
+    with pools.limit(limits=torch.get_num_threads() if size >= SEVERAL_THREADS_FROM else 1):
         yield blas, lapack
 
 
@@ -46,7 +55,7 @@ def symmetric_product(W: Tensor, dtype: torch.dtype) -> Tensor:
     whole = W.dtype == dtype and (W.is_contiguous() or W.T.is_contiguous())
     size = max(W.shape[1], 1) if whole else max(_CHUNK, len(W) // 2)
     G = torch.zeros(len(W), len(W), dtype=dtype)
-    with _libraries() as (blas, _):
+    with _libraries(len(W)) as (blas, _):
         product = blas.dsyrk if dtype == torch.float64 else blas.ssyrk
         for part in W.detach().split(size, dim=1) if W.numel() else ():
             A = part.to(dtype)
@@ -68,7 +77,7 @@ def eigenvectors(G: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         torch.linalg.LinAlgError: they could not be found.
     """
-    with _libraries() as (_, lapack):
+    with _libraries(len(G)) as (_, lapack):
         solve = lapack.dsyevd if G.dtype == torch.float64 else lapack.ssyevd
         values, vectors, info = solve(G.detach().numpy().T, compute_v=1, lower=1)
     if info:
@@ -85,7 +94,7 @@ def pivoted_cholesky(G: Tensor, overwrite: bool) -> tuple[Tensor, Tensor]:
     """
     if not len(G):
         return torch.empty(0, dtype=torch.int64), G.new_zeros(0, 0)
-    with _libraries() as (_, lapack):
+    with _libraries(len(G)) as (_, lapack):
         # A negative tolerance is LAPACK's own: s eps times the largest entry of the diagonal.
         factor, pivots, rank, _ = lapack.dpstrf(
             G.detach().contiguous().numpy().T, tol=-1.0, lower=1, overwrite_a=overwrite
