@@ -49,8 +49,8 @@ class InferenceSpeed(Strict):
     reason: str | None = None
 
     def ratio(self, what: str, batch: int) -> float | None:
-        """Factored over dense of one figure of `Speed`; None where it was not measured."""
-        for entry in self.batches:
+        """Factored over dense of one figure of `Speed`; None where it was not measured, or nothing ran as factors."""
+        for entry in self.batches if self.factored_weights else ():
             if entry.batch == batch and entry.factored is not None:
                 ours, theirs = getattr(entry.factored, what), getattr(entry.dense, what)
                 return ours / theirs if ours is not None and theirs else None
