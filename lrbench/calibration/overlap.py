@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lrbench.calibration.sources import right_answer
 from lrbench.errors import TaskError, one_line
+from lrbench.tasks.token_windows import REQUEST
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -79,7 +80,7 @@ def _documents(frozen: FrozenTask) -> Iterator[tuple[int, list[str]]]:
 
 
 def _text(frozen: FrozenTask, instance: Instance) -> str:
-    if instance.request_type == "loglikelihood_rolling":
+    if instance.request_type in ("loglikelihood_rolling", REQUEST):
         return str(instance.args[0])
     query = frozen.task.doc_to_text(instance.doc)
     if not isinstance(query, str):  # several contexts, one answer: then the context is the document

@@ -21,6 +21,7 @@ from lrbench.tasks.containment import OTHER_SEED, contained
 from lrbench.tasks.freeze import freeze
 from lrbench.tasks.load import TaskSet
 from lrbench.tasks.score import Samples, Scores
+from lrbench.tasks.token_windows import cut_into_windows
 
 
 class BoundEngine(ABC):
@@ -35,6 +36,7 @@ class BoundEngine(ABC):
 
     Attributes:
         lm: lm-eval's model.
+        tasks: the tasks, with texts cut into windows of this model's tokens where their tokens are what is counted.
         requests: the frozen requests, with their hashes; `requests.hashes()` belongs into a cell's hash.
         partials: where an engine that scores requests in parts keeps the answers to each; None: nowhere.
         report: told what was done for each job, by an engine that knows it.
@@ -63,10 +65,11 @@ class BoundEngine(ABC):
         self.lm = make_hflm(
             model, tokenizer, batch_size=batch_size, max_length=max_length, add_bos=add_bos, chat_template=chat_template
         )
-        self.tasks = tasks
+        with contained():
+            self.tasks = cut_into_windows(tasks, self.lm)
         self.chat_template = chat_template
         self.seed = seed
-        self.requests = freeze(tasks, self.lm, chat_template=chat_template, seed=seed)
+        self.requests = freeze(self.tasks, self.lm, chat_template=chat_template, seed=seed)
         self._asked_batch_size = batch_size
 
     @property

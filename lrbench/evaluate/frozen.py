@@ -27,14 +27,21 @@ class FrozenEngine(BoundEngine):
         return self.lm._loglikelihood_tokens(self.requests.pairs, disable_tqdm=True)
 
     def _rolling(self) -> Iterator[float]:
-        """Sums of windows, which lm-eval takes in batches as they come, not sorted."""
-        windows, size = self.requests.windows, self.lm.batch_size
-        answers: list[tuple[float, bool]] = []
-        for start in range(0, len(windows), size):
-            answers += self.lm._loglikelihood_tokens(windows[start : start + size], disable_tqdm=True)
+        """Sums of windows, which lm-eval takes in batches as they come, not sorted, one kind of request at a time."""
+        asked, counts, size = self.requests.asked_rolling, self.requests.window_counts, self.lm.batch_size
+        kinds = [i.request_type for i, count in zip(asked, counts, strict=True) for _ in range(count)]  # of each window
+        answers = [0.0] * len(kinds)
+        for kind in dict.fromkeys(kinds):
+            places = [place for place, other in enumerate(kinds) if other == kind]
+            for start in range(0, len(places), size):
+                batch = places[start : start + size]
+                windows = [self.requests.windows[place] for place in batch]
+                answered = self.lm._loglikelihood_tokens(windows, disable_tqdm=True)
+                for place, (loglikelihood, _) in zip(batch, answered, strict=True):
+                    answers[place] = loglikelihood
         start = 0
-        for count in self.requests.window_counts:
-            yield sum(loglikelihood for loglikelihood, _ in answers[start : start + count])
+        for count in counts:
+            yield sum(answers[start : start + count])
             start += count
 
     def _texts(self) -> list[str]:

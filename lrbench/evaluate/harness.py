@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
+from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate
 
 from lrbench.evaluate.bound import BoundEngine
 from lrbench.evaluate.engine import Job
+from lrbench.tasks.groups import group_of
 from lrbench.tasks.score import RawMetrics, Samples, Scores, aggregate, metric_name, sample
 
 
@@ -37,7 +39,7 @@ class HarnessEngine(BoundEngine):
         raw: dict[str, RawMetrics] = {}
         samples: Samples = []
         for name in self.tasks.tasks:
-            raw[name], documents = _read(name, results["samples"][name])
+            raw[name], documents = _read(self.tasks.tasks[name], results["samples"][name])
             samples += documents
         return self._with_values_of(results["results"], aggregate(self.requests, raw)), samples
 
@@ -64,7 +66,7 @@ class HarnessEngine(BoundEngine):
         }
 
 
-def _read(name: str, logged: list[dict[str, Any]]) -> tuple[RawMetrics, Samples]:
+def _read(task: Task, logged: list[dict[str, Any]]) -> tuple[RawMetrics, Samples]:
     """Values and per-document results from lm-eval's logged samples: one entry a document and filter."""
     raw: RawMetrics = defaultdict(list)
     documents: dict[int, dict[str, Any]] = {}
@@ -72,6 +74,6 @@ def _read(name: str, logged: list[dict[str, Any]]) -> tuple[RawMetrics, Samples]
         metrics = {metric_name(metric, entry["filter"]): entry[metric] for metric in entry["metrics"]}
         for metric in entry["metrics"]:
             raw[metric, entry["filter"]].append(entry[metric])
-        own = sample(name, entry["doc_id"], metrics, entry["resps"])
+        own = sample(task.task_name, entry["doc_id"], metrics, entry["resps"], group_of(task, entry["doc"]))
         documents.setdefault(entry["doc_id"], own)["metrics"].update(own["metrics"])
     return dict(raw), list(documents.values())

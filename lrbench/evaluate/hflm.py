@@ -6,13 +6,27 @@ import copy
 from typing import Any
 
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lrbench.errors import ModelError, one_line
 from lrbench.tasks.containment import contained
+from lrbench.tasks.token_windows import window_pair
 
 CPU_BATCH_SIZE = 32  # for `auto`: a CPU has no memory limit that could be probed safely
+
+
+class WindowedHFLM(HFLM):
+    """lm-eval's model, which also takes requests that are tokens already."""
+
+    def loglikelihood_windows(self, requests: list[Instance]) -> list[float]:
+        """The log-likelihood of each window after its first token, in batches as they come."""
+        pairs, answers = [window_pair(request) for request in requests], []
+        for start in range(0, len(pairs), self.batch_size):
+            batch = pairs[start : start + self.batch_size]
+            answers += self._loglikelihood_tokens(batch, disable_tqdm=True)
+        return [loglikelihood for loglikelihood, _ in answers]
 
 
 def make_hflm(
@@ -42,7 +56,7 @@ def make_hflm(
         raise ModelError(f"batch_size {batch_size!r}; it must be a positive number or 'auto'")
     with contained():
         try:
-            lm = HFLM(
+            lm = WindowedHFLM(
                 pretrained=model,
                 tokenizer=_with_bos(tokenizer, add_bos),
                 batch_size=1 if batch_size == "auto" else batch_size,

@@ -19,6 +19,7 @@ from lm_eval.config.task import TaskConfig
 from lrbench.errors import TaskError, did_you_mean
 
 BUNDLED = Path(__file__).parent / "almanac"
+PROTOCOLS = Path(__file__).parent / "protocols"  # what papers evaluate on, and lm-eval lacks
 
 SKIPPED = {"__pycache__", ".ipynb_checkpoints"}
 TASK_KEYS = {field.name for field in fields(TaskConfig)}

@@ -24,6 +24,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from lrbench.errors import TaskError, one_line
 from lrbench.tasks.containment import OTHER_SEED, contained
 from lrbench.tasks.load import TaskSet
+from lrbench.tasks.token_windows import REQUEST, TokenPerplexity, window_pair
 
 #: (context, continuation) as text, context token ids, continuation token ids: what HFLM scores
 Pair = tuple[tuple[str, str] | None, list[int], list[int]]
@@ -127,6 +128,7 @@ class FrozenRequests:
                 "tokens": frozen.tokens,
                 "truncated": frozen.truncated,
                 "higher_is_better": dict(frozen.task.higher_is_better()),
+                **({"window": frozen.task.length} if isinstance(frozen.task, TokenPerplexity) else {}),
                 "hashes": self.hashes()[name],
             }
             for name, frozen in self.tasks.items()
@@ -189,9 +191,9 @@ def _tokenise(frozen: FrozenTask, requests: FrozenRequests, lm: HFLM) -> None:
             requests.pairs += pairs
             requests.asked_pairs += asked
             tokens += [pair[1:] for pair in pairs]
-        elif kind == "loglikelihood_rolling":
+        elif kind in ("loglikelihood_rolling", REQUEST):
             for instance in asked:
-                windows = _rolling_windows(instance.args[0], lm)
+                windows = [window_pair(instance)] if kind == REQUEST else _rolling_windows(instance.args[0], lm)
                 requests.windows += windows
                 requests.window_counts.append(len(windows))
                 tokens += [window[1:] for window in windows]

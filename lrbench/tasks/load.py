@@ -1,4 +1,4 @@
-"""lm-eval tasks by name: from the bundled folder, from the suite's folders, and only else from lm-eval's own."""
+"""lm-eval tasks by name: from the bundled folders, from the suite's folders, and only else from lm-eval's own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from lrbench.errors import LrbenchError, TaskError, did_you_mean, one_line
 from lrbench.tasks.containment import contained
-from lrbench.tasks.folders import BUNDLED, check_folders, with_absolute_data
+from lrbench.tasks.data import with_data
+from lrbench.tasks.folders import BUNDLED, PROTOCOLS, check_folders, with_absolute_data
+from lrbench.tasks.token_windows import TokenPerplexity
 
 
 class TaskSpec(Protocol):
@@ -58,6 +60,9 @@ class TaskSet:
         return [f"{asked}: {self._counts(names)}" for asked, names in self.named.items()]
 
     def _counts(self, names: list[str]) -> str:
+        if len(names) == 1 and isinstance(task := self.tasks[names[0]], TokenPerplexity):
+            limit = self.limits[names[0]]
+            return f"a text, in {f'at most {limit:,} ' if limit else ''}windows of up to {task.layout.length:,} tokens"
         documents = sum(min(self.limits[name] or sys.maxsize, len(self.tasks[name].eval_docs)) for name in names)
         shots = sorted({self.tasks[name].get_config("num_fewshot") for name in names})
         tasks = f"{len(names)} tasks, " if len(names) > 1 else ""
@@ -72,14 +77,15 @@ def load_tasks(
     lm-eval's own 14,000 tasks are read (some ten seconds) only where a name is not found in the folders.
 
     Args:
-        specs: what to load; anything with `task`, `limit` and `num_fewshot`.
-        folders: folders of task YAML beside the bundled one. They are code, and trusted as such.
+        specs: what to load; anything with `task`, `limit` and `num_fewshot`, and perhaps `data`: the file that holds
+            the documents, instead of the task's own.
+        folders: folders of task YAML beside the bundled ones. They are code, and trusted as such.
         notify: told in one line what takes long.
 
     Raises:
         TaskError: a task file is wrong, a name is unknown, a task is named twice, or its documents cannot be read.
     """
-    places = [BUNDLED, *(Path(folder).expanduser().resolve() for folder in folders)]
+    places = [BUNDLED, PROTOCOLS, *(Path(folder).expanduser().resolve() for folder in folders)]
     own = check_folders(places)
     specs = list(specs)
     if not specs:
@@ -89,7 +95,10 @@ def load_tasks(
         manager = _manager(specs, places, notify)
         for spec in specs:
             for name in _expand(spec.task, manager.task_index):
-                _add(loaded, _load(name, manager, own), spec)
+                with _about(spec):
+                    if (file := getattr(spec, "data", None)) is not None:
+                        _use_data(spec.task, Path(file), manager.task_index)
+                    _add(loaded, _load(name, manager, own), spec)
     return loaded
 
 
@@ -175,6 +184,19 @@ def _use_absolute_data(name: str, index: dict[str, Entry], own: dict[str, Path])
             index[part] = Entry(entry.name, entry.kind, yaml_path=None, cfg=config, tags=entry.tags)
 
 
+def _use_data(name: str, file: Path, index: dict[str, Entry]) -> None:
+    """Replaces a task's entry by one that reads `file`."""
+    if _is_pattern(name):
+        raise TaskError(f"tasks {name!r}: 'data' is for a single task; name it")
+    entry = index[name]
+    config = load_yaml(entry.yaml_path) if entry.yaml_path is not None else entry.cfg
+    if entry.kind is Kind.TASK or (config is not None and config.get("class") is TokenPerplexity):
+        index[name] = Entry(entry.name, entry.kind, yaml_path=None, cfg=with_data(config or {}, file), tags=entry.tags)
+        return
+    what = "of several tasks" if entry.kind in (Kind.GROUP, Kind.TAG) else "whose documents come from code of its own"
+    raise TaskError(f"task {name!r}: 'data' is for a single task, and this is one {what}; leave it out")
+
+
 def _load(name: str, manager: TaskManager, own: dict[str, Path]) -> dict[str, Any]:
     try:
         _use_absolute_data(name, manager.task_index, own)
@@ -192,6 +214,8 @@ def _add(loaded: TaskSet, found: dict[str, Any], spec: TaskSpec) -> None:
     if spec.limit is not None and spec.limit < 1:
         raise TaskError(f"task {spec.task!r}: limit {spec.limit}; it must be 1 or more (leave it out for all)")
     for name, task in found["tasks"].items():
+        if isinstance(task, TokenPerplexity) and spec.num_fewshot:
+            raise TaskError(f"task {name!r} predicts every token of a text, without examples; leave num_fewshot out")
         if getattr(task, "UNSAFE_CODE", False):
             raise TaskError(f"task {name!r} runs code that the model writes; lrbench does not: leave it out")
         if getattr(task, "MULTIMODAL", False):
