@@ -161,7 +161,23 @@ def test_a_file_of_something_else_is_an_error_that_says_what_a_record_needs(tmp_
     rows = [{key: value for key, value in row.items() if key != dropped} for row in records]
     (tmp_path / "other.json").write_text(json.dumps(rows))
 
-    with pytest.raises(TaskError, match=f"record 0 is not CounterFact's: it needs .*KeyError: '{dropped}'"):
+    with pytest.raises(TaskError, match=f"not CounterFact's records: each needs .*; they have no '{dropped}'"):
+        load_tasks([spec("counterfact", data=tmp_path / "other.json")])
+
+
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        {"prompt": "{} is", "subject": "Kli", "target_true": {"str": "a"}},
+        {"prompt": "{} is", "subject": "Kli", "target_true": {"id": "a"}, "target_new": {"str": "b"}},
+        {"prompt": None, "subject": "Kli", "target_true": {"str": "a"}, "target_new": {"str": "b"}},
+        "Kli is",
+    ],
+)
+def test_a_record_that_lacks_something_is_an_error_with_its_case(tmp_path, records, rewrite):
+    (tmp_path / "other.json").write_text(json.dumps([{**records[0], "case_id": 7, "requested_rewrite": rewrite}]))
+
+    with pytest.raises(TaskError, match=r"not CounterFact's records: .*; case 7: "):
         load_tasks([spec("counterfact", data=tmp_path / "other.json")])
 
 

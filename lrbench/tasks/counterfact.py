@@ -7,12 +7,21 @@ paraphrase is a document here, as in LASER (Sharma, Ash, Misra, 2023, arXiv 2312
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import datasets
 
-from lrbench.errors import TaskError
+from lrbench.errors import TaskError, one_line
+
+NEEDED = ("case_id", "requested_rewrite", "paraphrase_prompts")
+WHAT = (
+    "these are not CounterFact's records: each needs case_id, requested_rewrite (prompt, subject, target_true.str, "
+    "target_new.str) and paraphrase_prompts"
+)
+
+# lm-eval asks for the documents of a task again and again; to make them takes seconds.
+_MADE: WeakKeyDictionary[datasets.Dataset, datasets.Dataset] = WeakKeyDictionary()
 
 
 def from_hub(path: str, **_: Any) -> dict[str, datasets.Dataset]:
@@ -24,26 +33,32 @@ def documents(records: datasets.Dataset) -> datasets.Dataset:
     """Records by `case_id`, each as its prompt and then its paraphrases.
 
     Raises:
-        TaskError: a record is not CounterFact's.
+        TaskError: they are not CounterFact's.
     """
-    expanded = [document for index, record in enumerate(records) for document in _documents(index, record)]
-    return datasets.Dataset.from_list(sorted(expanded, key=lambda document: document["case_id"]))  # sorted is stable
+    if records not in _MADE:
+        _MADE[records] = _expanded(records)
+    return _MADE[records]
 
 
-def _documents(index: int, record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _expanded(records: datasets.Dataset) -> datasets.Dataset:
+    made: dict[str, list[Any]] = {
+        name: [] for name in ("case_id", "paraphrase", "question", "answer", "other", "subject")
+    }
+    missing = [name for name in NEEDED if name not in records.column_names]
+    if missing:
+        raise TaskError(f"{WHAT}; they have no {missing[0]!r}")
+    needed = records.select_columns(list(NEEDED))
+    case = None
     try:
-        rewrite = record["requested_rewrite"]
-        prompts = [rewrite["prompt"].replace("{}", rewrite["subject"]), *record["paraphrase_prompts"]]
-        shared = {
-            "case_id": int(record["case_id"]),
-            "subject": rewrite["subject"],
-            "answer": rewrite["target_true"]["str"].strip(),
-            "other": rewrite["target_new"]["str"].strip(),
-        }
-        for paraphrase, prompt in enumerate(prompts):
-            yield {**shared, "paraphrase": paraphrase, "question": prompt.strip()}
+        for record in sorted(needed, key=lambda record: int(record["case_id"])):
+            case = record["case_id"]
+            rewrite = record["requested_rewrite"]
+            prompts = [rewrite["prompt"].replace("{}", rewrite["subject"]), *record["paraphrase_prompts"]]
+            true, other = (rewrite[target]["str"].strip() for target in ("target_true", "target_new"))
+            for paraphrase, prompt in enumerate(prompts):
+                values = (int(record["case_id"]), paraphrase, prompt.strip(), true, other, rewrite["subject"])
+                for column, value in zip(made.values(), values, strict=True):
+                    column.append(value)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise TaskError(
-            f"record {index} is not CounterFact's: it needs case_id, requested_rewrite (prompt, subject, "
-            f"target_true.str, target_new.str) and paraphrase_prompts; {type(error).__name__}: {error}"
-        ) from None
+        raise TaskError(f"{WHAT}; case {case}: {one_line(error)}") from None
+    return datasets.Dataset.from_dict(made)
