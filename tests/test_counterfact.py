@@ -15,6 +15,7 @@ from lrbench.evaluate.sweep import SweepEngine
 from lrbench.models.edit import edited
 from lrbench.models.load import bundled
 from lrbench.tasks.counterfact import documents, from_hub
+from lrbench.tasks.data import with_data
 from lrbench.tasks.folders import BUNDLED
 from lrbench.tasks.groups import group_of
 from lrbench.tasks.load import load_tasks
@@ -199,6 +200,33 @@ def test_data_replaces_the_documents_of_any_task_of_one_yaml(tmp_path):
     task = load_tasks([spec("almanac_facts_rare", data=tmp_path / "mine.jsonl")]).tasks["almanac_facts_rare"]
 
     assert list(task.eval_docs) == rows
+
+
+def test_data_takes_the_place_of_every_split(tmp_path):
+    (tmp_path / "mine.csv").write_text("a,b\n1,2\n")
+    config = {
+        "task": "hubs",
+        "dataset_path": "org/name",
+        "dataset_name": "main",
+        "dataset_kwargs": {"revision": "abc"},
+        "training_split": "train",
+        "validation_split": "validation",
+        "fewshot_split": "validation",
+        "doc_to_text": "a",
+    }
+
+    changed = with_data(config, tmp_path / "mine.csv")
+
+    assert changed == {
+        **config,
+        "custom_dataset": None,
+        "dataset_path": "csv",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {"validation": str(tmp_path / "mine.csv")}},
+        "training_split": None,
+    }
+    with pytest.raises(TaskError, match="'hubs' has neither a test nor a validation split"):
+        with_data({"task": "hubs", "training_split": "train"}, tmp_path / "mine.csv")
 
 
 @pytest.mark.parametrize(

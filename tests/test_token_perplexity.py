@@ -12,6 +12,7 @@ from lrbench.errors import TaskError
 from lrbench.evaluate.engine import Job
 from lrbench.evaluate.frozen import FrozenEngine
 from lrbench.evaluate.harness import HarnessEngine
+from lrbench.evaluate.hflm import WindowedHFLM
 from lrbench.evaluate.sweep import SweepEngine
 from lrbench.models.edit import edited
 from lrbench.models.load import bundled
@@ -248,6 +249,16 @@ def test_a_text_shorter_than_a_window_is_an_error_with_both_lengths(almanac, tmp
         engine(almanac, tasks)
 
 
+def test_a_tokenizer_that_fails_is_an_error_of_the_task(almanac, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no such\nthing")
+
+    monkeypatch.setattr(WindowedHFLM, "tok_encode", fail)
+
+    with pytest.raises(TaskError, match=r"task 'almanac_tokens': its text cannot be cut into tokens: .*no such thing"):
+        engine(almanac, load_tasks([spec("almanac_tokens")]))
+
+
 def test_rows_without_text_are_an_error_that_says_what_they_have(almanac, tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"content": "x", "id": 1}) + "\n")
     tasks = load_tasks([spec("text_tokens", data=tmp_path / "rows.jsonl")])
@@ -267,6 +278,7 @@ def test_rows_without_text_are_an_error_that_says_what_they_have(almanac, tmp_pa
         ({"count": 0}, "count must be a number, 1 or more"),
         ({"documents": True}, "documents must be a number"),
         ({"separator": 1}, "separator must be text"),
+        ({"lines": "yes"}, "lines must be true or false"),
     ],
 )
 def test_a_wrong_layout_is_an_error(windows, message):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
-from lrbench.errors import TaskError
+from lrbench.errors import TaskError, one_line
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
@@ -59,6 +59,8 @@ class Layout:
                 raise TaskError(f"task {name!r}: metadata: windows: {key} must be a number, {least} or more")
         if not isinstance(layout.separator, str):
             raise TaskError(f"task {name!r}: metadata: windows: separator must be text")
+        if not isinstance(layout.lines, bool):
+            raise TaskError(f"task {name!r}: metadata: windows: lines must be true or false")
         return layout
 
     def text(self, name: str, documents: Sequence[Mapping[str, Any]]) -> str:
@@ -160,5 +162,13 @@ def window_pair(request: Instance) -> tuple[None, list[int], list[int]]:
 
 def cut_into_windows(tasks: TaskSet, lm: HFLM) -> TaskSet:
     """The tasks, those of token perplexity cut into windows of this model's tokens. Raises as `TokenPerplexity.cut`."""
-    found = {name: task.cut(lm) if isinstance(task, TokenPerplexity) else task for name, task in tasks.tasks.items()}
+    found = dict(tasks.tasks)
+    for name, task in found.items():
+        if isinstance(task, TokenPerplexity):
+            try:
+                found[name] = task.cut(lm)
+            except TaskError:
+                raise
+            except Exception as error:  # tokenizers raise whatever they like
+                raise TaskError(f"task {name!r}: its text cannot be cut into tokens: {one_line(error)}") from error
     return dataclasses.replace(tasks, tasks=found)
