@@ -36,9 +36,9 @@ class Method:
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One edited model: `slots` reduced by `method`, each to the rank that `request` gives it.
+    """One edited model: `slots` reduced by `method`, each to the rank that `request`, or its own of `requests`, says.
 
-    The unedited model is the cell without a method. A cell without a request drops its slots' updates: the weights are
+    The unedited model is the cell without a method. A cell without requests drops its slots' updates: the weights are
     the base's. `skip` says why the method does not do this one, `failure` why it could not even be asked. `seed` is
     that of the method's random draws; None where it draws nothing.
     """
@@ -51,6 +51,18 @@ class Cell:
     skip: str | None = None
     failure: str | None = None
     seed: int | None = None
+    requests: tuple[RankRequest, ...] = ()
+
+    def request_of(self, slot: WeightSlot) -> RankRequest:
+        """What is asked of one slot's rank."""
+        request = self.requests[self.slots.index(slot)] if self.requests else self.request
+        assert request is not None
+        return request
+
+    @property
+    def drops_updates(self) -> bool:
+        """Whether nothing is reduced, and the weights are the base's own."""
+        return self.method is not None and self.request is None and not self.requests
 
     @property
     def requested(self) -> dict[str, float | int]:
@@ -86,14 +98,17 @@ class Cell:
             "requested": self.requested,
             **({"seed": self.seed} if self.seed is not None else {}),
         }
+        if self.requests:
+            each = zip(self.slots, self.requests, strict=True)
+            content["each"] = sorted([slot.name, request.kind, request.value] for slot, request in each)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
     def ranks(self) -> list[int | None]:
         """The rank of each slot as far as shapes tell it; raises ReducerError where none is possible."""
         assert self.method is not None
-        if self.request is None:
+        if self.drops_updates:
             return [0] * len(self.slots)
-        return [closed_rank(self.request, self.method.reducer, slot.about) for slot in self.slots]
+        return [closed_rank(self.request_of(slot), self.method.reducer, slot.about) for slot in self.slots]
 
 
 class _Base(Reducer):

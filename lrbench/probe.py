@@ -15,17 +15,15 @@ from lrbench.evaluate.bound import BoundEngine
 from lrbench.evaluate.sweep import SweepEngine
 from lrbench.evaluate.sweep.probe import SweepCost, cost
 from lrbench.linalg import optimal_errors
+from lrbench.model_run import open_model
 from lrbench.models.base import Base
-from lrbench.models.load import load
 from lrbench.models.slots import WeightSlot
-from lrbench.plan import Cell, Method, make_plan
+from lrbench.plan import Cell, Method
 from lrbench.reductions import Reductions
-from lrbench.run import calibration_of, cell_keys, make_suite_engine, setting_of, tasks_of
 from lrbench.store import RunDirectory
 from lrbench.suite import ModelSpec, Suite
 from lrbench.tasks.containment import contained
 from lrbench.tasks.score import Answers, score
-from lrbench.updates import base_of, without_unchanged
 
 QUICK = 1.0  # seconds; what takes less is timed again, warm
 
@@ -88,28 +86,22 @@ def probe(
         InputError: the model or the tasks cannot be had, or the directory's rows cannot be read.
     """
     started = time.perf_counter()
-    notify(f"loading {spec.display_name}")
-    loaded = load(spec, device=device, trust_remote_code=trust_remote_code)
-    plan = make_plan(suite, loaded.inventory, built)
-    base = base_of(suite, loaded, notify, trust_remote_code=trust_remote_code)
-    if base is not None:
-        plan = without_unchanged(plan, base.differs)
-    notify("building requests")
-    tasks = tasks_of(suite, notify)
-    engine = cast(SweepEngine, make_suite_engine("sweep", suite, spec, loaded, tasks, notify))
+    share = open_model(
+        suite, spec, built, engine="sweep", device=device, trust_remote_code=trust_remote_code, notify=notify
+    )
+    plan, engine = share.plan, cast(SweepEngine, share.engine)
     engine.describe()  # has it check itself
     setup_seconds = time.perf_counter() - started
-    calibration = calibration_of(suite, loaded, engine, built, notify)
-    keys = cell_keys(plan, setting_of(suite, loaded, spec, engine), calibration, base)
+    keys = share.keys(plan)
     rows = RunDirectory(out).rows()
     missing = [cell for cell in plan.cells if keys[id(cell)] not in rows and not cell.skip and not cell.failure]
     notify("timing some of the work")
     sweep = cost(engine)
     starts = [cell.first_block or 0 for cell in missing]
-    reducing = _reduce([cell for cell in missing if cell.method and cell.request], suite.seed, base)
+    reducing = _reduce([cell for cell in missing if cell.method and cell.request], suite.seed, share.base)
     score_seconds = sweep.seconds(starts) + reducing.placing_seconds + len(missing) * _metrics(engine)
     return Prediction(
-        machine=in_words(environment(loaded.device)),
+        machine=in_words(environment(share.loaded.device)),
         to_score=len(missing),
         there=sum(key in rows for key in keys.values()),
         requests=len(engine.requests.asked_pairs) + len(engine.requests.asked_rolling),
@@ -119,7 +111,7 @@ def probe(
         setup_seconds=setup_seconds,
         reduce_seconds=reducing.seconds,
         score_seconds=score_seconds,
-        calibrated=calibration is not None and any(cell.method and cell.method.reducer.needs for cell in missing),
+        calibrated=share.calibration is not None and any(cell.method and cell.method.reducer.needs for cell in missing),
         failures=tuple(reducing.failures),
     )
 

@@ -19,7 +19,8 @@ from lrbench.errors import InputError, LrbenchError, ModelError, PluginError
 from lrbench.models.base import Base
 from lrbench.models.load import LoadedModel, load
 from lrbench.plan import Cell, Method, make_plan, methods
-from lrbench.reductions import Reduction, Reductions
+from lrbench.reduction import Reduction
+from lrbench.reductions import Reductions
 from lrbench.registry import Registry
 from lrbench.store import Edit, Row, RunDirectory
 from lrbench.suite import BASE, ModelSpec, Suite, suite_again

@@ -9,19 +9,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from lrbench.errors import InputError, did_you_mean
+from lrbench.suite_calibration import CalibrationSpec, TextSpec
 from lrbench.suite_errors import suite_error
-from lrbench.suite_schema import (
-    BASE,
-    CalibrationSpec,
-    DeltaSpec,
-    ModelSpec,
-    RankSpec,
-    ReducerSpec,
-    Suite,
-    SweepSpec,
-    TaskSpec,
-    TextSpec,
-)
+from lrbench.suite_model import DeltaSpec, ModelSpec
+from lrbench.suite_schema import BASE, ReducerSpec, Suite, TaskSpec
+from lrbench.suite_sweep import RankSpec, SweepSpec
 from lrbench.yaml_positions import Document, KeyPath, Place, read_yaml
 
 __all__ = [

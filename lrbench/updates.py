@@ -64,7 +64,7 @@ def without_unchanged(plan: Plan, changed: Callable[[WeightSlot], bool]) -> Plan
     cells = []
     for cell in plan.cells:
         own = next((slot.name for slot in cell.slots if slot.name in same), None)
-        if own is not None and cell.request is None:
+        if own is not None and cell.drops_updates:
             slots = tuple(slot for slot in cell.slots if slot.name not in same)
             if slots:
                 cell = replace(cell, slots=slots)

@@ -43,8 +43,9 @@ def run(args: argparse.Namespace) -> int:
 def show(name: str, args: argparse.Namespace) -> int:
     """Prints one suite's plan, and with `args.probe` the prediction."""
     from lrbench.calibration.sources import read_text
+    from lrbench.model_run import tasks_of
     from lrbench.plan import make_plan, methods
-    from lrbench.run import structure_of, tasks_of
+    from lrbench.run import structure_of
     from lrbench.suite import load_suite
     from lrbench.updates import check_base
 

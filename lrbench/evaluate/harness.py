@@ -23,12 +23,13 @@ class HarnessEngine(BoundEngine):
     def measure(self, job: Job) -> tuple[Scores, Samples]:
         """One whole evaluation by lm-eval. Raises EvaluationError where an answer is not finite."""
         self.check_generation()
+        asked = self.requests.tasks
         for task in self.tasks.tasks.values():
             task.set_fewshot_seed(seed=self.seed)
         results = evaluate(
             lm=self.lm,
-            task_dict={"tasks": self.tasks.tasks, "groups": self.tasks.groups},
-            samples=self._limited(),
+            task_dict={"tasks": {name: self.tasks.tasks[name] for name in asked}, "groups": self.requests.groups},
+            samples={name: frozen.indices for name, frozen in asked.items()},
             bootstrap_iters=0,
             log_samples=True,
             apply_chat_template=self.chat_template,
@@ -36,19 +37,10 @@ class HarnessEngine(BoundEngine):
         )
         raw: dict[str, RawMetrics] = {}
         samples: Samples = []
-        for name in self.tasks.tasks:
+        for name in asked:
             raw[name], documents = _read(name, results["samples"][name])
             samples += documents
         return self._with_values_of(results["results"], aggregate(self.requests, raw)), samples
-
-    def _limited(self) -> dict[str, list[int]] | None:
-        """The documents of each task that has a limit: `evaluate` knows one limit for all tasks only."""
-        chosen = {
-            name: list(range(min(limit, len(self.tasks.tasks[name].eval_docs))))
-            for name, limit in self.tasks.limits.items()
-            if limit is not None
-        }
-        return chosen or None
 
     def _with_values_of(self, results: dict[str, dict[str, Any]], scores: Scores) -> Scores:
         reported = {

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -92,6 +92,12 @@ class SweepEngine(FrozenEngine):
             return None
         with contained():
             return Sweeper(self._model, queries, **self._sweeping)
+
+    def restricted(self, documents: Mapping[str, Collection[int]]) -> Self:
+        """As every engine's; it checks itself anew on what it is left to score."""
+        part = super().restricted(documents)
+        part.__dict__.pop("sweeper", None)
+        return part
 
     @cached_property
     def blocks(self) -> int:

@@ -1,0 +1,91 @@
+"""What a suite may say of its sweeps: which weights, by which reducers, to which ranks."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, InstanceOf, StrictFloat, model_validator
+
+from lrbench.layers import Layers
+from lrbench.ranks import RankKind, RankRequest
+from lrbench.suite_errors import misplaced
+from lrbench.suite_values import Count, Shares, Spec, Text, Weight, one_or_many
+
+
+class RankSpec(Spec):
+    """Ranks of a sweep: exactly one kind, with one value or several."""
+
+    fraction: Shares | None = None
+    rank: Annotated[tuple[Count, ...], Field(min_length=1), BeforeValidator(one_or_many)] | None = None
+    keep: Shares | None = None
+    energy: Shares | None = None
+    error: (
+        Annotated[
+            tuple[Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)], ...],
+            Field(min_length=1),
+            BeforeValidator(one_or_many),
+        ]
+        | None
+    ) = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> RankSpec:
+        given = [kind for kind in type(self).model_fields if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise misplaced(
+                f"a rank is exactly one of {', '.join(type(self).model_fields)}", *given[1:2], key=bool(given)
+            )
+        values = getattr(self, given[0])
+        for index, value in enumerate(values):
+            if value in values[:index]:
+                raise misplaced(f"{value:g} is listed twice", given[0], index)
+        return self
+
+    @property
+    def kind(self) -> RankKind:
+        """The kind that is given."""
+        return next(kind for kind in ("fraction", "rank", "keep", "energy", "error") if getattr(self, kind) is not None)
+
+    @property
+    def requests(self) -> tuple[RankRequest, ...]:
+        """One request a value, in the order given."""
+        return tuple(RankRequest(self.kind, value) for value in getattr(self, self.kind))
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data."""
+        return {self.kind: list(getattr(self, self.kind))}
+
+
+class SweepSpec(Spec):
+    """A rule that generates cells.
+
+    Attributes:
+        mode: `each` slot alone, each `layer` as a whole, or all `together`.
+        layers: which decoder blocks.
+        weights: roles, groups, LASER names, globs on parameter names.
+        rank: which ranks.
+        reducers: labels; None for all of the suite's.
+    """
+
+    mode: Literal["each", "layer", "together"] = "each"
+    layers: Annotated[InstanceOf[Layers], BeforeValidator(Layers.parse)] = Layers("all")
+    weights: Annotated[tuple[Weight, ...], Field(min_length=1), BeforeValidator(one_or_many)] = ("all",)
+    rank: RankSpec
+    reducers: Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(one_or_many)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_null(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("reducers", "") is None:
+            return {key: entry for key, entry in value.items() if key != "reducers"}
+        return value
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "mode": self.mode,
+            "layers": self.layers.spelled(),
+            "weights": list(self.weights),
+            "rank": self.rank.resolved(),
+            "reducers": None if self.reducers is None else list(self.reducers),
+        }
