@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from lrbench.environment import environment
 from lrbench.evaluate.bound import BoundEngine
 from lrbench.evaluate.engine import Step
-from lrbench.manifest import Manifest
+from lrbench.manifest import Manifest, Part
 from lrbench.model_run import ModelRun, Scored, setting_of
 from lrbench.partials import RunPartials
-from lrbench.plan import Plan
-from lrbench.store import Row, RunDirectory
+from lrbench.plan import Cell, Plan
+from lrbench.store import Row, RunDirectory, Selection
 
 
 class Progress(Protocol):
@@ -83,34 +83,50 @@ class Records:
     progress: Progress
     done: dict[str, Row] = field(default_factory=dict)
 
-    def score(self, share: ModelRun, plan: Plan, engine: BoundEngine | None = None) -> dict[int, Row]:
+    def score(
+        self,
+        share: ModelRun,
+        plan: Plan,
+        engine: BoundEngine | None = None,
+        selection: Callable[[Cell], Selection] | None = None,
+    ) -> dict[int, Row]:
         """Every cell's row, by the `id` of the cell: those that are there, and the others, scored and written now.
 
         Args:
             engine: bound to the requests that count, where they are not all of the suite's.
+            selection: what each cell's row is to a choice.
 
         Raises:
             KeyboardInterrupt: after the rows of all finished cells are on disk.
         """
-        engine = engine or share.engine
-        keys = share.keys(plan, engine)
+        asked = engine or share.engine
+        keys = share.keys(plan, asked)
+        selected = {keys[id(cell)]: selection(cell) for cell in plan.cells} if selection is not None else {}
         missing = Plan(tuple(cell for cell in plan.cells if keys[id(cell)] not in self.done))
+        part = None
+        if engine is not None and selected:
+            setting = setting_of(share.suite, share.loaded, share.spec, engine)
+            part = Part(next(iter(selected.values())).share, engine, setting)
         self.manifest.add_model(
-            share.loaded, share.tasks, engine, setting_of(share.suite, share.loaded, share.spec, engine),
-            list(keys.values()), share.calibration, share.base, at_work=bool(missing.cells),
+            share.loaded, share.tasks, share.engine, setting_of(share.suite, share.loaded, share.spec, share.engine),
+            list(keys.values()), share.calibration, share.base, at_work=bool(missing.cells), part=part,
         )  # fmt: skip
         reused = [self.done[key] for key in keys.values() if key in self.done]
         self.result.count(reused, new=False)
         self.progress.planned(share.loaded.label, len(plan.cells), len(reused), share.tasks.named)
         if missing.cells:
-            self._begin(share, engine)
+            self._begin(share, asked)
             if share.calibration is not None:
                 share.calibration.expect(missing.cells)
             try:
-                for scored in share.rows(missing, keys, engine):
-                    self.write(scored)
+                for scored in share.rows(missing, keys, asked):
+                    self.write(replace(scored, row=_with(scored.row, selected)))
             finally:
-                self.manifest.update_engine(share.loaded, engine)
+                self.manifest.update_engine(share.loaded, asked, part.name if part is not None else None)
+        for key, now in selected.items():
+            if self.done[key].selection != now:  # it was chosen among others then
+                self.done[key] = _with(self.done[key], selected)
+                self.directory.append(self.done[key])
         return {id(cell): self.done[keys[id(cell)]] for cell in plan.cells}
 
     def write(self, scored: Scored) -> None:
@@ -135,3 +151,8 @@ class Records:
         asked = [engine.lm.max_length, list(engine.requests.hashes().items())]
         engine.partials = RunPartials(self.directory, asked, here)
         engine.report = self.progress.scoring
+
+
+def _with(row: Row, selected: Mapping[str, Selection]) -> Row:
+    """The row with what it is to a choice."""
+    return row.model_copy(update={"selection": selected[row.cell]}) if row.cell in selected else row

@@ -15,6 +15,7 @@ from lrbench.model_run import open_model
 from lrbench.models.load import choose_device, has_chat_template, load_structure
 from lrbench.models.slots import Inventory
 from lrbench.plan import make_plan, methods
+from lrbench.protocols import run_model
 from lrbench.records import Progress, Records, RunResult
 from lrbench.registry import Registry
 from lrbench.store import RunDirectory
@@ -74,7 +75,7 @@ def run_suite(
                 suite, spec, built, engine=engine, device=device, trust_remote_code=trust_remote_code,
                 notify=progress.note,
             )  # fmt: skip
-            records.score(share, share.plan)
+            run_model(records, share)
             del share  # nothing holds the model when the next one is loaded
         directory.drop_partial()  # every cell of the plan has its row
     result.seconds = time.perf_counter() - started

@@ -44,6 +44,23 @@ class Edit(Strict):
     evaluated_as: Literal["dense", "factors"] = "dense"  # how it ran when it was scored
 
 
+class Selection(Strict):
+    """What a row is to a choice: one of those chosen from, or what is reported, on which documents."""
+
+    split: Literal["validation", "test"]
+    documents: dict[str, int]  # that the row is scored on, by task
+    chosen_for: str | None = None  # the task or group, or `mean`; of edited models on test
+    candidates: int | None = None  # among how many it was chosen, failed ones counted
+    validated_on: dict[str, int] | None = None  # on how many documents, by task
+    validation_cells: list[str] | None = None  # the rows by which it was chosen, one a seed
+    stopped: dict[str, int] | None = None  # in a race, by task: after how many documents, where not after all
+
+    @property
+    def share(self) -> str:
+        """Names the documents in the manifest: `validation`, `test`, or `test/TASK`."""
+        return self.split if self.chosen_for is None else f"{self.split}/{self.chosen_for}"
+
+
 class Row(Strict):
     """What one cell was, cost and scored. `DESIGN` words: keep, cell, edit; differences are made by the tables."""
 
@@ -70,6 +87,7 @@ class Row(Strict):
     evaluate_seconds: float = 0.0
     scores: dict[str, dict[str, Score]] = Field(default_factory=dict)
     inference: InferenceSpeed | None = None  # where the suite measures it
+    selection: Selection | None = None  # where the suite chooses
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, ser_json_inf_nan="constants")
 

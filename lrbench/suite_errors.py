@@ -30,6 +30,8 @@ _EXAMPLES = {
     ("calibration", "text"): "{task: wikitext}",
     ("delta",): "{base: org/name}",
     ("delta", "base"): "{name: almanac} or {pretrained: org/name}",
+    ("select",): "{validation: 0.2}, or true",
+    ("race",): "{alpha: 0.05, margin: 0.01}, or true",
 }
 _BOUNDS = {
     "greater_than": ("more than", "gt"),

@@ -20,6 +20,7 @@ from lrbench.errors import SuiteError, did_you_mean
 from lrbench.suite_calibration import CalibrationSpec
 from lrbench.suite_errors import misplaced
 from lrbench.suite_model import DeltaSpec, ModelSpec
+from lrbench.suite_protocol import RaceSpec, SelectSpec, switched_on
 from lrbench.suite_sweep import SweepSpec
 from lrbench.suite_values import (
     Count,
@@ -100,6 +101,8 @@ class Suite(Spec):
         frontier_memory: GiB that states kept between cells may take; `auto` for what suits the free memory.
         inference: whether edited weights are multiplied as matrices, or through their factors where they can be.
         measure: what is measured beside the scores.
+        select: how the cells that are reported are chosen; None where all are reported.
+        race: when cells stop that cannot be the choice; None where all are scored in full.
     """
 
     name: Annotated[Text, AfterValidator(directory_name)]
@@ -117,6 +120,8 @@ class Suite(Spec):
     frontier_memory: Annotated[float | Literal["auto"], BeforeValidator(memory)] = "auto"
     inference: Literal["dense", "factored"] = "dense"
     measure: Annotated[tuple[Literal["inference"], ...], BeforeValidator(one_or_many), AfterValidator(each_once)] = ()
+    select: Annotated[SelectSpec | None, BeforeValidator(switched_on)] = None
+    race: Annotated[RaceSpec | None, BeforeValidator(switched_on)] = None
     _document: Document = PrivateAttr()
 
     @model_validator(mode="before")
@@ -169,6 +174,12 @@ class Suite(Spec):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _race_of_a_selection(self) -> Suite:
+        if self.race is not None and self.select is None:
+            raise misplaced("'race' stops cells that cannot be chosen; it needs 'select'", "race", key=True)
+        return self
+
     @property
     def repeats(self) -> tuple[int, ...]:
         """The seeds of what draws at random: the list given, or so many from `seed` on."""
@@ -206,6 +217,8 @@ class Suite(Spec):
             "frontier_memory": self.frontier_memory,
             "inference": None if self.inference == "dense" else self.inference,
             "measure": list(self.measure) or None,
+            **({"select": self.select.resolved()} if self.select is not None else {}),
+            **({"race": self.race.resolved()} if self.race is not None else {}),
         }
 
     def local_paths(self) -> dict[str, str]:

@@ -9,7 +9,7 @@ from lm_eval.evaluator import evaluate
 
 from lrbench.evaluate.bound import BoundEngine
 from lrbench.evaluate.engine import Job
-from lrbench.tasks.score import RawMetrics, Samples, Scores, aggregate, metric_name, sample
+from lrbench.tasks.score import RawMetrics, Samples, Scores, aggregate, annotate, metric_name, sample
 
 
 class HarnessEngine(BoundEngine):
@@ -39,6 +39,7 @@ class HarnessEngine(BoundEngine):
         samples: Samples = []
         for name in asked:
             raw[name], documents = _read(name, results["samples"][name])
+            annotate(documents, asked[name])
             samples += documents
         return self._with_values_of(results["results"], aggregate(self.requests, raw)), samples
 

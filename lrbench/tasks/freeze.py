@@ -23,6 +23,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from lrbench.errors import TaskError, one_line
 from lrbench.tasks.containment import OTHER_SEED, contained
+from lrbench.tasks.documents import groups_of, right_choices
 from lrbench.tasks.load import TaskSet
 
 #: (context, continuation) as text, context token ids, continuation token ids: what HFLM scores
@@ -48,6 +49,8 @@ class FrozenTask:
         instances: lm-eval's requests, all of them, in lm-eval's order.
         documents: how many documents are asked about.
         indices: of these documents among all that the task has, ascending.
+        groups: document -> what it shares with those that it belongs to, where the task says so.
+        right: document -> index of the right choice, or of those that are right, where there are choices.
         tokens: of all requests together, contexts counted each time.
         truncated: requests longer than the model's maximum length, which lm-eval cuts from the left.
         documents_hash, prompts_hash, tokens_hash, metrics_hash: SHA-256 of the documents, of the requests as text
@@ -61,6 +64,8 @@ class FrozenTask:
     instances: list[Instance]
     documents: int = 0
     indices: list[int] = field(default_factory=list)
+    groups: dict[int, str | int] = field(default_factory=dict)
+    right: dict[int, int | list[int]] = field(default_factory=dict)
     tokens: int = 0
     truncated: int = 0
     documents_hash: str = ""
@@ -160,6 +165,8 @@ class FrozenRequests:
             known = [pair for kind in tokens[name].values() for pair in kind]
             frozen.tokens = sum(len(context) + len(continuation) for context, continuation in known)
             frozen.tokens_hash = _hash([whole.tokens_hash, *known])  # prompts to generate from are in the whole's
+            frozen.groups = {index: group for index, group in whole.groups.items() if index in ids}
+            frozen.right = {index: right for index, right in whole.right.items() if index in ids}
             _describe(frozen)
             part.tasks[name] = frozen
         return part
@@ -202,6 +209,9 @@ def freeze(tasks: TaskSet, lm: HFLM, *, chat_template: bool = False, seed: int =
                 _build(task, tasks.limits[name], lm, chat_template, seed)
                 requests.tasks[name] = frozen = FrozenTask(name, task, tasks.limits[name], list(task.instances))
                 _tokenise(frozen, requests, lm)
+                documents = {instance.doc_id: instance.doc for instance in frozen.instances}
+                frozen.groups = groups_of(name, task, documents)
+                frozen.right = right_choices(task, documents)
             except TaskError:
                 raise
             except Exception as error:  # the task's templates and functions raise whatever they like

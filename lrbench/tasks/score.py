@@ -153,7 +153,17 @@ def _process(frozen: FrozenTask) -> tuple[RawMetrics, Samples]:
                 metrics[document][metric_name(metric, filter_name)] = _plain(value)
     for entry in samples:
         entry["metrics"] = metrics[entry["doc"]]
+    annotate(samples, frozen)
     return dict(raw), samples
+
+
+def annotate(samples: Samples, frozen: FrozenTask) -> None:
+    """Adds to a task's per-document results which choice is right (`gold`) and what they belong to (`group`)."""
+    for entry in samples:
+        if entry["doc"] in frozen.right:
+            entry["gold"] = frozen.right[entry["doc"]]
+        if entry["doc"] in frozen.groups:
+            entry["group"] = frozen.groups[entry["doc"]]
 
 
 def _value(how: Callable[[list[Any]], float], values: list[Any]) -> float:

@@ -1,0 +1,101 @@
+"""Choosing on validation documents, and reporting on test documents what was chosen, and the unedited model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lrbench.model_run import ModelRun
+from lrbench.plan import Cell, Plan
+from lrbench.protocols.choice import Candidate, Choice, candidates, choose
+from lrbench.protocols.objective import Objective, objectives
+from lrbench.protocols.split import Split, split_of
+from lrbench.records import Records
+from lrbench.store import Row, Selection
+from lrbench.suite_protocol import SelectSpec
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What one method is reported with for one objective, and among how many it was chosen."""
+
+    objective: Objective
+    choice: Choice
+    among: int
+
+
+def run_selection(records: Records, share: ModelRun, spec: SelectSpec) -> None:
+    """Scores every cell on validation, chooses for each objective and method, scores the chosen on test.
+
+    Nothing but rows and what they hold decides, so that a run which is started again decides the same.
+
+    Raises:
+        SuiteError: a task has too few documents for two sides.
+        KeyboardInterrupt: after the rows of all finished cells are on disk.
+    """
+    split = split_of(share.suite, spec, share.engine.requests)
+    aims = objectives(share.engine.requests, share.tasks.named, spec.on)
+    records.progress.note(f"{share.loaded.label}: every cell on {_in_words(split, 'validation')}")
+    rows = validated(records, share, split)
+    found = [one for aim in aims for one in chosen(records, share, aim, rows)]
+    records.progress.note(f"{share.loaded.label}: what was chosen on {_in_words(split, 'test')}")
+    report(records, share, split, found)
+
+
+def validated(records: Records, share: ModelRun, split: Split) -> dict[int, Row]:
+    """Every cell's row on the validation documents, by the `id` of the cell."""
+    engine = share.engine.restricted(split.validation)
+    selection = Selection(split="validation", documents=split.sizes("validation"))
+    return records.score(share, share.plan, engine, lambda _: selection)
+
+
+def chosen(records: Records, share: ModelRun, aim: Objective, rows: dict[int, Row]) -> list[Chosen]:
+    """The best candidate of each method; a method without any is said, and has none."""
+    of_label: dict[str, list[Candidate]] = {}
+    for candidate in candidates(share.plan):
+        of_label.setdefault(candidate.label, []).append(candidate)
+    found = []
+    for label, among in of_label.items():
+        choice = choose(among, aim, rows, records.directory.samples)
+        if choice is None:
+            records.progress.note(f"{label}: none of its {len(among)} cells has a score on {aim.name}: nothing chosen")
+        else:
+            found.append(Chosen(aim, choice, len(among)))
+    return found
+
+
+def report(records: Records, share: ModelRun, split: Split, found: Sequence[Chosen]) -> None:
+    """Scores on test the models that others are compared with, on all tasks, and what was chosen, each on its own."""
+    references = Plan(tuple(cell for cell in share.plan.cells if _is_reference(cell)))
+    everything = Selection(split="test", documents=split.sizes("test"))
+    records.score(share, references, share.engine.restricted(split.test), lambda _: everything)
+    of_aim: dict[str, list[Chosen]] = {}
+    for one in found:
+        of_aim.setdefault(one.objective.name, []).append(one)
+    for choices in of_aim.values():
+        documents = {task: split.test[task] for task in choices[0].objective.tasks}
+        of_cell = {id(cell): _selection(one, split) for one in choices for cell in one.choice.candidate.cells}
+        plan = Plan(tuple(cell for cell in share.plan.cells if id(cell) in of_cell))
+        records.score(share, plan, share.engine.restricted(documents), lambda cell, of=of_cell: of[id(cell)])  # type: ignore[misc]
+
+
+def _is_reference(cell: Cell) -> bool:
+    """Whether a cell is what others are compared with: the unedited model, or the base's own weights."""
+    return cell.method is None or cell.drops_updates
+
+
+def _selection(one: Chosen, split: Split) -> Selection:
+    tasks = one.objective.tasks
+    return Selection(
+        split="test",
+        documents={task: len(split.test[task]) for task in tasks},
+        chosen_for=one.objective.name,
+        candidates=one.among,
+        validated_on={task: len(split.validation[task]) for task in tasks},
+        validation_cells=[row.cell for row in one.choice.rows],
+    )
+
+
+def _in_words(split: Split, side: str) -> str:
+    sizes = split.sizes(side)
+    return f"{sum(sizes.values()):,} {side} documents of {len(sizes)} {'task' if len(sizes) == 1 else 'tasks'}"
