@@ -40,7 +40,7 @@ class Cell:
 
     The unedited model is the cell without a method. A cell without requests drops its slots' updates: the weights are
     the base's. `skip` says why the method does not do this one, `failure` why it could not even be asked. `seed` is
-    that of the method's random draws; None where it draws nothing.
+    that of the method's random draws; None where it draws nothing. `predicted` is what a screening says of it.
     """
 
     method: Method | None = None
@@ -52,6 +52,7 @@ class Cell:
     failure: str | None = None
     seed: int | None = None
     requests: tuple[RankRequest, ...] = ()
+    predicted: Mapping[str, float] | None = None
 
     def request_of(self, slot: WeightSlot) -> RankRequest:
         """What is asked of one slot's rank."""

@@ -24,7 +24,7 @@ _SHARE = 1 / 2  # of the free memory, that gradients may take at once
 
 
 @dataclass(frozen=True)
-class Scored:
+class Asked:
     """Tokens whose log-likelihood is part of the loss.
 
     Attributes:
@@ -53,6 +53,10 @@ class Sensitivity:
         """[k]: the sum of the terms from k + 1 on; (min(m, n) + 1,)."""
         return torch.cat([self.terms.flip(0).cumsum(0).flip(0), self.terms.new_zeros(1)])
 
+    def __add__(self, other: Sensitivity) -> Sensitivity:
+        """That of the sum of two losses."""
+        return Sensitivity(self.singular_values, self.terms + other.terms)
+
     def change(self, rank: int) -> float:
         """The predicted change of the loss, in nats, when only the first `rank` components stay."""
         return -float(self._dropped[min(rank, len(self.terms))])
@@ -61,12 +65,12 @@ class Sensitivity:
 def sensitivities(
     model: PreTrainedModel,
     slots: Sequence[WeightSlot],
-    documents: Sequence[Sequence[Scored]],
+    documents: Sequence[Sequence[Asked]],
     notify: Callable[[str], None],
 ) -> dict[str, Sensitivity]:
     """The gradient of a task's loss in the singular values of weights.
 
-    The loss is the mean over documents of the mean negative log-likelihood of what each asks. Gradients of so many
+    The loss is the mean over documents of minus the log-likelihood of all that each asks for. Gradients of so many
     weights as fit half of the free memory are summed at once; where they do not all fit, the documents are passed over
     again for the others.
 
@@ -121,7 +125,7 @@ def _groups(slots: Sequence[WeightSlot], budget: float) -> Iterator[list[WeightS
 
 @contextmanager
 def _gradients(
-    model: PreTrainedModel, slots: Sequence[WeightSlot], documents: Sequence[Sequence[Scored]]
+    model: PreTrainedModel, slots: Sequence[WeightSlot], documents: Sequence[Sequence[Asked]]
 ) -> Iterator[Callable[[WeightSlot], torch.Tensor]]:
     """The mean loss's gradient in each slot's parameter, summed in float32; the model is left as it was."""
     parameters = {id(slot.tensor()): slot.tensor() for slot in slots}
@@ -144,7 +148,7 @@ def _gradients(
         with torch.enable_grad():
             for document in documents:
                 for asked in document:
-                    loss = _loss(model, asked) / (len(document) * len(documents))
+                    loss = _loss(model, asked) / len(documents)
                     if loss.requires_grad:  # else it depends on none of the slots
                         loss.backward()
         yield lambda slot: sums[id(slot.tensor())]
@@ -158,9 +162,9 @@ def _gradients(
             parameter.requires_grad_(before[key])
 
 
-def _loss(model: PreTrainedModel, asked: Scored) -> torch.Tensor:
-    """Mean negative log-likelihood of the tokens asked for, in nats."""
+def _loss(model: PreTrainedModel, asked: Asked) -> torch.Tensor:
+    """Minus the log-likelihood of the tokens asked for, in nats."""
     tokens = asked.tokens.to(model.device)
     logits = model(input_ids=tokens[None, :-1], use_cache=False).logits[0, -asked.asked :]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return nn.functional.cross_entropy(logits, tokens[-asked.asked :].to(logits.device))
+    return nn.functional.cross_entropy(logits, tokens[-asked.asked :].to(logits.device), reduction="sum")

@@ -53,6 +53,7 @@ class Selection(Strict):
     candidates: int | None = None  # among how many it was chosen, failed ones counted
     validated_on: dict[str, int] | None = None  # on how many documents, by task
     validation_cells: list[str] | None = None  # the rows by which it was chosen, one a seed
+    predicted: dict[str, float] | None = None  # by screening, for each choice: change of log-loss, nats a document
     stopped: dict[str, int] | None = None  # in a race, by task: after how many documents, where not after all
 
     @property

@@ -12,13 +12,14 @@ from lrbench.errors import InputError, did_you_mean
 from lrbench.suite_calibration import CalibrationSpec, TextSpec
 from lrbench.suite_errors import suite_error
 from lrbench.suite_model import DeltaSpec, ModelSpec
-from lrbench.suite_protocol import RaceSpec, SelectSpec
+from lrbench.suite_protocol import RaceSpec, ScreenSpec, SelectSpec
 from lrbench.suite_schema import BASE, ReducerSpec, Suite, TaskSpec
 from lrbench.suite_sweep import RankSpec, SweepSpec
 from lrbench.yaml_positions import Document, KeyPath, Place, read_yaml
 
 __all__ = [
-    "BASE", "CalibrationSpec", "DeltaSpec", "ModelSpec", "RaceSpec", "RankSpec", "ReducerSpec", "SelectSpec", "Suite",
+    "BASE", "CalibrationSpec", "DeltaSpec", "ModelSpec", "RaceSpec", "RankSpec", "ReducerSpec", "ScreenSpec",
+    "SelectSpec", "Suite",
     "SweepSpec", "TaskSpec", "TextSpec", "bundled_suites", "find_suite", "load_suite", "suite_again",
 ]  # fmt: skip
 
@@ -34,6 +35,7 @@ _MODELS: dict[tuple[str, ...], type[BaseModel]] = {
     ("delta", "base"): ModelSpec,
     ("select",): SelectSpec,
     ("race",): RaceSpec,
+    ("screen",): ScreenSpec,
 }
 
 
@@ -129,7 +131,7 @@ def _normalised(document: Document, path: Path) -> dict[str, Any]:
         if isinstance(model, list):
             raise document.error(("model",), "'model' takes one model; for several write 'models'")
         data["models"] = [model]
-    for key in ("task_paths", "plugins", "calibration", "delta", "select", "race"):
+    for key in ("task_paths", "plugins", "calibration", "delta", "select", "race", "screen"):
         if data.get(key, "") is None:
             del data[key]
     if data.get("name") is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictFloat
+from pydantic import Field, StrictFloat, model_validator
 
 from lrbench.suite_values import Count, Seed, Spec
 
@@ -41,6 +41,29 @@ class RaceSpec(Spec):
     alpha: Inside = 0.05
     margin: Annotated[StrictFloat, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.01
     block: Count = 32
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data."""
+        return self.model_dump()
+
+
+class ScreenSpec(Spec):
+    """Which cells are worth scoring, as a first-order expansion of the loss says.
+
+    Attributes:
+        by: `gradient`: what the gradient of the loss in the singular values predicts.
+        documents: of each task's validation documents, so many at most.
+        top: cells of each method, for each choice, that are scored; the others are skipped.
+    """
+
+    by: Literal["gradient"] = "gradient"
+    documents: Count = 100
+    top: Count = 32
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_word(cls, value: Any) -> Any:
+        return {"by": value} if isinstance(value, str) else value
 
     def resolved(self) -> dict[str, Any]:
         """Plain data."""

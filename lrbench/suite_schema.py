@@ -20,7 +20,7 @@ from lrbench.errors import SuiteError, did_you_mean
 from lrbench.suite_calibration import CalibrationSpec
 from lrbench.suite_errors import misplaced
 from lrbench.suite_model import DeltaSpec, ModelSpec
-from lrbench.suite_protocol import RaceSpec, SelectSpec, switched_on
+from lrbench.suite_protocol import RaceSpec, ScreenSpec, SelectSpec, switched_on
 from lrbench.suite_sweep import SweepSpec
 from lrbench.suite_values import (
     Count,
@@ -103,6 +103,7 @@ class Suite(Spec):
         measure: what is measured beside the scores.
         select: how the cells that are reported are chosen; None where all are reported.
         race: when cells stop that cannot be the choice; None where all are scored in full.
+        screen: which cells are scored at all; None for all.
     """
 
     name: Annotated[Text, AfterValidator(directory_name)]
@@ -122,6 +123,7 @@ class Suite(Spec):
     measure: Annotated[tuple[Literal["inference"], ...], BeforeValidator(one_or_many), AfterValidator(each_once)] = ()
     select: Annotated[SelectSpec | None, BeforeValidator(switched_on)] = None
     race: Annotated[RaceSpec | None, BeforeValidator(switched_on)] = None
+    screen: Annotated[ScreenSpec | None, BeforeValidator(switched_on)] = None
     _document: Document = PrivateAttr()
 
     @model_validator(mode="before")
@@ -180,6 +182,16 @@ class Suite(Spec):
             raise misplaced("'race' stops cells that cannot be chosen; it needs 'select'", "race", key=True)
         return self
 
+    @model_validator(mode="after")
+    def _screen_of_a_selection(self) -> Suite:
+        if self.screen is not None and self.select is None:
+            raise misplaced(
+                "'screen' looks at validation documents, so that those reported stay unseen; it needs 'select'",
+                "screen",
+                key=True,
+            )
+        return self
+
     @property
     def repeats(self) -> tuple[int, ...]:
         """The seeds of what draws at random: the list given, or so many from `seed` on."""
@@ -219,6 +231,7 @@ class Suite(Spec):
             "measure": list(self.measure) or None,
             **({"select": self.select.resolved()} if self.select is not None else {}),
             **({"race": self.race.resolved()} if self.race is not None else {}),
+            **({"screen": self.screen.resolved()} if self.screen is not None else {}),
         }
 
     def local_paths(self) -> dict[str, str]:

@@ -6,14 +6,14 @@ import torch
 from lrbench import screening
 from lrbench.models.edit import edited
 from lrbench.models.slots import find_slots
-from lrbench.screening import Scored, sensitivities
+from lrbench.screening import Asked, sensitivities
 from tests.tiny_models import tiny
 
 
 def _documents(count=6, seed=0):
     draw = torch.Generator().manual_seed(seed)
     return [
-        [Scored(torch.randint(3, 60, (int(length),), generator=draw), asked=2)]
+        [Asked(torch.randint(3, 60, (int(length),), generator=draw), asked=2)]
         for length in torch.randint(5, 12, (count,), generator=draw)
     ]
 
@@ -48,7 +48,8 @@ def test_the_terms_are_singular_values_times_the_losss_gradient_in_them(model):
             logits = torch.func.functional_call(
                 model, {name: U @ torch.diag(S) @ Vt}, kwargs={"input_ids": tokens[None, :-1], "use_cache": False}
             ).logits[0, -one.asked :]
-            loss = loss + torch.nn.functional.cross_entropy(logits, tokens[-one.asked :]) / len(documents)
+            asked = torch.nn.functional.cross_entropy(logits, tokens[-one.asked :], reduction="sum")
+            loss = loss + asked / len(documents)
         (gradient,) = torch.autograd.grad(loss, S)
         terms = (S * gradient).detach()
         assert torch.allclose(found[slot.name].singular_values, S.detach(), atol=1e-6)

@@ -3,6 +3,7 @@
 split.py      each task's documents, in two
 objective.py  what a choice is made by: a task's main metric, or the mean over tasks
 choice.py     the best of several candidates
+screen.py     which cells are scored at all
 select.py     the protocol: choose on validation, report on test
 """
 

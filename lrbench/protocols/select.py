@@ -9,6 +9,7 @@ from lrbench.model_run import ModelRun
 from lrbench.plan import Cell, Plan
 from lrbench.protocols.choice import Candidate, Choice, candidates, choose
 from lrbench.protocols.objective import Objective, objectives
+from lrbench.protocols.screen import screened
 from lrbench.protocols.split import Split, split_of
 from lrbench.records import Records
 from lrbench.store import Row, Selection
@@ -35,6 +36,8 @@ def run_selection(records: Records, share: ModelRun, spec: SelectSpec) -> None:
     """
     split = split_of(share.suite, spec, share.engine.requests)
     aims = objectives(share.engine.requests, share.tasks.named, spec.on)
+    if share.suite.screen is not None:
+        share.plan = screened(records, share, split, aims, share.suite.screen)
     records.progress.note(f"{share.loaded.label}: every cell on {_in_words(split, 'validation')}")
     rows = validated(records, share, split)
     found = [one for aim in aims for one in chosen(records, share, aim, rows)]
@@ -45,8 +48,13 @@ def run_selection(records: Records, share: ModelRun, spec: SelectSpec) -> None:
 def validated(records: Records, share: ModelRun, split: Split) -> dict[int, Row]:
     """Every cell's row on the validation documents, by the `id` of the cell."""
     engine = share.engine.restricted(split.validation)
-    selection = Selection(split="validation", documents=split.sizes("validation"))
-    return records.score(share, share.plan, engine, lambda _: selection)
+    sizes = split.sizes("validation")
+
+    def selection(cell: Cell) -> Selection:
+        predicted = None if cell.predicted is None else dict(cell.predicted)
+        return Selection(split="validation", documents=sizes, predicted=predicted)
+
+    return records.score(share, share.plan, engine, selection)
 
 
 def chosen(records: Records, share: ModelRun, aim: Objective, rows: dict[int, Row]) -> list[Chosen]:
