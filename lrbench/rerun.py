@@ -150,7 +150,8 @@ def compute_again(
     if base is not None:
         _check_base(base, entry)
     definition = definition_of(cell, calibration, base)
-    if not other_code and "setting" in entry and cell.digest(**entry["setting"], **definition) != row.cell:
+    part = entry if row.selection is None else (entry.get("parts") or {}).get(row.selection.share, {})
+    if not other_code and "setting" in part and cell.digest(**part["setting"], **definition) != row.cell:
         made, now = again.manifest.get("lrbench"), lrbench.__version__
         raise InputError(
             f"{run.path}: cell {row.cell[:10]} is of an earlier state of this suite (lrbench {made}, now {now}); "

@@ -66,6 +66,8 @@ def flat(row: Row) -> dict[str, Any]:
         "evaluate_seconds": row.evaluate_seconds, "environment": row.environment,
     }  # fmt: skip
     line |= {f"params.{name}": value for name, value in row.params.items()}
+    if row.selection is not None:
+        line |= {key: getattr(row.selection, key) for key in ("split", "chosen_for", "candidates")}
     for task, scores in row.scores.items():
         for metric, score in scores.items():
             line[f"{task}/{metric}"] = score.value

@@ -100,7 +100,7 @@ def facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 def model_facts(model: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
     """A manifest's entry of a model in three parts: itself, its engine with the self-check, its tasks."""
     engine = {key: value for key, value in _mapping(model.get("engine")).items() if key != "tasks"}
-    rest = {key: value for key, value in model.items() if key not in ("engine", "cells", "setting")}
+    rest = {key: value for key, value in model.items() if key not in ("engine", "cells", "setting", "parts")}
     return {"Model": facts(rest), "Engine and self-check": facts(engine)}
 
 
