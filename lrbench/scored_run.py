@@ -37,7 +37,8 @@ def lines_of(rows: Iterable[Row]) -> list[Line]:
     found: dict[Hashable, list[Row]] = {}
     for row in rows:
         weights = tuple(sorted(edit.weight for edit in row.edits))
-        cell = (row.model, row.reducer, row.label, row.mode, tuple(row.requested.items()), weights)
+        asked = row.mode, tuple(row.requested.items()), row.allocation
+        cell = (row.model, row.reducer, row.label, *asked, weights)
         alike = found.setdefault((*cell, 0), [])
         copy = 0
         while (row.reducer is None and alike) or any(other.seed == row.seed for other in alike):
