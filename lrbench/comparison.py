@@ -217,8 +217,8 @@ def _names(first: RunDirectory, second: RunDirectory) -> tuple[str, str]:
 def _description(row: Row) -> Hashable:
     weights = tuple(sorted(edit.weight for edit in row.edits))
     share = row.selection.share if row.selection is not None else None
-    seed = row.seed if row.reducer else None
-    return row.model, row.label, tuple(sorted(row.requested.items())), weights, seed, share
+    asked = tuple(sorted(row.requested.items())), row.allocation
+    return row.model, row.label, asked, weights, row.seed if row.reducer else None, share
 
 
 def _by_hash(run: ScoredRun, prefix: str) -> Row:
@@ -232,7 +232,8 @@ def _by_hash(run: ScoredRun, prefix: str) -> Row:
 def _about(row: Row, blocks: int | None) -> dict[str, Any]:
     return {
         "model": row.model, "reducer": row.reducer, "label": row.label, "params": row.params, "mode": row.mode,
-        "requested": row.requested, "seed": row.seed, "edited": describe(row.edits, blocks),
+        "requested": row.requested, "allocation": row.allocation,
+        "seed": row.seed, "edited": describe(row.edits, blocks),
         "ranks": ranks(row.edits), "keep_model": row.keep_model, "status": row.status,
     }  # fmt: skip
 

@@ -227,7 +227,7 @@ def _entry(
         "run": run.name,
         "model": row.model,
         **_chosen(row),
-        "method": "unedited" if baseline else row.label or row.reducer,
+        "method": "unedited" if baseline else row.method,
         "setting": row.setting,
         "edited": describe(row.edits, run.blocks.get(row.model)),
         "seed": _seeds(rows),
@@ -352,7 +352,7 @@ def _ordered(entries: list[Entry], columns: Sequence[Column], sort: str | None) 
     return sorted([*there, *missing], key=lambda entry: not entry.baseline)
 
 
-_SETTINGS = ("keep", "fraction", "rank", "energy", "error")
+_SETTINGS = ("keep_model", "keep", "fraction", "rank", "energy", "error")
 
 
 def _setting_order(requested: Mapping[str, float]) -> tuple[Any, ...]:

@@ -118,6 +118,7 @@ class ModelRun:
             "edits": [reduction.edit for reduction in reductions],
             "calibrate_seconds": sum(reduction.calibrate_seconds for reduction in reductions),
             "decompose_seconds": sum(reduction.seconds for reduction in reductions),
+            "allocate_seconds": sum(reduction.allocate_seconds for reduction in reductions),
             "evaluate_seconds": scored.seconds,
         }
         if cell.method is not None:
@@ -138,7 +139,7 @@ class ModelRun:
             reducer=method.reducer.name if method else None, label=method.label if method else None,
             delta=self.base.label if self.base else None,
             params={**method.params, **_chosen(measured.get("edits", []))} if method else {},
-            mode=cell.mode, requested=cell.requested,
+            mode=cell.mode, requested=cell.requested, allocation=cell.allocation,
             seed=self.suite.seed if cell.seed is None else cell.seed, **measured,
         )  # fmt: skip
 
@@ -176,7 +177,8 @@ def open_model(
     memory = None if suite.frontier_memory == "auto" else suite.frontier_memory
     scorer = make_engine(engine, loaded, tasks, spec, suite.batch_size, notify, memory)
     calibration = None
-    if suite.calibration is not None and any(method.reducer.needs for method in built):
+    asked = any(method.reducer.needs for method in built) or any(cell.calibrated for cell in plan.cells)
+    if suite.calibration is not None and asked:
         calibration = prepare(suite, loaded, scorer.requests, scorer.lm.max_length, notify)
     return ModelRun(suite, spec, loaded, plan, tasks, scorer, base, calibration)
 

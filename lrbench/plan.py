@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from lrbench.budget import ranks_by_shape, tied
 from lrbench.calibration.refusal import uncalibrated
 from lrbench.errors import ModelError, PluginError, ReducerError, one_line
 from lrbench.models.factored import is_whole_layer
 from lrbench.models.slots import Inventory, WeightSlot
 from lrbench.parameters import ParameterError, values
-from lrbench.ranks import RankRequest, closed_rank
+from lrbench.ranks import CALIBRATED, AllocationKind, RankRequest, closed_rank
 from lrbench.reducer import STATISTICS, Reducer
 from lrbench.registry import Registry
 from lrbench.suite import BASE, ReducerSpec, Suite
@@ -40,7 +41,8 @@ class Cell:
 
     The unedited model is the cell without a method. A cell without requests drops its slots' updates: the weights are
     the base's. `skip` says why the method does not do this one, `failure` why it could not even be asked. `seed` is
-    that of the method's random draws; None where it draws nothing. `predicted` is what a screening says of it.
+    that of the method's random draws; None where it draws nothing. `predicted` is what a screening says of it. With an
+    `allocation`, `request` is that of the whole model's size, and the slots' ranks are found when the cell is reduced.
     """
 
     method: Method | None = None
@@ -53,6 +55,7 @@ class Cell:
     seed: int | None = None
     requests: tuple[RankRequest, ...] = ()
     predicted: Mapping[str, float] | None = None
+    allocation: AllocationKind | None = None
 
     def request_of(self, slot: WeightSlot) -> RankRequest:
         """What is asked of one slot's rank."""
@@ -64,6 +67,17 @@ class Cell:
     def drops_updates(self) -> bool:
         """Whether nothing is reduced, and the weights are the base's own."""
         return self.method is not None and self.request is None and not self.requests
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Statistics wanted of each slot: the method's, and those by which numbers are shared out."""
+        own = self.method.reducer.needs if self.method is not None else frozenset()
+        return own | {"second_moment"} if self.allocation == "output-error" else own
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the calibration text has a part in the result."""
+        return bool(self.needs) or self.allocation in CALIBRATED
 
     @property
     def requested(self) -> dict[str, float | int]:
@@ -99,6 +113,8 @@ class Cell:
             "requested": self.requested,
             **({"seed": self.seed} if self.seed is not None else {}),
         }
+        if self.allocation is not None:
+            content["allocation"] = self.allocation
         if self.requests:
             each = zip(self.slots, self.requests, strict=True)
             content["each"] = sorted([slot.name, request.kind, request.value] for slot, request in each)
@@ -109,6 +125,10 @@ class Cell:
         assert self.method is not None
         if self.drops_updates:
             return [0] * len(self.slots)
+        if self.allocation is not None:
+            assert self.request is not None
+            reducer, label, keep = self.method.reducer, self.method.label, float(self.request.value)
+            return ranks_by_shape(reducer, label, self.slots, keep, self.allocation)
         return [closed_rank(self.request_of(slot), self.method.reducer, slot.about) for slot in self.slots]
 
 
@@ -133,7 +153,8 @@ class Plan:
         group: list[Cell] = []
         for cell in self.cells:
             first = group[0] if group else cell
-            if cell.method is not first.method or (cell.slots, cell.seed) != (first.slots, first.seed):
+            alike = (cell.slots, cell.seed, cell.allocation) == (first.slots, first.seed, first.allocation)
+            if cell.method is not first.method or not alike:
                 yield group
                 group = []
             group.append(cell)
@@ -194,7 +215,7 @@ def make_plan(suite: Suite, inventory: Inventory, built: Sequence[Method]) -> Pl
     Raises:
         SuiteError: a layer out of range or a word under `weights` that selects nothing, at the suite's line.
     """
-    cells: dict[tuple[str, tuple[str, ...], tuple[str, float], int | None], Cell] = {}
+    cells: dict[Hashable, Cell] = {}
     blocks = len(inventory.blocks)
     for sweep in suite.sweep:
         try:
@@ -212,11 +233,13 @@ def make_plan(suite: Suite, inventory: Inventory, built: Sequence[Method]) -> Pl
             for slots in _edits(sweep.mode, chosen):
                 names = tuple(slot.name for slot in slots)
                 for request, seed in product(sweep.rank.requests, seeds):
-                    identity = (method.label, names, (request.kind, request.value), seed)
+                    identity = (method.label, names, (request.kind, request.value), seed, sweep.shared_by)
                     if identity not in cells:
-                        skip, failure = refusal(method, slots)
-                        first_block = _first_block(slots, blocks)
-                        cells[identity] = Cell(method, sweep.mode, slots, request, first_block, skip, failure, seed)
+                        skip, failure = refusal(method, slots, sweep.shared_by)
+                        cells[identity] = Cell(
+                            method, sweep.mode, slots, request, _first_block(slots, blocks), skip, failure, seed,
+                            allocation=sweep.shared_by,
+                        )  # fmt: skip
     position = {slot.name: place for place, slot in enumerate(inventory.slots)}
     label_order = {method.label: place for place, method in enumerate(built)}
 
@@ -254,7 +277,9 @@ def _first_block(slots: tuple[WeightSlot, ...], blocks: int) -> int:
     return min(map(block, slots))
 
 
-def refusal(method: Method, slots: tuple[WeightSlot, ...]) -> tuple[str | None, str | None]:
+def refusal(
+    method: Method, slots: tuple[WeightSlot, ...], allocation: AllocationKind | None = None
+) -> tuple[str | None, str | None]:
     """(why to skip, why it fails) for a cell that cannot be what was asked.
 
     A method that does without one of the slots would be another experiment.
@@ -271,4 +296,7 @@ def refusal(method: Method, slots: tuple[WeightSlot, ...]) -> tuple[str | None, 
         reason = uncalibrated(slot, method.reducer.needs)
         if reason:
             return f"{method.label} cannot be calibrated on {slot.name}: {reason}", None
-    return None, None
+        reason = uncalibrated(slot, frozenset({"second_moment"})) if allocation == "output-error" else None
+        if reason:
+            return f"{slot.name} has no output error to share out by: {reason}", None
+    return None, tied(slots) if allocation is not None else None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
+from lrbench.budget import Budget
 from lrbench.calibration.white import WhiteInputs
 from lrbench.environment import environment, in_words
 from lrbench.errors import LrbenchError, one_line
@@ -19,6 +20,7 @@ from lrbench.model_run import open_model
 from lrbench.models.base import Base
 from lrbench.models.slots import WeightSlot
 from lrbench.plan import Cell, Method
+from lrbench.ranks import RankRequest
 from lrbench.reductions import Reductions
 from lrbench.store import RunDirectory
 from lrbench.suite import ModelSpec, Suite
@@ -43,6 +45,7 @@ class Prediction:
         reduce_seconds: decomposing the weights, with the checks of what the reducers return.
         score_seconds: the sweep, with edits put in place and metrics computed.
         calibrated: whether there are statistics to collect; what that takes is in nothing here.
+        allocated: whether curves are needed to share out `keep_model`; what they take is in nothing here.
         failures: reducers that failed when they were timed, with the reason.
     """
 
@@ -57,6 +60,7 @@ class Prediction:
     reduce_seconds: float
     score_seconds: float
     calibrated: bool = False
+    allocated: bool = False
     failures: tuple[str, ...] = ()
 
     @property
@@ -98,7 +102,8 @@ def probe(
     notify("timing some of the work")
     sweep = cost(engine)
     starts = [cell.first_block or 0 for cell in missing]
-    reducing = _reduce([cell for cell in missing if cell.method and cell.request], suite.seed, share.base)
+    asked = [_alike(cell) for cell in missing if cell.method and cell.request]
+    reducing = _reduce(asked, suite.seed, share.base)
     score_seconds = sweep.seconds(starts) + reducing.placing_seconds + len(missing) * _metrics(engine)
     return Prediction(
         machine=in_words(environment(share.loaded.device)),
@@ -111,7 +116,8 @@ def probe(
         setup_seconds=setup_seconds,
         reduce_seconds=reducing.seconds,
         score_seconds=score_seconds,
-        calibrated=share.calibration is not None and any(cell.method and cell.method.reducer.needs for cell in missing),
+        calibrated=share.calibration is not None and any(cell.calibrated for cell in missing),
+        allocated=any(cell.allocation not in (None, "uniform") for cell in missing),
         failures=tuple(reducing.failures),
     )
 
@@ -159,6 +165,16 @@ def _reduce(cells: Sequence[Cell], seed: int, base: Base | None = None) -> _Redu
         total.seconds += groups * (seconds - rank_seconds) + len(asked) * rank_seconds
         total.placing_seconds += len(asked) * placing
     return total
+
+
+def _alike(cell: Cell) -> Cell:
+    """A cell that takes as long to reduce: where numbers are to be shared out, the same share for each slot."""
+    if cell.allocation is None:
+        return cell
+    assert cell.request is not None
+    most = Budget.of(cell.slots, float(cell.request.value)).most
+    share = min(1.0, max(0.0, most / sum(slot.numbers for slot in cell.slots)))
+    return replace(cell, request=RankRequest("keep", share), allocation=None)
 
 
 def _size(cell: Cell) -> float:

@@ -23,6 +23,7 @@ class Reduction:
         seconds: the shared preparation and this rank's construction, synchronized.
         calibrate_seconds: the slot's share of what collecting its statistics cost.
         base: what the factors are an update of, on whatever device; None where they stand in for the weight itself.
+        allocate_seconds: what finding its rank took where numbers are shared out, beyond `seconds`.
     """
 
     factors: Factors
@@ -30,6 +31,7 @@ class Reduction:
     seconds: float
     calibrate_seconds: float = 0.0
     base: WeightSlot | None = None
+    allocate_seconds: float = 0.0
 
     def matrix(self) -> torch.Tensor:
         """What stands in for W (out, in): the product of the stored factors, computed in float32 or better.

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import psutil
 import torch
 
+from lrbench.budget import Budget, Choices, by_size
+from lrbench.editing import in_place
 from lrbench.errors import LrbenchError
-from lrbench.factors import LowRank
+from lrbench.factors import Dense, Factors, LowRank
 from lrbench.linalg import WeightedSpectrum, optimal_errors, output_error, root
+from lrbench.losses import Judge, choices_by_building, choices_by_rank, largest_rank, squared_error
 from lrbench.models.slots import WeightSlot
 from lrbench.plan import Cell, Method
-from lrbench.ranks import RankRequest, closed_rank, find_rank, ranks_to_prepare
+from lrbench.ranks import WHOLE, AllocationKind, RankRequest, closed_rank, find_rank, ranks_to_prepare
 from lrbench.reduction import Reduction, beside
 from lrbench.shared import Shared
 from lrbench.store import Edit
@@ -23,6 +28,7 @@ from lrbench.work import (
     FOREIGN,
     Bases,
     Copy,
+    Preparation,
     Statistics,
     Work,
     failing_as,
@@ -49,6 +55,7 @@ class Reductions:
         self._base = base
         self._optima: dict[str, list[float]] = {}
         self._output_optima: dict[str, list[float]] = {}
+        self._unedited_loss: float | None = None
         self._warm: set[tuple[str, torch.device]] = set()
         self._copies: OrderedDict[str, Copy] = OrderedDict()
 
@@ -60,6 +67,9 @@ class Reductions:
         """
         slots, method = cells[0].slots, cells[0].method
         assert method is not None
+        if cells[0].allocation is not None:
+            yield from self._shared_out(cells)
+            return
         if cells[0].drops_updates:
             yield from ((cell, [self._without_update(slot) for slot in cell.slots]) for cell in cells)
             return
@@ -79,27 +89,145 @@ class Reductions:
                         done[i] = outcome
             yield from zip(part, done, strict=True)
 
+    def _shared_out(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, list[Reduction] | LrbenchError]]:
+        """Reduces cells of one allocation, once the ranks are found that fill each one's budget.
+
+        First every slot is prepared for its curve alone, which all budgets share; then cells are reduced to the ranks
+        found. Where a method turns out to store less than it says, so that a budget is missed, both are done again with
+        what its factors do store.
+        """
+        method, kind, waiting = cells[0].method, cells[0].allocation, list(cells)
+        assert method is not None
+        assert kind is not None
+        for by_building in (False, True):
+            missed: list[Cell] = []
+            try:
+                choices, costs = self._choices(cells[0], by_building=by_building)
+            except LrbenchError as error:
+                yield from ((cell, error) for cell in waiting)
+                return
+            given: list[tuple[Cell, Budget, Cell]] = []
+            for cell in waiting:
+                assert cell.request is not None
+                budget = Budget.of(cell.slots, float(cell.request.value))
+                try:
+                    allocation = budget.shared(choices, kind, method.label)
+                    budget.refuse_missed(allocation.size, method.label)
+                except LrbenchError as error:
+                    yield cell, error
+                    continue
+                requests = tuple(one.request(option) for one, option in zip(choices, allocation.choice, strict=True))
+                given.append((cell, budget, dataclasses.replace(cell, requests=requests, allocation=None)))
+            done = self.of_group([ranked for *_, ranked in given]) if given else ()
+            for (cell, budget, _), (ranked, outcome) in zip(given, done, strict=True):
+                if isinstance(outcome, LrbenchError):
+                    yield cell, outcome
+                    continue
+                stored = sum(reduction.edit.stored_numbers for reduction in outcome)
+                if stored < budget.least and not by_building:
+                    missed.append(cell)
+                    continue
+                try:
+                    budget.refuse_missed(stored, method.label)
+                except LrbenchError as error:
+                    yield cell, error
+                    continue
+                asked = zip(outcome, ranked.requests, costs, strict=True)
+                yield cell, [_allocated(reduction, request, cost) for reduction, request, cost in asked]
+            waiting = missed
+            if not waiting:
+                return
+
+    def _choices(self, cell: Cell, *, by_building: bool) -> tuple[list[Choices], list[Cost]]:
+        """What each slot of a cell may be, by the cell's allocation, and what finding that took.
+
+        Raises:
+            ReducerError: the method fails on a slot.
+        """
+        method, slots = cell.method, cell.slots
+        assert method is not None
+        sized = None if by_building else by_size(method.reducer, slots)
+        if sized is not None and cell.allocation == "uniform":
+            return sized, [Cost()] * len(slots)
+        found, costs = [], []
+        for place, slot in enumerate(slots):
+            try:
+                with failing_as(slot, method):
+                    work, optimum = self._begin(slot, method, cell.seed)
+                    known = None if sized is None else sized[place]
+                    preparation = work.prepare([largest_rank(work, known)])
+                    started = time.perf_counter()
+                    judge = self._judge(cell.allocation, work, preparation, optimum)
+                    if known is not None:
+                        found.append(choices_by_rank(work, preparation, known, judge))
+                    else:
+                        found.append(choices_by_building(work, preparation, judge, Budget.of(slots, 1.0).numbers))
+                    again = 0.0 if method.reducer.one_preparation else preparation.seconds
+                    costs.append(Cost(time.perf_counter() - started + again, preparation.seconds - again))
+            except LrbenchError:
+                self._copies.pop(slot.name, None)
+                raise
+            self._forget_old(slot)
+        return found, costs
+
+    def _judge(
+        self, kind: AllocationKind | None, work: Work, preparation: Preparation, optimum: Sequence[float]
+    ) -> Judge:
+        """How an allocation tells what is lost of a slot."""
+        slot, calibration = work.slot, self._calibration
+        judge = squared_error(work, preparation)
+        if kind == "output-error":
+            assert calibration is not None
+            H = calibration.second_moment(slot)
+            best = self._output_optimum(slot, work, H) if "output-optimal" in work.method.reducer.promises else None
+            return Judge(
+                lambda factors: output_error(work.weight, factors.dense(), H) ** 2,
+                lambda ranks: None if best is None else [best[rank] ** 2 for rank in ranks],
+            )
+        if kind == "sensitivity":
+            assert calibration is not None
+            if self._unedited_loss is None:
+                self._unedited_loss = calibration.loss()
+            unedited, model = self._unedited_loss, slot.model
+            assert model is not None
+
+            def on_text(factors: Factors) -> float:
+                with in_place(model, [slot], [work.measured(factors, optimum, 0.0, {})]):
+                    return calibration.loss() - unedited
+
+            return dataclasses.replace(judge, on_text=on_text)
+        return judge
+
+    def _begin(self, slot: WeightSlot, method: Method, seed: int | None) -> tuple[Work, list[float]]:
+        """A method at work on a slot, warmed up, and the optimal errors that it is judged by."""
+        own = self._seed if seed is None else seed
+        work = Work(slot, method, own, self._copy(slot), self._calibration, self._base)
+        optimum = self._optimum(slot, work)
+        self._warm_up(work)
+        return work, optimum
+
     def _slot(
         self, slot: WeightSlot, method: Method, requests: Sequence[RankRequest], seed: int | None = None
     ) -> list[Reduction | LrbenchError]:
         """One slot at each requested rank; a failure that concerns them all is given to each."""
-        if not requests:
-            return []
         reducer = method.reducer
+        asked = [request for request in requests if request != WHOLE]
+        if not asked:
+            return [_whole(slot, method) for _ in requests]
         try:
             with failing_as(slot, method):
-                own = self._seed if seed is None else seed
-                work = Work(slot, method, own, self._copy(slot), self._calibration, self._base)
-                optimum = self._optimum(slot, work)
+                work, optimum = self._begin(slot, method, seed)
                 spectrum = _singular_values(optimum)
-                self._warm_up(work)
-                ranks = ranks_to_prepare(requests, reducer, slot.about, spectrum)
+                ranks = ranks_to_prepare(asked, reducer, slot.about, spectrum)
                 shared = work.prepare(ranks) if reducer.one_preparation else None
         except LrbenchError as error:
             self._copies.pop(slot.name, None)
             return [error] * len(requests)
         done: list[Reduction | LrbenchError] = []
         for request in requests:
+            if request == WHOLE:
+                done.append(_whole(slot, method))
+                continue
             try:
                 with failing_as(slot, method):
                     rank = closed_rank(request, reducer, slot.about, spectrum)
@@ -162,10 +290,7 @@ class Reductions:
         if self._calibration is None or "second_moment" not in work.statistics:
             return reduction
         H = self._calibration.second_moment(slot)
-        if slot.name not in self._output_optima:
-            errors = WeightedSpectrum(work.weight, root(H)).weighted_errors()
-            self._output_optima[slot.name] = [error / errors[0] if errors[0] else 0.0 for error in errors]
-        optima = self._output_optima[slot.name]
+        optima = self._output_optimum(slot, work, H)
         stored = work.rounded(reduction)
         edit = reduction.edit.model_copy(
             update={
@@ -174,6 +299,13 @@ class Reductions:
             }
         )
         return dataclasses.replace(reduction, edit=edit)
+
+    def _output_optimum(self, slot: WeightSlot, work: Work, H: torch.Tensor) -> list[float]:
+        """The least relative output error at every rank, once a slot and run."""
+        if slot.name not in self._output_optima:
+            errors = WeightedSpectrum(work.weight, root(H)).weighted_errors()
+            self._output_optima[slot.name] = [error / errors[0] if errors[0] else 0.0 for error in errors]
+        return self._output_optima[slot.name]
 
     def _warm_up(self, work: Work) -> None:
         """Runs a reducer once on a corner of its first weight, untimed: libraries initialise when first used."""
@@ -187,6 +319,40 @@ class Reductions:
             reducer = work.method.reducer
             reducer.prepare(corner, [1], work.context(corner.shape[1])).at_rank(1).dense()
         synchronize(corner.device)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds that it took to find what a slot may be.
+
+    Attributes:
+        curve: beyond what the reduction to the rank found takes again.
+        preparation: what it does take; of a slot that stays as it is nothing was reduced, and this was for the curve.
+    """
+
+    curve: float = 0.0
+    preparation: float = 0.0
+
+
+def _allocated(reduction: Reduction, request: RankRequest, cost: Cost) -> Reduction:
+    """With the rank that was shared out to it, and what finding that took."""
+    whole = request == WHOLE
+    edit = reduction.edit.model_copy(update={"allocated": "whole" if whole else int(request.value)})
+    seconds = cost.curve + (cost.preparation if whole else 0.0)
+    return dataclasses.replace(reduction, edit=edit, allocate_seconds=seconds)
+
+
+def _whole(slot: WeightSlot, method: Method) -> Reduction:
+    """A slot that stays as it is, stored in full."""
+    factors = Dense(slot.read().clone(memory_format=torch.contiguous_format))
+    nothing_lost = 0.0 if "second_moment" in method.reducer.needs else None
+    edit = Edit(
+        weight=slot.name, layer=slot.about.layer, role=slot.about.role, shape=slot.about.shape,
+        rank=min(slot.about.shape), stored_numbers=factors.stored_numbers, stored_bytes=factors.stored_bytes,
+        stored_as="dense", relative_error=0.0, optimal_error=0.0,
+        output_error=nothing_lost, optimal_output_error=nothing_lost,
+    )  # fmt: skip
+    return Reduction(factors, edit, 0.0)
 
 
 def _singular_values(optimum: Sequence[float]) -> torch.Tensor:

@@ -38,7 +38,8 @@ def lines_of(rows: Iterable[Row]) -> list[Line]:
     for row in rows:
         weights = tuple(sorted(edit.weight for edit in row.edits))
         share = row.selection.share if row.selection is not None else None
-        cell = (row.model, row.reducer, row.label, row.mode, tuple(row.requested.items()), weights, share)
+        asked = row.mode, tuple(row.requested.items()), row.allocation
+        cell = (row.model, row.reducer, row.label, *asked, weights, share)
         alike = found.setdefault((*cell, 0), [])
         copy = 0
         while (row.reducer is None and alike) or any(other.seed == row.seed for other in alike):

@@ -42,6 +42,8 @@ class Edit(Strict):
     optimal_output_error: float | None = None
     chosen: dict[str, Any] = Field(default_factory=dict)  # what the reducer chose for itself; see Prepared.chosen
     evaluated_as: Literal["dense", "factors"] = "dense"  # how it ran when it was scored
+    # the rank that an allocation asked of it, `whole` where it was left as it is; None where the row's request says
+    allocated: int | Literal["whole"] | None = None
 
 
 class Selection(Strict):
@@ -78,6 +80,7 @@ class Row(Strict):
     params: dict[str, Any] = Field(default_factory=dict)
     mode: str | None = None
     requested: dict[str, float | int] = Field(default_factory=dict)
+    allocation: str | None = None  # how the numbers of keep_model were shared out
     seed: int = 0
     edits: list[Edit] = Field(default_factory=list)
     keep_targets: float | None = None
@@ -85,12 +88,19 @@ class Row(Strict):
     compression_ratio: float | None = None
     calibrate_seconds: float = 0.0
     decompose_seconds: float = 0.0
+    allocate_seconds: float = 0.0  # what finding the ranks took, beyond decompose_seconds
     evaluate_seconds: float = 0.0
     scores: dict[str, dict[str, Score]] = Field(default_factory=dict)
     inference: InferenceSpeed | None = None  # where the suite measures it
     selection: Selection | None = None  # where the suite chooses
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, ser_json_inf_nan="constants")
+
+    @property
+    def method(self) -> str | None:
+        """What the tables call it: its label, with how numbers were shared out; None for the unedited model."""
+        name = self.label or self.reducer
+        return f"{name}, {self.allocation}" if name and self.allocation else name
 
     @property
     def setting(self) -> str:

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from lrbench.errors import SuiteError, did_you_mean
+from lrbench.ranks import CALIBRATED
 from lrbench.suite_calibration import CalibrationSpec
 from lrbench.suite_errors import misplaced
 from lrbench.suite_model import DeltaSpec, ModelSpec
@@ -157,9 +158,27 @@ class Suite(Spec):
         return self
 
     @model_validator(mode="after")
+    def _text_to_share_out_by(self) -> Suite:
+        for index, sweep in enumerate(self.sweep):
+            if sweep.allocation in CALIBRATED and self.calibration is None:
+                raise misplaced(
+                    f"'allocation: {sweep.allocation}' needs calibration; "
+                    "add `calibration: {text: FILE}` to the suite",
+                    "sweep", index, "allocation",
+                )  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
     def _updates_as_matrices(self) -> Suite:
         if self.delta is None:
             return self
+        for index, sweep in enumerate(self.sweep):
+            if sweep.rank.keep_model is not None:
+                raise misplaced(
+                    "'keep_model' does not go with 'delta': an update has no numbers of the model's own to share out; "
+                    "write 'keep', of each update",
+                    "sweep", index, "rank", "keep_model", key=True,
+                )  # fmt: skip
         for key, asked in (("inference", self.inference == "factored"), ("measure", "inference" in self.measure)):
             if asked:
                 raise misplaced(

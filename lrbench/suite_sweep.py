@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, InstanceOf, StrictFloat, model_validator
 
 from lrbench.layers import Layers
-from lrbench.ranks import RankKind, RankRequest
+from lrbench.ranks import AllocationKind, RankKind, RankRequest
 from lrbench.suite_errors import misplaced
 from lrbench.suite_values import Count, Shares, Spec, Text, Weight, one_or_many
 
@@ -27,6 +27,7 @@ class RankSpec(Spec):
         ]
         | None
     ) = None
+    keep_model: Shares | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> RankSpec:
@@ -44,7 +45,8 @@ class RankSpec(Spec):
     @property
     def kind(self) -> RankKind:
         """The kind that is given."""
-        return next(kind for kind in ("fraction", "rank", "keep", "energy", "error") if getattr(self, kind) is not None)
+        kinds: tuple[RankKind, ...] = ("fraction", "rank", "keep", "energy", "error", "keep_model")
+        return next(kind for kind in kinds if getattr(self, kind) is not None)
 
     @property
     def requests(self) -> tuple[RankRequest, ...]:
@@ -65,6 +67,7 @@ class SweepSpec(Spec):
         weights: roles, groups, LASER names, globs on parameter names.
         rank: which ranks.
         reducers: labels; None for all of the suite's.
+        allocation: how the numbers of `keep_model` are shared out among weights; None where it is left out.
     """
 
     mode: Literal["each", "layer", "together"] = "each"
@@ -72,13 +75,35 @@ class SweepSpec(Spec):
     weights: Annotated[tuple[Weight, ...], Field(min_length=1), BeforeValidator(one_or_many)] = ("all",)
     rank: RankSpec
     reducers: Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(one_or_many)] | None = None
+    allocation: AllocationKind | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _without_null(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("reducers", "") is None:
-            return {key: entry for key, entry in value.items() if key != "reducers"}
+        if isinstance(value, dict):
+            return {k: entry for k, entry in value.items() if entry is not None or k not in ("reducers", "allocation")}
         return value
+
+    @model_validator(mode="after")
+    def _shared_out(self) -> SweepSpec:
+        if self.rank.keep_model is not None and self.mode != "together":
+            raise misplaced(
+                f"'keep_model' is the size of the whole model, which weights edited together share; write "
+                f"'mode: together' instead of {self.mode!r}, or 'keep'",
+                "rank", "keep_model", key=True,
+            )  # fmt: skip
+        if self.allocation is not None and self.rank.keep_model is None:
+            raise misplaced(
+                f"'allocation' shares out the numbers of 'keep_model', and these ranks are by {self.rank.kind!r}; "
+                "leave it out, or write 'rank: {keep_model: 0.8}'",
+                "allocation", key=True,
+            )  # fmt: skip
+        return self
+
+    @property
+    def shared_by(self) -> AllocationKind | None:
+        """How `keep_model` is shared out, `uniform` where nothing is said; None for other ranks."""
+        return (self.allocation or "uniform") if self.rank.keep_model is not None else None
 
     def resolved(self) -> dict[str, Any]:
         """Plain data."""
@@ -88,4 +113,5 @@ class SweepSpec(Spec):
             "weights": list(self.weights),
             "rank": self.rank.resolved(),
             "reducers": None if self.reducers is None else list(self.reducers),
+            "allocation": self.shared_by,
         }

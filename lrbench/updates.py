@@ -21,7 +21,7 @@ def definition_of(cell: Cell, calibration: Calibration | None, base: Base | None
     """What of calibration and base defines a cell's result; nothing of the unedited model's."""
     if cell.method is None:
         return {}
-    calibrated = calibration.definition(cell.method) if calibration is not None else {}
+    calibrated = calibration.definition(cell) if calibration is not None else {}
     return calibrated if base is None else {**calibrated, "delta": {"base": base.weight_hash}}
 
 

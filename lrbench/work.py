@@ -59,6 +59,9 @@ class Statistics(Protocol):
     def second_moment(self, slot: WeightSlot) -> torch.Tensor:
         """E[x xᵀ] (in, in) of a slot's inputs, by which an output error is measured; raises ReducerError."""
 
+    def loss(self) -> float:
+        """Nats by which a token of the calibration text is unexpected, to the model as it is now."""
+
 
 @dataclass(frozen=True)
 class Preparation:

@@ -110,7 +110,8 @@ def _print_plan(plan: Plan) -> None:
     lines: dict[tuple[str, str, str], list[Cell]] = {}
     for cell in plan.cells:
         if cell.method is not None and cell.mode is not None:
-            lines.setdefault((cell.method.label, cell.mode, cell.setting), []).append(cell)
+            setting = f"{cell.setting}, {cell.allocation}" if cell.allocation else cell.setting
+            lines.setdefault((cell.method.label, cell.mode, setting), []).append(cell)
     impossible = {id(cell): reason for cell, reason in plan.impossible()}
     for (label, mode, setting), cells in lines.items():
         possible = [cell for cell in cells if id(cell) not in impossible and not cell.skip]
@@ -145,6 +146,10 @@ def _print_prediction(found: Prediction) -> None:
     )
     if found.texts:
         print(f"  {'texts':10} {found.texts:,} a cell to generate, by lm-eval; not in the time predicted")
+    if found.allocated:
+        print(
+            f"  {'ranks':10} are found from curves of every weight, where not by equal shares; not in the time predicted"
+        )
     if found.calibrated:
         print(f"  {'statistics':10} of inputs are collected where no run has yet; not in the time predicted")
     for failure in found.failures:

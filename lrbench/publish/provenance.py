@@ -114,7 +114,7 @@ def row_facts(row: Row) -> list[tuple[str, str]]:
     """What a row was and cost, in words."""
     error, optimum = relative_error(row.edits), optimal_error(row.edits)
     pairs: list[tuple[str, Any]] = [
-        ("suite", row.suite), ("model", row.model), ("method", row.label), ("reducer", row.reducer),
+        ("suite", row.suite), ("model", row.model), ("method", row.method), ("reducer", row.reducer),
         ("mode", row.mode), ("asked for", row.setting), ("seed", row.seed), ("edited", describe(row.edits)),
         ("kept of the edited weights", row.keep_targets), ("kept of the model", row.keep_model),
         ("dense numbers over stored ones", row.compression_ratio), ("relative error", error),
