@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from torch import nn
 
 from lrbench.calibration.statistics import Calibration, prepare
+from lrbench.compositions import Composition, make_compositions
 from lrbench.editing import Inference, in_place, noted
 from lrbench.errors import LrbenchError, TaskError
 from lrbench.evaluate import make_engine
@@ -49,6 +51,7 @@ class ModelRun:
         engine: on all the tasks' requests.
         base: where updates are reduced.
         calibration: where a method of the plan needs one.
+        compositions: what the sweep has composed, block by block.
         environment: hash of the hardware and versions; set before the first row is made.
     """
 
@@ -60,11 +63,17 @@ class ModelRun:
     engine: BoundEngine
     base: Base | None = None
     calibration: Calibration | None = None
+    compositions: Sequence[Composition] = ()
     environment: str = ""
     numbers: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.numbers = count_numbers(self.loaded.model)
+
+    @cached_property
+    def _reductions(self) -> Reductions:
+        """One for all calls of `rows`: a composition reduces what was accepted only once."""
+        return Reductions(self.suite.seed, self.calibration, self.base)
 
     def keys(self, plan: Plan, engine: BoundEngine | None = None) -> dict[int, str]:
         """`id` of each cell -> its hash, by which its row is known; on an engine's requests, or on all."""
@@ -76,7 +85,6 @@ class ModelRun:
     def rows(self, plan: Plan, keys: Mapping[int, str], engine: Engine | None = None) -> Iterator[Scored]:
         """Reduces and scores a plan's cells group by group; each is yielded as soon as it is known."""
         engine = engine or self.engine
-        reductions = Reductions(self.suite.seed, self.calibration, self.base)
         jobs: list[Job] = []
         pending: dict[str, tuple[Cell, list[Reduction]]] = {}
         to_come = Counter(cell.first_block for cell in plan.cells if cell.method and not cell.skip and not cell.failure)
@@ -97,7 +105,7 @@ class ModelRun:
                     pending[keys[id(cell)]] = (cell, [])
                     jobs.append(Job(keys[id(cell)], None, lambda: edited({})))
             reducible = [cell for cell in group if cell.method is not None and not cell.skip and not cell.failure]
-            for cell, outcome in reductions.of_group(reducible) if reducible else ():
+            for cell, outcome in self._reductions.of_group(reducible) if reducible else ():
                 key = keys[id(cell)]
                 sharing = to_come[cell.first_block]
                 to_come[cell.first_block] -= 1
@@ -180,7 +188,8 @@ def open_model(
     asked = any(method.reducer.needs for method in built) or any(cell.calibrated for cell in plan.cells)
     if suite.calibration is not None and asked:
         calibration = prepare(suite, loaded, scorer.requests, scorer.lm.max_length, notify)
-    return ModelRun(suite, spec, loaded, plan, tasks, scorer, base, calibration)
+    compositions = make_compositions(suite, loaded.inventory, built)
+    return ModelRun(suite, spec, loaded, plan, tasks, scorer, base, calibration, compositions)
 
 
 def tasks_of(suite: Suite, notify: Callable[[str], None]) -> TaskSet:

@@ -22,7 +22,7 @@ from lrbench.parameters import ParameterError, values
 from lrbench.ranks import CALIBRATED, AllocationKind, RankRequest, closed_rank
 from lrbench.reducer import STATISTICS, Reducer
 from lrbench.registry import Registry
-from lrbench.suite import BASE, ReducerSpec, Suite
+from lrbench.suite import BASE, ReducerSpec, Suite, SweepSpec
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Cell:
     @property
     def drops_updates(self) -> bool:
         """Whether nothing is reduced, and the weights are the base's own."""
-        return self.method is not None and self.request is None and not self.requests
+        return self.method is not None and self.mode == BASE
 
     @property
     def needs(self) -> frozenset[str]:
@@ -209,23 +209,30 @@ def _check_needs(suite: Suite, spec: ReducerSpec, reducer: Reducer) -> None:
         )
 
 
-def make_plan(suite: Suite, inventory: Inventory, built: Sequence[Method]) -> Plan:
-    """The cells of a suite on one model.
+def slots_of(suite: Suite, sweep: SweepSpec, inventory: Inventory) -> list[WeightSlot]:
+    """The slots that a sweep names, in the model's order.
 
     Raises:
         SuiteError: a layer out of range or a word under `weights` that selects nothing, at the suite's line.
     """
+    try:
+        layers = sweep.layers.resolve(len(inventory.blocks))
+    except ValueError as error:
+        raise suite.error((*sweep.path, "layers"), str(error)) from None
+    try:
+        return inventory.select(layers, sweep.weights)
+    except ModelError as error:
+        raise suite.error((*sweep.path, "weights"), str(error)) from None
+
+
+def make_plan(suite: Suite, inventory: Inventory, built: Sequence[Method]) -> Plan:
+    """The cells of a suite on one model. Raises as `slots_of`."""
     cells: dict[Hashable, Cell] = {}
     blocks = len(inventory.blocks)
     for sweep in suite.sweep:
-        try:
-            layers = sweep.layers.resolve(blocks)
-        except ValueError as error:
-            raise suite.error((*sweep.path, "layers"), str(error)) from None
-        try:
-            chosen = inventory.select(layers, sweep.weights)
-        except ModelError as error:
-            raise suite.error((*sweep.path, "weights"), str(error)) from None
+        chosen = slots_of(suite, sweep, inventory)
+        if sweep.mode == "greedy":  # its cells depend on what is decided; see `lrbench.compositions`
+            continue
         for method in built:
             if sweep.reducers is not None and method.label not in sweep.reducers:
                 continue
@@ -237,7 +244,7 @@ def make_plan(suite: Suite, inventory: Inventory, built: Sequence[Method]) -> Pl
                     if identity not in cells:
                         skip, failure = refusal(method, slots, sweep.shared_by)
                         cells[identity] = Cell(
-                            method, sweep.mode, slots, request, _first_block(slots, blocks), skip, failure, seed,
+                            method, sweep.mode, slots, request, first_block_of(slots, blocks), skip, failure, seed,
                             allocation=sweep.shared_by,
                         )  # fmt: skip
     position = {slot.name: place for place, slot in enumerate(inventory.slots)}
@@ -252,7 +259,7 @@ def make_plan(suite: Suite, inventory: Inventory, built: Sequence[Method]) -> Pl
     if suite.delta is not None:
         all_slots = {slot for cell in in_order for slot in cell.slots}
         targets = tuple(sorted(all_slots, key=lambda slot: position[slot.name]))
-        in_order.insert(0, Cell(WITHOUT_UPDATE, BASE, targets, first_block=_first_block(targets, blocks)))
+        in_order.insert(0, Cell(WITHOUT_UPDATE, BASE, targets, first_block=first_block_of(targets, blocks)))
     return Plan((Cell(), *in_order))
 
 
@@ -268,7 +275,9 @@ def _edits(mode: str, slots: list[WeightSlot]) -> list[tuple[WeightSlot, ...]]:
     return [tuple(layer) for layer in by_layer.values()]
 
 
-def _first_block(slots: tuple[WeightSlot, ...], blocks: int) -> int:
+def first_block_of(slots: Sequence[WeightSlot], blocks: int) -> int:
+    """The first of a model's blocks that an edit of some slots touches; the number of blocks for the head alone."""
+
     def block(slot: WeightSlot) -> int:
         if slot.about.layer is not None:
             return slot.about.layer

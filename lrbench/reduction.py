@@ -63,7 +63,11 @@ def sizes(
         whole = {place: slot.numbers for slot, place in places.items() if edited_users[place] == slot.users}
         beside = numbers - sum(whole.values())
     model = (beside + stored) / numbers
-    return {"keep_targets": stored / dense, "keep_model": model, "compression_ratio": 1 / model if model else None}
+    return {
+        "keep_targets": stored / dense if dense else 1.0,
+        "keep_model": model,
+        "compression_ratio": 1 / model if model else None,
+    }
 
 
 def beside(base: WeightSlot, other: torch.Tensor | Factors) -> torch.Tensor:

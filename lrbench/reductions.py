@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from lrbench.budget import Budget, Choices, by_size
+from lrbench.compositions import GREEDY
 from lrbench.editing import in_place
 from lrbench.errors import LrbenchError
 from lrbench.factors import Dense, Factors, LowRank
@@ -56,6 +57,7 @@ class Reductions:
         self._optima: dict[str, list[float]] = {}
         self._output_optima: dict[str, list[float]] = {}
         self._unedited_loss: float | None = None
+        self._accepted: dict[tuple[str, str, RankRequest, int | None], Reduction] = {}
         self._warm: set[tuple[str, torch.device]] = set()
         self._copies: OrderedDict[str, Copy] = OrderedDict()
 
@@ -69,6 +71,9 @@ class Reductions:
         assert method is not None
         if cells[0].allocation is not None:
             yield from self._shared_out(cells)
+            return
+        if cells[0].mode == GREEDY:
+            yield from self._composed(cells)
             return
         if cells[0].drops_updates:
             yield from ((cell, [self._without_update(slot) for slot in cell.slots]) for cell in cells)
@@ -88,6 +93,29 @@ class Reductions:
                     else:
                         done[i] = outcome
             yield from zip(part, done, strict=True)
+
+    def _composed(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, list[Reduction] | LrbenchError]]:
+        """Reduces the last slot of each; those before it, which have been accepted, are reduced once in a run."""
+        method, seed, slots = cells[0].method, cells[0].seed, cells[0].slots
+        assert method is not None
+        before: list[Reduction] = []
+        for slot, request in zip(slots[:-1], cells[0].requests, strict=False):
+            key = (slot.name, method.label, request, seed)
+            if key not in self._accepted:
+                [outcome] = self._slot(slot, method, [request], seed)
+                if not isinstance(outcome, Reduction):
+                    yield from ((cell, outcome) for cell in cells)
+                    return
+                self._accepted[key] = outcome
+            before.append(self._accepted[key])
+        last = self._slot(slots[-1], method, [cell.requests[-1] for cell in cells], seed) if slots else []
+        for place, cell in enumerate(cells):
+            if not slots:
+                yield cell, []
+            elif isinstance(outcome := last[place], Reduction):
+                yield cell, [*before, outcome]
+            else:
+                yield cell, outcome
 
     def _shared_out(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, list[Reduction] | LrbenchError]]:
         """Reduces cells of one allocation, once the ranks are found that fill each one's budget.

@@ -46,6 +46,14 @@ class Edit(Strict):
     allocated: int | Literal["whole"] | None = None
 
 
+class Decision(Strict):
+    """One step of a composition: the best edit of a block, and whether it was kept."""
+
+    cell: str  # the row on validation documents, of all that was accepted before with this edit on top
+    weight: str
+    accepted: bool
+
+
 class Selection(Strict):
     """What a row is to a choice: one of those chosen from, or what is reported, on which documents."""
 
@@ -56,6 +64,7 @@ class Selection(Strict):
     validated_on: dict[str, int] | None = None  # on how many documents, by task
     validation_cells: list[str] | None = None  # the rows by which it was chosen, one a seed
     predicted: dict[str, float] | None = None  # by screening, for each choice: change of log-loss, nats a document
+    decisions: list[Decision] | None = None  # of a composition, in the order in which they were taken
     stopped: dict[str, int] | None = None  # in a race, by task: after how many documents, where not after all
 
     @property
@@ -104,7 +113,9 @@ class Row(Strict):
 
     @property
     def setting(self) -> str:
-        """What was asked of the ranks, in words: `keep 0.5`; empty for the unedited model."""
+        """What was asked of the ranks, in words: `keep 0.5`; empty for the unedited model, `composed` for many."""
+        if self.mode == "greedy" and not self.requested:
+            return "composed"
         return ", ".join(f"{kind} {value:g}" for kind, value in self.requested.items())
 
 

@@ -202,6 +202,20 @@ class Suite(Spec):
         return self
 
     @model_validator(mode="after")
+    def _greedy_of_a_selection(self) -> Suite:
+        for index, sweep in enumerate(self.sweep):
+            if sweep.mode != "greedy":
+                continue
+            if self.select is None:
+                raise misplaced(
+                    "'mode: greedy' decides on validation documents what it composes; it needs 'select' in the suite",
+                    "sweep", index, "mode",
+                )  # fmt: skip
+            if self.delta is not None:
+                raise misplaced("'mode: greedy' does not go with 'delta'; take another mode", "sweep", index, "mode")
+        return self
+
+    @model_validator(mode="after")
     def _screen_of_a_selection(self) -> Suite:
         if self.screen is not None and self.select is None:
             raise misplaced(

@@ -62,7 +62,7 @@ class SweepSpec(Spec):
     """A rule that generates cells.
 
     Attributes:
-        mode: `each` slot alone, each `layer` as a whole, or all `together`.
+        mode: `each` slot alone, each `layer` as a whole, all `together`, or a `greedy` composition of single edits.
         layers: which decoder blocks.
         weights: roles, groups, LASER names, globs on parameter names.
         rank: which ranks.
@@ -70,7 +70,7 @@ class SweepSpec(Spec):
         allocation: how the numbers of `keep_model` are shared out among weights; None where it is left out.
     """
 
-    mode: Literal["each", "layer", "together"] = "each"
+    mode: Literal["each", "layer", "together", "greedy"] = "each"
     layers: Annotated[InstanceOf[Layers], BeforeValidator(Layers.parse)] = Layers("all")
     weights: Annotated[tuple[Weight, ...], Field(min_length=1), BeforeValidator(one_or_many)] = ("all",)
     rank: RankSpec

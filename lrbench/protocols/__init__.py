@@ -4,6 +4,7 @@ split.py      each task's documents, in two
 objective.py  what a choice is made by: a task's main metric, or the mean over tasks
 choice.py     the best of several candidates
 screen.py     which cells are scored at all
+greedy.py     edits composed block by block
 select.py     the protocol: choose on validation, report on test
 """
 

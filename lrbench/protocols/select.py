@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from lrbench.model_run import ModelRun
 from lrbench.plan import Cell, Plan
 from lrbench.protocols.choice import Candidate, Choice, candidates, choose
+from lrbench.protocols.greedy import compose
 from lrbench.protocols.objective import Objective, objectives
 from lrbench.protocols.screen import screened
 from lrbench.protocols.split import Split, split_of
 from lrbench.records import Records
 from lrbench.store import Row, Selection
 from lrbench.suite_protocol import SelectSpec
+
+#: Choice -> what was composed for it, and what the row says of that.
+Composed = dict[str, list[tuple[Cell, Selection]]]
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,14 @@ def run_selection(records: Records, share: ModelRun, spec: SelectSpec) -> None:
     records.progress.note(f"{share.loaded.label}: every cell on {_in_words(split, 'validation')}")
     rows = validated(records, share, split)
     found = [one for aim in aims for one in chosen(records, share, aim, rows)]
+    unedited = next(rows[id(cell)] for cell in share.plan.cells if cell.method is None)
+    composed: Composed = {aim.name: [] for aim in aims}
+    for aim in aims:
+        for composition in share.compositions:
+            records.progress.note(f"{composition.method.label}: composing edits for {aim.name}")
+            composed[aim.name].append(compose(records, share, split, aim, composition, unedited))
     records.progress.note(f"{share.loaded.label}: what was chosen on {_in_words(split, 'test')}")
-    report(records, share, split, found)
+    report(records, share, split, found, composed)
 
 
 def validated(records: Records, share: ModelRun, split: Split) -> dict[int, Row]:
@@ -72,18 +82,20 @@ def chosen(records: Records, share: ModelRun, aim: Objective, rows: dict[int, Ro
     return found
 
 
-def report(records: Records, share: ModelRun, split: Split, found: Sequence[Chosen]) -> None:
+def report(records: Records, share: ModelRun, split: Split, found: Sequence[Chosen], composed: Composed) -> None:
     """Scores on test the models that others are compared with, on all tasks, and what was chosen, each on its own."""
     references = Plan(tuple(cell for cell in share.plan.cells if _is_reference(cell)))
     everything = Selection(split="test", documents=split.sizes("test"))
     records.score(share, references, share.engine.restricted(split.test), lambda _: everything)
-    of_aim: dict[str, list[Chosen]] = {}
-    for one in found:
-        of_aim.setdefault(one.objective.name, []).append(one)
-    for choices in of_aim.values():
-        documents = {task: split.test[task] for task in choices[0].objective.tasks}
+    for aim, compositions in composed.items():
+        choices = [one for one in found if one.objective.name == aim]
         of_cell = {id(cell): _selection(one, split) for one in choices for cell in one.choice.candidate.cells}
-        plan = Plan(tuple(cell for cell in share.plan.cells if id(cell) in of_cell))
+        of_cell |= {id(cell): selection for cell, selection in compositions}
+        if not of_cell:
+            continue
+        cells = [cell for cell in share.plan.cells if id(cell) in of_cell]
+        plan = Plan((*cells, *sorted((cell for cell, _ in compositions), key=lambda cell: cell.first_block or 0)))
+        documents = {task: split.test[task] for task in next(iter(of_cell.values())).documents}
         records.score(share, plan, share.engine.restricted(documents), lambda cell, of=of_cell: of[id(cell)])  # type: ignore[misc]
 
 

@@ -14,6 +14,7 @@ MANY = 8  # cells of one method, scored on the same documents, from which on the
 def remarks(board: Leaderboard) -> list[str]:
     """Sentences on what was chosen where, among how many cells and on how many documents."""
     found = [selection for entry in board.entries if (selection := entry.row.selection) is not None]
+    composed = _composed(board)
     if board.waiting and not found:
         return [
             f"Nothing is chosen yet: the run has {board.waiting} rows on validation documents (--validation shows "
@@ -22,7 +23,7 @@ def remarks(board: Leaderboard) -> list[str]:
     if any(selection.split == "validation" for selection in found):
         return _on_validation(found)
     if found:
-        return _on_test(found)
+        return [*_on_test([one for one in found if one.decisions is None]), *composed]
     return _not_selected(board)
 
 
@@ -41,6 +42,21 @@ def _on_test(found: list[Selection]) -> list[str]:
     return [
         "Each method is shown with the cell that was best on validation documents, by the main metric and then "
         f"log-loss ({'; '.join(of_aims)}); the scores here are of other documents, those of the test side."
+    ]
+
+
+def _composed(board: Leaderboard) -> list[str]:
+    kept = [
+        f"{entry.row.label} for {selection.chosen_for} {sum(one.accepted for one in selection.decisions)} of "
+        f"{len(selection.decisions)}"
+        for entry in board.entries
+        if (selection := entry.row.selection) is not None and selection.decisions is not None
+    ]
+    if not kept:
+        return []
+    return [
+        "Composed edits were decided on validation documents, from the last block down, the best of each block kept "
+        f"where it was better than without: {', '.join(kept)}; the scores here are of test documents."
     ]
 
 
