@@ -151,11 +151,12 @@ def compare_rows(first: RunDirectory, second: RunDirectory, hashes: tuple[str, s
 
 
 def name_of(row: Row, run: ScoredRun) -> str:
-    """A cell in words: `svd keep 0.5, L4-7 mlp (12), seed 1`."""
+    """A cell in words: `svd keep 0.5, L4-7 mlp (12), seed 1`; of a selection, on which documents it is scored."""
+    share = [f"on {row.selection.share}"] if row.selection is not None else []
     if row.reducer is None:
-        return f"{row.model}, unedited"
+        return ", ".join([f"{row.model}, unedited", *share])
     words = [f"{row.label or row.reducer} {row.setting}".strip(), describe(row.edits, run.blocks.get(row.model))]
-    return ", ".join([row.model, *filter(None, words), *([f"seed {row.seed}"] if row.seed else [])])
+    return ", ".join([row.model, *filter(None, words), *([f"seed {row.seed}"] if row.seed else []), *share])
 
 
 def _matches(
@@ -215,7 +216,9 @@ def _names(first: RunDirectory, second: RunDirectory) -> tuple[str, str]:
 
 def _description(row: Row) -> Hashable:
     weights = tuple(sorted(edit.weight for edit in row.edits))
-    return row.model, row.label, tuple(sorted(row.requested.items())), weights, row.seed if row.reducer else None
+    share = row.selection.share if row.selection is not None else None
+    asked = tuple(sorted(row.requested.items())), row.allocation
+    return row.model, row.label, asked, weights, row.seed if row.reducer else None, share
 
 
 def _by_hash(run: ScoredRun, prefix: str) -> Row:
@@ -229,7 +232,8 @@ def _by_hash(run: ScoredRun, prefix: str) -> Row:
 def _about(row: Row, blocks: int | None) -> dict[str, Any]:
     return {
         "model": row.model, "reducer": row.reducer, "label": row.label, "params": row.params, "mode": row.mode,
-        "requested": row.requested, "seed": row.seed, "edited": describe(row.edits, blocks),
+        "requested": row.requested, "allocation": row.allocation,
+        "seed": row.seed, "edited": describe(row.edits, blocks),
         "ranks": ranks(row.edits), "keep_model": row.keep_model, "status": row.status,
     }  # fmt: skip
 

@@ -12,7 +12,7 @@ from torch import nn
 from lrbench.models.edit import edited
 from lrbench.models.factored import factored, runs_as_factors
 from lrbench.models.slots import WeightSlot
-from lrbench.reductions import Reduction
+from lrbench.reduction import Reduction
 
 Inference = Literal["dense", "factored"]
 

@@ -20,7 +20,7 @@ from lrbench.editing import in_place
 from lrbench.errors import one_line
 from lrbench.models.factored import runs_as_factors
 from lrbench.models.slots import WeightSlot
-from lrbench.reductions import Reduction
+from lrbench.reduction import Reduction
 from lrbench.speed import AtBatch, InferenceSpeed, Speed
 
 

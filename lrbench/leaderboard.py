@@ -18,20 +18,23 @@ from lrbench.table import Column, Entry, Kind, Leaderboard, Value, as_number
 __all__ = ["Column", "Entry", "Kind", "Leaderboard", "Value", "as_number", "build"]
 
 
-def build(runs: Sequence[RunDirectory], sort: str | None = None) -> Leaderboard:
+def build(runs: Sequence[RunDirectory], sort: str | None = None, *, validation: bool = False) -> Leaderboard:
     """The leaderboard of one or several runs.
 
     The default order is by model, then by setting (what keeps most first), then by score. Every model's unedited row
-    stands above the others.
+    stands above the others. Where suites choose (`select`), lines are of what was chosen, scored on test documents,
+    and stand by what they were chosen for.
 
     Args:
         runs: run directories; several get a column that tells them apart.
         sort: a column's name, with a leading `-` for descending. Lines without a value come last.
+        validation: where suites choose, show all cells on the documents that they are chosen on.
 
     Raises:
         InputError: no such column, or a run's files cannot be read.
     """
-    scored = [ScoredRun(run, name) for run, name in zip(runs, _run_names(runs), strict=True)]
+    names, split = _run_names(runs), "validation" if validation else "test"
+    scored = [ScoredRun(run, name, split) for run, name in zip(runs, names, strict=True)]  # type: ignore[arg-type]
     tasks = _task_columns(scored)
     top = [column for column in tasks if not column.subtask]
     overall = Overall.of(
@@ -51,16 +54,18 @@ def build(runs: Sequence[RunDirectory], sort: str | None = None) -> Leaderboard:
     family_of = {column.name: family.get((column.task, column.metric), 0) for column in tasks}
     entries, family_of["score"] = _scores_judged(entries)
     everything = [*entries, *failures]
+    aims = dict.fromkeys(entry.chosen_for for entry in entries if entry.chosen_for is not None)
     score = Column(
         name="score",
         heading=("score", "mean" if overall.higher_is_better else "geomean"),
         kind="share" if overall.higher_is_better else "score",
         better="higher" if overall.higher_is_better else "lower",
-        detail=len(overall.metrics) < 2,
+        detail=len(overall.metrics) < 2 or len(aims) > 1,  # lines chosen for one task are scored on that alone
     )
     columns = [
         *([Column("run", ("run", ""), "text")] if len(runs) > 1 else []),
         Column("model", ("model", ""), "text"),
+        *(_SELECTION if aims else []),
         Column("method", ("method", ""), "text"),
         Column("setting", ("setting", ""), "text"),
         Column("edited", ("edited", ""), "text"),
@@ -97,6 +102,7 @@ def build(runs: Sequence[RunDirectory], sort: str | None = None) -> Leaderboard:
         without_samples=without_samples,
         family=family_of,
         below_chance=_below_chance(scored),
+        waiting=sum(run.waiting for run in scored),
     )
 
 
@@ -110,7 +116,7 @@ _FIXED = frozenset(
     {
         *("run", "model", "method", "setting", "edited", "seed", "score", "keep", "keep_model", "compression", "error"),
         *("optimum", "decompose", "rank", "optimal_error", "calibrate", "evaluate", "pareto"),
-        *("prefill", "decode", "memory"),
+        *("prefill", "decode", "memory", "chosen_for", "among", "validated_on"),
         *("status", "reason", "cell", "environment"),
     }
 )
@@ -220,7 +226,8 @@ def _entry(
     values: dict[str, Value] = {
         "run": run.name,
         "model": row.model,
-        "method": "unedited" if baseline else row.label or row.reducer,
+        **_chosen(row),
+        "method": "unedited" if baseline else row.method,
         "setting": row.setting,
         "edited": describe(row.edits, run.blocks.get(row.model)),
         "seed": _seeds(rows),
@@ -244,6 +251,23 @@ def _entry(
     }
     elsewhere = not baseline and unedited is not None and any(r.environment != unedited.environment for r in rows)
     return Entry(row, run.name, values, measured, scored_on, elsewhere, tuple(rows[1:]))
+
+
+#: Where cells are chosen: for what, among how many, on how many documents.
+_SELECTION = (
+    Column("chosen_for", ("chosen", "for"), "text"),
+    Column("among", ("chosen", "among"), "text"),
+    Column("validated_on", ("chosen", "on"), "text", detail=True),
+)
+
+
+def _chosen(row: Row) -> dict[str, Value]:
+    selection = row.selection
+    if selection is None or selection.chosen_for is None:
+        return {column.name: "" for column in _SELECTION}
+    documents = sum((selection.validated_on or {}).values())
+    values = selection.chosen_for, f"{selection.candidates} cells", f"{documents} documents"
+    return {column.name: value for column, value in zip(_SELECTION, values, strict=True)}
 
 
 #: Figure of `lrbench.speed.Speed` -> the column of factored over dense.
@@ -294,15 +318,19 @@ def _mark_pareto(entries: Sequence[Entry], score: Column) -> None:
 
 def _ordered(entries: list[Entry], columns: Sequence[Column], sort: str | None) -> list[Entry]:
     models = {model: place for place, model in enumerate(dict.fromkeys(entry.row.model for entry in entries))}
-    score = next(column for column in columns if column.name == "score")
-    sign = -1 if score.better == "higher" else 1
+    by_name = {column.task or column.name: column for column in columns}
+    aims = {name: place for place, name in enumerate(by_name)}
 
     def default(entry: Entry) -> tuple[Any, ...]:
-        number = as_number(entry.values["score"])
+        judged_by = by_name.get(entry.chosen_for or "score", by_name["score"])
+        number = as_number(entry.values[judged_by.name])
+        sign = -1 if judged_by.better == "higher" else 1
         return (
             models[entry.row.model],
             not entry.baseline,
-            _setting_order(entry.row.requested),
+            _setting_order(entry.row.requested)
+            if entry.chosen_for is None
+            else (aims.get(entry.chosen_for, len(aims)),),
             (1, 0.0) if number is None else (0, sign * number),
             str(entry.values["method"]),
         )
@@ -324,7 +352,7 @@ def _ordered(entries: list[Entry], columns: Sequence[Column], sort: str | None) 
     return sorted([*there, *missing], key=lambda entry: not entry.baseline)
 
 
-_SETTINGS = ("keep", "fraction", "rank", "energy", "error")
+_SETTINGS = ("keep_model", "keep", "fraction", "rank", "energy", "error")
 
 
 def _setting_order(requested: Mapping[str, float]) -> tuple[Any, ...]:

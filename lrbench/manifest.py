@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,21 @@ if TYPE_CHECKING:
     from lrbench.tasks.load import TaskSet
 
 
+@dataclass(frozen=True)
+class Part:
+    """Some of the documents that a model's cells are scored on.
+
+    Attributes:
+        name: as `Selection.share`.
+        engine: on these documents alone.
+        setting: what the hashes of their cells are made of beside the cells themselves.
+    """
+
+    name: str
+    engine: BoundEngine
+    setting: Mapping[str, Any]
+
+
 class Manifest:
     """A run's manifest, kept on disk model by model.
 
@@ -35,6 +51,7 @@ class Manifest:
         kept = {model["label"]: model for model in earlier.get("models", ())}
         self._models: dict[str, dict[str, Any]] = {label: kept[label] for label in labels if label in kept}
         self._labels = labels
+        self._begun: set[str] = set()
         self._content: dict[str, Any] = {
             "schema": 1,
             "lrbench": lrbench.__version__,
@@ -56,8 +73,11 @@ class Manifest:
         base: Base | None = None,
         *,
         at_work: bool,
+        part: Part | None = None,
     ) -> None:
-        """Writes what is known of a model before its cells are scored.
+        """Writes what is known of a model before its cells are scored, or before some of them are.
+
+        The first call for a model begins its list of cells anew, the others add to it.
 
         Args:
             setting: what all its cells' hashes are made of beside the cells themselves.
@@ -65,8 +85,16 @@ class Manifest:
             calibration: where a reducer needs one.
             base: where updates are reduced.
             at_work: the engine has cells to score; else the entry of the one that scored them stays.
+            part: of which documents the cells are, where not of all that the suite names.
         """
         earlier = self._models.get(loaded.label, {})
+        cells = [*(earlier["cells"] if loaded.label in self._begun else ()), *cells]
+        self._begun.add(loaded.label)
+        parts = dict(earlier.get("parts") or {})
+        if part is not None:
+            known = parts.get(part.name)
+            of_part = part.engine.describe() if at_work or known is None else known["engine"]
+            parts[part.name] = {"engine": of_part, "setting": dict(part.setting)}
         self._models[loaded.label] = {
             "label": loaded.label,
             **loaded.source,
@@ -79,14 +107,16 @@ class Manifest:
             "setting": dict(setting),
             **({"calibration": calibration.describe()} if calibration is not None else {}),
             **({"delta": base.describe()} if base is not None else {}),
-            "cells": cells,
+            **({"parts": parts} if part is not None else {}),
+            "cells": list(dict.fromkeys(cells)),
         }
         self._content["tasks"] = [{"task": name, "subtasks": parts} for name, parts in tasks.named.items()]
         self._write()
 
-    def update_engine(self, loaded: LoadedModel, engine: BoundEngine) -> None:
+    def update_engine(self, loaded: LoadedModel, engine: BoundEngine, part: str | None = None) -> None:
         """Writes what is known of an engine after it has scored: what it had to do without shows only then."""
-        self._models[loaded.label]["engine"] = engine.describe()
+        entry = self._models[loaded.label]
+        (entry if part is None else entry["parts"][part])["engine"] = engine.describe()
         self._write()
 
     def _write(self) -> None:

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from lrbench.budget import ranks_by_shape, tied
 from lrbench.calibration.refusal import uncalibrated
 from lrbench.errors import ModelError, PluginError, ReducerError, one_line
 from lrbench.models.factored import is_whole_layer
 from lrbench.models.slots import Inventory, WeightSlot
 from lrbench.parameters import ParameterError, values
-from lrbench.ranks import RankRequest, closed_rank
+from lrbench.ranks import CALIBRATED, AllocationKind, RankRequest, closed_rank
 from lrbench.reducer import STATISTICS, Reducer
 from lrbench.registry import Registry
-from lrbench.suite import BASE, ReducerSpec, Suite
+from lrbench.suite import BASE, ReducerSpec, Suite, SweepSpec
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,12 @@ class Method:
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One edited model: `slots` reduced by `method`, each to the rank that `request` gives it.
+    """One edited model: `slots` reduced by `method`, each to the rank that `request`, or its own of `requests`, says.
 
-    The unedited model is the cell without a method. A cell without a request drops its slots' updates: the weights are
+    The unedited model is the cell without a method. A cell without requests drops its slots' updates: the weights are
     the base's. `skip` says why the method does not do this one, `failure` why it could not even be asked. `seed` is
-    that of the method's random draws; None where it draws nothing.
+    that of the method's random draws; None where it draws nothing. `predicted` is what a screening says of it. With an
+    `allocation`, `request` is that of the whole model's size, and the slots' ranks are found when the cell is reduced.
     """
 
     method: Method | None = None
@@ -51,6 +53,31 @@ class Cell:
     skip: str | None = None
     failure: str | None = None
     seed: int | None = None
+    requests: tuple[RankRequest, ...] = ()
+    predicted: Mapping[str, float] | None = None
+    allocation: AllocationKind | None = None
+
+    def request_of(self, slot: WeightSlot) -> RankRequest:
+        """What is asked of one slot's rank."""
+        request = self.requests[self.slots.index(slot)] if self.requests else self.request
+        assert request is not None
+        return request
+
+    @property
+    def drops_updates(self) -> bool:
+        """Whether nothing is reduced, and the weights are the base's own."""
+        return self.method is not None and self.mode == BASE
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Statistics wanted of each slot: the method's, and those by which numbers are shared out."""
+        own = self.method.reducer.needs if self.method is not None else frozenset()
+        return own | {"second_moment"} if self.allocation == "output-error" else own
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the calibration text has a part in the result."""
+        return bool(self.needs) or self.allocation in CALIBRATED
 
     @property
     def requested(self) -> dict[str, float | int]:
@@ -86,14 +113,23 @@ class Cell:
             "requested": self.requested,
             **({"seed": self.seed} if self.seed is not None else {}),
         }
+        if self.allocation is not None:
+            content["allocation"] = self.allocation
+        if self.requests:
+            each = zip(self.slots, self.requests, strict=True)
+            content["each"] = sorted([slot.name, request.kind, request.value] for slot, request in each)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
     def ranks(self) -> list[int | None]:
         """The rank of each slot as far as shapes tell it; raises ReducerError where none is possible."""
         assert self.method is not None
-        if self.request is None:
+        if self.drops_updates:
             return [0] * len(self.slots)
-        return [closed_rank(self.request, self.method.reducer, slot.about) for slot in self.slots]
+        if self.allocation is not None:
+            assert self.request is not None
+            reducer, label, keep = self.method.reducer, self.method.label, float(self.request.value)
+            return ranks_by_shape(reducer, label, self.slots, keep, self.allocation)
+        return [closed_rank(self.request_of(slot), self.method.reducer, slot.about) for slot in self.slots]
 
 
 class _Base(Reducer):
@@ -117,7 +153,8 @@ class Plan:
         group: list[Cell] = []
         for cell in self.cells:
             first = group[0] if group else cell
-            if cell.method is not first.method or (cell.slots, cell.seed) != (first.slots, first.seed):
+            alike = (cell.slots, cell.seed, cell.allocation) == (first.slots, first.seed, first.allocation)
+            if cell.method is not first.method or not alike:
                 yield group
                 group = []
             group.append(cell)
@@ -172,23 +209,30 @@ def _check_needs(suite: Suite, spec: ReducerSpec, reducer: Reducer) -> None:
         )
 
 
-def make_plan(suite: Suite, inventory: Inventory, built: Sequence[Method]) -> Plan:
-    """The cells of a suite on one model.
+def slots_of(suite: Suite, sweep: SweepSpec, inventory: Inventory) -> list[WeightSlot]:
+    """The slots that a sweep names, in the model's order.
 
     Raises:
         SuiteError: a layer out of range or a word under `weights` that selects nothing, at the suite's line.
     """
-    cells: dict[tuple[str, tuple[str, ...], tuple[str, float], int | None], Cell] = {}
+    try:
+        layers = sweep.layers.resolve(len(inventory.blocks))
+    except ValueError as error:
+        raise suite.error((*sweep.path, "layers"), str(error)) from None
+    try:
+        return inventory.select(layers, sweep.weights)
+    except ModelError as error:
+        raise suite.error((*sweep.path, "weights"), str(error)) from None
+
+
+def make_plan(suite: Suite, inventory: Inventory, built: Sequence[Method]) -> Plan:
+    """The cells of a suite on one model. Raises as `slots_of`."""
+    cells: dict[Hashable, Cell] = {}
     blocks = len(inventory.blocks)
     for sweep in suite.sweep:
-        try:
-            layers = sweep.layers.resolve(blocks)
-        except ValueError as error:
-            raise suite.error((*sweep.path, "layers"), str(error)) from None
-        try:
-            chosen = inventory.select(layers, sweep.weights)
-        except ModelError as error:
-            raise suite.error((*sweep.path, "weights"), str(error)) from None
+        chosen = slots_of(suite, sweep, inventory)
+        if sweep.mode == "greedy":  # its cells depend on what is decided; see `lrbench.compositions`
+            continue
         for method in built:
             if sweep.reducers is not None and method.label not in sweep.reducers:
                 continue
@@ -196,11 +240,13 @@ def make_plan(suite: Suite, inventory: Inventory, built: Sequence[Method]) -> Pl
             for slots in _edits(sweep.mode, chosen):
                 names = tuple(slot.name for slot in slots)
                 for request, seed in product(sweep.rank.requests, seeds):
-                    identity = (method.label, names, (request.kind, request.value), seed)
+                    identity = (method.label, names, (request.kind, request.value), seed, sweep.shared_by)
                     if identity not in cells:
-                        skip, failure = refusal(method, slots)
-                        first_block = _first_block(slots, blocks)
-                        cells[identity] = Cell(method, sweep.mode, slots, request, first_block, skip, failure, seed)
+                        skip, failure = refusal(method, slots, sweep.shared_by)
+                        cells[identity] = Cell(
+                            method, sweep.mode, slots, request, first_block_of(slots, blocks), skip, failure, seed,
+                            allocation=sweep.shared_by,
+                        )  # fmt: skip
     position = {slot.name: place for place, slot in enumerate(inventory.slots)}
     label_order = {method.label: place for place, method in enumerate(built)}
 
@@ -213,7 +259,7 @@ def make_plan(suite: Suite, inventory: Inventory, built: Sequence[Method]) -> Pl
     if suite.delta is not None:
         all_slots = {slot for cell in in_order for slot in cell.slots}
         targets = tuple(sorted(all_slots, key=lambda slot: position[slot.name]))
-        in_order.insert(0, Cell(WITHOUT_UPDATE, BASE, targets, first_block=_first_block(targets, blocks)))
+        in_order.insert(0, Cell(WITHOUT_UPDATE, BASE, targets, first_block=first_block_of(targets, blocks)))
     return Plan((Cell(), *in_order))
 
 
@@ -229,7 +275,9 @@ def _edits(mode: str, slots: list[WeightSlot]) -> list[tuple[WeightSlot, ...]]:
     return [tuple(layer) for layer in by_layer.values()]
 
 
-def _first_block(slots: tuple[WeightSlot, ...], blocks: int) -> int:
+def first_block_of(slots: Sequence[WeightSlot], blocks: int) -> int:
+    """The first of a model's blocks that an edit of some slots touches; the number of blocks for the head alone."""
+
     def block(slot: WeightSlot) -> int:
         if slot.about.layer is not None:
             return slot.about.layer
@@ -238,7 +286,9 @@ def _first_block(slots: tuple[WeightSlot, ...], blocks: int) -> int:
     return min(map(block, slots))
 
 
-def refusal(method: Method, slots: tuple[WeightSlot, ...]) -> tuple[str | None, str | None]:
+def refusal(
+    method: Method, slots: tuple[WeightSlot, ...], allocation: AllocationKind | None = None
+) -> tuple[str | None, str | None]:
     """(why to skip, why it fails) for a cell that cannot be what was asked.
 
     A method that does without one of the slots would be another experiment.
@@ -255,4 +305,7 @@ def refusal(method: Method, slots: tuple[WeightSlot, ...]) -> tuple[str | None, 
         reason = uncalibrated(slot, method.reducer.needs)
         if reason:
             return f"{method.label} cannot be calibrated on {slot.name}: {reason}", None
-    return None, None
+        reason = uncalibrated(slot, frozenset({"second_moment"})) if allocation == "output-error" else None
+        if reason:
+            return f"{slot.name} has no output error to share out by: {reason}", None
+    return None, tied(slots) if allocation is not None else None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
+from lrbench.budget import Budget
 from lrbench.calibration.white import WhiteInputs
 from lrbench.environment import environment, in_words
 from lrbench.errors import LrbenchError, one_line
@@ -15,17 +16,16 @@ from lrbench.evaluate.bound import BoundEngine
 from lrbench.evaluate.sweep import SweepEngine
 from lrbench.evaluate.sweep.probe import SweepCost, cost
 from lrbench.linalg import optimal_errors
+from lrbench.model_run import open_model
 from lrbench.models.base import Base
-from lrbench.models.load import load
 from lrbench.models.slots import WeightSlot
-from lrbench.plan import Cell, Method, make_plan
+from lrbench.plan import Cell, Method
+from lrbench.ranks import RankRequest
 from lrbench.reductions import Reductions
-from lrbench.run import calibration_of, cell_keys, make_suite_engine, setting_of, tasks_of
 from lrbench.store import RunDirectory
 from lrbench.suite import ModelSpec, Suite
 from lrbench.tasks.containment import contained
 from lrbench.tasks.score import Answers, score
-from lrbench.updates import base_of, without_unchanged
 
 QUICK = 1.0  # seconds; what takes less is timed again, warm
 
@@ -45,6 +45,7 @@ class Prediction:
         reduce_seconds: decomposing the weights, with the checks of what the reducers return.
         score_seconds: the sweep, with edits put in place and metrics computed.
         calibrated: whether there are statistics to collect; what that takes is in nothing here.
+        allocated: whether curves are needed to share out `keep_model`; what they take is in nothing here.
         failures: reducers that failed when they were timed, with the reason.
     """
 
@@ -59,6 +60,7 @@ class Prediction:
     reduce_seconds: float
     score_seconds: float
     calibrated: bool = False
+    allocated: bool = False
     failures: tuple[str, ...] = ()
 
     @property
@@ -88,28 +90,23 @@ def probe(
         InputError: the model or the tasks cannot be had, or the directory's rows cannot be read.
     """
     started = time.perf_counter()
-    notify(f"loading {spec.display_name}")
-    loaded = load(spec, device=device, trust_remote_code=trust_remote_code)
-    plan = make_plan(suite, loaded.inventory, built)
-    base = base_of(suite, loaded, notify, trust_remote_code=trust_remote_code)
-    if base is not None:
-        plan = without_unchanged(plan, base.differs)
-    notify("building requests")
-    tasks = tasks_of(suite, notify)
-    engine = cast(SweepEngine, make_suite_engine("sweep", suite, spec, loaded, tasks, notify))
+    share = open_model(
+        suite, spec, built, engine="sweep", device=device, trust_remote_code=trust_remote_code, notify=notify
+    )
+    plan, engine = share.plan, cast(SweepEngine, share.engine)
     engine.describe()  # has it check itself
     setup_seconds = time.perf_counter() - started
-    calibration = calibration_of(suite, loaded, engine, built, notify)
-    keys = cell_keys(plan, setting_of(suite, loaded, spec, engine), calibration, base)
+    keys = share.keys(plan)
     rows = RunDirectory(out).rows()
     missing = [cell for cell in plan.cells if keys[id(cell)] not in rows and not cell.skip and not cell.failure]
     notify("timing some of the work")
     sweep = cost(engine)
     starts = [cell.first_block or 0 for cell in missing]
-    reducing = _reduce([cell for cell in missing if cell.method and cell.request], suite.seed, base)
+    asked = [_alike(cell) for cell in missing if cell.method and cell.request]
+    reducing = _reduce(asked, suite.seed, share.base)
     score_seconds = sweep.seconds(starts) + reducing.placing_seconds + len(missing) * _metrics(engine)
     return Prediction(
-        machine=in_words(environment(loaded.device)),
+        machine=in_words(environment(share.loaded.device)),
         to_score=len(missing),
         there=sum(key in rows for key in keys.values()),
         requests=len(engine.requests.asked_pairs) + len(engine.requests.asked_rolling),
@@ -119,7 +116,8 @@ def probe(
         setup_seconds=setup_seconds,
         reduce_seconds=reducing.seconds,
         score_seconds=score_seconds,
-        calibrated=calibration is not None and any(cell.method and cell.method.reducer.needs for cell in missing),
+        calibrated=share.calibration is not None and any(cell.calibrated for cell in missing),
+        allocated=any(cell.allocation not in (None, "uniform") for cell in missing),
         failures=tuple(reducing.failures),
     )
 
@@ -167,6 +165,16 @@ def _reduce(cells: Sequence[Cell], seed: int, base: Base | None = None) -> _Redu
         total.seconds += groups * (seconds - rank_seconds) + len(asked) * rank_seconds
         total.placing_seconds += len(asked) * placing
     return total
+
+
+def _alike(cell: Cell) -> Cell:
+    """A cell that takes as long to reduce: where numbers are to be shared out, the same share for each slot."""
+    if cell.allocation is None:
+        return cell
+    assert cell.request is not None
+    most = Budget.of(cell.slots, float(cell.request.value)).most
+    share = min(1.0, max(0.0, most / sum(slot.numbers for slot in cell.slots)))
+    return replace(cell, request=RankRequest("keep", share), allocation=None)
 
 
 def _size(cell: Cell) -> float:

@@ -1,5 +1,7 @@
 """From what a suite asks (`fraction`, `rank`, `keep`, `energy`, `error`) to the rank of one weight.
 
+`keep_model` asks for the size of the whole model; `lrbench.budget` and `lrbench.losses` make ranks of it.
+
     fraction: rho   int(min(m, n) * rho), as LASER counts
     rank: k         k
     keep: beta      the largest rank whose stored numbers fit beta * m * n, for that reducer
@@ -24,7 +26,11 @@ if TYPE_CHECKING:
 
     from lrbench.factors import Factors
 
-RankKind = Literal["fraction", "rank", "keep", "energy", "error"]
+RankKind = Literal["fraction", "rank", "keep", "energy", "error", "keep_model", "whole"]
+#: How the numbers of `keep_model` are shared out among weights.
+AllocationKind = Literal["uniform", "error", "output-error", "sensitivity"]
+#: Of these, those that look at text.
+CALIBRATED: frozenset[str] = frozenset({"output-error", "sensitivity"})
 _T = TypeVar("_T")
 
 # An exact reconstruction in float32 still differs by a few roundings; `error: 0` means this.
@@ -33,7 +39,7 @@ _ROUNDINGS = 64
 
 @dataclass(frozen=True)
 class RankRequest:
-    """A rank as a suite asks for it."""
+    """A rank as a suite asks for it; `whole`, which no suite asks, is for a weight that stays as it is."""
 
     kind: RankKind
     value: float | int
@@ -42,6 +48,10 @@ class RankRequest:
     def requested(self) -> dict[str, float | int]:
         """As a row records it: `{"keep": 0.5}`."""
         return {self.kind: self.value}
+
+
+#: Of a weight that stays as it is.
+WHOLE = RankRequest("whole", 1)
 
 
 def closed_rank(
@@ -59,6 +69,8 @@ def closed_rank(
         ReducerError: no rank fits the request, or the reducer fails on the shape. Names the slot, and what would fit.
     """
     m, n = slot.shape
+    if request.kind == "whole":
+        return min(m, n)
     if request.kind in ("fraction", "energy") and reducer.rank_of != "weight":
         raise ReducerError(
             f"{slot.name}: {request.kind} asks for a rank of the weight, but the rank of {reducer.name} is that of "
@@ -72,7 +84,7 @@ def closed_rank(
         if rank < 1:
             raise ReducerError(
                 f"{slot.name}: fraction {request.value:g} of min{(m, n)} is rank 0; "
-                f"the smallest possible fraction is {_rounded_up(1 / min(m, n))}"
+                f"the smallest possible fraction is {rounded_up(1 / min(m, n))}"
             )
         return _checked(rank, request, reducer, slot, largest)
     if request.kind == "keep" and _stored_numbers(reducer, slot, 1) is not None:
@@ -80,6 +92,30 @@ def closed_rank(
     if request.kind == "energy" and singular_values is not None:
         return _checked(_energy_rank(float(request.value), singular_values), request, reducer, slot, largest)
     return None
+
+
+def worthwhile_ranks(reducer: Reducer, slot: Slot) -> list[tuple[int, int | None]]:
+    """The ranks that store less than the matrix itself, and what they store, as the reducer says.
+
+    A rank that stores no less than a larger one is left out. Where the reducer does not say what it stores, every rank
+    is there, with None.
+
+    Raises:
+        ReducerError: the reducer fails on the shape.
+    """
+    largest = _max_rank(reducer, slot)
+    if _stored_numbers(reducer, slot, 1) is None:
+        return [(rank, None) for rank in range(1, largest + 1)]
+    found: list[tuple[int, int | None]] = []
+    for rank in range(1, largest + 1):
+        numbers = _stored_numbers(reducer, slot, rank)
+        if numbers is None:
+            raise ReducerError(f"{slot.name}: {reducer.name}.stored_numbers is None at rank {rank} but not at rank 1")
+        while found and (found[-1][1] or 0) >= numbers:
+            found.pop()
+        if numbers < slot.shape[0] * slot.shape[1]:
+            found.append((rank, numbers))
+    return found
 
 
 def ranks_to_prepare(
@@ -158,7 +194,7 @@ def _largest_that_fits(
         raise ReducerError(
             f"{slot.name}: keep {request.value:g} is too small for rank 1 of {reducer.name}, "
             f"which stores {smallest} numbers for {m} x {n}; "
-            f"the smallest possible keep is {_rounded_up(smallest / (m * n))}"
+            f"the smallest possible keep is {rounded_up(smallest / (m * n))}"
         )
     return _last_true(fits, largest)
 
@@ -263,7 +299,7 @@ def _ask(reducer: Reducer, slot: Slot, what: str, call: Callable[[], _T]) -> _T:
         raise ReducerError(f"{slot.name}: {reducer.name}: {what} failed: {one_line(error)}") from error
 
 
-def _rounded_up(value: float) -> str:
+def rounded_up(value: float) -> str:
     """A bound that can be typed in as it is shown: four digits, never below `value`."""
     digits = 3 - math.floor(math.log10(value))
     return f"{math.ceil(value * 10**digits) / 10**digits:.{max(digits, 0)}f}".rstrip("0").rstrip(".")

@@ -21,7 +21,8 @@ from lrbench.parameters import values
 from lrbench.plan import Cell, Method
 from lrbench.ranks import RankKind, RankRequest
 from lrbench.reducer import Reducer
-from lrbench.reductions import Reduction, Reductions, sizes
+from lrbench.reduction import Reduction, sizes
+from lrbench.reductions import Reductions
 from lrbench.registry import Registry, source_hash
 from lrbench.store import Edit
 

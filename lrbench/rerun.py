@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from lrbench.errors import InputError, LrbenchError, ModelError, PluginError
 from lrbench.models.base import Base
 from lrbench.models.load import LoadedModel, load
 from lrbench.plan import Cell, Method, make_plan, methods
-from lrbench.reductions import Reduction, Reductions
+from lrbench.ranks import WHOLE, RankRequest
+from lrbench.reduction import Reduction
+from lrbench.reductions import Reductions
 from lrbench.registry import Registry
 from lrbench.store import Edit, Row, RunDirectory
 from lrbench.suite import BASE, ModelSpec, Suite, suite_again
@@ -143,19 +145,20 @@ def compute_again(
     _check_model(loaded, entry)
     cell = _cell_of(row, make_plan(again.suite, loaded.inventory, again.methods).cells, again.suite.seed)
     calibration = None
-    if method.reducer.needs:
+    if cell.calibrated:
         calibration = prepare_again(again.suite, loaded, entry["calibration"]["length"], _silent)
     base = base_of(again.suite, loaded, _silent, trust_remote_code=trust_remote_code)
     if base is not None:
         _check_base(base, entry)
     definition = definition_of(cell, calibration, base)
-    if not other_code and "setting" in entry and cell.digest(**entry["setting"], **definition) != row.cell:
+    part = entry if row.selection is None else (entry.get("parts") or {}).get(row.selection.share, {})
+    if not other_code and "setting" in part and cell.digest(**part["setting"], **definition) != row.cell:
         made, now = again.manifest.get("lrbench"), lrbench.__version__
         raise InputError(
             f"{run.path}: cell {row.cell[:10]} is of an earlier state of this suite (lrbench {made}, now {now}); "
             "choose a cell of the last run"
         )
-    [(_, outcome)] = Reductions(again.suite.seed, calibration, base).of_group([cell])
+    [(_, outcome)] = Reductions(again.suite.seed, calibration, base).of_group([_as_allocated(cell, row)])
     if isinstance(outcome, LrbenchError):
         raise outcome
     for mine, theirs in zip(_in_order([r.edit for r in outcome]), _in_order(row.edits), strict=True):
@@ -213,10 +216,25 @@ def _cell_of(row: Row, cells: Sequence[Cell], seed: int) -> Cell:
     weights = {edit.weight for edit in row.edits}
     for cell in cells:
         same = cell.method is not None and cell.method.label == row.label and cell.requested == row.requested
+        same = same and cell.allocation == row.allocation
         same = same and (seed if cell.seed is None else cell.seed) == row.seed
         if same and {slot.name for slot in cell.slots} == weights:
             return cell
     raise InputError(f"cell {row.cell[:10]}: the suite no longer makes it from this model; run the suite again")
+
+
+def _as_allocated(cell: Cell, row: Row) -> Cell:
+    """The cell with the ranks that its row says were shared out, so that they are not looked for again."""
+    if cell.allocation is None:
+        return cell
+    given = {edit.weight: edit.allocated for edit in row.edits}
+    requests = []
+    for slot in cell.slots:
+        allocated = given[slot.name]
+        if allocated is None:
+            raise InputError(f"cell {row.cell[:10]}: its row does not say which rank {slot.name} was given")
+        requests.append(WHOLE if allocated == "whole" else RankRequest("rank", allocated))
+    return replace(cell, requests=tuple(requests), allocation=None)
 
 
 def _in_order(edits: Iterable[Edit]) -> list[Edit]:
@@ -240,4 +258,4 @@ _NOT_THE_CELL = "other versions or another device compute another edit: run the 
 
 def _in_words(row: Row) -> str:
     where = row.edits[0].weight if len(row.edits) == 1 else f"{len(row.edits)} weights"
-    return " ".join(filter(None, (row.label, row.setting, where if row.edits else "")))
+    return " ".join(filter(None, (row.method, row.setting, where if row.edits else "")))

@@ -58,14 +58,17 @@ def flat(row: Row) -> dict[str, Any]:
     line: dict[str, Any] = {
         "cell": row.cell, "status": row.status, "reason": row.reason, "suite": row.suite, "model": row.model,
         "method": row.label, "reducer": row.reducer, "delta": row.delta, "mode": row.mode,
-        "rank_kind": kind, "rank_value": value,
+        "rank_kind": kind, "rank_value": value, "allocation": row.allocation,
         "seed": row.seed, "edited": describe(row.edits), "weights": len(row.edits), "rank": ranks(row.edits),
         "keep_targets": row.keep_targets, "keep_model": row.keep_model, "compression_ratio": row.compression_ratio,
         "relative_error": relative_error(row.edits), "optimal_error": optimal_error(row.edits),
         "calibrate_seconds": row.calibrate_seconds, "decompose_seconds": row.decompose_seconds,
+        "allocate_seconds": row.allocate_seconds,
         "evaluate_seconds": row.evaluate_seconds, "environment": row.environment,
     }  # fmt: skip
     line |= {f"params.{name}": value for name, value in row.params.items()}
+    if row.selection is not None:
+        line |= {key: getattr(row.selection, key) for key in ("split", "chosen_for", "candidates")}
     for task, scores in row.scores.items():
         for metric, score in scores.items():
             line[f"{task}/{metric}"] = score.value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from lrbench.errors import InputError, one_line
 from lrbench.measured import Measured, asked_for, compared
@@ -37,7 +37,9 @@ def lines_of(rows: Iterable[Row]) -> list[Line]:
     found: dict[Hashable, list[Row]] = {}
     for row in rows:
         weights = tuple(sorted(edit.weight for edit in row.edits))
-        cell = (row.model, row.reducer, row.label, row.mode, tuple(row.requested.items()), weights)
+        share = row.selection.share if row.selection is not None else None
+        asked = row.mode, tuple(row.requested.items()), row.allocation
+        cell = (row.model, row.reducer, row.label, *asked, weights, share)
         alike = found.setdefault((*cell, 0), [])
         copy = 0
         while (row.reducer is None and alike) or any(other.seed == row.seed for other in alike):
@@ -48,14 +50,20 @@ def lines_of(rows: Iterable[Row]) -> list[Line]:
 
 
 class ScoredRun:
-    """A run's rows and what its manifest says of them; measures rows against the unedited models."""
+    """A run's rows and what its manifest says of them; measures rows against the unedited models.
 
-    def __init__(self, run: RunDirectory, name: str) -> None:
+    Args:
+        split: where a suite chooses, which side's scored rows count; None for both. What was not scored counts always.
+    """
+
+    def __init__(self, run: RunDirectory, name: str, split: Literal["validation", "test"] | None = None) -> None:
         self.run, self.name = run, name
         self.manifest = manifest = run.manifest() if run.manifest_file.is_file() else {}
         rows = run.rows()
         # A file may hold more than its suite asks for now: rows of a plugin or of a task as it was before a change.
-        self.rows = {cell: rows[cell] for cell in manifest.get("cells", rows) if cell in rows}
+        everything = {cell: rows[cell] for cell in manifest.get("cells", rows) if cell in rows}
+        self.rows = {cell: row for cell, row in everything.items() if _is_of(row, split)}
+        self.waiting = sum(row.status == "ok" for cell, row in everything.items() if cell not in self.rows)
         self.subtasks: dict[str, list[str]] = {
             entry["task"]: [name for name in entry.get("subtasks") or () if name != entry["task"]]
             for entry in manifest.get("tasks") or ()
@@ -66,6 +74,11 @@ class ScoredRun:
         self._weights = {label: model.get("weight_hash") for label, model in models.items()}
         # What is known of tasks stands with the model, or with the engine that asked them.
         places = {label: (model, model.get("engine") or {}) for label, model in models.items()}
+        self._parts: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
+            (label, share): (part.get("engine") or {}).get("tasks") or {}
+            for label, model in models.items()
+            for share, part in (model.get("parts") or {}).items()
+        }
         self._tasks: dict[str, dict[str, dict[str, Any]]] = {
             label: {name: about for place in both for name, about in (place.get("tasks") or {}).items()}
             for label, both in places.items()
@@ -106,18 +119,25 @@ class ScoredRun:
 
         Where the manifest has no hashes, by how many documents there were.
         """
-        tasks = self._tasks.get(row.model, {})
+        tasks = self._tasks_of(row)
         hashes = {leaf: tasks.get(leaf, {}).get("hashes") for leaf in self.leaves(task)}
         found = sorted((leaf, *sorted(of_leaf.items())) for leaf, of_leaf in hashes.items() if of_leaf)
-        if found and len(found) == len(hashes):
+        stopped = row.selection is not None and any(leaf in (row.selection.stopped or {}) for leaf in hashes)
+        if found and len(found) == len(hashes) and not stopped:
             return tuple(found)
         return max((score.n for score in row.scores.get(task, {}).values()), default=0)
 
     def document_hashes(self, row: Row, task: str) -> Hashable | None:
         """The hashes of a task's documents, prompts apart; None where the manifest does not know them."""
-        tasks = self._tasks.get(row.model, {})
+        tasks = self._tasks_of(row)
         found = {leaf: (tasks.get(leaf, {}).get("hashes") or {}).get("documents") for leaf in self.leaves(task)}
         return None if None in found.values() else tuple(sorted(found.items()))
+
+    def _tasks_of(self, row: Row) -> dict[str, dict[str, Any]]:
+        """What the manifest says of the tasks, as this row was asked them."""
+        if row.selection is not None:
+            return self._parts.get((row.model, row.selection.share), {})
+        return self._tasks.get(row.model, {})
 
     def leaves(self, task: str) -> list[str]:
         """The tasks that a group's score is made of; of a task, itself."""
@@ -128,7 +148,10 @@ class ScoredRun:
         found = [
             other
             for other in self.rows.values()
-            if other.reducer is None and other.model == row.model and other.status == "ok"
+            if other.reducer is None
+            and other.model == row.model
+            and other.status == "ok"
+            and _split(other) == _split(row)
         ]
         return next((other for other in found if other.seed == row.seed), found[0] if found else None)
 
@@ -165,6 +188,16 @@ class ScoredRun:
     def measure(self, lines: Sequence[Line]) -> list[dict[str, dict[str, Measured]]]:
         """All metrics of each line, with differences from its unedited model, their intervals and tests."""
         return _Measuring(self, lines).all()
+
+
+def _split(row: Row) -> str | None:
+    return row.selection.split if row.selection is not None else None
+
+
+def _is_of(row: Row, split: str | None) -> bool:
+    if split is None or row.selection is None or row.selection.split == split:
+        return True
+    return row.status != "ok" and split == "test"  # what failed on validation could not be chosen
 
 
 #: A cell's (task, metric) -> values by document.

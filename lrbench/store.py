@@ -42,6 +42,35 @@ class Edit(Strict):
     optimal_output_error: float | None = None
     chosen: dict[str, Any] = Field(default_factory=dict)  # what the reducer chose for itself; see Prepared.chosen
     evaluated_as: Literal["dense", "factors"] = "dense"  # how it ran when it was scored
+    # the rank that an allocation asked of it, `whole` where it was left as it is; None where the row's request says
+    allocated: int | Literal["whole"] | None = None
+
+
+class Decision(Strict):
+    """One step of a composition: the best edit of a block, and whether it was kept."""
+
+    cell: str  # the row on validation documents, of all that was accepted before with this edit on top
+    weight: str
+    accepted: bool
+
+
+class Selection(Strict):
+    """What a row is to a choice: one of those chosen from, or what is reported, on which documents."""
+
+    split: Literal["validation", "test"]
+    documents: dict[str, int]  # that the row is scored on, by task
+    chosen_for: str | None = None  # the task or group, or `mean`; of edited models on test
+    candidates: int | None = None  # among how many it was chosen, failed ones counted
+    validated_on: dict[str, int] | None = None  # on how many documents, by task
+    validation_cells: list[str] | None = None  # the rows by which it was chosen, one a seed
+    predicted: dict[str, float] | None = None  # by screening, for each choice: change of log-loss, nats a document
+    decisions: list[Decision] | None = None  # of a composition, in the order in which they were taken
+    stopped: dict[str, int] | None = None  # in a race, by task: after how many documents, where not after all
+
+    @property
+    def share(self) -> str:
+        """Names the documents in the manifest: `validation`, `test`, or `test/TASK`."""
+        return self.split if self.chosen_for is None else f"{self.split}/{self.chosen_for}"
 
 
 class Row(Strict):
@@ -60,6 +89,7 @@ class Row(Strict):
     params: dict[str, Any] = Field(default_factory=dict)
     mode: str | None = None
     requested: dict[str, float | int] = Field(default_factory=dict)
+    allocation: str | None = None  # how the numbers of keep_model were shared out
     seed: int = 0
     edits: list[Edit] = Field(default_factory=list)
     keep_targets: float | None = None
@@ -67,15 +97,25 @@ class Row(Strict):
     compression_ratio: float | None = None
     calibrate_seconds: float = 0.0
     decompose_seconds: float = 0.0
+    allocate_seconds: float = 0.0  # what finding the ranks took, beyond decompose_seconds
     evaluate_seconds: float = 0.0
     scores: dict[str, dict[str, Score]] = Field(default_factory=dict)
     inference: InferenceSpeed | None = None  # where the suite measures it
+    selection: Selection | None = None  # where the suite chooses
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, ser_json_inf_nan="constants")
 
     @property
+    def method(self) -> str | None:
+        """What the tables call it: its label, with how numbers were shared out; None for the unedited model."""
+        name = self.label or self.reducer
+        return f"{name}, {self.allocation}" if name and self.allocation else name
+
+    @property
     def setting(self) -> str:
-        """What was asked of the ranks, in words: `keep 0.5`; empty for the unedited model."""
+        """What was asked of the ranks, in words: `keep 0.5`; empty for the unedited model, `composed` for many."""
+        if self.mode == "greedy" and not self.requested:
+            return "composed"
         return ", ".join(f"{kind} {value:g}" for kind, value in self.requested.items())
 
 

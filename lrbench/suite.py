@@ -9,24 +9,18 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from lrbench.errors import InputError, did_you_mean
+from lrbench.suite_calibration import CalibrationSpec, TextSpec
 from lrbench.suite_errors import suite_error
-from lrbench.suite_schema import (
-    BASE,
-    CalibrationSpec,
-    DeltaSpec,
-    ModelSpec,
-    RankSpec,
-    ReducerSpec,
-    Suite,
-    SweepSpec,
-    TaskSpec,
-    TextSpec,
-)
+from lrbench.suite_model import DeltaSpec, ModelSpec
+from lrbench.suite_protocol import RaceSpec, ScreenSpec, SelectSpec
+from lrbench.suite_schema import BASE, ReducerSpec, Suite, TaskSpec
+from lrbench.suite_sweep import RankSpec, SweepSpec
 from lrbench.yaml_positions import Document, KeyPath, Place, read_yaml
 
 __all__ = [
-    "BASE", "CalibrationSpec", "DeltaSpec", "ModelSpec", "RankSpec", "ReducerSpec", "Suite", "SweepSpec", "TaskSpec",
-    "TextSpec", "bundled_suites", "find_suite", "load_suite", "suite_again",
+    "BASE", "CalibrationSpec", "DeltaSpec", "ModelSpec", "RaceSpec", "RankSpec", "ReducerSpec", "ScreenSpec",
+    "SelectSpec", "Suite",
+    "SweepSpec", "TaskSpec", "TextSpec", "bundled_suites", "find_suite", "load_suite", "suite_again",
 ]  # fmt: skip
 
 _MODELS: dict[tuple[str, ...], type[BaseModel]] = {
@@ -39,6 +33,9 @@ _MODELS: dict[tuple[str, ...], type[BaseModel]] = {
     ("calibration", "text"): TextSpec,
     ("delta",): DeltaSpec,
     ("delta", "base"): ModelSpec,
+    ("select",): SelectSpec,
+    ("race",): RaceSpec,
+    ("screen",): ScreenSpec,
 }
 
 
@@ -134,7 +131,7 @@ def _normalised(document: Document, path: Path) -> dict[str, Any]:
         if isinstance(model, list):
             raise document.error(("model",), "'model' takes one model; for several write 'models'")
         data["models"] = [model]
-    for key in ("task_paths", "plugins", "calibration", "delta"):
+    for key in ("task_paths", "plugins", "calibration", "delta", "select", "race", "screen"):
         if data.get(key, "") is None:
             del data[key]
     if data.get("name") is None:

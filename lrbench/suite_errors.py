@@ -30,6 +30,9 @@ _EXAMPLES = {
     ("calibration", "text"): "{task: wikitext}",
     ("delta",): "{base: org/name}",
     ("delta", "base"): "{name: almanac} or {pretrained: org/name}",
+    ("select",): "{validation: 0.2}, or true",
+    ("race",): "{alpha: 0.05, margin: 0.01}, or true",
+    ("screen",): "gradient, or {documents: 100, top: 32}",
 }
 _BOUNDS = {
     "greater_than": ("more than", "gt"),

@@ -10,27 +10,25 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
-    InstanceOf,
     PlainValidator,
     PrivateAttr,
-    StrictFloat,
     StrictInt,
     model_validator,
 )
 
 from lrbench.errors import SuiteError, did_you_mean
-from lrbench.layers import Layers
-from lrbench.ranks import RankKind, RankRequest
+from lrbench.ranks import CALIBRATED
+from lrbench.suite_calibration import CalibrationSpec
 from lrbench.suite_errors import misplaced
 from lrbench.suite_model import DeltaSpec, ModelSpec
+from lrbench.suite_protocol import RaceSpec, ScreenSpec, SelectSpec, switched_on
+from lrbench.suite_sweep import SweepSpec
 from lrbench.suite_values import (
     Count,
     FilePath,
     Seed,
-    Shares,
     Spec,
     Text,
-    Weight,
     directory_name,
     each_once,
     memory,
@@ -88,155 +86,6 @@ class ReducerSpec(Spec):
         return {self.name: {**self.params, "label": self.label}}
 
 
-class RankSpec(Spec):
-    """Ranks of a sweep: exactly one kind, with one value or several."""
-
-    fraction: Shares | None = None
-    rank: Annotated[tuple[Count, ...], Field(min_length=1), BeforeValidator(one_or_many)] | None = None
-    keep: Shares | None = None
-    energy: Shares | None = None
-    error: (
-        Annotated[
-            tuple[Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)], ...],
-            Field(min_length=1),
-            BeforeValidator(one_or_many),
-        ]
-        | None
-    ) = None
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> RankSpec:
-        given = [kind for kind in type(self).model_fields if getattr(self, kind) is not None]
-        if len(given) != 1:
-            raise misplaced(
-                f"a rank is exactly one of {', '.join(type(self).model_fields)}", *given[1:2], key=bool(given)
-            )
-        values = getattr(self, given[0])
-        for index, value in enumerate(values):
-            if value in values[:index]:
-                raise misplaced(f"{value:g} is listed twice", given[0], index)
-        return self
-
-    @property
-    def kind(self) -> RankKind:
-        """The kind that is given."""
-        return next(kind for kind in ("fraction", "rank", "keep", "energy", "error") if getattr(self, kind) is not None)
-
-    @property
-    def requests(self) -> tuple[RankRequest, ...]:
-        """One request a value, in the order given."""
-        return tuple(RankRequest(self.kind, value) for value in getattr(self, self.kind))
-
-    def resolved(self) -> dict[str, Any]:
-        """Plain data."""
-        return {self.kind: list(getattr(self, self.kind))}
-
-
-class SweepSpec(Spec):
-    """A rule that generates cells.
-
-    Attributes:
-        mode: `each` slot alone, each `layer` as a whole, or all `together`.
-        layers: which decoder blocks.
-        weights: roles, groups, LASER names, globs on parameter names.
-        rank: which ranks.
-        reducers: labels; None for all of the suite's.
-    """
-
-    mode: Literal["each", "layer", "together"] = "each"
-    layers: Annotated[InstanceOf[Layers], BeforeValidator(Layers.parse)] = Layers("all")
-    weights: Annotated[tuple[Weight, ...], Field(min_length=1), BeforeValidator(one_or_many)] = ("all",)
-    rank: RankSpec
-    reducers: Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(one_or_many)] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_null(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("reducers", "") is None:
-            return {key: entry for key, entry in value.items() if key != "reducers"}
-        return value
-
-    def resolved(self) -> dict[str, Any]:
-        """Plain data."""
-        return {
-            "mode": self.mode,
-            "layers": self.layers.spelled(),
-            "weights": list(self.weights),
-            "rank": self.rank.resolved(),
-            "reducers": None if self.reducers is None else list(self.reducers),
-        }
-
-
-class TextSpec(Spec):
-    """Where calibration text comes from: exactly one of a file, a data set and a task.
-
-    Attributes:
-        file: .txt, or .jsonl with the text under `column`; absolute once located.
-        dataset, config, split: as `datasets.load_dataset` takes them; a folder relative to the suite where it exists.
-        column: that holds the text, of a .jsonl file or a data set.
-        task: an lm-eval task or group, whose training split is taken.
-    """
-
-    file: Text | None = None
-    dataset: Text | None = None
-    config: Text | None = None
-    split: Text | None = None
-    column: Text | None = None
-    task: Text | None = None
-    _given: str | None = PrivateAttr(default=None)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_path(cls, value: Any) -> Any:
-        return {"file": value} if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _one_source(self) -> TextSpec:
-        given = [kind for kind in ("file", "dataset", "task") if getattr(self, kind) is not None]
-        if len(given) != 1:
-            raise misplaced("calibration text is exactly one of file, dataset, task", *given[1:2], key=bool(given))
-        for key in ("config", "split", "column"):
-            if getattr(self, key) is not None and not (given == ["dataset"] or (given == ["file"] and key == "column")):
-                raise misplaced(f"{key!r} does not go with {given[0]!r}", key, key=True)
-        return self
-
-    def resolved(self) -> dict[str, Any]:
-        """Plain data, with paths as they were given."""
-        data = {key: value for key, value in self.model_dump().items() if value is not None}
-        if self._given is not None:
-            data["file" if self.file is not None else "dataset"] = self._given
-        return data
-
-
-class CalibrationSpec(Spec):
-    """What calibrated methods see of the model's inputs.
-
-    Attributes:
-        name: bundled text; instead of `text`.
-        text: where the text comes from.
-        samples, length: how many windows, of how many tokens; None for 512, or the model's own where that is less.
-        seed: places the windows.
-        damping: added to the diagonal of second moments, in units of its mean.
-    """
-
-    name: Text | None = None
-    text: TextSpec | None = None
-    samples: Count = 128
-    length: Annotated[StrictInt, Field(ge=2)] | None = None
-    seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] = 0
-    damping: Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)] = 0.01
-
-    @model_validator(mode="after")
-    def _one_source(self) -> CalibrationSpec:
-        if (self.name is None) == (self.text is None):
-            raise misplaced("a calibration has either 'name' (bundled text) or 'text' (a file, data set or task)")
-        return self
-
-    def resolved(self) -> dict[str, Any]:
-        """Plain data."""
-        return self.model_dump(exclude={"text"}) | {"text": self.text and self.text.resolved()}
-
-
 class Suite(Spec):
     """What is to be measured. Made by `load_suite`.
 
@@ -253,6 +102,9 @@ class Suite(Spec):
         frontier_memory: GiB that states kept between cells may take; `auto` for what suits the free memory.
         inference: whether edited weights are multiplied as matrices, or through their factors where they can be.
         measure: what is measured beside the scores.
+        select: how the cells that are reported are chosen; None where all are reported.
+        race: when cells stop that cannot be the choice; None where all are scored in full.
+        screen: which cells are scored at all; None for all.
     """
 
     name: Annotated[Text, AfterValidator(directory_name)]
@@ -270,6 +122,9 @@ class Suite(Spec):
     frontier_memory: Annotated[float | Literal["auto"], BeforeValidator(memory)] = "auto"
     inference: Literal["dense", "factored"] = "dense"
     measure: Annotated[tuple[Literal["inference"], ...], BeforeValidator(one_or_many), AfterValidator(each_once)] = ()
+    select: Annotated[SelectSpec | None, BeforeValidator(switched_on)] = None
+    race: Annotated[RaceSpec | None, BeforeValidator(switched_on)] = None
+    screen: Annotated[ScreenSpec | None, BeforeValidator(switched_on)] = None
     _document: Document = PrivateAttr()
 
     @model_validator(mode="before")
@@ -303,9 +158,27 @@ class Suite(Spec):
         return self
 
     @model_validator(mode="after")
+    def _text_to_share_out_by(self) -> Suite:
+        for index, sweep in enumerate(self.sweep):
+            if sweep.allocation in CALIBRATED and self.calibration is None:
+                raise misplaced(
+                    f"'allocation: {sweep.allocation}' needs calibration; "
+                    "add `calibration: {text: FILE}` to the suite",
+                    "sweep", index, "allocation",
+                )  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
     def _updates_as_matrices(self) -> Suite:
         if self.delta is None:
             return self
+        for index, sweep in enumerate(self.sweep):
+            if sweep.rank.keep_model is not None:
+                raise misplaced(
+                    "'keep_model' does not go with 'delta': an update has no numbers of the model's own to share out; "
+                    "write 'keep', of each update",
+                    "sweep", index, "rank", "keep_model", key=True,
+                )  # fmt: skip
         for key, asked in (("inference", self.inference == "factored"), ("measure", "inference" in self.measure)):
             if asked:
                 raise misplaced(
@@ -320,6 +193,36 @@ class Suite(Spec):
                     "reducers",
                     index,
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _race_of_a_selection(self) -> Suite:
+        if self.race is not None and self.select is None:
+            raise misplaced("'race' stops cells that cannot be chosen; it needs 'select'", "race", key=True)
+        return self
+
+    @model_validator(mode="after")
+    def _greedy_of_a_selection(self) -> Suite:
+        for index, sweep in enumerate(self.sweep):
+            if sweep.mode != "greedy":
+                continue
+            if self.select is None:
+                raise misplaced(
+                    "'mode: greedy' decides on validation documents what it composes; it needs 'select' in the suite",
+                    "sweep", index, "mode",
+                )  # fmt: skip
+            if self.delta is not None:
+                raise misplaced("'mode: greedy' does not go with 'delta'; take another mode", "sweep", index, "mode")
+        return self
+
+    @model_validator(mode="after")
+    def _screen_of_a_selection(self) -> Suite:
+        if self.screen is not None and self.select is None:
+            raise misplaced(
+                "'screen' looks at validation documents, so that those reported stay unseen; it needs 'select'",
+                "screen",
+                key=True,
+            )
         return self
 
     @property
@@ -359,6 +262,9 @@ class Suite(Spec):
             "frontier_memory": self.frontier_memory,
             "inference": None if self.inference == "dense" else self.inference,
             "measure": list(self.measure) or None,
+            **({"select": self.select.resolved()} if self.select is not None else {}),
+            **({"race": self.race.resolved()} if self.race is not None else {}),
+            **({"screen": self.screen.resolved()} if self.screen is not None else {}),
         }
 
     def local_paths(self) -> dict[str, str]:

@@ -78,9 +78,21 @@ class Entry:
         return self.values["pareto"] is True
 
     @property
+    def chosen_for(self) -> str | None:
+        """Where methods are shown with what was chosen: the task, or the mean over tasks, for which this was."""
+        return self.row.selection.chosen_for if self.row.selection is not None else None
+
+    @property
     def section(self) -> tuple[str, Value, bool]:
         """Lines that stand together in the default order."""
-        return self.row.model, self.values["setting"], self.baseline
+        return self.row.model, self.chosen_for or self.values["setting"], self.baseline
+
+    @property
+    def rivals(self) -> Hashable:
+        """Equal for lines among which one is best: of a setting and the same weights, or chosen for the same."""
+        if self.chosen_for is not None:
+            return self.row.model, self.chosen_for
+        return self.row.model, self.values["setting"], self.values["edited"]
 
 
 @dataclass(frozen=True)
@@ -96,6 +108,7 @@ class Leaderboard:
         family: how many comparisons with the unedited model Holm's correction is over, by the name of the column.
         without_samples: scored cells whose per-document scores are not there, so that they cannot be paired.
         below_chance: what unedited models know no better than chance: (model, task, value, chance).
+        waiting: cells scored on validation documents in runs where nothing is reported yet.
     """
 
     columns: list[Column]
@@ -106,6 +119,12 @@ class Leaderboard:
     family: Mapping[str, int] = field(default_factory=dict)
     without_samples: int = 0
     below_chance: tuple[tuple[str, str, float, float], ...] = ()
+    waiting: int = 0
+
+    @property
+    def selected(self) -> bool:
+        """Whether lines are of cells that were chosen on other documents."""
+        return any(entry.chosen_for is not None for entry in self.entries)
 
     @property
     def elsewhere(self) -> int:
@@ -125,6 +144,8 @@ class Leaderboard:
 
     def best(self) -> set[tuple[int, str]]:
         """(line, column) of the best values among the lines with one model, setting and set of edited weights.
+
+        Where cells were chosen, the lines chosen for the same compete instead.
 
         Scores compete only where they are of the same documents. Where all are equal none is best.
         """
@@ -160,12 +181,11 @@ class Leaderboard:
         return found
 
     def _rivals(self, column: Column) -> list[list[int]]:
-        """Lines that compete: of one model, setting and set of edited weights, and scored on the same documents."""
+        """Lines that compete: of one setting and set of edited weights, and scored on the same documents."""
         settings: dict[Hashable, list[int]] = {}
         for index, entry in enumerate(self.entries):
             if not entry.baseline:
-                setting = (entry.row.model, entry.values["setting"], entry.values["edited"])
-                settings.setdefault((*setting, entry.scored_on.get(column.name)), []).append(index)
+                settings.setdefault((entry.rivals, entry.scored_on.get(column.name)), []).append(index)
         return list(settings.values())
 
     def _best_of(self, lines: Sequence[int], column: Column) -> set[int]:

@@ -21,7 +21,7 @@ def definition_of(cell: Cell, calibration: Calibration | None, base: Base | None
     """What of calibration and base defines a cell's result; nothing of the unedited model's."""
     if cell.method is None:
         return {}
-    calibrated = calibration.definition(cell.method) if calibration is not None else {}
+    calibrated = calibration.definition(cell) if calibration is not None else {}
     return calibrated if base is None else {**calibrated, "delta": {"base": base.weight_hash}}
 
 
@@ -64,7 +64,7 @@ def without_unchanged(plan: Plan, changed: Callable[[WeightSlot], bool]) -> Plan
     cells = []
     for cell in plan.cells:
         own = next((slot.name for slot in cell.slots if slot.name in same), None)
-        if own is not None and cell.request is None:
+        if own is not None and cell.drops_updates:
             slots = tuple(slot for slot in cell.slots if slot.name not in same)
             if slots:
                 cell = replace(cell, slots=slots)

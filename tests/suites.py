@@ -4,8 +4,9 @@ from pathlib import Path
 from textwrap import dedent
 
 from lrbench.evaluate.engine import Step
+from lrbench.records import RunResult
 from lrbench.registry import Registry
-from lrbench.run import RunResult, run_suite
+from lrbench.run import run_suite
 from lrbench.store import Row
 from lrbench.suite import load_suite
 

@@ -17,7 +17,6 @@ from lrbench.models.load import bundled
 from lrbench.tasks.counterfact import documents, from_hub
 from lrbench.tasks.data import with_data
 from lrbench.tasks.folders import BUNDLED
-from lrbench.tasks.groups import group_of
 from lrbench.tasks.load import load_tasks
 
 
@@ -150,7 +149,7 @@ def test_the_hubs_splits_are_put_together(tmp_path, records):
     for split, rows in (("train", records[:9]), ("test", records[9:])):
         datasets.Dataset.from_list(rows).to_parquet(tmp_path / "data" / f"{split}-00000-of-00001-ab12.parquet")
 
-    loaded = from_hub(path=str(tmp_path), version=1.0, group_key="case_id")
+    loaded = from_hub(path=str(tmp_path), version=1.0, group="case_id")
 
     assert list(loaded) == ["test"]
     assert len(loaded["test"]) == 12
@@ -250,14 +249,3 @@ def test_data_that_cannot_be_had_is_an_error_that_names_the_task(tmp_path, task,
 
     assert "\n" not in str(raised.value)
     assert raised.value.spec.task == task
-
-
-def test_a_group_key_that_documents_lack_is_an_error(tmp_path):
-    task = load_tasks([spec("almanac_agreement")]).tasks["almanac_agreement"]
-    assert group_of(task, {"choices": []}) is None
-    task.set_config("metadata", {"group_key": "fact"})
-
-    assert group_of(task, {"fact": "a"}) == "a"
-    for document in ({"choices": []}, {"fact": 1.5}, {"fact": None}):
-        with pytest.raises(TaskError, match="'almanac_agreement': group_key is 'fact', and a document has"):
-            group_of(task, document)

@@ -18,7 +18,7 @@ from lrbench.models.edit import edited
 from lrbench.models.load import bundled, choose_device, load, load_structure, weight_hash
 from lrbench.models.roles import is_fused, is_router, role_of
 from lrbench.models.slots import count_numbers, find_slots
-from lrbench.reductions import sizes as sizes_of
+from lrbench.reduction import sizes as sizes_of
 from lrbench.suite import ModelSpec
 from tests.architectures import build, shared
 

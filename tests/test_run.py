@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+import lrbench.model_run
 import lrbench.run
 from lrbench.environment import environment
 from lrbench.errors import InputError, SuiteError
@@ -107,7 +108,7 @@ def test_the_model_is_bit_for_bit_what_it_was_after_a_run(tmp_path, monkeypatch)
         seen.append(load(*args, **kwargs))
         return seen[-1]
 
-    monkeypatch.setattr(lrbench.run, "load", remembering)
+    monkeypatch.setattr(lrbench.model_run, "load", remembering)
     suite = write_suite(tmp_path, mode="together", weights="[all, head, embed]", layers="all", reducers="[id]")
     assert run(suite, tmp_path / "out").computed == 2
     assert weight_hash(seen[0].model) == seen[0].weight_hash
@@ -504,7 +505,7 @@ def test_engines_are_told_which_modules_a_cell_edits_in_its_first_block(tmp_path
         told.append((job.first_block, job.modules))
         return job
 
-    monkeypatch.setattr(lrbench.run, "Job", heard)
+    monkeypatch.setattr(lrbench.model_run, "Job", heard)
     run(write_suite(tmp_path), tmp_path / "out")
 
     down = [(layer, (f"model.layers.{layer}.mlp.down_proj",)) for layer in (2, 5)]

@@ -246,7 +246,7 @@ def test_what_a_method_chose_stands_in_the_edit_and_values_that_are_not_plain_ar
 
 
 def test_a_row_merges_what_was_chosen_for_its_weights():
-    from lrbench.run import _chosen
+    from lrbench.model_run import _chosen
 
     outcome = next(Reductions(0).of_group(cells(Sleeps(), slots(2))))[1]
     edits = [reduction.edit for reduction in outcome]

@@ -5,6 +5,7 @@ samples     windows of tokens drawn from it
 overlap     refuses windows that hold what is evaluated
 activations second moments and mean sizes, block by block; experts: their inputs, by the routing
 gradients   the Fisher information
+loss        how well the text is predicted
 cache       statistics on disk, by content
 statistics  all of it together: what a run asks
 """

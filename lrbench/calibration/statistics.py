@@ -11,6 +11,7 @@ import torch
 from lrbench.calibration.activations import Activations, Collected
 from lrbench.calibration.cache import Cache, Entry
 from lrbench.calibration.gradients import fisher
+from lrbench.calibration.loss import text_loss
 from lrbench.calibration.moments import KINDS
 from lrbench.calibration.overlap import evaluated_in
 from lrbench.calibration.refusal import TOKENS
@@ -22,7 +23,7 @@ from lrbench.models.slots import WeightSlot
 from lrbench.suite import Suite
 
 if TYPE_CHECKING:
-    from lrbench.plan import Cell, Method
+    from lrbench.plan import Cell
     from lrbench.tasks.freeze import FrozenRequests
 
 
@@ -107,12 +108,12 @@ class Calibration:
             notify,
         )
 
-    def definition(self, method: Method) -> dict[str, Any]:
-        """What of the calibration defines a method's result: nothing where the method needs none."""
-        if not method.reducer.needs:
+    def definition(self, cell: Cell) -> dict[str, Any]:
+        """What of the calibration defines a cell's result: nothing where it has no part in it."""
+        if not cell.calibrated:
             return {}
-        damping = {"damping": self._spec.damping} if "second_moment" in method.reducer.needs else {}
-        return {"calibration": {"tokens": self._samples.hash, "needs": sorted(method.reducer.needs), **damping}}
+        damping = {"damping": self._spec.damping} if "second_moment" in cell.needs else {}
+        return {"calibration": {"tokens": self._samples.hash, "needs": sorted(cell.needs), **damping}}
 
     def describe(self) -> dict[str, Any]:
         """For the manifest."""
@@ -130,7 +131,7 @@ class Calibration:
         for cell in cells:
             if cell.method is not None and not cell.skip and not cell.failure:
                 for slot in cell.slots:
-                    self._want(slot, cell.method.reducer.needs)
+                    self._want(slot, cell.needs)
 
     def statistics(self, slot: WeightSlot, needs: frozenset[str]) -> tuple[dict[str, torch.Tensor], float]:
         """A slot's statistics by kind, damped, on its device; and seconds, its share of what collecting them cost.
@@ -154,6 +155,10 @@ class Calibration:
         """E[x xᵀ] (in, in) of a slot's inputs without damping, on its device. Raises as `statistics`."""
         self._want(slot, frozenset({"second_moment"}))
         return self._hold(slot, "second_moment").plain
+
+    def loss(self) -> float:
+        """Nats by which a token of the windows is unexpected, to the model as it is now; see `text_loss`."""
+        return text_loss(self._loaded.model, self._samples.windows)
 
     def _want(self, slot: WeightSlot, kinds: Iterable[str]) -> None:
         self._slots[slot.name] = slot

@@ -43,8 +43,10 @@ def run(args: argparse.Namespace) -> int:
 def show(name: str, args: argparse.Namespace) -> int:
     """Prints one suite's plan, and with `args.probe` the prediction."""
     from lrbench.calibration.sources import read_text
+    from lrbench.compositions import compositions_in_words, make_compositions
+    from lrbench.model_run import tasks_of
     from lrbench.plan import make_plan, methods
-    from lrbench.run import structure_of, tasks_of
+    from lrbench.run import structure_of
     from lrbench.suite import load_suite
     from lrbench.updates import check_base
 
@@ -72,6 +74,8 @@ def show(name: str, args: argparse.Namespace) -> int:
         print(f"\nmodel {spec.display_name}: {len(inventory.blocks)} blocks, {len(inventory.slots)} weight slots")
         _print_slots(inventory)
         _print_plan(plan)
+        for line in compositions_in_words(make_compositions(suite, inventory, built)):
+            print(f"  {line}")
         if getattr(args, "probe", False):
             from lrbench.probe import probe
 
@@ -109,7 +113,8 @@ def _print_plan(plan: Plan) -> None:
     lines: dict[tuple[str, str, str], list[Cell]] = {}
     for cell in plan.cells:
         if cell.method is not None and cell.mode is not None:
-            lines.setdefault((cell.method.label, cell.mode, cell.setting), []).append(cell)
+            setting = f"{cell.setting}, {cell.allocation}" if cell.allocation else cell.setting
+            lines.setdefault((cell.method.label, cell.mode, setting), []).append(cell)
     impossible = {id(cell): reason for cell, reason in plan.impossible()}
     for (label, mode, setting), cells in lines.items():
         possible = [cell for cell in cells if id(cell) not in impossible and not cell.skip]
@@ -144,6 +149,8 @@ def _print_prediction(found: Prediction) -> None:
     )
     if found.texts:
         print(f"  {'texts':10} {found.texts:,} a cell to generate, by lm-eval; not in the time predicted")
+    if found.allocated:
+        print(f"  {'ranks':10} come from curves of every weight, where not by equal shares; not in the time predicted")
     if found.calibrated:
         print(f"  {'statistics':10} of inputs are collected where no run has yet; not in the time predicted")
     for failure in found.failures:

@@ -35,6 +35,11 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--top", metavar="N", type=_positive, help="the first N rows of each setting; with --sort, of the table"
     )
+    parser.add_argument(
+        "--validation",
+        action="store_true",
+        help="where a suite chooses: all cells on the documents that they are chosen on, and not what was chosen",
+    )
     parser.set_defaults(run=run)
 
     # argparse takes `--sort -keep` for an option `-keep`; as `--sort=-keep` it is what it says.
@@ -57,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from lrbench.store import open_run
 
     paths = {path.resolve(): path for path in reversed(args.runs)}
-    board = build([open_run(path) for path in reversed(paths.values())], args.sort)
+    board = build([open_run(path) for path in reversed(paths.values())], args.sort, validation=args.validation)
     if args.top is not None:
         board = board.top(args.top)
     if args.output is not None:

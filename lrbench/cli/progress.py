@@ -129,7 +129,7 @@ def _round(number: float) -> str:
 
 
 def _name(row: Row) -> str:
-    if row.label is None:
+    if row.method is None:
         return "unedited"
     where = row.edits[0].weight if len(row.edits) == 1 else f"{len(row.edits)} weights" if row.edits else ""
-    return " ".join(part for part in (row.label, row.setting, where) if part)
+    return " ".join(part for part in (row.method, row.setting, where) if part)

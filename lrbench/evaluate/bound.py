@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Self
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -71,6 +72,12 @@ class BoundEngine(ABC):
         self.seed = seed
         self.requests = freeze(self.tasks, self.lm, chat_template=chat_template, seed=seed)
         self._asked_batch_size = batch_size
+
+    def restricted(self, documents: Mapping[str, Collection[int]]) -> Self:
+        """The same engine on some documents only; see `FrozenRequests.restricted`."""
+        part = copy.copy(self)
+        part.requests = self.requests.restricted(documents)
+        return part
 
     @property
     def prefers_many(self) -> bool:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate
 
 from lrbench.evaluate.bound import BoundEngine
 from lrbench.evaluate.engine import Job
-from lrbench.tasks.groups import group_of
-from lrbench.tasks.score import RawMetrics, Samples, Scores, aggregate, metric_name, sample
+from lrbench.tasks.score import RawMetrics, Samples, Scores, aggregate, annotate, metric_name, sample
 
 
 class HarnessEngine(BoundEngine):
@@ -25,12 +23,13 @@ class HarnessEngine(BoundEngine):
     def measure(self, job: Job) -> tuple[Scores, Samples]:
         """One whole evaluation by lm-eval. Raises EvaluationError where an answer is not finite."""
         self.check_generation()
+        asked = self.requests.tasks
         for task in self.tasks.tasks.values():
             task.set_fewshot_seed(seed=self.seed)
         results = evaluate(
             lm=self.lm,
-            task_dict={"tasks": self.tasks.tasks, "groups": self.tasks.groups},
-            samples=self._limited(),
+            task_dict={"tasks": {name: self.tasks.tasks[name] for name in asked}, "groups": self.requests.groups},
+            samples={name: frozen.indices for name, frozen in asked.items()},
             bootstrap_iters=0,
             log_samples=True,
             apply_chat_template=self.chat_template,
@@ -38,19 +37,11 @@ class HarnessEngine(BoundEngine):
         )
         raw: dict[str, RawMetrics] = {}
         samples: Samples = []
-        for name in self.tasks.tasks:
-            raw[name], documents = _read(self.tasks.tasks[name], results["samples"][name])
+        for name in asked:
+            raw[name], documents = _read(name, results["samples"][name])
+            annotate(documents, asked[name])
             samples += documents
         return self._with_values_of(results["results"], aggregate(self.requests, raw)), samples
-
-    def _limited(self) -> dict[str, list[int]] | None:
-        """The documents of each task that has a limit: `evaluate` knows one limit for all tasks only."""
-        chosen = {
-            name: list(range(min(limit, len(self.tasks.tasks[name].eval_docs))))
-            for name, limit in self.tasks.limits.items()
-            if limit is not None
-        }
-        return chosen or None
 
     def _with_values_of(self, results: dict[str, dict[str, Any]], scores: Scores) -> Scores:
         reported = {
@@ -66,7 +57,7 @@ class HarnessEngine(BoundEngine):
         }
 
 
-def _read(task: Task, logged: list[dict[str, Any]]) -> tuple[RawMetrics, Samples]:
+def _read(name: str, logged: list[dict[str, Any]]) -> tuple[RawMetrics, Samples]:
     """Values and per-document results from lm-eval's logged samples: one entry a document and filter."""
     raw: RawMetrics = defaultdict(list)
     documents: dict[int, dict[str, Any]] = {}
@@ -74,6 +65,6 @@ def _read(task: Task, logged: list[dict[str, Any]]) -> tuple[RawMetrics, Samples
         metrics = {metric_name(metric, entry["filter"]): entry[metric] for metric in entry["metrics"]}
         for metric in entry["metrics"]:
             raw[metric, entry["filter"]].append(entry[metric])
-        own = sample(task.task_name, entry["doc_id"], metrics, entry["resps"], group_of(task, entry["doc"]))
+        own = sample(name, entry["doc_id"], metrics, entry["resps"])
         documents.setdefault(entry["doc_id"], own)["metrics"].update(own["metrics"])
     return dict(raw), list(documents.values())

@@ -79,7 +79,7 @@ def card(subject: Subject, form: str, description: Description | None = None) ->
         description: of a factored export.
     """
     edits, row = subject.edits, subject.row
-    method = row.label if row is not None else None
+    method = row.method if row is not None else None
     title = f"{_plain(subject.base)}, {_plain(method or 'reduced')}{f', {row.setting}' if row is not None else ''}"
     parts = [
         _front_matter(subject, form),

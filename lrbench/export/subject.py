@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from lrbench.models.base import Base
 from lrbench.models.load import bundled
 from lrbench.models.slots import Inventory, WeightSlot
-from lrbench.reductions import Reduction
+from lrbench.reduction import Reduction
 from lrbench.rerun import CellAgain
 from lrbench.store import Edit, Row, RunDirectory
 from lrbench.suite import ModelSpec

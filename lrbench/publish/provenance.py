@@ -100,7 +100,7 @@ def facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 def model_facts(model: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
     """A manifest's entry of a model in three parts: itself, its engine with the self-check, its tasks."""
     engine = {key: value for key, value in _mapping(model.get("engine")).items() if key != "tasks"}
-    rest = {key: value for key, value in model.items() if key not in ("engine", "cells", "setting")}
+    rest = {key: value for key, value in model.items() if key not in ("engine", "cells", "setting", "parts")}
     return {"Model": facts(rest), "Engine and self-check": facts(engine)}
 
 
@@ -114,7 +114,7 @@ def row_facts(row: Row) -> list[tuple[str, str]]:
     """What a row was and cost, in words."""
     error, optimum = relative_error(row.edits), optimal_error(row.edits)
     pairs: list[tuple[str, Any]] = [
-        ("suite", row.suite), ("model", row.model), ("method", row.label), ("reducer", row.reducer),
+        ("suite", row.suite), ("model", row.model), ("method", row.method), ("reducer", row.reducer),
         ("mode", row.mode), ("asked for", row.setting), ("seed", row.seed), ("edited", describe(row.edits)),
         ("kept of the edited weights", row.keep_targets), ("kept of the model", row.keep_model),
         ("dense numbers over stored ones", row.compression_ratio), ("relative error", error),

@@ -35,8 +35,10 @@ from lrbench.render.text import (
 _SUBTASKS, _ERRORS, _DELTAS = "subtasks", "standard errors", "differences"
 _EXPENDABLE = (
     *(_SUBTASKS, "compression", "keep", "score", "optimum", _ERRORS, "error", "decompose", _DELTAS, "keep_model"),
-    *("seed", "run"),
+    *("among", "seed", "run"),
 )
+# Before the value of a column that says the same on every line.
+_SAID_ONCE = {"edited": "edited: ", "seed": "seed ", "chosen_for": "chosen for ", "among": "each of "}
 _GAP = 2  # one from the box, one of padding
 
 
@@ -104,6 +106,8 @@ class _Page:
         parts = [self._title(), Text()]
         if self.board.entries:
             parts += [self._table(layout), Text(), *self._notes(layout, styled)]  # type: ignore[list-item]
+        else:
+            parts += [Text(remark, style="italic") for remark in remarks(self.board)]
         if self.board.failures:
             parts += [Text(), *self._failures()]  # type: ignore[list-item]
         return Group(*parts)
@@ -149,9 +153,7 @@ class _Page:
         edited = sum(not entry.baseline for entry in entries)
         for name, value in self.constant.items():
             if name != "model" and value:
-                text.append(
-                    f" · {'edited: ' if name == 'edited' else 'seed ' if name == 'seed' else ''}{value}", "not bold"
-                )
+                text.append(f" · {_SAID_ONCE.get(name, '')}{value}", "not bold")
         text.append(f" · {edited} edited model{'' if edited == 1 else 's'}", "not bold")
         if self.board.sort:
             text.append(f" · sorted by {self.board.sort}", "not bold")

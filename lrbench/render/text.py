@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from lrbench.leaderboard import Column, Entry, Leaderboard, Value
 from lrbench.measured import Measured
+from lrbench.render import selection
 
 MISSING = "—"
 PARETO = "◆"
@@ -50,6 +51,7 @@ def marks(board: Leaderboard, *, bold: bool = True) -> str:
         bold: whether the medium has bold type.
     """
     parts = []
+    rivals = "those chosen for the same" if board.selected else "its setting"
     sizes = {size for size in board.family.values() if size}
     if sizes:
         over = f"the {sizes.pop()} comparisons" if len(sizes) == 1 else "the comparisons"
@@ -58,10 +60,10 @@ def marks(board: Leaderboard, *, bold: bool = True) -> str:
             f"answers are right or wrong), 5 % after Holm's correction over {over} of its column."
         )
     if bold:
-        parts.append("Bold: the best of its setting.")
+        parts.append(f"Bold: the best of {rivals}.")
     if board.ties():
         parts.append(
-            f"{TIE} tied with the best of its setting: the same test, corrected over all pairs of its lines, does not "
+            f"{TIE} tied with the best of {rivals}: the same test, corrected over all pairs of its lines, does not "
             "tell them apart."
         )
     if any(entry.repeats for entry in board.entries):
@@ -72,9 +74,10 @@ def marks(board: Leaderboard, *, bold: bool = True) -> str:
 def remarks(board: Leaderboard) -> list[str]:
     """What must be known of this table's rows.
 
-    That is: of what they are updates, which were scored elsewhere or lack samples, how many are not shown.
+    That is: how they were chosen, of what they are updates, which were scored elsewhere or lack samples, how many are
+    not shown.
     """
-    found = []
+    found = selection.remarks(board)
     for base in sorted({entry.row.delta for entry in board.entries if entry.row.delta and not entry.baseline}):
         found.append(
             f"Edited are updates of {clean(base)}: W is W − W_base in errors and keep targets, keep model is what is "

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from lrbench.errors import TaskError, one_line
 from lrbench.tasks.containment import OTHER_SEED, contained
+from lrbench.tasks.documents import groups_of, right_choices
 from lrbench.tasks.load import TaskSet
 from lrbench.tasks.token_windows import REQUEST, TokenPerplexity, window_pair
 
@@ -48,6 +49,9 @@ class FrozenTask:
     Attributes:
         instances: lm-eval's requests, all of them, in lm-eval's order.
         documents: how many documents are asked about.
+        indices: of these documents among all that the task has, ascending.
+        groups: document -> what it shares with those that it belongs to, where the task says so.
+        right: document -> index of the right choice, or of those that are right, where there are choices.
         tokens: of all requests together, contexts counted each time.
         truncated: requests longer than the model's maximum length, which lm-eval cuts from the left.
         documents_hash, prompts_hash, tokens_hash, metrics_hash: SHA-256 of the documents, of the requests as text
@@ -60,6 +64,9 @@ class FrozenTask:
     limit: int | None
     instances: list[Instance]
     documents: int = 0
+    indices: list[int] = field(default_factory=list)
+    groups: dict[int, str | int] = field(default_factory=dict)
+    right: dict[int, int | list[int]] = field(default_factory=dict)
     tokens: int = 0
     truncated: int = 0
     documents_hash: str = ""
@@ -116,6 +123,55 @@ class FrozenRequests:
         }
         return {"tasks": tasks, "groups": _hash([groups])}
 
+    def restricted(self, documents: Mapping[str, Collection[int]]) -> FrozenRequests:
+        """The same requests of some documents only, in the same order; no prompt changes, few-shot examples stay.
+
+        Args:
+            documents: task -> indices of its documents; tasks that are not named are left out, and so are groups that
+                have such a task.
+        """
+        chosen = {name: set(documents[name]) for name in self.tasks if documents.get(name)}
+        groups = {
+            name: group
+            for name, group in self.groups.items()
+            if all(task.task_name in chosen for task in group.get_all_tasks())
+        }
+        part = FrozenRequests({}, groups, self.seed)
+
+        def asked(instance: Instance) -> bool:
+            return instance.doc_id in chosen.get(instance.task_name, ())
+
+        tokens: dict[str, dict[str, list[Any]]] = {name: {} for name in chosen}
+        for instance, pair in zip(self.asked_pairs, self.pairs, strict=True):
+            if asked(instance):
+                part.asked_pairs.append(instance)
+                part.pairs.append(pair)
+                tokens[instance.task_name].setdefault("loglikelihood", []).append(pair[1:])
+        start = 0
+        for instance, count in zip(self.asked_rolling, self.window_counts, strict=True):
+            windows = self.windows[start : start + count]
+            start += count
+            if asked(instance):
+                part.asked_rolling.append(instance)
+                part.window_counts.append(count)
+                part.windows += windows
+                tokens[instance.task_name].setdefault("rolling", []).extend(window[1:] for window in windows)
+        for instance in self.prompts:
+            if asked(instance):
+                part.prompts.append(instance)
+        for name, ids in chosen.items():
+            whole = self.tasks[name]
+            instances = [instance for instance in whole.instances if instance.doc_id in ids]
+            frozen = dataclasses.replace(whole, instances=instances, limit=None, truncated=0, tokens=0)
+            known = [pair for kind in tokens[name].values() for pair in kind]
+            frozen.tokens = sum(len(context) + len(continuation) for context, continuation in known)
+            frozen.tokens_hash = _hash([whole.tokens_hash, *known])  # prompts to generate from are in the whole's
+            frozen.groups = {index: group for index, group in whole.groups.items() if index in ids}
+            frozen.right = {index: right for index, right in whole.right.items() if index in ids}
+            _describe(frozen)
+            part.tasks[name] = frozen
+        return part
+
     def describe(self) -> dict[str, Any]:
         """For the manifest: each task's hashes, sizes and metrics (metric -> higher is better), each group's tasks."""
         tasks = {
@@ -155,16 +211,25 @@ def freeze(tasks: TaskSet, lm: HFLM, *, chat_template: bool = False, seed: int =
                 _build(task, tasks.limits[name], lm, chat_template, seed)
                 requests.tasks[name] = frozen = FrozenTask(name, task, tasks.limits[name], list(task.instances))
                 _tokenise(frozen, requests, lm)
+                documents = {instance.doc_id: instance.doc for instance in frozen.instances}
+                frozen.groups = groups_of(name, task, documents)
+                frozen.right = right_choices(task, documents)
             except TaskError:
                 raise
             except Exception as error:  # the task's templates and functions raise whatever they like
                 raise TaskError(f"task {name!r}: its requests cannot be built: {one_line(error)}") from error
-            documents = {instance.doc_id: instance.doc for instance in frozen.instances}
-            frozen.documents = len(documents)
-            frozen.documents_hash = _hash(documents.values())
-            frozen.prompts_hash = _hash((i.request_type, *i.args) for i in frozen.instances)
-            frozen.metrics_hash = _hash((key, task.get_config(key)) for key in SCORED_BY)
+            _describe(frozen)
     return requests
+
+
+def _describe(frozen: FrozenTask) -> None:
+    """Counts a task's documents, and hashes what it asks."""
+    documents = {instance.doc_id: instance.doc for instance in frozen.instances}
+    frozen.documents = len(documents)
+    frozen.indices = sorted(documents)
+    frozen.documents_hash = _hash(documents.values())
+    frozen.prompts_hash = _hash((i.request_type, *i.args) for i in frozen.instances)
+    frozen.metrics_hash = _hash((key, frozen.task.get_config(key)) for key in SCORED_BY)
 
 
 def _build(task: Task, limit: int | None, lm: HFLM, chat_template: bool, seed: int) -> None:

@@ -16,7 +16,6 @@ from lrbench.errors import EvaluationError
 from lrbench.scores import Score
 from lrbench.stats import jackknife_stderr
 from lrbench.tasks.freeze import FrozenRequests, FrozenTask
-from lrbench.tasks.groups import group_of
 
 #: lm-eval's closed forms. Its `stderr_for_metric` would give them only together with bootstraps for other metrics.
 CLOSED_FORM: dict[Callable, Callable] = {mean: mean_stderr, acc_all: acc_all_stderr}
@@ -85,27 +84,18 @@ def metric_name(metric: str, filter_name: str) -> str:
     return metric if filter_name == "none" else f"{metric},{filter_name}"
 
 
-def sample(
-    task: str,
-    document: int,
-    metrics: dict[str, Any],
-    responses: list[list[Any]],
-    group: str | int | None = None,
-) -> dict[str, Any]:
+def sample(task: str, document: int, metrics: dict[str, Any], responses: list[list[Any]]) -> dict[str, Any]:
     """One document's results, of plain numbers and text.
 
     Args:
         metrics: metric -> what the task says of this document: a number, or for metrics of a whole set (perplexities,
             F1) the tuple that the set's value is computed from.
         responses: of each request, the model's answers (one for each repetition).
-        group: what the document shares with others, such as the fact that they paraphrase.
 
     Raises:
         EvaluationError: a log-likelihood is not finite.
     """
     out: dict[str, Any] = {"task": task, "doc": document, "metrics": {k: _plain(v) for k, v in metrics.items()}}
-    if group is not None:
-        out["group"] = group
     first = responses[0][0]
     if isinstance(first, str):
         texts = [text for request in responses for text in request]
@@ -152,8 +142,7 @@ def _process(frozen: FrozenTask) -> tuple[RawMetrics, Samples]:
     metrics: dict[int, dict[str, Any]] = {document: {} for document in by_document}
     # before the metrics are computed: an answer that is not finite must not meet the task's code
     samples = [
-        sample(frozen.name, document, {}, [i.resps for i in instances], group_of(task, instances[0].doc))
-        for document, instances in by_document.items()
+        sample(frozen.name, document, {}, [i.resps for i in instances]) for document, instances in by_document.items()
     ]
     task.apply_filters()
     for filter_name in frozen.instances[0].filtered_resps:
@@ -164,7 +153,17 @@ def _process(frozen: FrozenTask) -> tuple[RawMetrics, Samples]:
                 metrics[document][metric_name(metric, filter_name)] = _plain(value)
     for entry in samples:
         entry["metrics"] = metrics[entry["doc"]]
+    annotate(samples, frozen)
     return dict(raw), samples
+
+
+def annotate(samples: Samples, frozen: FrozenTask) -> None:
+    """Adds to a task's per-document results which choice is right (`gold`) and what they belong to (`group`)."""
+    for entry in samples:
+        if entry["doc"] in frozen.right:
+            entry["gold"] = frozen.right[entry["doc"]]
+        if entry["doc"] in frozen.groups:
+            entry["group"] = frozen.groups[entry["doc"]]
 
 
 def _value(how: Callable[[list[Any]], float], values: list[Any]) -> float:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -79,6 +79,7 @@ class SweepEngine(FrozenEngine):
         self._sweeping: dict[str, Any] = {
             "tokens": tokens, "frontier_bytes": frontier_bytes, "mode": mode, "notify": notify
         }  # fmt: skip
+        self._whole: Self | None = None  # of which this is restricted to some documents
         self._unpaid = 0.0  # seconds that went into moving the frontier and are in no job's time yet
 
     @cached_property
@@ -90,8 +91,18 @@ class SweepEngine(FrozenEngine):
         queries = make_queries(self._asked(), self.lm.max_length)
         if not queries:
             return None
+        if self._whole is not None and self._whole.sweeper is not None:
+            return self._whole.sweeper.restricted(queries)
         with contained():
             return Sweeper(self._model, queries, **self._sweeping)
+
+    def restricted(self, documents: Mapping[str, Collection[int]]) -> Self:
+        """As every engine's; what the self-check of the whole engine found is not checked again."""
+        part = super().restricted(documents)
+        part.__dict__.pop("sweeper", None)
+        part._whole = self._whole or self
+        part._unpaid = 0.0
+        return part
 
     @cached_property
     def blocks(self) -> int:

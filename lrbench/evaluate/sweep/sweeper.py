@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -91,14 +92,28 @@ class Sweeper:
         self._checked: dict[str, Any] = {}
         self._inventory = find_slots(model)
         self._blocks = self._inventory.blocks
-        self.parts: list[Part] = []
+        self._frontier_bytes = frontier_bytes
         self.remembers = False
         self.mode = self._first_that_passes(MODES[MODES.index(mode) :])
+        self.parts = self._divided()
+
+    def restricted(self, queries: Sequence[Query]) -> Sweeper:
+        """The same for some of the queries, or others that are alike: what the self-check found holds for them, too."""
+        part = copy.copy(self)
+        part._queries = queries
+        part._order = sorted(range(len(queries)), key=lambda index: queries[index].key)
+        part._fallbacks, part._halvings = list(self._fallbacks), list(self._halvings)
+        part.parts = part._divided()
+        return part
+
+    def _divided(self) -> list[Part]:
+        """The queries in parts whose hidden states fit the memory, and room for these states."""
         if self.mode == "none":
-            return
+            return []
+        model, found = self._model, []
         self._frontier = Frontier(self._passes)
-        budget = memory.free_bytes(model.device) // 2 if frontier_bytes is None else frontier_bytes
-        batches = make_batches(queries, self._order, self._layout(self.mode), model.device)
+        budget = memory.free_bytes(model.device) // 2 if self._frontier_bytes is None else self._frontier_bytes
+        batches = make_batches(self._queries, self._order, self._layout(self.mode), model.device)
         size = self._passes.width * model.dtype.itemsize
         parts = memory.split(batches, size, budget)
         if len(parts) > 1 and self.remembers:  # more of them cost nothing, and leave room for memos
@@ -107,7 +122,8 @@ class Sweeper:
         self._memos = Memos(self._passes, max(0, budget - held))
         for part in parts:
             asked = {int(index) for batch in part for index in batch.owners.unique()}
-            self.parts.append(Part([index for index in self._order if index in asked], part))
+            found.append(Part([index for index in self._order if index in asked], part))
+        return found
 
     def describe(self) -> dict[str, Any]:
         """The mode, what the self-check found, what was done without and why, and the tokens computed."""

@@ -1,0 +1,245 @@
+"""One model's share of a run: what its cells have in common, and their rows, one after the other."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from torch import nn
+
+from lrbench.calibration.statistics import Calibration, prepare
+from lrbench.compositions import Composition, make_compositions
+from lrbench.editing import Inference, in_place, noted
+from lrbench.errors import LrbenchError, TaskError
+from lrbench.evaluate import make_engine
+from lrbench.evaluate.bound import BoundEngine
+from lrbench.evaluate.engine import Engine, Job, Outcome
+from lrbench.inference import measure_inference
+from lrbench.models.base import Base
+from lrbench.models.edit import edited
+from lrbench.models.load import LoadedModel, first_non_finite, load
+from lrbench.models.slots import count_numbers
+from lrbench.plan import Cell, Method, Plan, make_plan
+from lrbench.reduction import Reduction, sizes
+from lrbench.reductions import Reductions
+from lrbench.store import Edit, Row
+from lrbench.suite import ModelSpec, Suite
+from lrbench.tasks.load import TaskSet, load_tasks
+from lrbench.updates import base_of, definition_of, without_unchanged
+
+HELD_BYTES = 2**30  # of factors that wait for an engine which prefers many jobs at once
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A cell's row, and its per-document scores; the row's `evaluate_seconds` hold no writing."""
+
+    row: Row
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class ModelRun:
+    """A model, loaded, with its suite's tasks, ready to have cells reduced and scored. Writes nothing.
+
+    Attributes:
+        plan: every cell that the suite's sweep makes of the model.
+        engine: on all the tasks' requests.
+        base: where updates are reduced.
+        calibration: where a method of the plan needs one.
+        compositions: what the sweep has composed, block by block.
+        environment: hash of the hardware and versions; set before the first row is made.
+    """
+
+    suite: Suite
+    spec: ModelSpec
+    loaded: LoadedModel
+    plan: Plan
+    tasks: TaskSet
+    engine: BoundEngine
+    base: Base | None = None
+    calibration: Calibration | None = None
+    compositions: Sequence[Composition] = ()
+    environment: str = ""
+    numbers: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.numbers = count_numbers(self.loaded.model)
+
+    @cached_property
+    def _reductions(self) -> Reductions:
+        """One for all calls of `rows`: a composition reduces what was accepted only once."""
+        return Reductions(self.suite.seed, self.calibration, self.base)
+
+    def keys(self, plan: Plan, engine: BoundEngine | None = None) -> dict[int, str]:
+        """`id` of each cell -> its hash, by which its row is known; on an engine's requests, or on all."""
+        setting = setting_of(self.suite, self.loaded, self.spec, engine or self.engine)
+        return {
+            id(cell): cell.digest(**setting, **definition_of(cell, self.calibration, self.base)) for cell in plan.cells
+        }
+
+    def rows(self, plan: Plan, keys: Mapping[int, str], engine: Engine | None = None) -> Iterator[Scored]:
+        """Reduces and scores a plan's cells group by group; each is yielded as soon as it is known."""
+        engine = engine or self.engine
+        jobs: list[Job] = []
+        pending: dict[str, tuple[Cell, list[Reduction]]] = {}
+        to_come = Counter(cell.first_block for cell in plan.cells if cell.method and not cell.skip and not cell.failure)
+
+        def scored() -> Iterator[Scored]:
+            for outcome in engine.score(jobs):
+                cell, done = pending.pop(outcome.cell)
+                yield self._scored(cell, done, outcome)
+            jobs.clear()
+
+        for group in plan.groups():
+            for cell in group:
+                if cell.skip:
+                    yield Scored(self._row(cell, keys[id(cell)], "skipped", reason=cell.skip))
+                elif cell.failure:
+                    yield Scored(self._row(cell, keys[id(cell)], "failed", reason=cell.failure))
+                elif cell.method is None:
+                    pending[keys[id(cell)]] = (cell, [])
+                    jobs.append(Job(keys[id(cell)], None, lambda: edited({})))
+            reducible = [cell for cell in group if cell.method is not None and not cell.skip and not cell.failure]
+            for cell, outcome in self._reductions.of_group(reducible) if reducible else ():
+                key = keys[id(cell)]
+                sharing = to_come[cell.first_block]
+                to_come[cell.first_block] -= 1
+                if isinstance(outcome, LrbenchError):
+                    yield Scored(self._row(cell, key, "failed", reason=str(outcome)))
+                    continue
+                inference = self.suite.inference
+                pending[key] = (cell, noted(cell.slots, outcome, inference))
+                editing = _Editing(self.loaded.model, cell, outcome, inference)
+                jobs.append(Job(key, cell.first_block, editing, cell.first_modules, sharing))
+            held = sum(reduction.edit.stored_bytes for _, done in pending.values() for reduction in done)
+            if not engine.prefers_many or held > HELD_BYTES:
+                yield from scored()
+        yield from scored()
+
+    def _scored(self, cell: Cell, reductions: Sequence[Reduction], scored: Outcome) -> Scored:
+        measured: dict[str, Any] = {
+            "edits": [reduction.edit for reduction in reductions],
+            "calibrate_seconds": sum(reduction.calibrate_seconds for reduction in reductions),
+            "decompose_seconds": sum(reduction.seconds for reduction in reductions),
+            "allocate_seconds": sum(reduction.allocate_seconds for reduction in reductions),
+            "evaluate_seconds": scored.seconds,
+        }
+        if cell.method is not None:
+            beside = self.base.numbers_beside(cell.slots) if self.base is not None else None
+            measured |= sizes(cell.slots, reductions, self.numbers, beside)
+        else:
+            measured |= {"keep_targets": 1.0, "keep_model": 1.0, "compression_ratio": 1.0}
+        if scored.error is not None:
+            return Scored(self._row(cell, scored.cell, "failed", reason=str(scored.error), **measured))
+        if "inference" in self.suite.measure:
+            measured["inference"] = measure_inference(self.loaded.model, cell.slots, reductions)
+        return Scored(self._row(cell, scored.cell, "ok", scores=scored.scores, **measured), scored.samples)
+
+    def _row(self, cell: Cell, key: str, status: Literal["ok", "failed", "skipped"], **measured: Any) -> Row:
+        method = cell.method
+        return Row(
+            cell=key, status=status, environment=self.environment, suite=self.suite.name, model=self.loaded.label,
+            reducer=method.reducer.name if method else None, label=method.label if method else None,
+            delta=self.base.label if self.base else None,
+            params={**method.params, **_chosen(measured.get("edits", []))} if method else {},
+            mode=cell.mode, requested=cell.requested, allocation=cell.allocation,
+            seed=self.suite.seed if cell.seed is None else cell.seed, **measured,
+        )  # fmt: skip
+
+
+def open_model(
+    suite: Suite,
+    spec: ModelSpec,
+    built: Sequence[Method],
+    *,
+    engine: str,
+    device: str | None,
+    trust_remote_code: bool,
+    notify: Callable[[str], None],
+) -> ModelRun:
+    """Loads a model, plans its cells, and builds the requests. When the caller drops it, nothing holds the model.
+
+    Args:
+        engine: one of `ENGINES`.
+        notify: told what takes a while.
+
+    Raises:
+        InputError: the model, its base, the tasks or the calibration cannot be had.
+    """
+    notify(f"loading {spec.display_name}")
+    loaded = load(spec, device=device, trust_remote_code=trust_remote_code)
+    plan = make_plan(suite, loaded.inventory, built)
+    base = base_of(suite, loaded, notify, trust_remote_code=trust_remote_code)
+    if base is not None:
+        plan = without_unchanged(plan, base.differs)
+    broken = first_non_finite(loaded.model)
+    if broken:  # cells that reduce it name it themselves; the others fail for it all the same
+        notify(f"{spec.display_name}: {broken}; mend the checkpoint")
+    notify("building requests")
+    tasks = tasks_of(suite, notify)
+    memory = None if suite.frontier_memory == "auto" else suite.frontier_memory
+    scorer = make_engine(engine, loaded, tasks, spec, suite.batch_size, notify, memory)
+    calibration = None
+    asked = any(method.reducer.needs for method in built) or any(cell.calibrated for cell in plan.cells)
+    if suite.calibration is not None and asked:
+        calibration = prepare(suite, loaded, scorer.requests, scorer.lm.max_length, notify)
+    compositions = make_compositions(suite, loaded.inventory, built)
+    return ModelRun(suite, spec, loaded, plan, tasks, scorer, base, calibration, compositions)
+
+
+def tasks_of(suite: Suite, notify: Callable[[str], None]) -> TaskSet:
+    """The suite's tasks. Raises SuiteError at the line of the task that cannot be loaded."""
+    try:
+        return load_tasks(suite.tasks, suite.task_paths, notify=notify)
+    except TaskError as error:
+        raise suite.error(getattr(error.spec, "path", ("tasks",)), str(error)) from None
+
+
+def setting_of(suite: Suite, loaded: LoadedModel, spec: ModelSpec, engine: BoundEngine) -> dict[str, Any]:
+    """What defines a result beside the cell itself. What a suite leaves out is left out, so that its hashes stay."""
+    attention = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
+    return {
+        "model": loaded.label,
+        "weights": loaded.weight_hash,
+        "config": loaded.config_hash,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "seed": suite.seed,
+        "tasks": engine.requests.definition(),
+        "model_options": {
+            "chat_template": spec.chat_template,
+            "max_length": spec.max_length,
+            "add_bos": spec.add_bos,
+            **attention,
+        },
+        **({"inference": suite.inference} if suite.inference != "dense" else {}),
+    }
+
+
+@dataclass(frozen=True)
+class _Editing:
+    """Puts a cell's reductions in place, each time it is called."""
+
+    model: nn.Module
+    cell: Cell
+    reductions: Sequence[Reduction]
+    inference: Inference
+
+    def __call__(self) -> AbstractContextManager[None]:
+        return in_place(self.model, self.cell.slots, self.reductions, self.inference)
+
+
+def _chosen(edits: Sequence[Edit]) -> dict[str, Any]:
+    """What a reducer chose for itself: a value that all edits share as it is, else the different ones in one text."""
+    values: dict[str, set[Any]] = {}
+    for edit in edits:
+        for name, value in edit.chosen.items():
+            values.setdefault(name, set()).add(value)
+    return {
+        name: next(iter(found)) if len(found) == 1 else ", ".join(sorted(map(str, found)))
+        for name, found in values.items()
+    }

@@ -1,0 +1,158 @@
+"""What a run writes while it runs, and what it tells: rows, counts, progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from lrbench.environment import environment
+from lrbench.evaluate.bound import BoundEngine
+from lrbench.evaluate.engine import Step
+from lrbench.manifest import Manifest, Part
+from lrbench.model_run import ModelRun, Scored, setting_of
+from lrbench.partials import RunPartials
+from lrbench.plan import Cell, Plan
+from lrbench.store import Row, RunDirectory, Selection
+
+
+class Progress(Protocol):
+    """Hears what a run does, as it does it."""
+
+    def note(self, message: str) -> None:
+        """Something happens that takes a while, or that the user should know."""
+
+    def planned(self, model: str, cells: int, reused: int, tasks: Mapping[str, Sequence[str]]) -> None:
+        """A model's cells are known, how many are there already, and what the suite's tasks stand for."""
+
+    def scoring(self, step: Step) -> None:
+        """A cell was answered some requests."""
+
+    def finished(self, row: Row) -> None:
+        """A row was written."""
+
+
+@dataclass
+class RunResult:
+    """What a run did.
+
+    Attributes:
+        computed: cells worked on now, whatever became of them.
+        reused: cells that had a row.
+        failed, skipped: such rows of the whole plan, new and old.
+    """
+
+    directory: RunDirectory
+    computed: int = 0
+    reused: int = 0
+    failed: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+
+    def count(self, rows: Iterable[Row], *, new: bool) -> None:
+        """Adds rows of the plan."""
+        for row in rows:
+            self.computed += new
+            self.reused += not new
+            self.failed += row.status == "failed"
+            self.skipped += row.status == "skipped"
+
+    def summary(self) -> str:
+        """One line for the terminal."""
+        parts = [f"{self.computed} cells done in {self.seconds:.0f} s"] if self.computed else ["nothing to compute"]
+        if self.reused:
+            parts.append(f"{self.reused} already there")
+        if self.skipped:
+            parts.append(f"{self.skipped} skipped")
+        if self.failed:
+            parts.append(f"{self.failed} failed (--retry-failed tries them again)")
+        return f"{', '.join(parts)}; rows in {self.directory.path}"
+
+
+@dataclass
+class Records:
+    """A run's directory at work: scores what has no row yet, writes it, counts it and tells of it.
+
+    Attributes:
+        done: rows that stand, by cell; of failed ones only those that are not tried again.
+    """
+
+    directory: RunDirectory
+    manifest: Manifest
+    result: RunResult
+    progress: Progress
+    done: dict[str, Row] = field(default_factory=dict)
+
+    def score(
+        self,
+        share: ModelRun,
+        plan: Plan,
+        engine: BoundEngine | None = None,
+        selection: Callable[[Cell], Selection] | None = None,
+    ) -> dict[int, Row]:
+        """Every cell's row, by the `id` of the cell: those that are there, and the others, scored and written now.
+
+        Args:
+            engine: bound to the requests that count, where they are not all of the suite's.
+            selection: what each cell's row is to a choice.
+
+        Raises:
+            KeyboardInterrupt: after the rows of all finished cells are on disk.
+        """
+        asked = engine or share.engine
+        keys = share.keys(plan, asked)
+        selected = {keys[id(cell)]: selection(cell) for cell in plan.cells} if selection is not None else {}
+        missing = Plan(tuple(cell for cell in plan.cells if keys[id(cell)] not in self.done))
+        part = None
+        if engine is not None and selected:
+            setting = setting_of(share.suite, share.loaded, share.spec, engine)
+            part = Part(next(iter(selected.values())).share, engine, setting)
+        self.manifest.add_model(
+            share.loaded, share.tasks, share.engine, setting_of(share.suite, share.loaded, share.spec, share.engine),
+            list(keys.values()), share.calibration, share.base, at_work=bool(missing.cells), part=part,
+        )  # fmt: skip
+        reused = [self.done[key] for key in keys.values() if key in self.done]
+        self.result.count(reused, new=False)
+        self.progress.planned(share.loaded.label, len(plan.cells), len(reused), share.tasks.named)
+        if missing.cells:
+            self._begin(share, asked)
+            if share.calibration is not None:
+                share.calibration.expect(missing.cells)
+            try:
+                for scored in share.rows(missing, keys, asked):
+                    self.write(replace(scored, row=_with(scored.row, selected)))
+            finally:
+                self.manifest.update_engine(share.loaded, asked, part.name if part is not None else None)
+        for key, now in selected.items():
+            if self.done[key].selection != now:  # it was chosen among others then
+                self.done[key] = _with(self.done[key], selected)
+                self.directory.append(self.done[key])
+        return {id(cell): self.done[keys[id(cell)]] for cell in plan.cells}
+
+    def write(self, scored: Scored) -> None:
+        """Writes a row, its per-document scores first: a row never stands without them."""
+        row = scored.row
+        if row.status == "ok":
+            self.directory.write_samples(row.cell, scored.samples)
+        self.directory.append(row)
+        self.directory.drop_partial(row.cell)
+        self.done[row.cell] = row
+        self.result.count([row], new=True)
+        self.progress.finished(row)
+
+    def _begin(self, share: ModelRun, engine: BoundEngine) -> None:
+        """Names the environment, and keeps what the engine is answered part by part."""
+        memory = share.suite.frontier_memory
+        here = environment(
+            share.loaded.device, engine=engine.name, batch_size=engine.lm.batch_size, frontier_memory=memory
+        )
+        self.directory.add_environment(here)
+        share.environment = here["hash"]
+        asked = [engine.lm.max_length, list(engine.requests.hashes().items())]
+        engine.partials = RunPartials(self.directory, asked, here)
+        engine.report = self.progress.scoring
+
+
+def _with(row: Row, selected: Mapping[str, Selection]) -> Row:
+    """The row with what it is to a choice."""
+    return row.model_copy(update={"selection": selected[row.cell]}) if row.cell in selected else row

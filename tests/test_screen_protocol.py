@@ -1,0 +1,131 @@
+"""A suite that screens: which cells are scored, what stands of the others, and what a restart does."""
+
+import math
+
+import pytest
+
+from lrbench.errors import SuiteError
+from lrbench.protocols import screen
+from lrbench.store import RunDirectory
+from lrbench.suite import load_suite
+from tests.suites import Heard, run, write_suite
+
+SUITE = """\
+name: screened
+model: {name: almanac, device: cpu}
+tasks:
+  - {task: almanac_facts_rare, limit: 24}
+  - {task: almanac_text, limit: 12}
+reducers: [svd, random-subspace, monarch]
+seeds: 2
+sweep:
+  - mode: each
+    layers: [6, 7]
+    weights: [mlp.up]
+    rank: {keep: [0.2, 0.5]}
+select: {validation: 0.5}
+screen: {documents: 8, top: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("screened")
+    heard = Heard()
+    run(write_suite(folder, SUITE), folder / "run", heard=heard)
+    return folder, heard
+
+
+def _validation(folder):
+    rows = RunDirectory(folder / "run").rows().values()
+    return [row for row in rows if row.selection.split == "validation" and row.reducer]
+
+
+def test_only_the_most_promising_cells_of_each_method_are_scored_and_every_cell_has_its_row(done):
+    folder, _ = done
+    rows = _validation(folder)
+    assert len(rows) == 4 * (1 + 2 + 1)  # weights and ranks, of svd, two seeds, monarch
+    for label in ("svd", "random-subspace"):
+        own = [row for row in rows if row.label == label]
+        assert {row.status for row in own} == {"ok", "skipped"}
+        for choice in ("almanac_facts_rare", "almanac_text"):
+            best = min(row.selection.predicted[choice] for row in own)
+            assert all(row.status == "ok" for row in own if row.selection.predicted[choice] == best)
+        scored = {tuple(row.selection.predicted.values()) for row in own if row.status == "ok"}
+        assert 1 <= len(scored) <= 2  # one for each choice at most
+    for row in rows:
+        if row.status == "skipped":
+            assert row.reason.startswith("screened out: log-loss is predicted to change by almanac_facts_rare")
+
+
+def test_cells_of_which_nothing_can_be_predicted_are_scored_and_that_is_said(done):
+    folder, heard = done
+    monarch = [row for row in _validation(folder) if row.label == "monarch"]
+    assert {row.status for row in monarch} == {"ok"}
+    assert {row.selection.predicted for row in monarch} == {None}
+    assert any("nothing can be predicted of 4 cells" in note for note in heard.notes)
+
+
+def test_both_seeds_of_a_cell_stay_or_go(done):
+    folder, _ = done
+    pairs = {}
+    for row in _validation(folder):
+        if row.label == "random-subspace":
+            pairs.setdefault((row.edits[0].weight if row.edits else row.reason, row.status), []).append(row.seed)
+    statuses = [row.status for row in _validation(folder) if row.label == "random-subspace"]
+    assert statuses.count("ok") % 2 == 0
+
+
+def test_the_prediction_is_the_change_of_the_log_loss_that_truncation_makes_nearly(done):
+    folder, _ = done
+    directory = RunDirectory(folder / "run")
+    rows = [row for row in directory.rows().values() if row.selection.split == "validation" and row.status == "ok"]
+    (baseline,) = [row for row in rows if row.reducer is None]
+
+    def loss(row):
+        texts = [sample for sample in directory.samples(row.cell) if sample["task"] == "almanac_text"]
+        return -math.fsum(sum(sample["loglikelihoods"]) for sample in texts) / len(texts)
+
+    changes = [
+        (row.selection.predicted["almanac_text"], loss(row) - loss(baseline)) for row in rows if row.label == "svd"
+    ]
+    assert changes
+    for predicted, measured in changes:
+        assert abs(predicted) < 50 * abs(measured) + 1  # of one order: it is no more than a first order
+
+
+def test_a_run_that_is_done_screens_nothing_again_and_one_that_was_killed_goes_on_alike(done, tmp_path, monkeypatch):
+    folder, _ = done
+    whole = RunDirectory(folder / "run").rows()
+
+    def never(*_):
+        raise AssertionError("the gradient was computed again")
+
+    suite = write_suite(tmp_path, SUITE)
+    with pytest.raises(KeyboardInterrupt):
+        run(suite, tmp_path / "run", heard=Heard(stop_after=3))
+    monkeypatch.setattr(screen, "sensitivities", never)
+    result = run(suite, tmp_path / "run")
+    again = RunDirectory(tmp_path / "run").rows()
+    assert again.keys() == whole.keys()
+    assert {key: row.scores for key, row in again.items()} == {key: row.scores for key, row in whole.items()}
+    assert {key: row.selection for key, row in again.items()} == {key: row.selection for key, row in whole.items()}
+    assert result.reused == 3
+    assert run(write_suite(folder, SUITE), folder / "run").computed == 0
+
+
+def test_screening_needs_documents_that_are_not_reported(tmp_path):
+    text = "\n".join(line for line in SUITE.splitlines() if not line.startswith("select"))
+    with pytest.raises(SuiteError, match=r"suite\.yaml:\d+:\d+: 'screen' looks at validation documents"):
+        load_suite(write_suite(tmp_path, text))
+
+
+@pytest.mark.parametrize("value", ["hessian", "{top: 0}", "{documents: 1.5}", "{by: gradient, tops: 3}", "3"])
+def test_what_screen_does_not_take_is_refused_at_its_line(tmp_path, value):
+    with pytest.raises(SuiteError, match=r"suite\.yaml:14:\d+: "):
+        load_suite(write_suite(tmp_path, SUITE, screen=value))
+
+
+def test_a_word_and_true_stand_for_the_defaults(tmp_path):
+    specs = [load_suite(write_suite(tmp_path, SUITE, screen=value)).screen for value in ("gradient", "true", "{}")]
+    assert {(spec.by, spec.documents, spec.top) for spec in specs} == {("gradient", 100, 32)}
