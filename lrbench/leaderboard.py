@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
+from lrbench.derived import derive
 from lrbench.edits_in_words import describe, optimal_error, ranks, relative_error
 from lrbench.errors import InputError, did_you_mean
 from lrbench.measured import Measured, Overall, unpaired
@@ -45,6 +46,7 @@ def build(runs: Sequence[RunDirectory], sort: str | None = None, *, validation: 
         [metrics for run in scored for metrics in run.measure([x for r, x in lines if r is run])]
     )
     entries = [_entry(run, line, of_line, tasks, overall) for (run, line), of_line in zip(lines, measured, strict=True)]
+    derived = _derived(entries, lines, measured)
     failures = [
         _entry(run, Line((row,)), unpaired(row), tasks, overall)
         for run in scored
@@ -54,6 +56,9 @@ def build(runs: Sequence[RunDirectory], sort: str | None = None, *, validation: 
     family_of = {column.name: family.get((column.task, column.metric), 0) for column in tasks}
     entries, family_of["score"] = _scores_judged(entries)
     everything = [*entries, *failures]
+    for column in derived:
+        for entry in everything:
+            entry.values.setdefault(column.name, None)
     aims = dict.fromkeys(entry.chosen_for for entry in entries if entry.chosen_for is not None)
     score = Column(
         name="score",
@@ -71,6 +76,7 @@ def build(runs: Sequence[RunDirectory], sort: str | None = None, *, validation: 
         Column("edited", ("edited", ""), "text"),
         *([Column("seed", ("seed", ""), "text")] if len({entry.values["seed"] for entry in everything}) > 1 else []),
         *tasks,
+        *derived,
         score,
         Column("keep", ("keep", "targets"), "ratio", "lower"),
         Column("keep_model", ("keep", "model"), "ratio", "lower"),
@@ -150,6 +156,39 @@ def _task_columns(runs: Sequence[ScoredRun]) -> list[Column]:
             )
         )
     return columns
+
+
+def _derived(
+    entries: Sequence[Entry],
+    lines: Sequence[tuple[ScoredRun, Line]],
+    measured: Sequence[Mapping[str, Mapping[str, Measured]]],
+) -> list[Column]:
+    """Columns that suites have made of their tasks', put into the entries; not those that no line has a value of."""
+    of_row = {(id(run), line.row.cell): table for (run, line), table in zip(lines, measured, strict=True)}
+    columns: dict[str, Column] = {}
+    for entry, (run, line), ours in zip(entries, lines, measured, strict=True):
+        unedited = run.baseline_of(line.row)
+        theirs = of_row.get((id(run), unedited.cell)) if unedited is not None and line.row.reducer else None
+
+        def lower(task: str, metric: str, run: ScoredRun = run) -> bool:
+            higher = run.higher_is_better(task, metric)
+            return lower_is_better(metric) if higher is None else not higher
+
+        for name, value in derive(run.derived, ours, theirs, lower).items():
+            (about,) = [column for column in run.derived if column.name == name]
+            retention = about.kind == "retention"
+            better: Literal["higher", "lower"] = "higher"
+            share = retention
+            if not retention:
+                terms = [(t.name, t.metric or primary(ours[t.name])) for t in about.terms if ours.get(t.name)]
+                better = "lower" if terms and all(lower(*term) for term in terms) else "higher"
+                share = better == "higher" and all(is_share(metric) for _, metric in terms)
+            key = f"derived:{name}" if name in _FIXED else name
+            heading = (name, "retained" if retention else "mean")
+            columns.setdefault(key, Column(key, heading, "share" if share else "score", better, derived=True))
+            entry.values[key] = value
+            entry.scored_on[key] = entry.scored_on["score"]
+    return list(columns.values())
 
 
 def _judged(

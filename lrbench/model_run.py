@@ -14,7 +14,7 @@ from torch import nn
 from lrbench.calibration.statistics import Calibration, prepare
 from lrbench.compositions import Composition, make_compositions
 from lrbench.editing import Inference, in_place, noted
-from lrbench.errors import LrbenchError, TaskError
+from lrbench.errors import LrbenchError, TaskError, did_you_mean
 from lrbench.evaluate import make_engine
 from lrbench.evaluate.bound import BoundEngine
 from lrbench.evaluate.engine import Engine, Job, Outcome
@@ -193,11 +193,24 @@ def open_model(
 
 
 def tasks_of(suite: Suite, notify: Callable[[str], None]) -> TaskSet:
-    """The suite's tasks. Raises SuiteError at the line of the task that cannot be loaded."""
+    """The suite's tasks.
+
+    Raises:
+        SuiteError: one cannot be loaded, or a derived column is made of what is none; at the suite's line.
+    """
     try:
-        return load_tasks(suite.tasks, suite.task_paths, notify=notify)
+        tasks = load_tasks(suite.tasks, suite.task_paths, notify=notify)
     except TaskError as error:
         raise suite.error(getattr(error.spec, "path", ("tasks",)), str(error)) from None
+    known = [*tasks.named, *tasks.groups, *tasks.tasks]
+    for column in suite.derived:
+        for index, term in enumerate(column.terms):
+            if term.name not in known:
+                hint = did_you_mean(term.name, known) or f"; this suite has {', '.join(dict.fromkeys(known))}"
+                where = ("derived", column.name, column.kind, index)
+                raise suite.error(where, f"column {column.name!r}: {term.name!r} is no task of the suite{hint}")
+        known.append(column.name)
+    return tasks
 
 
 def setting_of(suite: Suite, loaded: LoadedModel, spec: ModelSpec, engine: BoundEngine) -> dict[str, Any]:

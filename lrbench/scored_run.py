@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lrbench.derived import DerivedColumn
 from lrbench.errors import InputError, one_line
 from lrbench.measured import Measured, asked_for, compared
 from lrbench.metrics import base_name
@@ -68,6 +69,13 @@ class ScoredRun:
             entry["task"]: [name for name in entry.get("subtasks") or () if name != entry["task"]]
             for entry in manifest.get("tasks") or ()
         }
+        derived = (manifest.get("suite") or {}).get("derived") or {}
+        self.derived: list[DerivedColumn] = []
+        try:
+            for label, given in derived.items():
+                self.derived.append(DerivedColumn.parse(label, given, self.derived))
+        except (ValueError, AttributeError) as error:
+            raise InputError(f"{run.manifest_file}: derived columns cannot be read: {one_line(error)}") from None
         self._top = asked_for(self.subtasks, {task for row in self.rows.values() for task in row.scores})
         models = {model["label"]: model for model in manifest.get("models") or ()}
         self.blocks: dict[str, int] = {label: model["blocks"] for label, model in models.items() if "blocks" in model}

@@ -198,8 +198,22 @@ def _located(suite: Suite, document: Document, folder: Path, paths: Mapping[str,
         located._given = {key: getattr(model, key) for key in found}
         return located
 
-    models = [located_model(model) for model in suite.models]
-    changes: dict[str, Any] = {"task_paths": tuple(task_paths), "plugins": tuple(plugins), "models": tuple(models)}
+    def located_task(task: TaskSpec) -> TaskSpec:
+        if task.data is None:
+            return task
+        file = absolute((*task.path, "data"), task.data)
+        if not file.is_file():
+            raise document.error((*task.path, "data"), f"no such file of documents: {file}")
+        found = task.model_copy(update={"data": str(file)})
+        found._given = task.data
+        return found
+
+    changes: dict[str, Any] = {
+        "task_paths": tuple(task_paths),
+        "plugins": tuple(plugins),
+        "models": tuple(map(located_model, suite.models)),
+        "tasks": tuple(map(located_task, suite.tasks)),
+    }
     if suite.calibration is not None and suite.calibration.text is not None:
         text = _located_text(suite.calibration.text, document, absolute)
         changes["calibration"] = suite.calibration.model_copy(update={"text": text})

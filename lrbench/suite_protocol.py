@@ -6,7 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictFloat, model_validator
 
+from lrbench.derived import DerivedColumn
+from lrbench.suite_errors import misplaced
 from lrbench.suite_values import Count, Seed, Spec
+from lrbench.yaml_positions import describe
 
 Inside = Annotated[StrictFloat, Field(gt=0, lt=1, allow_inf_nan=False)]
 
@@ -73,3 +76,22 @@ class ScreenSpec(Spec):
 def switched_on(value: Any) -> Any:
     """`true` stands for all defaults, `false` for leaving the key out."""
     return {} if value is True else None if value is False else value
+
+
+def derived_columns(value: Any) -> tuple[DerivedColumn, ...]:
+    """`{NAME: {mean: [TERM, ...]}, ...}`, each made of tasks and of the means before it."""
+    if value is None:
+        return ()
+    if not isinstance(value, dict):
+        raise misplaced(
+            f"'derived' maps names of columns to {{mean: [...]}} or {{retention: [...]}}, not {describe(value)}"
+        )
+    found: list[DerivedColumn] = []
+    for name, given in value.items():
+        if not isinstance(name, str) or not name:
+            raise misplaced(f"the name of a column is text, not {describe(name)}")
+        try:
+            found.append(DerivedColumn.parse(name, given, found))
+        except ValueError as error:
+            raise misplaced(str(error), name) from None
+    return tuple(found)

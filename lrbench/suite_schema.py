@@ -16,12 +16,13 @@ from pydantic import (
     model_validator,
 )
 
+from lrbench.derived import DerivedColumn
 from lrbench.errors import SuiteError, did_you_mean
 from lrbench.ranks import CALIBRATED
 from lrbench.suite_calibration import CalibrationSpec
 from lrbench.suite_errors import misplaced
 from lrbench.suite_model import DeltaSpec, ModelSpec
-from lrbench.suite_protocol import RaceSpec, ScreenSpec, SelectSpec, switched_on
+from lrbench.suite_protocol import RaceSpec, ScreenSpec, SelectSpec, derived_columns, switched_on
 from lrbench.suite_sweep import SweepSpec
 from lrbench.suite_values import (
     Count,
@@ -42,16 +43,26 @@ BASE = "base"
 
 
 class TaskSpec(Spec):
-    """One lm-eval task or group, with its options; None leaves them to the task."""
+    """One lm-eval task or group, with its options; None leaves them to the task.
+
+    Attributes:
+        data: a file that is read instead of the task's documents; absolute once located.
+    """
 
     task: Text
     limit: Count | None = None
     num_fewshot: Annotated[StrictInt, Field(ge=0)] | None = None
+    data: Text | None = None
+    _given: str | None = PrivateAttr(default=None)
 
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, value: Any) -> Any:
         return {"task": value} if isinstance(value, str) else value
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data, with the path as it was given."""
+        return self.model_dump() | ({"data": self._given} if self._given is not None else {})
 
 
 class ReducerSpec(Spec):
@@ -105,6 +116,7 @@ class Suite(Spec):
         select: how the cells that are reported are chosen; None where all are reported.
         race: when cells stop that cannot be the choice; None where all are scored in full.
         screen: which cells are scored at all; None for all.
+        derived: columns that tables make of the scores.
     """
 
     name: Annotated[Text, AfterValidator(directory_name)]
@@ -125,6 +137,7 @@ class Suite(Spec):
     select: Annotated[SelectSpec | None, BeforeValidator(switched_on)] = None
     race: Annotated[RaceSpec | None, BeforeValidator(switched_on)] = None
     screen: Annotated[ScreenSpec | None, BeforeValidator(switched_on)] = None
+    derived: Annotated[tuple[DerivedColumn, ...], PlainValidator(derived_columns)] = ()
     _document: Document = PrivateAttr()
 
     @model_validator(mode="before")
@@ -237,7 +250,7 @@ class Suite(Spec):
         """Short SHA-256 of what the suite asks; names the run's directory.
 
         How it is executed (`device`, `device_map`, `batch_size`, `frontier_memory`) does not count: a run goes on
-        elsewhere, or with smaller batches.
+        elsewhere, or with smaller batches. Nor do `derived` columns, which tables make of what is scored.
         Nor does what is left out, so that a key that a later version knows leaves the hashes of older suites alone.
         """
         text = json.dumps(_defining(self.resolved()), sort_keys=True, ensure_ascii=False)
@@ -251,7 +264,7 @@ class Suite(Spec):
             "models": [model.resolved() for model in self.models],
             "task_paths": list(data.get("task_paths") or ()),
             "plugins": list(data.get("plugins") or ()),
-            "tasks": [task.model_dump() for task in self.tasks],
+            "tasks": [task.resolved() for task in self.tasks],
             "reducers": [reducer.resolved() for reducer in self.reducers],
             "sweep": [sweep.resolved() for sweep in self.sweep],
             "calibration": self.calibration and self.calibration.resolved(),
@@ -265,6 +278,7 @@ class Suite(Spec):
             **({"select": self.select.resolved()} if self.select is not None else {}),
             **({"race": self.race.resolved()} if self.race is not None else {}),
             **({"screen": self.screen.resolved()} if self.screen is not None else {}),
+            **({"derived": {one.name: one.resolved() for one in self.derived}} if self.derived else {}),
         }
 
     def local_paths(self) -> dict[str, str]:
@@ -282,6 +296,11 @@ class Suite(Spec):
                 for key, given in model._given.items()
                 if getattr(model, key) != given
             }
+        here |= {
+            f"tasks.{index}.data": str(task.data)
+            for index, task in enumerate(self.tasks)
+            if task._given is not None and task.data != task._given
+        }
         if self.delta is not None:
             base = self.delta.base
             here |= {
@@ -306,6 +325,6 @@ class Suite(Spec):
 
 def _defining(data: Any) -> Any:
     if isinstance(data, dict):
-        execution = ("device", "device_map", "batch_size", "frontier_memory")
+        execution = ("device", "device_map", "batch_size", "frontier_memory", "derived")
         return {key: _defining(value) for key, value in data.items() if value is not None and key not in execution}
     return [_defining(value) for value in data] if isinstance(data, list) else data

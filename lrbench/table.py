@@ -32,6 +32,7 @@ class Column:
         task: the task, for scores (and `metric`).
         subtask: whether its documents are part of another column's.
         detail: worth keeping, but not in a table that people read.
+        derived: whether a suite has it made of other columns.
     """
 
     name: str
@@ -42,6 +43,12 @@ class Column:
     metric: str = ""
     subtask: bool = False
     detail: bool = False
+    derived: bool = False
+
+    @property
+    def of_scores(self) -> bool:
+        """Whether its values are scores, or made of some."""
+        return bool(self.task) or self.derived or self.name == "score"
 
 
 @dataclass(frozen=True)
@@ -169,7 +176,7 @@ class Leaderboard:
     def _ties(self) -> set[tuple[int, str]]:
         found: set[tuple[int, str]] = set()
         for column in self.columns:
-            if column.better is None or not (column.task or column.name == "score"):
+            if column.better is None or not column.of_scores:
                 continue
             for lines in self._rivals(column):
                 best = self._best_of(lines, column)

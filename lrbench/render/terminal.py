@@ -190,7 +190,7 @@ class _Page:
     def _cell(self, line: int, entry: Entry, column: Column, layout: _Layout) -> Text:
         number, error, delta = self.cells[column.name][line]
         style = "bold" if (line, column.name) in self.best else ""
-        if not column.task and column.name != "score":
+        if not column.of_scores:
             return Text(number, style=style)
         number_width, error_width, delta_width = self._part_widths(column, layout)
         text = Text(" " * (number_width - cell_len(number))).append(number, style)

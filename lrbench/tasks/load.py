@@ -38,6 +38,10 @@ class TaskSpec(Protocol):
     def num_fewshot(self) -> int | None:
         """Examples in the prompt; None: as the task itself says, or none."""
 
+    @property
+    def data(self) -> str | None:
+        """A file that holds its documents; None: where the task itself has them from."""
+
 
 @dataclass(frozen=True)
 class TaskSet:
