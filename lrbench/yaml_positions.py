@@ -213,7 +213,7 @@ def parse_yaml(text: str, file: str, *, in_file: bool = True) -> Document:
         raise builder.error(_explain(error), error.problem_mark or error.context_mark) from None
     except yaml.reader.ReaderError as error:
         line, column = _line_column(text[: error.position])
-        message = f"not YAML: character 0x{error.character:02x} is not allowed"
+        message = f"not YAML: character 0x{error.character:02x} is not allowed; take it out, and save the file as UTF-8"
         raise SuiteError(message, file, *((line, column) if in_file else ())) from None
     except RecursionError:
         raise builder.error(_TOO_DEEP, yaml.Mark(file, 0, 0, 0, None, None)) from None
@@ -311,7 +311,7 @@ class _Builder:
             key = self.scalar(key_node) if isinstance(key_node, yaml.ScalarNode) else None
             if not isinstance(key, str):
                 shown = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a list or mapping"
-                raise self.error(f"a key must be a word, not {shown or 'empty'}", key_node.start_mark)
+                raise self.error(f"a key must be a word, not {shown or 'empty'}; quote it", key_node.start_mark)
             if key in own:
                 first = own[key][0].start_mark
                 where = f" (first at line {first.line + 1}, column {first.column + 1})" if self.in_file else ""
@@ -334,20 +334,22 @@ class _Builder:
     def scalar(self, node: yaml.ScalarNode) -> Any:
         text, kind = node.value, node.tag.removeprefix(_TAG)
         if kind in ("str", "merge", "!"):
+            if any("\ud800" <= char <= "\udfff" for char in text):
+                raise self.error("half of a surrogate pair; write the character itself", node.start_mark)
             return text
         # an explicit tag (`!!int abc`) comes here unchecked
         form = {"null": _NULL, "bool": _BOOL, "int": _INT, "float": _FLOAT}.get(kind)
         if form is None:
             raise self.error(_tagged(node), node.start_mark)
         if not form.match(text):
-            raise self.error(f"{text!r} is not {kind}", node.start_mark)
+            raise self.error(f"{text!r} is not {kind}; leave the tag out", node.start_mark)
         if kind == "null":
             return None
         if kind == "bool":
             return text.lower() == "true"
         if kind == "int":
             if len(text) > 1000:
-                raise self.error("a number of more than 1000 digits", node.start_mark)
+                raise self.error("a number of more than 1000 digits; quote it if it is none", node.start_mark)
             return int(text)
         number = float(text) if "n" not in text.lower() else math.nan
         if not math.isfinite(number):
@@ -359,6 +361,25 @@ def _tagged(node: yaml.Node) -> str:
     return f"tag {node.tag!r} is not allowed here: plain data only; leave it out"
 
 
+#: What PyYAML says, and what to do about it.
+_REMEDIES = {
+    "mapping values are not allowed": "quote a value that has a colon in it, and indent a key as those beside it",
+    "sequence entries are not allowed": "begin a list on a line of its own",
+    "undefined alias": "quote a value that begins with *",
+    "cannot start any token": "quote a value that begins with it",
+    "could not find expected ':'": "write 'key: value', with a space after the colon",
+    "',' or": "close the bracket, and quote what has commas, colons or brackets in it",
+    "unexpected end of stream": "close them",
+    "document separator": "close them",
+    "<block end>": "indent it as the lines that it belongs to",
+    "escape": r"write \\ for a backslash, or single quotes",
+    "document start": "a suite file holds one mapping",
+    "YAML document": "leave the directive out",
+    "directive": "leave the directive out",
+    "node content": "write the value first",
+}
+
+
 def _explain(error: yaml.MarkedYAMLError) -> str:
     if isinstance(error, _TooMuch):
         return str(error.problem)
@@ -368,7 +389,12 @@ def _explain(error: yaml.MarkedYAMLError) -> str:
     if "another document" in problem:
         return "a second document ('---'): a suite file holds one"
     context = f" ({error.context})" if error.context and error.context != problem else ""
-    return f"not YAML: {problem}{context}"
+    if "while scanning a quoted scalar" in context and error.context_mark is not None:
+        mark = error.context_mark
+        context = f" (in the quotes that open at line {mark.line + 1}, column {mark.column + 1})"
+    remedies = (remedy for part, remedy in _REMEDIES.items() if part in problem)
+    remedy = next(remedies, "quote values that have signs in them")
+    return f"not YAML: {problem}{context}; {remedy}"
 
 
 def _line_column(before: str) -> tuple[int, int]:

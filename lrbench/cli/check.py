@@ -42,13 +42,16 @@ def run(args: argparse.Namespace) -> int:
 
 def show(name: str, args: argparse.Namespace) -> int:
     """Prints one suite's plan, and with `args.probe` the prediction."""
+    from lrbench.suite import load_suite
+
+    suite = load_suite(name, overrides=args.overrides, limit=args.limit, dtype=args.dtype)
+
+    # a suite that is wrong in itself is refused before torch is imported
     from lrbench.calibration.sources import read_text
     from lrbench.plan import make_plan, methods
     from lrbench.run import structure_of, tasks_of
-    from lrbench.suite import load_suite
     from lrbench.updates import check_base
 
-    suite = load_suite(name, overrides=args.overrides, limit=args.limit, dtype=args.dtype)
     registry = load_registry(suite.plugins, args.plugin)
     built = methods(suite, registry)
     tasks = tasks_of(suite, _say)

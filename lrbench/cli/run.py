@@ -75,14 +75,17 @@ def run(args: argparse.Namespace) -> int:
         from lrbench.cli import check
 
         return check.show(args.suite, args)
+    from lrbench.suite import load_suite
+
+    suite = load_suite(args.suite, overrides=args.overrides, limit=args.limit, dtype=args.dtype)
+
+    # a suite that is wrong in itself is refused before torch is imported
     from lrbench.cli.leaderboard import write
     from lrbench.cli.progress import TerminalProgress
     from lrbench.leaderboard import build
     from lrbench.render import renderer, terminal
     from lrbench.run import run_suite
-    from lrbench.suite import load_suite
 
-    suite = load_suite(args.suite, overrides=args.overrides, limit=args.limit, dtype=args.dtype)
     registry = load_registry(suite.plugins, args.plugin)
     out = args.out or default_directory(suite)
     # What ends a job on a cluster: treated as ^C, so that the terminal is left in order and the way on is said.

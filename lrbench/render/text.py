@@ -24,6 +24,7 @@ SIGNIFICANT, TIE, SPREAD = "*", "=", "σ"
 STYLES = "Green: better, red: worse."
 FRONT = f"{PARETO} Pareto-optimal: no other row scored on the same documents keeps less and scores more."
 
+
 def units(columns: Iterable[Column]) -> str:
     """One sentence on what the numbers of these columns are."""
     names = [column.name for column in columns]
