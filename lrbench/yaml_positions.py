@@ -216,7 +216,7 @@ def parse_yaml(text: str, file: str, *, in_file: bool = True) -> Document:
         message = f"not YAML: character 0x{error.character:02x} is not allowed; take it out, and save the file as UTF-8"
         raise SuiteError(message, file, *((line, column) if in_file else ())) from None
     except RecursionError:
-        raise builder.error(_TOO_DEEP, yaml.Mark(file, 0, 0, 0, None, None)) from None
+        raise SuiteError(_TOO_DEEP, file, *((1, 1) if in_file else ())) from None
     return document
 
 

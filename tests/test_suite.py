@@ -312,15 +312,18 @@ def test_reading_a_suite_imports_no_torch(suite_file):
         ({"l15": "plugins: [3]"}, "suite.yaml:15:11: a path is a string, not 3"),
         ({"l3": "tasks:\n\t- a"}, "suite.yaml:4:1: not YAML: a tab where YAML wants spaces; indent with spaces"),
         ({"l15": "seed: 1\n---\nseed: 2"}, "suite.yaml:16:1: a second document ('---'): a suite file holds one"),
-        ({"l15": "? [a]\n: 1"}, "suite.yaml:15:3: a key must be a word, not a list or mapping"),
-        ({"l15": "1: 1"}, "suite.yaml:15:1: a key must be a word, not 1"),
+        ({"l15": "? [a]\n: 1"}, "suite.yaml:15:3: a key must be a word, not a list or mapping; quote "
+         "it"),
+        ({"l15": "1: 1"}, "suite.yaml:15:1: a key must be a word, not 1; quote it"),
         ({"l15": "seed: !!python/name:os.system"}, "suite.yaml:15:7: tag 'tag:yaml.org,2002:python/name:os.system' is "
          "not allowed here: plain data only; leave it out"),
-        ({"l15": "seed: !!int abc"}, "suite.yaml:15:7: 'abc' is not int"),
-        ({"l15": "seed: *nowhere"}, "suite.yaml:15:7: not YAML: found undefined alias 'nowhere'"),
+        ({"l15": "seed: !!int abc"}, "suite.yaml:15:7: 'abc' is not int; leave the tag out"),
+        ({"l15": "seed: *nowhere"}, "suite.yaml:15:7: not YAML: found undefined alias 'nowhere'; quote a value "
+         "that begins with *"),
         ({"l15": "plugins: &p [*p]"}, "suite.yaml:15:10: an anchor that contains itself; write out what "
          "it stands for"),
-        ({"l15": "seed: " + "9" * 5000}, "suite.yaml:15:7: a number of more than 1000 digits"),
+        ({"l15": "seed: " + "9" * 5000}, "suite.yaml:15:7: a number of more than 1000 digits; quote it if "
+         "it is none"),
     ],
 )  # fmt: skip
 def test_a_wrong_suite_is_refused_in_one_line_at_the_place(suite_file, changes, message):
@@ -349,7 +352,8 @@ def test_a_task_folder_and_a_checkpoint_must_exist(suite_file, tmp_path):
         (b"\nhello\n",
          "suite.yaml:2:1: a suite is a mapping of keys (name, model, tasks, ...), not 'hello' (a string)"),
         (b"name: a\nseed: \xff\n", "suite.yaml:2:7: not UTF-8 (byte 0xff); save the file as UTF-8"),
-        ("név: é\nx: \0\n".encode(), "suite.yaml:2:4: not YAML: character 0x00 is not allowed"),
+        ("név: é\nx: \0\n".encode(), "suite.yaml:2:4: not YAML: character 0x00 is not allowed; take it out, and save the "
+         "file as UTF-8"),
         (b"name: [a\nseed: 1\n", "suite.yaml:2:5: not YAML: "),
         (b"[" * 5000, "suite.yaml:1:65: not a suite: nested more than 64 levels deep; "),
     ],
