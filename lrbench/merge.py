@@ -132,7 +132,8 @@ def _one_manifest(runs: Sequence[RunDirectory]) -> dict[str, Any]:
                         f"{other_file}: model {model['label']!r} is not that of {earlier_file}: they differ in {at}; "
                         "its rows are of other cells"
                     )
-    labels = [model.get("label") for model in (first.get("suite") or {}).get("models") or ()]
+    asked = (first.get("suite") or {}).get("models")
+    labels = [str(model.get("label")) for model in asked if isinstance(model, dict)] if isinstance(asked, list) else []
     found = [models[label][1] for label in (*labels, *models) if label in models]
     found = list({model["label"]: model for model in found}.values())
     tasks: list[Any] = next((manifest["tasks"] for _, manifest in manifests if manifest.get("tasks")), [])

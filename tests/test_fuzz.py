@@ -231,14 +231,17 @@ def damaged(run, damage):
     file = run / name
     raw = file.read_bytes()
     if how == "cut":
-        raw = raw[: place % len(raw)]
+        raw = raw[: place % (len(raw) + 1)]
     elif how == "bytes":
-        at = place % len(raw)
+        at = place % (len(raw) + 1)
         raw = raw[:at] + content + raw[at + line % 4 :]
     else:
-        lines = [raw] if name.endswith(".json") else raw.splitlines()
+        lines = [raw] if name.endswith(".json") else raw.splitlines() or [b""]
         number = line % len(lines)
-        data = json.loads(lines[number])
+        try:
+            data = json.loads(lines[number])
+        except ValueError:  # what was done before
+            return
         path = list(places(data))[place % len(list(places(data)))]
         if how == "deep":
             text = json.dumps(replaced(data, path, "@")).replace('"@"', "[" * 5000 + "]" * 5000)
