@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lrbench.cli.output import say
 from lrbench.evaluate import ENGINES
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def load_registry(*files: Iterable[str | Path]) -> Registry:
     registry = Registry.load(named)
     for broken in registry.broken:
         if Path(broken.source) in named or Path(broken.source).parent in named:
-            print(f"lrbench: plugin {broken.source} cannot be loaded: {broken.error}", file=sys.stderr)
+            say(f"lrbench: plugin {broken.source} cannot be loaded: {broken.error}", sys.stderr)
     return registry
 
 
@@ -98,11 +99,11 @@ def run(args: argparse.Namespace) -> int:
             )  # fmt: skip
     except KeyboardInterrupt:
         done = f"the rows so far are in {out}; the same command goes on where it stopped"
-        print(f"lrbench: interrupted; {done}", file=sys.stderr)
+        say(f"lrbench: interrupted; {done}", sys.stderr)
         return INTERRUPTED
     board = build([result.directory])
     for name, suffix in (("markdown", "md"), ("csv", "csv"), ("json", "json")):
         write(out / f"leaderboard.{suffix}", renderer(name)(board))
     terminal.show(board)
-    print(result.summary())
+    say(result.summary())
     return 0 if not result.failed else 1
