@@ -88,7 +88,7 @@ def card(subject: Subject, form: str, description: Description | None = None) ->
         _front_matter(subject, form),
         f"# {escape(title)}",
         f"`{_plain(subject.base)}` with {_what(subject)} replaced by a "
-        f"decomposition ({describe(edits, len(subject.inventory.blocks))}), made by lrbench {lrbench.__version__}.",
+        f"decomposition ({escape(describe(edits, len(subject.inventory.blocks)))}), made by lrbench {lrbench.__version__}.",
         "## What it scored" if row is not None and row.scores else "",
         _scores(subject),
         "## What was edited",
