@@ -167,7 +167,7 @@ def test_a_checkpoint_of_pickles_is_refused_and_not_read(pickled, tmp_path):
 
 
 def test_the_command_line_says_so_in_one_line(pickled, tmp_path, capsys):
-    suite = write_suite(tmp_path, model=f"{{pretrained: {pickled}, device: cpu}}")
+    suite = write_suite(tmp_path, model=f"{{pretrained: {pickled}, device: cpu}}", layers="[1]")
     assert main(["run", str(suite), "--out", str(tmp_path / "out")]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert "its weights are not stored as safetensors" in last
@@ -177,7 +177,7 @@ def test_the_command_line_says_so_in_one_line(pickled, tmp_path, capsys):
 def test_an_adapter_of_pickles_is_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "adapter_model.bin").write_bytes(b"")
-    with pytest.raises(ModelError, match="adapter_model.safetensors"):
+    with pytest.raises(ModelError, match=r"adapter_model\.safetensors"):
         find_adapter(str(tmp_path))
 
 
@@ -256,7 +256,7 @@ NAMES = {
     "markdown": "[x](javascript:alert(1)) **b** `c` | d <!-- e ![f](g) \\",
     "formula": "=HYPERLINK(\"http://x\",\"y\")",
     "tabbed": "\t\r=1+1",
-    "terminal": "\x1b[31mred\x1b[0m\x1b[2J\x1b[H\x1bc\x1b]0;owned\x07\x1b]8;;http://x\x1b\\here\x1bP1$r\x1b\\ \x1b_x\x1b\\",
+    "terminal": "\x1b[31mred\x1b[0m\x1b[2J\x1bc\x1b]0;owned\x07\x1b]8;;http://x\x1b\\here\x1bP1$r\x1b\\ \x1b_x\x1b\\",
     "eight-bit": "\x9b2J \x9d0;owned\x9c \x07\x08\x7f\x00",
     "rich": "[bold]b[/bold] [/] [link=http://x]y[/link] :smile: [red",
     "lines": "\u202egpj.exe\u202c \u2066x\u2069\u200f one\ntwo\r\nthree\u2028four\u2029five\x85six\x0bseven",
@@ -353,7 +353,9 @@ def is_text_in(form, text, plain):
             assert len({len(line) for line in lines}) == 1
             assert len(lines) == len(list(csv.reader(io.StringIO(plain, newline=""))))
             for field in (field for line in lines for field in line):
-                assert re.fullmatch(r"-?(\d+(\.\d+)?(e[+-]?\d+)?|inf)", field) or not re.match(r"[=+\-@＝＋－＠\s]", field)
+                assert re.fullmatch(r"-?(\d+(\.\d+)?(e[+-]?\d+)?|inf)", field) or not re.match(
+                    r"[=+\-@＝＋－＠\s]", field
+                )
                 assert "\n" not in field
                 assert "\r" not in field
         case "json":
@@ -374,14 +376,14 @@ SIGNS = {
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_leaderboard_shows_names_as_text(called, form, capsys):
-    name, run, plain = called
+    _name, run, plain = called
     texts = [shown(["leaderboard", str(each.path), "--format", form], capsys) for each in (run, plain)]
     is_text_in(form, *texts)
 
 
 @pytest.mark.parametrize("form", ["terminal", "markdown", "csv", "json"])
 def test_a_comparison_shows_names_as_text(called, form, capsys):
-    name, run, plain = called
+    _name, run, plain = called
     rows = ["--rows", "c1", "c2", "--format", form]
     texts = [shown(["compare", str(each.path), *rows], capsys) for each in (run, plain)]
     is_text_in(form, *texts)
@@ -444,7 +446,7 @@ def test_a_model_card_shows_names_as_text(called):
             environment=each.environments()["e0"],
         )  # fmt: skip
         cards.append(card(subject, "lora"))
-    text, usual = cards
+    text, _usual = cards
     assert not ACTED_ON.search(text)
     assert "\r" not in text
     front, body = text.removeprefix("---\n").split("\n---\n", 1)
@@ -473,7 +475,9 @@ class Reduced:
         self.edit = record
 
 
-@pytest.mark.parametrize("text", ["=1", "+1+cmd|' /C calc'!A0", "-2+3", "@SUM(1)", "\t=1", "\r=1", " =1", "＝1", "＠x", "\x1b[m=1"])
+@pytest.mark.parametrize(
+    "text", ["=1", "+1+cmd|' /C calc'!A0", "-2+3", "@SUM(1)", "\t=1", "\r=1", " =1", "＝1", "＠x", "\x1b[m=1"]
+)
 def test_no_field_of_a_table_of_values_is_a_formula(text):
     for line in csv.reader(io.StringIO(csv_text([text], [[text]]))):
         assert line[0].startswith("'")
@@ -528,14 +532,25 @@ def test_a_site_shows_names_as_text_in_files_of_its_own(name, tmp_path, capsys):
     known = {tag for page in sites[1].rglob("*.html") for tag, _ in Tags(page.read_text(encoding="utf-8")).found}
     for file in (file for file in sites[0].rglob("*") if file.is_file()):
         assert re.fullmatch(r"[A-Za-z0-9._-]{1,80}", file.name)
-        if file.suffix in (".html", ".md", ".csv", ".tex", ".json", ".jsonl", ".yaml", ".svg") and "assets" not in file.parts:
+        if file.suffix in _TEXT and "assets" not in file.parts:
             text = file.read_text(encoding="utf-8")
             assert not ACTED_ON.search(text), file
             if file.suffix == ".html":
                 assert {tag for tag, _ in Tags(text).found} <= known
 
 
+_TEXT = (".html", ".md", ".csv", ".tex", ".json", ".jsonl", ".yaml", ".svg")
+
+
 def test_the_security_page_says_what_is_trusted():
     text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
-    for word in ("plugin", "task_paths", "trust_remote_code", "--trust-remote-code", "safetensors", "pickle", "publish"):
+    for word in (
+        "plugin",
+        "task_paths",
+        "trust_remote_code",
+        "--trust-remote-code",
+        "safetensors",
+        "pickle",
+        "publish",
+    ):
         assert word in text, word

@@ -352,8 +352,8 @@ def test_a_task_folder_and_a_checkpoint_must_exist(suite_file, tmp_path):
         (b"\nhello\n",
          "suite.yaml:2:1: a suite is a mapping of keys (name, model, tasks, ...), not 'hello' (a string)"),
         (b"name: a\nseed: \xff\n", "suite.yaml:2:7: not UTF-8 (byte 0xff); save the file as UTF-8"),
-        ("név: é\nx: \0\n".encode(), "suite.yaml:2:4: not YAML: character 0x00 is not allowed; take it out, and save the "
-         "file as UTF-8"),
+        ("név: é\nx: \0\n".encode(), "suite.yaml:2:4: not YAML: character 0x00 is not allowed; take it out, "
+         "and save the file as UTF-8"),
         (b"name: [a\nseed: 1\n", "suite.yaml:2:5: not YAML: "),
         (b"[" * 5000, "suite.yaml:1:65: not a suite: nested more than 64 levels deep; "),
     ],

@@ -88,7 +88,8 @@ def card(subject: Subject, form: str, description: Description | None = None) ->
         _front_matter(subject, form),
         f"# {escape(title)}",
         f"`{_plain(subject.base)}` with {_what(subject)} replaced by a "
-        f"decomposition ({escape(describe(edits, len(subject.inventory.blocks)))}), made by lrbench {lrbench.__version__}.",
+        f"decomposition ({escape(describe(edits, len(subject.inventory.blocks)))}), "
+        f"made by lrbench {lrbench.__version__}.",
         "## What it scored" if row is not None and row.scores else "",
         _scores(subject),
         "## What was edited",
@@ -150,7 +151,8 @@ def _summary(subject: Subject) -> str:
         method = f"`{_plain(row.reducer or '')}`"
         settings = ", ".join(f"{escape(key)} = {escape(str(value))}" for key, value in row.params.items())
         lines.insert(
-            0, f"- method: {method}{f' ({settings})' if settings else ''}; asked: {escape(row.setting)}; seed {row.seed}"
+            0,
+            f"- method: {method}{f' ({settings})' if settings else ''}; asked: {escape(row.setting)}; seed {row.seed}",
         )
         if row.keep_targets is not None and row.keep_model is not None:
             whole = "the model, on top of the base" if subject.delta else "the model"
