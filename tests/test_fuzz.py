@@ -39,7 +39,8 @@ frontier_memory: auto
 """
 SLIPS = [
     *("", ":", ": ", "- ", "{", "}", "[", "]", ",", "\t", "'", '"', "&a ", "*a", "!!int ", "? ", "|\n"),
-    *("# ", "\n", "---\n", "<<: ", "null", "~", "1e3", "-1", "0x1", ".nan", ".inf", "true", "é", "\u202e", "\x00", "\x1b[31m", "9" * 400),
+    *("# ", "\n", "---\n", "<<: ", "null", "~", "1e3", "-1", "0x1", ".nan", ".inf", "true"),
+    *("é", "\u202e", "\x00", "\x1b[31m", "9" * 400),
     *("name", "models", "sweep", "rank", "../..", "*", "%", "@", "`", "\\", "\r", "\u2028", "..."),
 ]  # fmt: skip
 HOSTILE = [
@@ -263,29 +264,31 @@ def copies(small, folder):
     return [Path(shutil.copytree(run, folder / run.name)) for run in small]
 
 
-def try_verbs(small, folder, damages_of_one, capsys, publish=False):
+def try_verbs(small, folder, damages_of_one, capsys, thorough=True, publish=False):
     one, two = copies(small, folder / "runs")
     for damage in damages_of_one:
         damaged(one, damage)
-    for name in ("terminal", "markdown", "latex", "html", "csv", "json"):
+    for name in ("terminal", "markdown", "latex", "html", "csv", "json") if thorough else ("terminal", "json"):
         ends_well(["leaderboard", str(one), "--format", name], capsys)
-    for name in ("terminal", "markdown", "csv", "json"):
+    for name in ("terminal", "markdown", "csv", "json") if thorough else ("terminal",):
         ends_well(["compare", str(one), str(two), "--format", name], capsys)
-    ends_well(["compare", str(one), "--rows", "c1", "c2"], capsys)
     ends_well(["merge", str(one), str(two), "--out", str(folder / "runs" / "merged")], capsys)
+    if not thorough:
+        return
+    ends_well(["compare", str(one), "--rows", "c1", "c2"], capsys)
     ends_well(["export", str(one), "c1", str(folder / "runs" / "exported")], capsys, codes=(1, 2))
     if publish:
         ends_well(["publish", str(one), str(two), "--to", str(folder / "runs" / "site")], capsys)
 
 
-@settings(quick, max_examples=40)
+@settings(quick, max_examples=30)
 @given(st.lists(damages(), min_size=1, max_size=2))
 def test_a_damaged_run_is_shown_or_refused_in_one_line(small, tmp_path, capsys, damages_of_one):
-    try_verbs(small, tmp_path, damages_of_one, capsys)
+    try_verbs(small, tmp_path, damages_of_one, capsys, thorough=False)
 
 
 @pytest.mark.slow
-@settings(quick, max_examples=400)
+@settings(quick, max_examples=200)
 @given(st.lists(damages(), min_size=1, max_size=3))
 def test_a_damaged_run_is_shown_or_refused_in_one_line_many_times(small, tmp_path, capsys, damages_of_one):
     try_verbs(small, tmp_path, damages_of_one, capsys)

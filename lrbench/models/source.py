@@ -247,7 +247,8 @@ def _reason(where: str, revision: str | None, error: Exception) -> str:
     if "safetensors" in text and "no file named" in text:
         return (
             f"{where}: its weights are not stored as safetensors, and pickles (.bin, .pt) are not read: they can "
-            "run any code; convert them where you trust them: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
+            "run any code; convert them where you trust them: "
+            "AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
         )
     if local or where.startswith("a random "):
         return f"{where}: cannot be loaded: {text}"
