@@ -18,6 +18,10 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
+from lrbench.plain_text import clean
+
+_LONGEST = 2000  # of a message that is shown; a reason is read, and what is longer quotes the input at length
+
 
 class LrbenchError(Exception):
     """Base of all errors that a user can meet."""
@@ -63,8 +67,14 @@ class EvaluationError(LrbenchError):
 
 
 def one_line(error: BaseException) -> str:
-    """An exception as one line: `Type: message` for those that are not ours, whitespace folded."""
-    text = " ".join(str(error).split())
+    """An exception as one line: `Type: message` for those that are not ours.
+
+    Whitespace is folded, and what a terminal would act on is taken out: a message may quote a name from a model, a task
+    or a plugin. A very long one loses its middle.
+    """
+    text = clean(str(error))
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST * 3 // 4]} ... {text[-_LONGEST // 4 :]}"
     return text if isinstance(error, LrbenchError) and text else f"{type(error).__name__}: {text}".rstrip(": ")
 
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from lrbench.errors import InputError, one_line
 from lrbench.store import Row, RunDirectory, open_run
 
@@ -48,7 +50,7 @@ class _Placed:
 
     @property
     def samples(self) -> Path:
-        return self.shard.path / "samples" / f"{self.row.cell}.jsonl"
+        return self.shard.samples_file(self.row.cell)
 
 
 @dataclass
@@ -130,7 +132,8 @@ def _one_manifest(runs: Sequence[RunDirectory]) -> dict[str, Any]:
                         f"{other_file}: model {model['label']!r} is not that of {earlier_file}: they differ in {at}; "
                         "its rows are of other cells"
                     )
-    labels = [model.get("label") for model in (first.get("suite") or {}).get("models") or ()]
+    asked = (first.get("suite") or {}).get("models")
+    labels = [str(model.get("label")) for model in asked if isinstance(model, dict)] if isinstance(asked, list) else []
     found = [models[label][1] for label in (*labels, *models) if label in models]
     found = list({model["label"]: model for model in found}.values())
     tasks: list[Any] = next((manifest["tasks"] for _, manifest in manifests if manifest.get("tasks")), [])
@@ -197,7 +200,7 @@ def _placed(run: RunDirectory) -> Iterator[_Placed]:
     with run.rows_file.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.endswith(b"\n"):
-                lines[json.loads(line)["cell"]] = number
+                lines[from_json(line)["cell"]] = number
     for cell, row in rows.items():
         yield _Placed(row, run, lines[cell])
 
@@ -245,6 +248,8 @@ def _write(
         _lines(new / "environments.jsonl", (json.dumps(entry, ensure_ascii=False) for entry in environments))
         (new / "samples").mkdir()
         for placed in chosen:
+            if placed.samples.is_symlink():  # a shard may come from someone else, and lead to any file of this machine
+                raise InputError(f"{placed.samples}: a link; put the file there itself")
             if placed.samples.is_file():
                 shutil.copyfile(placed.samples, new / "samples" / placed.samples.name)
         _lines(new / "rows.jsonl", (placed.row.model_dump_json(by_alias=True) for placed in chosen))

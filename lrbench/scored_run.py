@@ -175,16 +175,18 @@ class ScoredRun:
         try:
             for sample in self.run.samples(row.cell):
                 task, doc = sample["task"], sample["doc"]
+                if not isinstance(task, str) or type(doc) is not int:
+                    raise TypeError("'task' is a name and 'doc' a whole number")
                 for metric, value in sample["metrics"].items():
                     values.setdefault((task, metric), {})[doc] = value
                 if sample.get("group") is not None:
+                    hash(sample["group"])
                     groups.setdefault(task, {})[doc] = sample["group"]
                 if row.reducer is None:
                     twice = 2 if "acc_mutual_info" in sample["metrics"] else 1  # asked with and without the context
                     choices.setdefault(task, []).append(len(sample.get("loglikelihoods") or ()) // twice)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            path = self.run.path / "samples" / f"{row.cell}.jsonl"
-            raise InputError(f"{path}: not a cell's samples: {one_line(error)}") from None
+            raise InputError(f"{self.run.samples_file(row.cell)}: not a cell's samples: {one_line(error)}") from None
         for task, counts in choices.items():
             if (task, "acc") in values and min(counts) > 1:
                 self.chance[row.model, task] = math.fsum(1 / count for count in counts) / len(counts)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+#: Counts, ranks, seeds, bytes: whole numbers that a float can be made of.
+Whole = Annotated[int, Field(ge=0, lt=2**63)]
+Size = Annotated[int, Field(ge=1, lt=2**63)]
+Number = float | Annotated[int, Field(gt=-(2**63), lt=2**63)]
 
 
 class Strict(BaseModel):
@@ -16,4 +23,4 @@ class Score(Strict):
 
     value: float
     stderr: float | None = None
-    n: int
+    n: Whole

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from lrbench.scores import Strict
+from lrbench.scores import Strict, Whole
 
 
 class Speed(Strict):
@@ -18,13 +18,13 @@ class Speed(Strict):
 
     prefill_tokens_per_second: float
     decode_tokens_per_second: float | None
-    peak_bytes: int
+    peak_bytes: Whole
 
 
 class AtBatch(Strict):
     """The unedited model and the one with factors, measured in turns; the unedited one's row has no `factored`."""
 
-    batch: int
+    batch: Whole
     dense: Speed
     factored: Speed | None = None
 
@@ -41,10 +41,10 @@ class InferenceSpeed(Strict):
         reason: why some are missing.
     """
 
-    prompt_tokens: int
-    new_tokens: int
-    repeats: int
-    factored_weights: int = 0
+    prompt_tokens: Whole
+    new_tokens: Whole
+    repeats: Whole
+    factored_weights: Whole = 0
     batches: list[AtBatch] = Field(default_factory=list)
     reason: str | None = None
 

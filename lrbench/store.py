@@ -14,26 +14,34 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
 from lrbench.errors import InputError, one_line
-from lrbench.scores import Score, Strict
+from lrbench.file_names import is_plain
+from lrbench.manifest_shape import refuse_other
+from lrbench.scores import Number, Score, Size, Strict, Whole
 from lrbench.speed import InferenceSpeed
+
+
+def _of_a_file(cell: str) -> str:
+    if not is_plain(cell):
+        raise ValueError("a cell's hash names a file: letters, digits, '.', '_', '-'; 128 at most")
+    return cell
 
 
 class Edit(Strict):
     """One reduced weight of a cell."""
 
     weight: str
-    layer: int | None
+    layer: Whole | None
     role: str | None
-    shape: tuple[int, int]  # (out, in)
-    rank: int
-    stored_numbers: int
-    stored_bytes: int
+    shape: tuple[Size, Size]  # (out, in)
+    rank: Whole
+    stored_numbers: Whole
+    stored_bytes: Whole
     stored_as: Literal["factors", "dense"]
     relative_error: float  # |W - What|_F / |W|_F, after rounding to the model's dtype; of updates, see Row.delta
     optimal_error: float  # the Eckart-Young optimum of the same rank, before rounding
@@ -77,7 +85,7 @@ class Row(Strict):
     """What one cell was, cost and scored. `DESIGN` words: keep, cell, edit; differences are made by the tables."""
 
     schema_: Literal[1] = Field(default=1, alias="schema")
-    cell: str
+    cell: Annotated[str, AfterValidator(_of_a_file)]  # also names the file of its samples
     status: Literal["ok", "failed", "skipped"]
     reason: str | None = None
     environment: str
@@ -88,9 +96,9 @@ class Row(Strict):
     delta: str | None = None  # the base, where the run reduces updates: W is W - W_base, keep_model on top of the base
     params: dict[str, Any] = Field(default_factory=dict)
     mode: str | None = None
-    requested: dict[str, float | int] = Field(default_factory=dict)
+    requested: dict[str, Number] = Field(default_factory=dict)
     allocation: str | None = None  # how the numbers of keep_model were shared out
-    seed: int = 0
+    seed: Whole = 0
     edits: list[Edit] = Field(default_factory=list)
     keep_targets: float | None = None
     keep_model: float | None = None
@@ -164,9 +172,10 @@ class RunDirectory:
     def manifest(self) -> dict[str, Any]:
         """The manifest. Raises InputError where there is none or it is not JSON."""
         try:
-            manifest = json.loads(self.manifest_file.read_text(encoding="utf-8"))
+            manifest = from_json(self.manifest_file.read_bytes())
             if not isinstance(manifest, dict):
                 raise ValueError("not a mapping")
+            refuse_other(manifest)
             return manifest
         except (OSError, ValueError) as error:
             hint = (
@@ -188,6 +197,8 @@ class RunDirectory:
         for number, line in enumerate(_whole_lines(file), 1):
             try:
                 entry = from_json(line)
+                if not isinstance(entry["hash"], str):
+                    raise TypeError("its hash is no text")
                 entries[entry["hash"]] = entry
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(f"{file}:{number}: not an environment: {one_line(error)}") from None
@@ -203,11 +214,15 @@ class RunDirectory:
         folder = self.path / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
-        _replace(folder / f"{cell}.jsonl", "".join(lines))
+        _replace(self.samples_file(cell), "".join(lines))
 
     def has_samples(self, cell: str) -> bool:
         """Whether a cell's per-document scores are there."""
-        return (self.path / "samples" / f"{cell}.jsonl").is_file()
+        return self.samples_file(cell).is_file()
+
+    def samples_file(self, cell: str) -> Path:
+        """Where a cell's per-document scores are. Raises InputError for what is no cell's hash."""
+        return self._of_cell("samples", cell)
 
     def partial(self, cell: str) -> list[Any]:
         """What `add_partial` was given for a cell; lines that are no JSON are left out: they only cost a repetition."""
@@ -231,12 +246,16 @@ class RunDirectory:
             self._partial_file(cell).unlink(missing_ok=True)
 
     def _partial_file(self, cell: str) -> Path:
-        return self.path / "partial" / f"{cell}.jsonl"
+        return self._of_cell("partial", cell)
+
+    def _of_cell(self, folder: str, cell: str) -> Path:
+        if not is_plain(cell):
+            raise InputError(f"{self.path}: {cell!r} is no cell's hash; it would not name a file in {folder}/")
+        return self.path / folder / f"{cell}.jsonl"
 
     def samples(self, cell: str) -> list[dict[str, Any]]:
         """A cell's per-document scores: dicts with `task`, `doc` (index), `metrics` {metric: value}, and more."""
-        path = self.path / "samples" / f"{cell}.jsonl"
-        return [from_json(line) for line in _whole_lines(path)]
+        return [from_json(line) for line in _whole_lines(self.samples_file(cell))]
 
 
 def open_run(path: Path) -> RunDirectory:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from lrbench.errors import InputError, did_you_mean
+from lrbench.errors import InputError, did_you_mean, one_line
 from lrbench.suite_calibration import CalibrationSpec, TextSpec
 from lrbench.suite_errors import suite_error
 from lrbench.suite_model import DeltaSpec, ModelSpec
@@ -163,7 +163,13 @@ def _located(suite: Suite, document: Document, folder: Path, paths: Mapping[str,
         if known is not None:
             return Path(known)
         base = Path.cwd() if document.is_override(path) else folder
-        return (base / Path(given).expanduser()).resolve()
+        try:
+            found = (base / Path(given).expanduser()).resolve()
+            found.exists()  # what follows asks again, and in other words
+        except (OSError, ValueError, RuntimeError) as error:  # too long, a loop of links, no such home
+            reason = getattr(error, "strerror", None) or one_line(error)
+            raise document.error(path, f"a path that cannot be followed: {reason}; give another") from None
+        return found
 
     for key in ("models", "tasks", "reducers", "sweep"):
         for index, spec in enumerate(getattr(suite, key)):

@@ -107,9 +107,12 @@ def _message(details: ErrorDetails, path: KeyPath, models: Mapping[tuple[str, ..
         return f"{name!r} takes {_EXPECTED[kind]}{example}, not {describe(value)}{quote}"
     if kind in _BOUNDS:
         word, bound = _BOUNDS[kind]
-        return f"{name!r} must be {word} {context[bound]:g}, not {describe(value)}"
+        shown = f"{context[bound]:g}" if context[bound] != 2**63 else "2**63"
+        return f"{name!r} must be {word} {shown}, not {describe(value)}"
     if kind in ("too_short", "string_too_short"):
         return f"{name!r} must not be empty"
+    if kind == "string_too_long":
+        return f"{name!r} takes at most {context['max_length']} characters, not {len(str(value))}"
     if kind == "literal_error":
         known = context["expected"].replace(" or ", ", ").replace("'", "").split(", ")
         hint = did_you_mean(value, known) if isinstance(value, str) else ""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -19,6 +21,7 @@ from pydantic import (
 )
 
 from lrbench.errors import did_you_mean
+from lrbench.file_names import is_reserved
 from lrbench.models.roles import ALIASES, GROUPS, ROLES
 from lrbench.suite_errors import misplaced
 from lrbench.yaml_positions import KeyPath, describe
@@ -52,6 +55,8 @@ def _known_weight(word: str) -> str:
 
 def directory_name(name: str) -> str:
     """Refuses what cannot be the name of a run's directory on every system."""
+    if is_reserved(name):
+        raise ValueError(f"the suite's name {name!r} is a device on Windows, whatever follows; choose another")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
         raise ValueError(
             f"the suite's name {name!r} also names a directory: at most 64 letters, digits, '.', '_', '-', "
@@ -60,15 +65,26 @@ def directory_name(name: str) -> str:
     return name
 
 
+def visible(text: str) -> str:
+    """Refuses what a terminal or a file system would act on: control characters, and those that turn the direction."""
+    for char in text:
+        if unicodedata.category(char) == "Cc" or char in _TURNING:
+            raise ValueError(f"{describe(text)[:80]} has the character U+{ord(char):04X} in it; take it out")
+    return text
+
+
+_TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
 def _path_text(value: Any) -> Any:
     if not isinstance(value, str) or not value:
         raise ValueError(f"a path is a string, not {describe(value)}" if value != "" else "a path must not be empty")
-    return value
+    return visible(value)
 
 
-Text = Annotated[StrictStr, Field(min_length=1)]
+Text = Annotated[StrictStr, Field(min_length=1), AfterValidator(visible)]
 FilePath = Annotated[Path, BeforeValidator(_path_text)]
-Count = Annotated[StrictInt, Field(ge=1)]
+Count = Annotated[StrictInt, Field(ge=1, lt=2**63)]
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**63)]
 Share = Annotated[StrictFloat, Field(gt=0, le=1, allow_inf_nan=False)]
 Shares = Annotated[tuple[Share, ...], Field(min_length=1), BeforeValidator(one_or_many)]

@@ -21,7 +21,9 @@ from lrbench.errors import SuiteError, did_you_mean, one_line
 #: Where a value is in the data: keys and list indices from the root.
 KeyPath = tuple[str | int, ...]
 
-_MAX_NODES = 100_000  # aliases of aliases grow exponentially
+_MAX_BYTES = 200_000  # PyYAML takes a second for them
+_MAX_NODES = 10_000  # aliases of aliases grow exponentially
+_MAX_DEPTH = 64
 _TAG = "tag:yaml.org,2002:"
 _NULL = re.compile(r"(?:~|null|Null|NULL|)\Z")
 _BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z")
@@ -31,8 +33,31 @@ _FLOAT = re.compile(
 )
 
 
+class _TooMuch(yaml.MarkedYAMLError):
+    """YAML that is in order, and no suite."""
+
+
 class _Loader(yaml.SafeLoader):
+    """Composes nodes, and stops where there are too many, or they are nested too deeply: both are read lazily."""
+
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's way to give a class its own
+    _depth = _count = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._depth += 1
+        self._count += 1
+        if self._depth > _MAX_DEPTH or self._count > _MAX_NODES:
+            problem = _TOO_DEEP if self._depth > _MAX_DEPTH else _TOO_MANY
+            raise _TooMuch(problem=problem, problem_mark=self.peek_event().start_mark)
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
+
+
+_TOO_DEEP = f"not a suite: nested more than {_MAX_DEPTH} levels deep; the keys of a suite are in docs/suites.md"
+_TOO_MANY = f"not a suite: more than {_MAX_NODES:,} values, aliases counted; split it into several"
+_CYCLE = "an anchor that contains itself; write out what it stands for"
 
 
 _Loader.add_implicit_resolver(_TAG + "null", _NULL, ["~", "n", "N", ""])
@@ -137,18 +162,21 @@ def read_yaml(path: Path) -> Document:
     """Reads a file that holds one YAML mapping.
 
     Raises:
-        SuiteError: no such file, a directory, not UTF-8, not YAML, several documents, empty, not a mapping, a
-            duplicate key, a tag beyond plain data, NaN or infinity.
+        SuiteError: no such file, a directory, too large, not UTF-8, not YAML, several documents, empty, not a mapping,
+            a duplicate key, a tag beyond plain data, NaN or infinity.
     """
     file = str(path)
     if path.is_dir():
         raise SuiteError("is a directory; give the suite file in it", file)
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as opened:
+            raw = opened.read(_MAX_BYTES + 1)  # of a device there is no end
     except FileNotFoundError:
         raise SuiteError("no such file", file) from None
     except OSError as error:
         raise SuiteError(f"cannot be read: {error.strerror or one_line(error)}", file) from None
+    if len(raw) > _MAX_BYTES:
+        raise SuiteError(f"not a suite: more than {_MAX_BYTES:,} bytes; is it another file?", file, 1, 1)
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -185,10 +213,10 @@ def parse_yaml(text: str, file: str, *, in_file: bool = True) -> Document:
         raise builder.error(_explain(error), error.problem_mark or error.context_mark) from None
     except yaml.reader.ReaderError as error:
         line, column = _line_column(text[: error.position])
-        message = f"not YAML: character 0x{error.character:02x} is not allowed"
+        message = f"not YAML: character 0x{error.character:02x} is not allowed; take it out, and save the file as UTF-8"
         raise SuiteError(message, file, *((line, column) if in_file else ())) from None
     except RecursionError:
-        raise SuiteError("not a suite: nested too deeply", file) from None
+        raise SuiteError(_TOO_DEEP, file, *((1, 1) if in_file else ())) from None
     return document
 
 
@@ -234,14 +262,16 @@ class _Builder:
     def build(self, node: yaml.Node, path: KeyPath) -> Any:
         self.nodes += 1
         if self.nodes > _MAX_NODES:
-            raise self.error(f"not a suite: more than {_MAX_NODES} values, aliases counted", node.start_mark)
+            raise self.error(_TOO_MANY, node.start_mark)
         if id(node) in self.open:
-            raise self.error("an anchor that contains itself", node.start_mark)
+            raise self.error(_CYCLE, node.start_mark)
+        if len(path) > _MAX_DEPTH:
+            raise self.error(_TOO_DEEP, node.start_mark)
         self.document.values[path] = self.place(node.start_mark)
         if isinstance(node, yaml.ScalarNode):
             return self.scalar(node)
         if not isinstance(node, yaml.SequenceNode | yaml.MappingNode) or node.tag not in (_TAG + "map", _TAG + "seq"):
-            raise self.error(f"tag {node.tag!r} is not allowed here: plain data only", node.start_mark)
+            raise self.error(_tagged(node), node.start_mark)
         self.open.add(id(node))
         try:
             if isinstance(node, yaml.SequenceNode):
@@ -260,10 +290,17 @@ class _Builder:
             data[key] = self.build(value_node, (*path, key))
         return data
 
-    def collect(self, node: yaml.Node, own: dict[str, Any], merged: dict[str, Any], depth: int = 0) -> None:
+    def collect(
+        self, node: yaml.Node, own: dict[str, Any], merged: dict[str, Any], above: frozenset[int] = frozenset()
+    ) -> None:
         """Sorts a mapping's pairs into its own and those of its `<<`, where the first to give a key wins."""
-        if not isinstance(node, yaml.MappingNode) or depth > 20:
+        if not isinstance(node, yaml.MappingNode):
             raise self.error("`<<` takes a mapping or a list of mappings", node.start_mark)
+        if id(node) in above:
+            raise self.error(_CYCLE, node.start_mark)
+        self.nodes += len(node.value) if above else 0  # what is merged is read again wherever it is
+        if self.nodes > _MAX_NODES:
+            raise self.error(_TOO_MANY, node.start_mark)
         merges: yaml.Node | None = None
         for key_node, value_node in node.value:
             if key_node.tag == _TAG + "merge":
@@ -274,16 +311,16 @@ class _Builder:
             key = self.scalar(key_node) if isinstance(key_node, yaml.ScalarNode) else None
             if not isinstance(key, str):
                 shown = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a list or mapping"
-                raise self.error(f"a key must be a word, not {shown or 'empty'}", key_node.start_mark)
+                raise self.error(f"a key must be a word, not {shown or 'empty'}; quote it", key_node.start_mark)
             if key in own:
                 first = own[key][0].start_mark
                 where = f" (first at line {first.line + 1}, column {first.column + 1})" if self.in_file else ""
-                raise self.error(f"duplicate key {key!r}{where}", key_node.start_mark)
+                raise self.error(f"duplicate key {key!r}{where}; keep one", key_node.start_mark)
             own[key] = (key_node, value_node)
         for source in self.sources(merges):
             theirs: dict[str, Any] = {}
             inherited: dict[str, Any] = {}
-            self.collect(source, theirs, inherited, depth + 1)
+            self.collect(source, theirs, inherited, above | {id(node)})
             for key, pair in (inherited | theirs).items():
                 merged.setdefault(key, pair)
 
@@ -297,20 +334,22 @@ class _Builder:
     def scalar(self, node: yaml.ScalarNode) -> Any:
         text, kind = node.value, node.tag.removeprefix(_TAG)
         if kind in ("str", "merge", "!"):
+            if any("\ud800" <= char <= "\udfff" for char in text):
+                raise self.error("half of a surrogate pair; write the character itself", node.start_mark)
             return text
         # an explicit tag (`!!int abc`) comes here unchecked
         form = {"null": _NULL, "bool": _BOOL, "int": _INT, "float": _FLOAT}.get(kind)
         if form is None:
-            raise self.error(f"tag {node.tag!r} is not allowed here: plain data only", node.start_mark)
+            raise self.error(_tagged(node), node.start_mark)
         if not form.match(text):
-            raise self.error(f"{text!r} is not {kind}", node.start_mark)
+            raise self.error(f"{text!r} is not {kind}; leave the tag out", node.start_mark)
         if kind == "null":
             return None
         if kind == "bool":
             return text.lower() == "true"
         if kind == "int":
             if len(text) > 1000:
-                raise self.error("a number of more than 1000 digits", node.start_mark)
+                raise self.error("a number of more than 1000 digits; quote it if it is none", node.start_mark)
             return int(text)
         number = float(text) if "n" not in text.lower() else math.nan
         if not math.isfinite(number):
@@ -318,14 +357,44 @@ class _Builder:
         return number
 
 
+def _tagged(node: yaml.Node) -> str:
+    return f"tag {node.tag!r} is not allowed here: plain data only; leave it out"
+
+
+#: What PyYAML says, and what to do about it.
+_REMEDIES = {
+    "mapping values are not allowed": "quote a value that has a colon in it, and indent a key as those beside it",
+    "sequence entries are not allowed": "begin a list on a line of its own",
+    "undefined alias": "quote a value that begins with *",
+    "cannot start any token": "quote a value that begins with it",
+    "could not find expected ':'": "write 'key: value', with a space after the colon",
+    "',' or": "close the bracket, and quote what has commas, colons or brackets in it",
+    "unexpected end of stream": "close them",
+    "document separator": "close them",
+    "<block end>": "indent it as the lines that it belongs to",
+    "escape": r"write \\ for a backslash, or single quotes",
+    "document start": "a suite file holds one mapping",
+    "YAML document": "leave the directive out",
+    "directive": "leave the directive out",
+    "node content": "write the value first",
+}
+
+
 def _explain(error: yaml.MarkedYAMLError) -> str:
+    if isinstance(error, _TooMuch):
+        return str(error.problem)
     problem = error.problem or error.context or "cannot be parsed"
     if "'\\t'" in problem:
         return "not YAML: a tab where YAML wants spaces; indent with spaces"
     if "another document" in problem:
         return "a second document ('---'): a suite file holds one"
     context = f" ({error.context})" if error.context and error.context != problem else ""
-    return f"not YAML: {problem}{context}"
+    if "while scanning a quoted scalar" in context and error.context_mark is not None:
+        mark = error.context_mark
+        context = f" (in the quotes that open at line {mark.line + 1}, column {mark.column + 1})"
+    remedies = (remedy for part, remedy in _REMEDIES.items() if part in problem)
+    remedy = next(remedies, "quote values that have signs in them")
+    return f"not YAML: {problem}{context}; {remedy}"
 
 
 def _line_column(before: str) -> tuple[int, int]:

@@ -137,9 +137,9 @@ def test_an_environment_is_recorded_once(tmp_path):
 
 def test_a_manifest_is_replaced_in_one_step(tmp_path):
     run = RunDirectory(tmp_path / "run")
-    run.write_manifest({"suite": "one"})
-    run.write_manifest({"suite": "two"})
-    assert run.manifest() == {"suite": "two"}
+    run.write_manifest({"suite": {"name": "one"}})
+    run.write_manifest({"suite": {"name": "two"}})
+    assert run.manifest() == {"suite": {"name": "two"}}
     assert [path.name for path in run.path.iterdir()] == ["manifest.json"]
 
 

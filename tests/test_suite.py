@@ -202,10 +202,10 @@ def test_reading_a_suite_imports_no_torch(suite_file):
         ({"l15": "xyz: {}"}, "suite.yaml:15:1: unknown key 'xyz'; known keys: name, model, models, task_paths, "
          "plugins, tasks, reducers, sweep, calibration, delta, seed, seeds, batch_size, frontier_memory, inference, "
          "measure"),
-        ({"l15": "name: again"}, "suite.yaml:15:1: duplicate key 'name' (first at line 1, column 1)"),
+        ({"l15": "name: again"}, "suite.yaml:15:1: duplicate key 'name' (first at line 1, column 1); keep one"),
         (
             {"l8": "  - rsvd: {oversample: 8, oversample: 9}"},
-            "suite.yaml:8:27: duplicate key 'oversample' (first at line 8, column 12)",
+            "suite.yaml:8:27: duplicate key 'oversample' (first at line 8, column 12); keep one",
         ),
         ({"l15": "models: []"}, "suite.yaml:15:1: both 'model' and 'models'; give one of them"),
         ({"l2": ""}, "suite.yaml:1:1: missing key 'model' (or 'models', a list)"),
@@ -312,14 +312,18 @@ def test_reading_a_suite_imports_no_torch(suite_file):
         ({"l15": "plugins: [3]"}, "suite.yaml:15:11: a path is a string, not 3"),
         ({"l3": "tasks:\n\t- a"}, "suite.yaml:4:1: not YAML: a tab where YAML wants spaces; indent with spaces"),
         ({"l15": "seed: 1\n---\nseed: 2"}, "suite.yaml:16:1: a second document ('---'): a suite file holds one"),
-        ({"l15": "? [a]\n: 1"}, "suite.yaml:15:3: a key must be a word, not a list or mapping"),
-        ({"l15": "1: 1"}, "suite.yaml:15:1: a key must be a word, not 1"),
+        ({"l15": "? [a]\n: 1"}, "suite.yaml:15:3: a key must be a word, not a list or mapping; quote "
+         "it"),
+        ({"l15": "1: 1"}, "suite.yaml:15:1: a key must be a word, not 1; quote it"),
         ({"l15": "seed: !!python/name:os.system"}, "suite.yaml:15:7: tag 'tag:yaml.org,2002:python/name:os.system' is "
-         "not allowed here: plain data only"),
-        ({"l15": "seed: !!int abc"}, "suite.yaml:15:7: 'abc' is not int"),
-        ({"l15": "seed: *nowhere"}, "suite.yaml:15:7: not YAML: found undefined alias 'nowhere'"),
-        ({"l15": "plugins: &p [*p]"}, "suite.yaml:15:10: an anchor that contains itself"),
-        ({"l15": "seed: " + "9" * 5000}, "suite.yaml:15:7: a number of more than 1000 digits"),
+         "not allowed here: plain data only; leave it out"),
+        ({"l15": "seed: !!int abc"}, "suite.yaml:15:7: 'abc' is not int; leave the tag out"),
+        ({"l15": "seed: *nowhere"}, "suite.yaml:15:7: not YAML: found undefined alias 'nowhere'; quote a value "
+         "that begins with *"),
+        ({"l15": "plugins: &p [*p]"}, "suite.yaml:15:10: an anchor that contains itself; write out what "
+         "it stands for"),
+        ({"l15": "seed: " + "9" * 5000}, "suite.yaml:15:7: a number of more than 1000 digits; quote it if "
+         "it is none"),
     ],
 )  # fmt: skip
 def test_a_wrong_suite_is_refused_in_one_line_at_the_place(suite_file, changes, message):
@@ -348,9 +352,10 @@ def test_a_task_folder_and_a_checkpoint_must_exist(suite_file, tmp_path):
         (b"\nhello\n",
          "suite.yaml:2:1: a suite is a mapping of keys (name, model, tasks, ...), not 'hello' (a string)"),
         (b"name: a\nseed: \xff\n", "suite.yaml:2:7: not UTF-8 (byte 0xff); save the file as UTF-8"),
-        ("név: é\nx: \0\n".encode(), "suite.yaml:2:4: not YAML: character 0x00 is not allowed"),
+        ("név: é\nx: \0\n".encode(), "suite.yaml:2:4: not YAML: character 0x00 is not allowed; take it out, "
+         "and save the file as UTF-8"),
         (b"name: [a\nseed: 1\n", "suite.yaml:2:5: not YAML: "),
-        (b"[" * 5000, "suite.yaml: not a suite: nested too deeply"),
+        (b"[" * 5000, "suite.yaml:1:65: not a suite: nested more than 64 levels deep; "),
     ],
 )  # fmt: skip
 def test_what_is_no_yaml_mapping_is_refused(suite_file, content, message):
@@ -361,7 +366,7 @@ def test_what_is_no_yaml_mapping_is_refused(suite_file, content, message):
 def test_aliases_that_grow_exponentially_are_refused(suite_file):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
-    assert "more than 100000 values" in refusal(suite_file("\n".join(lines)))
+    assert "more than 10,000 values" in refusal(suite_file("\n".join(lines)))
 
 
 def test_the_first_wrong_value_in_the_file_is_reported(suite_file):

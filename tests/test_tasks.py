@@ -110,7 +110,7 @@ def test_an_unknown_task_is_looked_for_among_lm_evals_own_and_the_nearest_name_i
     with pytest.raises(TaskError, match=r"unknown task 'helaswag'; did you mean 'hellaswag'\?"):
         load_tasks([spec("almanac_text"), spec("helaswag")], notify=told.append)
 
-    assert told == ["reading lm-eval's own tasks for helaswag (some ten seconds)"]
+    assert told == []  # the index is read only where the name stands in some task file
 
 
 def test_a_known_task_does_not_read_lm_evals_own():

@@ -15,6 +15,7 @@ from typing import NoReturn
 import lrbench
 from lrbench.cli import check, compare, env, export, leaderboard, matrix, merge, plugins, publish, run, spectrum
 from lrbench.errors import LrbenchError, one_line
+from lrbench.plain_text import clean
 
 VERBS = (run, check, leaderboard, compare, merge, publish, export, spectrum, matrix, plugins, env)
 
@@ -23,7 +24,7 @@ class _Parser(argparse.ArgumentParser):
     """argparse, with its errors in one line."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        print(f"{self.prog}: {clean(message)}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
 
 

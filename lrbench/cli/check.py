@@ -9,6 +9,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
+from lrbench.cli.output import say
 from lrbench.cli.run import add_suite_options, default_directory, load_registry
 from lrbench.models.roles import ROLES
 
@@ -42,15 +43,18 @@ def run(args: argparse.Namespace) -> int:
 
 def show(name: str, args: argparse.Namespace) -> int:
     """Prints one suite's plan, and with `args.probe` the prediction."""
+    from lrbench.suite import load_suite
+
+    suite = load_suite(name, overrides=args.overrides, limit=args.limit, dtype=args.dtype)
+
+    # a suite that is wrong in itself is refused before torch is imported
     from lrbench.calibration.sources import read_text
     from lrbench.compositions import compositions_in_words, make_compositions
     from lrbench.model_run import tasks_of
     from lrbench.plan import make_plan, methods
     from lrbench.run import structure_of
-    from lrbench.suite import load_suite
     from lrbench.updates import check_base
 
-    suite = load_suite(name, overrides=args.overrides, limit=args.limit, dtype=args.dtype)
     registry = load_registry(suite.plugins, args.plugin)
     built = methods(suite, registry)
     tasks = tasks_of(suite, _say)
@@ -62,20 +66,24 @@ def show(name: str, args: argparse.Namespace) -> int:
     for (_, inventory), plan in zip(models, plans, strict=True):
         check_base(suite, inventory, plan, trust_remote_code=trusted)
     out = default_directory(suite)
-    print(f"{suite.name}  (run directory {out})")
-    print("\ntasks")
+    say(f"{suite.name}  (run directory {out})")
+    say()
+    say("tasks")
     for line in tasks.summary():
-        print(f"  {line}")
+        say(f"  {line}")
     if suite.calibration is not None:
         characters = sum(map(len, documents))
-        print(f"\ncalibration\n  text of {characters:,} characters, {suite.calibration.samples} samples")
+        say()
+        say("calibration")
+        say(f"  text of {characters:,} characters, {suite.calibration.samples} samples")
     worst = 0
     for (spec, inventory), plan in zip(models, plans, strict=True):
-        print(f"\nmodel {spec.display_name}: {len(inventory.blocks)} blocks, {len(inventory.slots)} weight slots")
+        say()
+        say(f"model {spec.display_name}: {len(inventory.blocks)} blocks, {len(inventory.slots)} weight slots")
         _print_slots(inventory)
         _print_plan(plan)
         for line in compositions_in_words(make_compositions(suite, inventory, built)):
-            print(f"  {line}")
+            say(f"  {line}")
         if getattr(args, "probe", False):
             from lrbench.probe import probe
 
@@ -92,13 +100,13 @@ def _print_slots(inventory: Inventory) -> None:
     sizes = {key: f"({key[1][0]}, {key[1][1]})" for key in groups}
     width = max(map(len, sizes.values()), default=0)
     for (role, shape), names in groups.items():
-        print(f"  {role:9} {len(names):4} x {sizes[role, shape]:{width}}  {names[0]}{' ...' if len(names) > 1 else ''}")
+        say(f"  {role:9} {len(names):4} x {sizes[role, shape]:{width}}  {names[0]}{' ...' if len(names) > 1 else ''}")
     missing = [role for role in ROLES if role not in inventory.roles]
     if missing:
-        print(f"  not found: {', '.join(missing)}")
+        say(f"  not found: {', '.join(missing)}")
     for title, found in (("only by glob", inventory.unnamed), ("not editable", inventory.left_out)):
         for kind, names in _by_reason(found):
-            print(f"  {title}: {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} ({kind})")
+            say(f"  {title}: {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} ({kind})")
 
 
 def _by_reason(found: tuple[tuple[str, str], ...]) -> list[tuple[str, list[str]]]:
@@ -109,7 +117,8 @@ def _by_reason(found: tuple[tuple[str, str], ...]) -> list[tuple[str, list[str]]
 
 
 def _print_plan(plan: Plan) -> None:
-    print(f"\n  {len(plan.cells)} cells: the unedited model, and")
+    say()
+    say(f"  {len(plan.cells)} cells: the unedited model, and")
     lines: dict[tuple[str, str, str], list[Cell]] = {}
     for cell in plan.cells:
         if cell.method is not None and cell.mode is not None:
@@ -121,40 +130,41 @@ def _print_plan(plan: Plan) -> None:
         ranks = sorted({rank for cell in possible for rank in cell.ranks() if rank is not None})
         spread = f"rank {ranks[0]}" + (f" to {ranks[-1]}" if len(ranks) > 1 else "") if ranks else "rank found when run"
         slots = sum(len(cell.slots) for cell in cells)
-        print(f"  {label:16} {mode:9} {setting:14} {len(cells):4} cells, {slots:5} reductions, {spread}")
+        say(f"  {label:16} {mode:9} {setting:14} {len(cells):4} cells, {slots:5} reductions, {spread}")
     for title, reasons in (
         ("would fail", list(impossible.values())),
         ("would be skipped", [cell.skip for cell in plan.cells if cell.skip]),
     ):
         for reason in reasons[:5]:
-            print(f"  {title}: {reason}")
+            say(f"  {title}: {reason}")
         if len(reasons) > 5:
-            print(f"  {title}: and {len(reasons) - 5} more")
+            say(f"  {title}: and {len(reasons) - 5} more")
 
 
 def _print_prediction(found: Prediction) -> None:
     sweep = found.sweep
-    print(f"\n  a prediction, no promise, for {found.machine}")
+    say()
+    say(f"  a prediction, no promise, for {found.machine}")
     there = f", {found.there:,} already there" if found.there else ""
-    print(f"  {'cells':10} {found.to_score:,} to score{there}")
-    print(
+    say(f"  {'cells':10} {found.to_score:,} to score{there}")
+    say(
         f"  {'requests':10} {found.requests:,} a cell, of {sweep.tokens_asked:,} tokens; "
         f"{sweep.tokens_shared:,} with what they share counted once"
     )
     padding = "in lm-eval's own passes, their padding not counted" if sweep.plain else "padding included"
-    print(f"  {'sweep':10} {found.block_tokens:,} tokens through a block, {padding}")
-    print(
+    say(f"  {'sweep':10} {found.block_tokens:,} tokens through a block, {padding}")
+    say(
         f"  {'time':10} {_duration(found.seconds)}: set-up {_duration(found.setup_seconds)} (measured), "
         f"decomposition {_duration(found.reduce_seconds)}, evaluation {_duration(found.score_seconds)}"
     )
     if found.texts:
-        print(f"  {'texts':10} {found.texts:,} a cell to generate, by lm-eval; not in the time predicted")
+        say(f"  {'texts':10} {found.texts:,} a cell to generate, by lm-eval; not in the time predicted")
     if found.allocated:
-        print(f"  {'ranks':10} come from curves of every weight, where not by equal shares; not in the time predicted")
+        say(f"  {'ranks':10} come from curves of every weight, where not by equal shares; not in the time predicted")
     if found.calibrated:
-        print(f"  {'statistics':10} of inputs are collected where no run has yet; not in the time predicted")
+        say(f"  {'statistics':10} of inputs are collected where no run has yet; not in the time predicted")
     for failure in found.failures:
-        print(f"  failed when it was timed, so not in the time: {failure}")
+        say(f"  failed when it was timed, so not in the time: {failure}")
 
 
 def _duration(seconds: float) -> str:
@@ -166,4 +176,4 @@ def _duration(seconds: float) -> str:
 
 
 def _say(message: str) -> None:
-    print(message, file=sys.stderr)
+    say(message, sys.stderr)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from lrbench.cli.output import say
+
 
 def add_parser(subparsers: Any) -> None:
     """Adds the verb."""
@@ -26,5 +28,5 @@ def run(args: argparse.Namespace) -> int:
     for key, value in entry.items():
         if isinstance(value, dict):
             value = ", ".join(f"{name} {version}" for name, version in value.items())
-        print(f"{key:11} {value}")
+        say(f"{key:11} {value}")
     return 0

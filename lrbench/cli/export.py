@@ -7,6 +7,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from lrbench.cli.output import say
+
 # Not lrbench.export.FORMATS, so that --help stays quick; a test holds the two together.
 _FORMATS = ("dense", "factored", "lora")
 
@@ -59,5 +61,5 @@ def run(args: argparse.Namespace) -> int:
     subject = Subject.of_cell(again, found, made=shlex.join(command))
     {"dense": write_dense, "factored": write_factored, "lora": write_adapter}[args.format](subject, args.directory)
     size = sum(file.stat().st_size for file in args.directory.rglob("*.safetensors"))
-    print(f"{args.directory}: {args.format}, {size / 1e6:.1f} MB of weights; README.md says what it is")
+    say(f"{args.directory}: {args.format}, {size / 1e6:.1f} MB of weights; README.md says what it is")
     return 0

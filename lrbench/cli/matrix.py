@@ -94,7 +94,7 @@ def _methods(asked: Sequence[str] | None, plugins: Sequence[str]) -> list[Method
         for broken in registry.broken:
             if broken.source in named or str(Path(broken.source).parent) in named:
                 raise PluginError(f"{broken.source}: {broken.error}; mend it, or say by --reducer what is to run")
-            print(f"lrbench: {broken.source} cannot be loaded and is left out: {broken.error}", file=sys.stderr)
+            output.say(f"lrbench: {broken.source} cannot be loaded and is left out: {broken.error}", sys.stderr)
         asked = sorted(registry.reducers)
     repeated = next((text for text in asked if asked.count(text) > 1), None)
     if repeated is not None:

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from lrbench.cli.output import say
+
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Adds the verb to the command line."""
@@ -29,5 +31,5 @@ def run(args: argparse.Namespace) -> int:
     """
     from lrbench.merge import merge
 
-    print(merge(args.runs, args.out).summary())
+    say(merge(args.runs, args.out).summary())
     return 0

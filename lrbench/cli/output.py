@@ -6,9 +6,10 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from lrbench.errors import InputError
+from lrbench.plain_text import printable
 
 if TYPE_CHECKING:
     from lrbench.render.document import Document
@@ -20,6 +21,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """`--format` and `--output`."""
     parser.add_argument("--format", choices=FORMATS, default="terminal", help="default: %(default)s")
     parser.add_argument("--output", metavar="FILE", type=Path, help="write to a file instead of the screen")
+
+
+def say(line: str = "", file: TextIO | None = None) -> None:
+    """Prints one line to standard output (or `file`): names in it may be anyone's, and none of them is obeyed."""
+    print(printable(line), file=file or sys.stdout)
 
 
 def check(path: Path | None, option: str = "--output") -> None:

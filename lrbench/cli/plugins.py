@@ -7,6 +7,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
+from lrbench.cli.output import say
 from lrbench.errors import InputError, PluginError
 
 if TYPE_CHECKING:
@@ -86,28 +87,26 @@ def run_list(args: argparse.Namespace) -> int:
     registry = _registry(args.plugin)
     width = max((len(name) for name in registry.reducers), default=0)
     for name, reducer in sorted(registry.reducers.items()):
-        print(f"{name:{width}}  {_summary(reducer)}  [{registry.source(name)}]")
+        say(f"{name:{width}}  {_summary(reducer)}  [{registry.source(name)}]")
     for broken in registry.broken:
-        print(f"broken: {broken.source}: {broken.error}")
+        say(f"broken: {broken.source}: {broken.error}")
     return 0
 
 
 def run_show(args: argparse.Namespace) -> int:
     """Prints one reducer."""
-    import inspect
-
     from lrbench.reducer import PROMISES
 
     registry = _registry(args.plugin)
     reducer = registry.get(args.name)
-    print(f"{args.name}  [{registry.source(args.name)}]\n")
-    print(f"{inspect.getdoc(reducer) or 'No documentation.'}\n")
+    for line in (f"{args.name}  [{registry.source(args.name)}]", "", *_documentation(reducer), ""):
+        say(line)
     parameters = registry.parameters(args.name)
     print("parameters" if parameters else "no parameters")
     for parameter in parameters:
-        print(f"  {parameter.name}: {parameter.type} = {parameter.default!r}  {parameter.doc}".rstrip())
+        say(f"  {parameter.name}: {parameter.type} = {parameter.default!r}  {parameter.doc}".rstrip())
     if reducer.needs:
-        print(f"needs calibration: {', '.join(sorted(reducer.needs))}")
+        say(f"needs calibration: {', '.join(sorted(reducer.needs))}")
     if reducer.promises:
         print("promises")
         for promise in sorted(reducer.promises):
@@ -137,9 +136,9 @@ def run_new(args: argparse.Namespace) -> int:
             raise InputError(f"{path}: there already; choose another name or --dir")
     file.write_text(REDUCER.substitute(names))
     test.write_text(TEST.substitute(names))
-    print(f"wrote {file} and {test}")
-    print(f"  lrbench plugins test {file}")
-    print(f"  lrbench run quickstart --plugin {file} --set 'reducers=[{args.name}]'")
+    say(f"wrote {file} and {test}")
+    say(f"  lrbench plugins test {file}")
+    say(f"  lrbench run quickstart --plugin {file} --set 'reducers=[{args.name}]'")
     return 0
 
 
@@ -160,10 +159,10 @@ def run_test(args: argparse.Namespace) -> int:
         for result in results:
             mark = "skip" if result.skipped else "ok" if result.passed else "FAIL"
             detail = result.skipped or ("" if result.passed else result.detail)
-            print(f"{mark:4}  {result.name}{': ' + detail if detail else ''}")
+            say(f"{mark:4}  {result.name}{': ' + detail if detail else ''}")
         wrong = sum(not result.passed for result in results)
         failed += wrong
-        print(f"{name}: {f'{wrong} of {len(results)} checks failed' if wrong else f'all {len(results)} checks passed'}")
+        say(f"{name}: {f'{wrong} of {len(results)} checks failed' if wrong else f'all {len(results)} checks passed'}")
     return 1 if failed else 0
 
 
@@ -175,3 +174,9 @@ def _registry(files: list[str]) -> Registry:
 
 def _summary(reducer: type) -> str:
     return (reducer.__doc__ or "").strip().split("\n")[0]
+
+
+def _documentation(reducer: type) -> list[str]:
+    import inspect
+
+    return (inspect.getdoc(reducer) or "No documentation.").split("\n")

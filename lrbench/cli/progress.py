@@ -9,12 +9,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import markup
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lrbench.evaluate.engine import Step
 from lrbench.measured import Overall, unpaired
+from lrbench.plain_text import clean
 from lrbench.store import Row
 
 WINDOW = 10.0  # seconds of scoring over which the speed is a mean
@@ -51,7 +52,7 @@ class TerminalProgress:
 
     def note(self, message: str) -> None:
         """Says what is going on."""
-        self._console.print(f"[dim]{escape(message)}[/dim]", highlight=False, soft_wrap=True)
+        self._say(f"[dim]{_escaped(message)}[/dim]")
 
     def planned(self, model: str, cells: int, reused: int, tasks: Mapping[str, Sequence[str]]) -> None:
         """Starts counting a model's cells; a row's score is the leaderboard's, over `tasks` (with their subtasks)."""
@@ -61,7 +62,7 @@ class TerminalProgress:
         already = f", {reused} already there" if reused else ""
         self.note(f"{model}: {cells} cells{already}")
         if self._bar is not None and self._total:
-            self._task = self._bar.add_task(escape(model), total=self._total, engine="", best="")
+            self._task = self._bar.add_task(_escaped(model), total=self._total, engine="", best="")
 
     def scoring(self, step: Step) -> None:
         """Notes how far up the engine is, and how fast.
@@ -84,14 +85,12 @@ class TerminalProgress:
         """Counts a row; failed ones are said at once."""
         self._done += 1
         if row.status == "failed":
-            self._console.print(
-                f"[red]failed[/red] {escape(_name(row))}: {escape(row.reason or '')}", highlight=False, soft_wrap=True
-            )
+            self._say(f"[red]failed[/red] {_escaped(_name(row))}: {_escaped(row.reason or '')}")
         if row.status == "ok" and row.requested:
             self._compete(row)
         if self._bar is not None:
             best = f"best {self._best[0]:.3f} {self._best[1]}" if self._best else ""
-            self._bar.update(self._task, advance=1, best=escape(best))
+            self._bar.update(self._task, advance=1, best=_escaped(best))
         else:
             self._line()
 
@@ -101,7 +100,10 @@ class TerminalProgress:
             self._last_line = time.monotonic()
             engine = f", {self._engine()}" if self._where else ""
             best = f", best {self._best[0]:.3f} ({self._best[1]})" if self._best else ""
-            self._console.print(f"{self._done} of {self._total} cells{engine}{best}", highlight=False, soft_wrap=True)
+            self._say(_escaped(f"{self._done} of {self._total} cells{engine}{best}"))
+
+    def _say(self, marked: str) -> None:
+        self._console.print(marked, highlight=False, soft_wrap=True, emoji=False)
 
     def _engine(self) -> str:
         if not self._tokens or not self._seconds:
@@ -117,6 +119,11 @@ class TerminalProgress:
             score.value > self._best[0] if overall.higher_is_better else score.value < self._best[0]
         ):
             self._best = (score.value, _name(row))
+
+
+def _escaped(text: str) -> str:
+    """Text in rich's markup that is shown as it is; names in it may be anyone's, and none of them is obeyed."""
+    return markup.escape(clean(text))
 
 
 def _round(number: float) -> str:

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from lrbench.cli.output import say
+
 
 def add_parser(subparsers: Any) -> None:
     """Adds the verb."""
@@ -45,5 +47,5 @@ def run(args: argparse.Namespace) -> int:
         done = publish(
             runs, args.to, title=args.title, spectra=args.spectrum, progress=lambda what: status.update(what)
         )
-    print(f"{done.index} ({done.rows} rows, {done.figures} figures, {done.files} files)")
+    say(f"{done.index} ({done.rows} rows, {done.figures} figures, {done.files} files)")
     return 0

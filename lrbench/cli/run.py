@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lrbench.cli.output import say
 from lrbench.evaluate import ENGINES
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def load_registry(*files: Iterable[str | Path]) -> Registry:
     registry = Registry.load(named)
     for broken in registry.broken:
         if Path(broken.source) in named or Path(broken.source).parent in named:
-            print(f"lrbench: plugin {broken.source} cannot be loaded: {broken.error}", file=sys.stderr)
+            say(f"lrbench: plugin {broken.source} cannot be loaded: {broken.error}", sys.stderr)
     return registry
 
 
@@ -75,14 +76,17 @@ def run(args: argparse.Namespace) -> int:
         from lrbench.cli import check
 
         return check.show(args.suite, args)
+    from lrbench.suite import load_suite
+
+    suite = load_suite(args.suite, overrides=args.overrides, limit=args.limit, dtype=args.dtype)
+
+    # a suite that is wrong in itself is refused before torch is imported
     from lrbench.cli.leaderboard import write
     from lrbench.cli.progress import TerminalProgress
     from lrbench.leaderboard import build
     from lrbench.render import renderer, terminal
     from lrbench.run import run_suite
-    from lrbench.suite import load_suite
 
-    suite = load_suite(args.suite, overrides=args.overrides, limit=args.limit, dtype=args.dtype)
     registry = load_registry(suite.plugins, args.plugin)
     out = args.out or default_directory(suite)
     # What ends a job on a cluster: treated as ^C, so that the terminal is left in order and the way on is said.
@@ -95,11 +99,11 @@ def run(args: argparse.Namespace) -> int:
             )  # fmt: skip
     except KeyboardInterrupt:
         done = f"the rows so far are in {out}; the same command goes on where it stopped"
-        print(f"lrbench: interrupted; {done}", file=sys.stderr)
+        say(f"lrbench: interrupted; {done}", sys.stderr)
         return INTERRUPTED
     board = build([result.directory])
     for name, suffix in (("markdown", "md"), ("csv", "csv"), ("json", "json")):
         write(out / f"leaderboard.{suffix}", renderer(name)(board))
     terminal.show(board)
-    print(result.summary())
+    say(result.summary())
     return 0 if not result.failed else 1

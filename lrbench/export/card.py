@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from lrbench.edits_in_words import describe, ranks, relative_error
 from lrbench.environment import in_words
 from lrbench.export.description import Description
 from lrbench.export.subject import Subject
+from lrbench.plain_text import clean, printable
+from lrbench.render.markdown import escape
 from lrbench.store import Edit
 
 LOAD_DENSE = """```python
@@ -80,12 +83,13 @@ def card(subject: Subject, form: str, description: Description | None = None) ->
     """
     edits, row = subject.edits, subject.row
     method = row.method if row is not None else None
-    title = f"{_plain(subject.base)}, {_plain(method or 'reduced')}{f', {row.setting}' if row is not None else ''}"
+    title = f"{subject.base}, {method or 'reduced'}{f', {row.setting}' if row is not None else ''}"
     parts = [
         _front_matter(subject, form),
-        f"# {title}",
+        f"# {escape(title)}",
         f"`{_plain(subject.base)}` with {_what(subject)} replaced by a "
-        f"decomposition ({describe(edits, len(subject.inventory.blocks))}), made by lrbench {lrbench.__version__}.",
+        f"decomposition ({escape(describe(edits, len(subject.inventory.blocks)))}), "
+        f"made by lrbench {lrbench.__version__}.",
         "## What it scored" if row is not None and row.scores else "",
         _scores(subject),
         "## What was edited",
@@ -93,7 +97,7 @@ def card(subject: Subject, form: str, description: Description | None = None) ->
         _edits(edits),
         "## How to load it",
         {"dense": LOAD_DENSE, "factored": LOAD_FACTORED, "lora": LOAD_ADAPTER}[form].replace(
-            "BASE", _plain(subject.delta.name if subject.delta else subject.base)
+            '"BASE"', json.dumps(_plain(subject.delta.name if subject.delta else subject.base))
         ),
         _plainly(description),
         "## How it was made",
@@ -116,10 +120,10 @@ def _front_matter(subject: Subject, form: str) -> str:
     delta = subject.delta if form == "lora" else None
     name, folder = (delta.name, delta.folder) if delta else (subject.base, subject.base_folder)
     if folder is None:
-        data["base_model"] = name
+        data["base_model"] = clean(name)
     licence = _licence_of(subject.base_folder)
     if licence:
-        data["license"] = licence
+        data["license"] = clean(licence)
     data["tags"] = ["lrbench", "low-rank"]
     return "---\n" + yaml.safe_dump(data, sort_keys=False, allow_unicode=True) + "---"
 
@@ -145,9 +149,10 @@ def _summary(subject: Subject) -> str:
         lines.append(f"- relative error {what} over all edited weights: {error:.4g}")
     if row is not None:
         method = f"`{_plain(row.reducer or '')}`"
-        settings = ", ".join(f"{_plain(key)} = {_plain(value)}" for key, value in row.params.items())
+        settings = ", ".join(f"{escape(key)} = {escape(str(value))}" for key, value in row.params.items())
         lines.insert(
-            0, f"- method: {method}{f' ({settings})' if settings else ''}; asked: {row.setting}; seed {row.seed}"
+            0,
+            f"- method: {method}{f' ({settings})' if settings else ''}; asked: {escape(row.setting)}; seed {row.seed}",
         )
         if row.keep_targets is not None and row.keep_model is not None:
             whole = "the model, on top of the base" if subject.delta else "the model"
@@ -193,10 +198,10 @@ def _made(subject: Subject) -> str:
     if subject.row is not None:
         lines.append(f"Cell `{subject.row.cell}` of suite `{_plain(subject.row.suite)}`.")
     if subject.environment:
-        lines.append(f"Scored on {_plain(in_words(dict(subject.environment)))}.")
+        lines.append(f"Scored on {escape(in_words(dict(subject.environment)))}.")
     if subject.suite:
         text = yaml.safe_dump(_given(dict(subject.suite)), sort_keys=False, allow_unicode=True, width=100)
-        lines.append("The suite:\n\n" + "\n".join("    " + line for line in text.splitlines()))
+        lines.append("The suite:\n\n" + "\n".join(f"    {printable(line)}" for line in text.split("\n")))
     return "\n\n".join(lines)
 
 
@@ -227,7 +232,7 @@ def _licence_of(folder: Path | None) -> str | None:
 
 def _plain(text: object) -> str:
     """Names from models, tasks and plugins as text of one line that cannot end a code span or begin markup."""
-    return re.sub(r"[`<>\x00-\x1f\x7f]+", " ", str(text)).strip()
+    return clean(re.sub(r"[`<>]+", " ", str(text)))
 
 
 def _cell(text: object) -> str:

@@ -110,6 +110,7 @@ def load_weights(
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source.where, revision=source.pinned, trust_remote_code=source.trusted, dtype=dtype or "auto",
                 attn_implementation=spec.attn_implementation, device_map=device_map, output_loading_info=True,
+                use_safetensors=True,  # a pickle is a program
             )  # fmt: skip
             model, found = loaded
             _refuse_gaps(source, found)
@@ -156,7 +157,7 @@ def choose_device(name: str | None) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"device {name!r} cannot be used here: {one_line(error)}") from error
+        raise ModelError(f"device {name!r} cannot be used here: {one_line(error)}; cpu always can") from error
     return device
 
 

@@ -244,6 +244,12 @@ def _reason(where: str, revision: str | None, error: Exception) -> str:
         )
     if "for this kind of AutoModel" in text:
         return f"{where}: not a causal language model: {text.partition('Model type should')[0].strip()}"
+    if "safetensors" in text and "no file named" in text:
+        return (
+            f"{where}: its weights are not stored as safetensors, and pickles (.bin, .pt) are not read: they can "
+            "run any code; convert them where you trust them: "
+            "AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
+        )
     if local or where.startswith("a random "):
         return f"{where}: cannot be loaded: {text}"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 
+from lrbench.file_names import RESERVED
+
 _LONGEST = 48
-# What Windows takes for a device whatever its suffix.
-_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{digit}" for port in ("com", "lpt") for digit in range(10))}
 
 
 def slug(name: str) -> str:
@@ -16,7 +16,7 @@ def slug(name: str) -> str:
     Names that are not so themselves get eight digits of their hash, so that no two fall together.
     """
     plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    if plain and plain == name and len(plain) <= _LONGEST and plain not in _RESERVED:
+    if plain and plain == name and len(plain) <= _LONGEST and plain not in RESERVED:
         return plain
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     return f"{plain[:_LONGEST].strip('-')}-{digest}".lstrip("-")

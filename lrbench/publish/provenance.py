@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from lrbench.edits_in_words import describe, optimal_error, relative_error
+from lrbench.plain_text import printable
 from lrbench.render.json import finite
 from lrbench.render.text import clean
 from lrbench.store import Row, RunDirectory
@@ -48,7 +49,7 @@ class Run:
             name=name,
             key=key,
             manifest=manifest,
-            suite=yaml.safe_dump(_without_nothing(suite), sort_keys=False, allow_unicode=True) if suite else "",
+            suite=_as_yaml(_without_nothing(suite)) if suite else "",
             rows={cell: rows[cell] for cell in manifest.get("cells", rows) if cell in rows},
             environments=directory.environments(),
         )
@@ -153,6 +154,14 @@ def _public(manifest: dict[str, Any]) -> dict[str, Any]:
         for entry in manifest.get("reducers") or ()
     ]
     return {key: value for key, value in manifest.items() if key != "paths"} | {"reducers": reducers}
+
+
+def _as_yaml(suite: Any) -> str:
+    """A suite as YAML, with signs that a terminal or an editor would act on written as escapes."""
+    text = yaml.safe_dump(suite, sort_keys=False, allow_unicode=True)
+    if all(printable(line) == line for line in text.split("\n")):
+        return text
+    return yaml.safe_dump(suite, sort_keys=False)
 
 
 def _without_nothing(value: Any) -> Any:

@@ -145,7 +145,8 @@ class _Site:
             if run.suite:
                 what = "the suite with all defaults written out: lrbench run takes it"
                 self._offer(heading, f"suite-{run.key}.yaml", what, run.suite.encode("utf-8", "replace"))
-            rows = "".join(row.model_dump_json(by_alias=True) + "\n" for row in run.rows.values())
+            lines = (json.loads(row.model_dump_json(by_alias=True)) for row in run.rows.values())
+            rows = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)  # all of it ASCII
             self._offer(heading, f"rows-{run.key}.jsonl", "the rows, a line each", rows.encode("utf-8", "replace"))
             if run.manifest:
                 text = json.dumps(run.manifest, indent=2, ensure_ascii=True) + "\n"

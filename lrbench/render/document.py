@@ -103,7 +103,7 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """CSV (RFC 4180) in full precision; nothing for None and NaN; no text that a spreadsheet takes for a formula."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\r\n")
-    writer.writerow(header)
+    writer.writerow([field(name) for name in header])
     writer.writerows([field(value) for value in row] for row in rows)
     return text.getvalue()
 

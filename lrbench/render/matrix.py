@@ -93,7 +93,7 @@ def as_json(report: Report) -> str:
         "environment": report.environment,
         "rows": [_row(outcome) for outcome in report.ordered()],
     }
-    return json.dumps(finite(data), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    return json.dumps(finite(data), indent=2, allow_nan=False) + "\n"
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def as_json(report: Report) -> str:
         ],
         "left_out": [{"weight": name, "reason": why} for name, why in report.left_out],
     }  # fmt: skip
-    return json.dumps(finite(data), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    return json.dumps(finite(data), indent=2, allow_nan=False) + "\n"
 
 
 def _point(claim: Claim) -> tuple[str, str, str]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
-import unicodedata
 from collections.abc import Iterable
 
 from lrbench.leaderboard import Column, Entry, Leaderboard, Value
 from lrbench.measured import Measured
+from lrbench.plain_text import clean
 from lrbench.render import selection
 
 MISSING = "—"
@@ -25,15 +24,6 @@ _UNITS = {
 SIGNIFICANT, TIE, SPREAD = "*", "=", "σ"
 STYLES = "Green: better, red: worse."
 FRONT = f"{PARETO} Pareto-optimal: no other row scored on the same documents keeps less and scores more."
-
-_ESCAPE_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b.")
-
-
-def clean(text: str) -> str:
-    """One printable line: escape sequences, control and bidirectional characters are taken out."""
-    text = _ESCAPE_SEQUENCE.sub("", text)
-    kept = (" " if char.isspace() else char for char in text if char.isspace() or unicodedata.category(char)[0] != "C")
-    return " ".join("".join(kept).split())
 
 
 def units(columns: Iterable[Column]) -> str:

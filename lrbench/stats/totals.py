@@ -48,7 +48,7 @@ class Scores:
         documents = tuple(sorted(values))
         try:
             table = np.array([values[document] for document in documents], dtype=float)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return cls(documents, None)
         fits = len(table) > 0 and (table.ndim == 1 or table.shape[1:] == (2,))
         return cls(documents, table if fits and np.isfinite(table).all() else None)

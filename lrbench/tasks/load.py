@@ -21,6 +21,7 @@ from lrbench.tasks.containment import contained
 from lrbench.tasks.data import with_data
 from lrbench.tasks.folders import BUNDLED, PROTOCOLS, check_folders, with_absolute_data
 from lrbench.tasks.token_windows import TokenPerplexity
+from lrbench.tasks.upstream import unheard_of
 
 
 class TaskSpec(Protocol):
@@ -110,15 +111,32 @@ def _manager(specs: list[TaskSpec], places: list[Path], notify: Callable[[str], 
     manager = TaskManager(include_path=list(places), include_defaults=False)
     missing = sorted({name for spec in specs for name in _missing(spec.task, manager.task_index)})
     if missing:
+        _refuse_unheard_of(specs, manager.task_index)
         notify(f"reading lm-eval's own tasks for {', '.join(missing)} (some ten seconds)")
         manager = TaskManager(include_path=list(places))
         for spec in specs:
             for name in _missing(spec.task, manager.task_index):
                 with _about(spec):
-                    raise TaskError(
-                        f"unknown task {name!r}{_named_by(name, spec)}{did_you_mean(name, manager.all_tasks)}"
-                    )
+                    raise _unknown(name, spec, manager.all_tasks)
     return manager
+
+
+def _refuse_unheard_of(specs: list[TaskSpec], index: dict[str, Entry]) -> None:
+    """Says at once that a task is unknown, where lm-eval's own index need not be read to tell."""
+    plain = [spec for spec in specs if not _is_pattern(spec.task)]
+    unknown, known = unheard_of({name for spec in plain for name in _missing(spec.task, index)})
+    for spec in plain:
+        for name in _missing(spec.task, index):
+            if name in unknown:
+                with _about(spec):
+                    raise _unknown(name, spec, {*index, *known})
+
+
+def _unknown(name: str, spec: TaskSpec, known: Iterable[str]) -> TaskError:
+    hint = did_you_mean(name, known) or (
+        "; `lm-eval list tasks` lists lm-eval's, and 'task_paths' names folders of others"
+    )
+    return TaskError(f"unknown task {name!r}{_named_by(name, spec)}{hint}")
 
 
 @contextmanager
