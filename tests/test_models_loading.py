@@ -118,7 +118,9 @@ ENCODER = {**COMMON, "vocab_size": 2048, "intermediate_size": 64}
 def test_an_encoder_that_passes_for_a_language_model_is_refused_before_its_weights(kind):
     spec = ModelSpec(config={**ENCODER, "model_type": kind})
     for read in (load_structure, load):
-        with pytest.raises(ModelError, match=f"{kind} with `is_decoder: false` is an encoder.*write `is_decoder: true`"):
+        with pytest.raises(
+            ModelError, match=f"{kind} with `is_decoder: false` is an encoder.*write `is_decoder: true`"
+        ):
             read(spec)
     decoder = ModelSpec(config={**ENCODER, "model_type": kind, "is_decoder": True})
     assert len(load_structure(decoder).slots) == len(load(decoder, device="cpu").inventory.slots) > 0
