@@ -9,7 +9,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from lrbench.cli.run import add_suite_options, default_directory, load_registry
+from lrbench.cli.run import add_suite_options, default_directory, load_registry, read_suite
 from lrbench.models.roles import ROLES
 
 if TYPE_CHECKING:
@@ -42,13 +42,12 @@ def run(args: argparse.Namespace) -> int:
 
 def show(name: str, args: argparse.Namespace) -> int:
     """Prints one suite's plan, and with `args.probe` the prediction."""
+    suite = read_suite(name, args)
     from lrbench.calibration.sources import read_text
     from lrbench.plan import make_plan, methods
     from lrbench.run import structure_of, tasks_of
-    from lrbench.suite import load_suite
     from lrbench.updates import check_base
 
-    suite = load_suite(name, overrides=args.overrides, limit=args.limit, dtype=args.dtype)
     registry = load_registry(suite.plugins, args.plugin)
     built = methods(suite, registry)
     tasks = tasks_of(suite, _say)

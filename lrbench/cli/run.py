@@ -50,6 +50,24 @@ def load_registry(*files: Iterable[str | Path]) -> Registry:
     return registry
 
 
+def read_suite(name: str, args: argparse.Namespace) -> Suite:
+    """The suite called `name`, as the command line changes it.
+
+    Raises:
+        InputError: there is no such suite, or it is wrong; a task that no file defines is refused here, before lm-eval
+            is imported.
+    """
+    from lrbench.suite import load_suite
+    from lrbench.tasks.names import unknown
+
+    suite = load_suite(name, overrides=args.overrides, limit=args.limit, dtype=args.dtype)
+    named = {spec.task: spec.path for spec in reversed(suite.tasks)}
+    if all(folder.is_dir() for folder in suite.task_paths):
+        for task, hint in unknown([spec.task for spec in suite.tasks], suite.task_paths):
+            raise suite.error(named[task], f"unknown task {task!r}{hint}")
+    return suite
+
+
 def add_parser(subparsers: Any) -> None:
     """Adds the verb."""
     parser = subparsers.add_parser(
@@ -75,14 +93,13 @@ def run(args: argparse.Namespace) -> int:
         from lrbench.cli import check
 
         return check.show(args.suite, args)
+    suite = read_suite(args.suite, args)
     from lrbench.cli.leaderboard import write
     from lrbench.cli.progress import TerminalProgress
     from lrbench.leaderboard import build
     from lrbench.render import renderer, terminal
     from lrbench.run import run_suite
-    from lrbench.suite import load_suite
 
-    suite = load_suite(args.suite, overrides=args.overrides, limit=args.limit, dtype=args.dtype)
     registry = load_registry(suite.plugins, args.plugin)
     out = args.out or default_directory(suite)
     # What ends a job on a cluster: treated as ^C, so that the terminal is left in order and the way on is said.

@@ -16,9 +16,10 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from lrbench.errors import LrbenchError, TaskError, did_you_mean, one_line
+from lrbench.errors import LrbenchError, TaskError, one_line
 from lrbench.tasks.containment import contained
 from lrbench.tasks.folders import BUNDLED, check_folders, with_absolute_data
+from lrbench.tasks.names import suggestion, unknown
 
 
 class TaskSpec(Protocol):
@@ -69,7 +70,8 @@ def load_tasks(
 ) -> TaskSet:
     """Loads tasks, with their documents.
 
-    lm-eval's own 14,000 tasks are read (some ten seconds) only where a name is not found in the folders.
+    lm-eval's own 14,000 tasks are read (some ten seconds) only where a name is not found in the folders, and only where
+    their files have that name.
 
     Args:
         specs: what to load; anything with `task`, `limit` and `num_fewshot`.
@@ -97,15 +99,22 @@ def _manager(specs: list[TaskSpec], places: list[Path], notify: Callable[[str], 
     manager = TaskManager(include_path=list(places), include_defaults=False)
     missing = sorted({name for spec in specs for name in _missing(spec.task, manager.task_index)})
     if missing:
+        _refuse(specs, manager, dict(unknown(missing, places)))
         notify(f"reading lm-eval's own tasks for {', '.join(missing)} (some ten seconds)")
+        ours = list(manager.all_tasks)
         manager = TaskManager(include_path=list(places))
-        for spec in specs:
-            for name in _missing(spec.task, manager.task_index):
-                with _about(spec):
-                    raise TaskError(
-                        f"unknown task {name!r}{_named_by(name, spec)}{did_you_mean(name, manager.all_tasks)}"
-                    )
+        still = {name for spec in specs for name in _missing(spec.task, manager.task_index)}
+        _refuse(specs, manager, {name: suggestion(name, ours, manager.all_tasks) for name in still})
     return manager
+
+
+def _refuse(specs: list[TaskSpec], manager: TaskManager, unknown: dict[str, str]) -> None:
+    """Raises TaskError at the first spec that comes to one of some names, each with what it may have meant."""
+    for spec in specs if unknown else ():
+        for name in _missing(spec.task, manager.task_index):
+            if name in unknown:
+                with _about(spec):
+                    raise TaskError(f"unknown task {name!r}{_named_by(name, spec)}{unknown[name]}")
 
 
 @contextmanager
