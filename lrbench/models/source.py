@@ -31,14 +31,10 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from lrbench.errors import ModelError, did_you_mean, one_line
+from lrbench.models.checkpoints import bundled
 
 if TYPE_CHECKING:
     from lrbench.suite import ModelSpec
-
-
-def bundled() -> dict[str, Path]:
-    """Names and folders of the bundled models."""
-    return {"almanac": Path(__file__).parent / "almanac" / "checkpoint"}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Names of tasks as they stand in the files, read in a second and without importing lm-eval.
 
-lm-eval's own index is built from 14,000 files of YAML, which takes it ten seconds, and importing it takes five more. That
+lm-eval's own index is built from 14,000 files of YAML, which takes it ten seconds, and importing it five more. That
 a name is unknown can be told sooner: where no file has it as a word in a place where names stand, none defines it.
 """
 
