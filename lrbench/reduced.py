@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, get_args
 from weakref import WeakKeyDictionary, WeakSet
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lrbench.editing import Inference, in_place, noted
@@ -59,6 +60,7 @@ class Reduced:
         self._reductions = noted(slots, reductions, inference)
         self._edit = ExitStack()
         self._edit.enter_context(in_place(model, slots, reductions, inference))
+        self._versions = {name: (tensor, tensor._version) for name, tensor in _state(model)}
         self._number = next(_COUNT)
         _LIVE.setdefault(model, WeakSet()).add(self)
         self._restored = False
@@ -113,7 +115,8 @@ class Reduced:
             tokenizer: to go with it.
 
         Raises:
-            InputError: an unknown format, or the directory is taken or cannot be written.
+            InputError: an unknown format, the directory is taken or cannot be written, or the model was changed after
+                it was reduced; then it is not restored.
             ModelError: the edit is no low-rank update, for `lora`.
         """
         from lrbench.export import FORMATS
@@ -127,6 +130,7 @@ class Reduced:
             raise InputError(f"format {format!r}; it is one of {', '.join(FORMATS)}")
         if self._restored:
             raise InputError("this edit has been restored; export it before, or reduce again")
+        self._refuse_changed()
         self.restore()
         name = str(getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__)
         folder = Path(name) if Path(name).is_dir() else None
@@ -136,6 +140,16 @@ class Reduced:
             made="lrbench.reduce(...)",
         )  # fmt: skip
         writers[format](subject, Path(directory))
+
+    def _refuse_changed(self) -> None:
+        """What is written are the factors and the model's other weights: both must be those that were reduced."""
+        now = dict(_state(self.model))
+        for name, (tensor, version) in self._versions.items():
+            if now.get(name) is not tensor or tensor._version != version:
+                raise InputError(
+                    f"{name} was changed after the model was reduced, and the export would be another model; "
+                    "restore(), change it, and reduce again"
+                )
 
     def __enter__(self) -> Reduced:
         return self
@@ -224,6 +238,11 @@ def reduce(
     if isinstance(outcome, LrbenchError):
         raise outcome
     return Reduced(model, inventory, slots, outcome, inference)
+
+
+def _state(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers that are saved, by name."""
+    return iter(model.state_dict(keep_vars=True).items())
 
 
 def _plain(value: Any) -> Any:

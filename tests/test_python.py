@@ -274,3 +274,27 @@ def test_where_there_is_nothing_to_load_it_is_said(tmp_path):
         lrbench.load(tmp_path / "file.json")
     with pytest.raises(InputError, match="a dense export is loaded by AutoModelForCausalLM"):
         lrbench.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.down_proj.weight", "model.norm.weight"])
+def test_a_model_changed_after_it_was_reduced_is_not_exported(name, tmp_path):
+    model = tiny("llama")
+    reduced = lrbench.reduce(model, "svd", layers=1, weights="mlp.down", keep=0.5)
+    with torch.no_grad():
+        model.get_parameter(name).mul_(2)
+    with pytest.raises(InputError, match=f"^{name} was changed after the model was reduced.*reduce again$"):
+        reduced.export(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    reduced.restore()
+    again = lrbench.reduce(model, "svd", layers=1, weights="mlp.down", keep=0.5)
+    during = logits(model)
+    again.export(tmp_path / "out", format="factored")
+    torch.testing.assert_close(logits(lrbench.load(tmp_path / "out")), during, rtol=1e-3, atol=1e-3)
+
+
+def test_a_module_replaced_after_the_reduction_is_not_exported(tmp_path):
+    model = tiny("llama")
+    with lrbench.reduce(model, "svd", layers=1, weights="mlp.down", keep=0.5) as reduced:
+        model.model.norm = type(model.model.norm)(model.config.hidden_size)
+        with pytest.raises(InputError, match=r"model\.norm\.weight was changed"):
+            reduced.export(tmp_path / "out", format="factored")
