@@ -261,7 +261,7 @@ def test_a_calibrated_method_is_refused_with_the_way_to_it(name):
     with pytest.raises(InputError, match=f"{name} needs calibration .*run it in a suite that has `calibration`"):
         lrbench.reduce(tiny("llama"), name, keep=0.5)
     text = " ".join((REPOSITORY / "docs" / "python.md").read_text().split())
-    assert "Methods that need calibration (`lrbench plugins list` says which) are refused" in text
+    assert "Methods that need calibration (`lrbench plugins show NAME` says so) are refused" in text
 
 
 def test_where_there_is_nothing_to_load_it_is_said(tmp_path):
