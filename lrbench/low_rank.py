@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from lrbench.factors import Interpolative, LowRank
 from lrbench.linalg import skeleton_rows
-from lrbench.reducer import Reducer
+from lrbench.reducer import Prepared, Reducer
+
+
+class Truncated(Protocol):
+    """What has a product of each rank, as `linalg.WeightedSpectrum`."""
+
+    def factors(self, k: int) -> tuple[Tensor, Tensor]:
+        """Left (out, k) and right (k, in)."""
+
+    def errors(self) -> list[float]:
+        """‖W − left · right‖_F at k = 0 ... min(out, in)."""
 
 
 class LowRankReducer(Reducer):
@@ -49,6 +60,23 @@ class LowRankReducer(Reducer):
         if self.store == "pivoted":
             return pivoted(left, right, dtype)
         return LowRank(left.to(dtype).contiguous(), right.to(dtype).contiguous())
+
+    def truncations(self, spectrum: Truncated) -> Prepared:
+        """What `prepare` returns where one factorization has the product of each rank, to be stored as `store` says."""
+        return _Truncations(self, spectrum)
+
+
+class _Truncations(Prepared):
+    def __init__(self, reducer: LowRankReducer, spectrum: Truncated) -> None:
+        self._reducer, self._spectrum = reducer, spectrum
+
+    def at_rank(self, rank: int) -> LowRank | Interpolative:
+        left, right = self._spectrum.factors(rank)  # (out, k), (k, in)
+        return self._reducer.stored(left, right)
+
+    def errors(self, ranks: Sequence[int]) -> list[float]:
+        errors = self._spectrum.errors()
+        return [errors[rank] for rank in ranks]
 
 
 def pivoted(left: Tensor, right: Tensor, dtype: torch.dtype) -> Interpolative:

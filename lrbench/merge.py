@@ -86,10 +86,14 @@ def merge(shards: Sequence[Path], out: Path) -> Merged:
         out: the directory to make.
 
     Raises:
-        InputError: a shard is no run; two are of different suites, models or data; or two rows of a cell have different
-            scores: shows both, with file and line.
+        InputError: a shard is no run, or given twice; two are of different suites, models or data; or two rows of a
+            cell have different scores: shows both, with file and line.
     """
-    runs = [open_run(path) for path in dict.fromkeys(path.resolve() for path in shards)]
+    places = [path.resolve() for path in shards]
+    repeated = next((path for path, place in zip(shards, places, strict=True) if places.count(place) > 1), None)
+    if repeated is not None:
+        raise InputError(f"{repeated}: this run is given twice; give each shard once")
+    runs = [open_run(path) for path in places]
     if RunDirectory(out).rows_file.exists() and out.resolve() not in [run.path for run in runs]:
         runs.insert(0, open_run(out.resolve()))  # what it has is not lost
     elif out.exists() and not out.is_dir():

@@ -12,7 +12,7 @@ from lrbench.errors import LrbenchError, PluginError
 from lrbench.models.slots import WeightSlot
 from lrbench.parameters import values
 from lrbench.plan import Cell, Method, refusal
-from lrbench.ranks import RankRequest
+from lrbench.ranks import RankRequest, inapplicable
 from lrbench.reducer import Slot
 from lrbench.reductions import Reductions
 from lrbench.registry import Registry
@@ -32,11 +32,20 @@ class Outcome:
     reason: str | None = None
 
     @property
+    def optimum(self) -> float | None:
+        """The least relative error of any matrix of the edit's rank.
+
+        None for a method that is not asked for a rank of the matrix: what it makes of blocks of a small rank may have
+        full rank, of which the optimum is 0 and says nothing.
+        """
+        return self.edit.optimal_error if self.edit and self.method.reducer.rank_of == "weight" else None
+
+    @property
     def ratio(self) -> float | None:
-        """Relative error over the optimal one; None where the optimum is below single precision's rounding."""
-        if self.edit is None or self.edit.optimal_error <= 1e-6:
+        """Relative error over the optimum; None without one, or where it is below single precision's rounding."""
+        if self.edit is None or self.optimum is None or self.optimum <= 1e-6:
             return None
-        return self.edit.relative_error / self.edit.optimal_error
+        return self.edit.relative_error / self.optimum
 
     @property
     def keep(self) -> float | None:
@@ -77,11 +86,22 @@ def method(text: str, registry: Registry) -> Method:
 
 
 def reduce_matrix(
-    slot: WeightSlot, methods: Sequence[Method], requests: Sequence[RankRequest], seed: int = 0
+    slot: WeightSlot,
+    methods: Sequence[Method],
+    requests: Sequence[RankRequest],
+    seed: int = 0,
+    *,
+    skip_inapplicable: bool = False,
 ) -> Iterator[Outcome]:
     """Each method at each request, measured as in a run: after rounding to the matrix's dtype, checked, timed.
 
     Methods that need calibration, or that do not support the slot, are outcomes of status `skipped`.
+
+    Args:
+        slot: as `slot_of` makes it.
+        methods, requests: every pair is an outcome.
+        seed: of what methods draw.
+        skip_inapplicable: whether a method that cannot be asked for ranks of that kind is skipped; else it fails.
     """
     reductions = Reductions(seed)
     for each in methods:
@@ -90,8 +110,18 @@ def reduce_matrix(
             status = "skipped" if skip else "failed"
             yield from (Outcome(each, request, status=status, reason=skip or failure) for request in requests)
             continue
-        cells = [Cell(each, "each", (slot,), request) for request in requests]
-        for cell, done in reductions.of_group(cells):
+        reasons = [inapplicable(request, each.reducer) if skip_inapplicable else None for request in requests]
+        yield from (
+            Outcome(each, request, status="skipped", reason=reason)
+            for request, reason in zip(requests, reasons, strict=True)
+            if reason
+        )
+        cells = [
+            Cell(each, "each", (slot,), request)
+            for request, reason in zip(requests, reasons, strict=True)
+            if reason is None
+        ]
+        for cell, done in reductions.of_group(cells) if cells else ():
             assert cell.request is not None
             if isinstance(done, LrbenchError):
                 yield Outcome(each, cell.request, status="failed", reason=str(done))

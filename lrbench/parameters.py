@@ -15,6 +15,9 @@ from pydantic_core import to_jsonable_python
 from lrbench.errors import PluginError, did_you_mean, one_line
 from lrbench.reducer import Reducer
 
+#: What a reducer declares about its method, by properties where parameters decide it.
+DECLARED = ("rank_of", "randomized", "one_preparation")
+
 
 class Parameter(NamedTuple):
     """One parameter as `lrbench plugins show` prints it."""
@@ -44,6 +47,7 @@ def build(reducer: type[Reducer], params: Mapping[str, Any]) -> Reducer:
 
     Raises:
         ParameterError: an unknown parameter, a value of another type, or a combination the reducer refuses.
+        PluginError: what the reducer declares about its method cannot be read.
     """
     hints = typing.get_type_hints(reducer, include_extras=True)
     known = [field.name for field in _fields(reducer)]
@@ -64,10 +68,14 @@ def build(reducer: type[Reducer], params: Mapping[str, Any]) -> Reducer:
         except (TypeError, ValueError) as error:
             raise ParameterError(f"{reducer.name}: {name}: {one_line(error)}", name) from None
     try:
-        return reducer(**values)
+        built = reducer(**values)
     except Exception as error:  # __post_init__ is the plugin's own code
         text = " ".join(str(error).split()) if isinstance(error, ValueError) and str(error) else one_line(error)
         raise ParameterError(f"{reducer.name}: {text}") from error
+    wrong = _unreadable(built)
+    if wrong is not None:
+        raise PluginError(f"reducer {reducer.name!r} ({reducer.__module__}): {wrong}")
+    return built
 
 
 def describe(reducer: type[Reducer]) -> list[Parameter]:
@@ -99,9 +107,21 @@ def problems(reducer: type[Reducer]) -> str | None:
         hints = typing.get_type_hints(reducer, include_extras=True)
         for field in _fields(reducer):
             TypeAdapter(hints[field.name])
-        reducer()
+        built = reducer()
     except Exception as error:  # annotations and __post_init__ are the plugin's own code
         return f"its parameters cannot be used: {one_line(error)}"
+    return _unreadable(built)
+
+
+def _unreadable(reducer: Reducer) -> str | None:
+    """Why what a reducer says of itself cannot be read: each may be a property, which is the plugin's own code."""
+    for name in DECLARED:
+        try:
+            value = getattr(reducer, name)
+        except (Exception, SystemExit) as error:
+            return f"its {name} fails: {one_line(error)}; mend the property"
+        if name in ("randomized", "one_preparation") and not isinstance(value, bool):
+            return f"its {name} is {value!r}; it is True or False"
     return None
 
 

@@ -36,6 +36,9 @@ _T = TypeVar("_T")
 # An exact reconstruction in float32 still differs by a few roundings; `error: 0` means this.
 _ROUNDINGS = 64
 
+# These count by the weight's own rank.
+_OF_THE_WEIGHT = ("fraction", "energy")
+
 
 @dataclass(frozen=True)
 class RankRequest:
@@ -71,11 +74,8 @@ def closed_rank(
     m, n = slot.shape
     if request.kind == "whole":
         return min(m, n)
-    if request.kind in ("fraction", "energy") and reducer.rank_of != "weight":
-        raise ReducerError(
-            f"{slot.name}: {request.kind} asks for a rank of the weight, but the rank of {reducer.name} is that of "
-            f"{reducer.rank_of}; use `keep`, `error` or `rank`"
-        )
+    if reason := inapplicable(request, reducer):
+        raise ReducerError(f"{slot.name}: {reason}")
     largest = _max_rank(reducer, slot)
     if request.kind == "rank":
         return _checked(int(request.value), request, reducer, slot, largest)
@@ -116,6 +116,16 @@ def worthwhile_ranks(reducer: Reducer, slot: Slot) -> list[tuple[int, int | None
         if numbers < slot.shape[0] * slot.shape[1]:
             found.append((rank, numbers))
     return found
+
+
+def inapplicable(request: RankRequest, reducer: Reducer) -> str | None:
+    """Why a method cannot be asked for ranks of this kind, whatever the weight; None where it can."""
+    if request.kind not in _OF_THE_WEIGHT or reducer.rank_of == "weight":
+        return None
+    return (
+        f"{request.kind} asks for a rank of the weight, but the rank of {reducer.name} is that of "
+        f"{reducer.rank_of}; use `keep`, `error` or `rank`"
+    )
 
 
 def ranks_to_prepare(
@@ -191,6 +201,11 @@ def _largest_that_fits(
 
     if not fits(1):
         smallest = stored(1) or 0
+        if smallest > m * n:
+            raise ReducerError(
+                f"{slot.name}: {reducer.name} stores {smallest} numbers for {m} x {n} at rank 1, more than the "
+                f"{m * n} of the weight itself: at no rank is it smaller; leave it out for weights of this shape"
+            )
         raise ReducerError(
             f"{slot.name}: keep {request.value:g} is too small for rank 1 of {reducer.name}, "
             f"which stores {smallest} numbers for {m} x {n}; "
@@ -260,7 +275,8 @@ def _checked(rank: int, request: RankRequest, reducer: Reducer, slot: Slot, larg
     asked = "" if request.kind == "rank" else f" ({request.kind} {request.value:g})"
     raise ReducerError(
         f"{slot.name}: rank {rank}{asked} is above {largest}, the largest rank of {reducer.name} "
-        f"for {slot.shape[0]} x {slot.shape[1]}; ask for at most {largest}, or use `fraction` or `keep`"
+        f"for {slot.shape[0]} x {slot.shape[1]}; ask for at most {largest}, or use "
+        f"{'`fraction` or `keep`' if reducer.rank_of == 'weight' else '`keep` or `error`'}"
     )
 
 

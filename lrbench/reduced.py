@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import numbers
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
@@ -10,6 +12,7 @@ from types import TracebackType
 from typing import Any, get_args
 from weakref import WeakKeyDictionary, WeakSet
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lrbench.editing import Inference, in_place, noted
@@ -58,6 +61,7 @@ class Reduced:
         self._reductions = noted(slots, reductions, inference)
         self._edit = ExitStack()
         self._edit.enter_context(in_place(model, slots, reductions, inference))
+        self._versions = {name: (tensor, tensor._version) for name, tensor in _state(model)}
         self._number = next(_COUNT)
         _LIVE.setdefault(model, WeakSet()).add(self)
         self._restored = False
@@ -71,6 +75,18 @@ class Reduced:
     def factors(self) -> dict[str, Factors]:
         """What stands in for each weight, by its name."""
         return {slot.name: done.factors for slot, done in zip(self._slots, self._reductions, strict=True)}
+
+    def refuse_factored(self, layers: Sequence[int], weights: Sequence[str]) -> None:
+        """Raises InputError where some of these weights run as this edit's factors, and are no matrices meanwhile."""
+        running = {edit.weight for edit in self.edits if edit.evaluated_as == "factors"}
+        asked = self._inventory.select(layers, weights) if running else ()
+        taken = [slot.name for slot in asked if slot.name in running]
+        if taken:
+            more = f" and {len(taken) - 1} more run" if len(taken) > 1 else " runs"
+            raise InputError(
+                f"{taken[0]}{more} on factors of an earlier edit, which have no matrix to reduce; restore() that one "
+                'first, or make it with inference="dense"'
+            )
 
     def restore(self) -> None:
         """Puts the original weights back, the same objects; several edits of a model are undone in reverse order.
@@ -100,7 +116,8 @@ class Reduced:
             tokenizer: to go with it.
 
         Raises:
-            InputError: an unknown format, or the directory is taken or cannot be written.
+            InputError: an unknown format, the directory is taken or cannot be written, or the model was changed after
+                it was reduced; then it is not restored.
             ModelError: the edit is no low-rank update, for `lora`.
         """
         from lrbench.export import FORMATS
@@ -114,6 +131,7 @@ class Reduced:
             raise InputError(f"format {format!r}; it is one of {', '.join(FORMATS)}")
         if self._restored:
             raise InputError("this edit has been restored; export it before, or reduce again")
+        self._refuse_changed()
         self.restore()
         name = str(getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__)
         folder = Path(name) if Path(name).is_dir() else None
@@ -123,6 +141,16 @@ class Reduced:
             made="lrbench.reduce(...)",
         )  # fmt: skip
         writers[format](subject, Path(directory))
+
+    def _refuse_changed(self) -> None:
+        """What is written are the factors and the model's other weights: both must be those that were reduced."""
+        now = dict(_state(self.model))
+        for name, (tensor, version) in self._versions.items():
+            if now.get(name) is not tensor or tensor._version != version:
+                raise InputError(
+                    f"{name} was changed after the model was reduced, and the export would be another model; "
+                    "restore(), change it, and reduce again"
+                )
 
     def __enter__(self) -> Reduced:
         return self
@@ -161,7 +189,7 @@ def reduce(
     Args:
         model: a transformers model, on its device.
         reducer: a reducer's name, or an instance of `lrbench.Reducer`.
-        layers: as a suite has them: `"all"`, `3`, `-1`, `[0, 3]`, `"4-7"`, `"last half"`.
+        layers: as a suite has them: `"all"`, `3`, `-1`, `[0, 3]`, `"4-7"`, `"last half"`; any iterable of integers.
         weights: roles, groups, LASER's names, or globs on parameter names.
         keep, fraction, rank, energy, error: the rank; exactly one of them.
         seed: of what the reducer draws.
@@ -173,34 +201,63 @@ def reduce(
         The edit: `with lrbench.reduce(model, keep=0.5) as reduced: ...`, or `reduced.restore()`.
 
     Raises:
-        InputError: bad arguments, no such reducer or parameter, layer or weight; nothing was changed.
+        InputError: bad arguments, no such reducer or parameter, layer or weight, one that needs calibration, or a
+            weight that runs as factors of an earlier edit; nothing was changed.
         ReducerError: the reducer failed on a weight, or no rank fits; nothing was changed.
     """
     if not isinstance(model, PreTrainedModel):
         raise InputError(f"model: a transformers model, not {type(model).__name__}; load it first")
     if inference not in get_args(Inference):
         raise InputError(f"inference={inference!r}: it is one of {', '.join(get_args(Inference))}")
+    layers, seed, rank = _plain(layers), _plain(seed), _plain(rank)
+    keep, fraction, energy, error = _plain(keep), _plain(fraction), _plain(energy), _plain(error)
+    params = {name: _plain(value) for name, value in params.items()}
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise InputError(f"seed={seed!r}: a whole number from 0")
     plugins = [plugins] if isinstance(plugins, str | Path) else list(plugins)
     request = _request(keep=keep, fraction=fraction, rank=rank, energy=energy, error=error)
     method = _method(reducer, params, plugins)
+    if method.reducer.needs:
+        raise InputError(
+            f"{method.label} needs calibration ({', '.join(sorted(method.reducer.needs))}), which is not "
+            "done here; run it in a suite that has `calibration`, and export the cell by `lrbench export`"
+        )
     inventory = find_slots(model)
     try:
         chosen = Layers.parse(layers).resolve(len(inventory.blocks))
     except ValueError as wrong:
         raise InputError(f"layers: {wrong}") from None
-    slots = tuple(inventory.select(chosen, [weights] if isinstance(weights, str) else list(weights)))
+    weights = [weights] if isinstance(weights, str) else list(weights)
+    for other in _LIVE.get(model, ()):
+        other.refuse_factored(chosen, weights)
+    slots = tuple(inventory.select(chosen, weights))
     for slot in slots:
         reason = method.reducer.supports(slot.about)
         if reason:
             raise InputError(f"{method.label} does not support {slot.name}: {reason}")
-    if method.reducer.needs:
-        raise InputError(f"{method.label} needs calibration ({', '.join(sorted(method.reducer.needs))}): run a suite")
     [(_, outcome)] = Reductions(seed).of_group([Cell(method, "together", slots, request)])
     if isinstance(outcome, LrbenchError):
         raise outcome
     return Reduced(model, inventory, slots, outcome, inference)
+
+
+def _state(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers that are saved, by name."""
+    return iter(model.state_dict(keep_vars=True).items())
+
+
+def _plain(value: Any) -> Any:
+    """Integers and numbers of numpy and torch as Python's, and iterables of integers as lists; others as they are."""
+    if isinstance(value, str | bytes | bool | Mapping) or value is None:
+        return value
+    if hasattr(value, "__index__") and getattr(value, "ndim", 0) == 0:
+        return operator.index(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    if not isinstance(value, Iterable):
+        return value
+    listed = list(value)
+    return type(value)(map(_plain, listed)) if isinstance(value, list | tuple) else [_plain(entry) for entry in listed]
 
 
 def _request(**given: float | None) -> RankRequest:

@@ -182,8 +182,8 @@ def source_hash(reducer: type[Reducer]) -> str:
 
     own = [cls for cls in reducer.__mro__ if issubclass(cls, Reducer) and cls is not Reducer]
     here = Path(__file__).parent
-    shared = [*(here / f"{name}.py" for name in ("factors", "ranks", "reductions", "reducer"))]
-    shared += sorted((here / "linalg").rglob("*.py"))
+    shared = [*(here / f"{name}.py" for name in ("ranks", "reductions", "reducer"))]
+    shared += [*sorted((here / "factors").rglob("*.py")), *sorted((here / "linalg").rglob("*.py"))]
     digest = hashlib.sha256()
     for module in dict.fromkeys(cls.__module__ for cls in own):
         file = getattr(sys.modules.get(module), "__file__", None)

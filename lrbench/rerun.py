@@ -30,6 +30,8 @@ from lrbench.updates import base_of, definition_of
 #: How far an error may be from the row's: another machine sums in another order.
 TOLERANCE = 1e-3
 
+_SHOWN = 5
+
 
 @dataclass(frozen=True)
 class CellAgain:
@@ -102,9 +104,10 @@ def find_row(run: RunDirectory, prefix: str) -> Row:
         return found[0]
     problem = f"{len(found)} cells begin with" if found else "no cell begins with"
     edited = [row for row in found or rows.values() if row.reducer is not None]
-    known = ", ".join(f"{row.cell[:10]} ({_in_words(row)})" for row in edited[:8])
-    more = f" and {len(edited) - 8} more" if len(edited) > 8 else ""
-    raise InputError(f"{run.path}: {problem} {prefix!r}; there are {known or 'no edited cells'}{more}")
+    known = ", ".join(f"{row.cell[:10]} ({_in_words(row)})" for row in edited[:_SHOWN])
+    more = f" and {len(edited) - _SHOWN} more" if len(edited) > _SHOWN else ""
+    listing = f"; `lrbench leaderboard {run.path} --format csv` lists them" if more else ""
+    raise InputError(f"{run.path}: {problem} {prefix!r}; there are {known or 'no edited cells'}{more}{listing}")
 
 
 def compute_again(

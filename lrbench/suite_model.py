@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from lrbench.errors import did_you_mean
+from lrbench.models.checkpoints import bundled
 from lrbench.suite_errors import misplaced
 from lrbench.suite_values import Count, Spec, Text
 from lrbench.yaml_positions import describe
@@ -129,15 +130,18 @@ class DeltaSpec(Spec):
     """That updates are reduced: what fine-tuning added to the weights of `base`.
 
     Attributes:
-        base: the model before. Its weights alone are read, as the dtype of the fine-tuned model.
+        base: the model before: as a model is written, or the name of a bundled one, a path or hub id alone. Its weights
+            alone are read, as the dtype of the fine-tuned model.
     """
 
     base: ModelSpec
 
     @field_validator("base", mode="before")
     @classmethod
-    def _from_path(cls, value: Any) -> Any:
-        return {"pretrained": value} if isinstance(value, str) else value
+    def _from_text(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return {"name" if value in bundled() else "pretrained": value}
 
     @model_validator(mode="after")
     def _weights_alone(self) -> DeltaSpec:

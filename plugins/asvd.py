@@ -34,20 +34,7 @@ class ASVD(lrbench.LowRankReducer):
         """One SVD serves every rank."""
         size = context.statistics["absmean"].double()  # (n,)
         s = size.clamp(min=1e-6 * float(size.max())).pow(self.alpha)  # (n,), or an input never used would not be fitted
-        return _Truncations(self, linalg.WeightedSpectrum(weight, s))
-
-
-class _Truncations(lrbench.Prepared):
-    def __init__(self, reducer: ASVD, spectrum: linalg.WeightedSpectrum) -> None:
-        self.reducer, self.spectrum = reducer, spectrum
-
-    def at_rank(self, rank: int) -> lrbench.Factors:
-        U, B = self.spectrum.factors(rank)  # (m, k), U_kᵀ W (k, n)
-        return self.reducer.stored(U, B)
-
-    def errors(self, ranks: Sequence[int]) -> list[float]:
-        errors = self.spectrum.errors()
-        return [errors[rank] for rank in ranks]
+        return self.truncations(linalg.WeightedSpectrum(weight, s))
 
 
 @lrbench.hookimpl

@@ -27,20 +27,7 @@ class FisherWeightedSVD(lrbench.LowRankReducer):
         """One SVD serves every rank."""
         d = context.statistics["fisher"].double().sqrt()  # (n,)
         d = d.clamp(min=1e-6 * float(d.max()))  # or an input without any gradient would not be fitted
-        return _Truncations(self, linalg.WeightedSpectrum(weight, d))
-
-
-class _Truncations(lrbench.Prepared):
-    def __init__(self, reducer: FisherWeightedSVD, spectrum: linalg.WeightedSpectrum) -> None:
-        self.reducer, self.spectrum = reducer, spectrum
-
-    def at_rank(self, rank: int) -> lrbench.Factors:
-        U, B = self.spectrum.factors(rank)  # (m, k), U_kᵀ W (k, n)
-        return self.reducer.stored(U, B)
-
-    def errors(self, ranks: Sequence[int]) -> list[float]:
-        errors = self.spectrum.errors()
-        return [errors[rank] for rank in ranks]
+        return self.truncations(linalg.WeightedSpectrum(weight, d))
 
 
 @lrbench.hookimpl

@@ -26,20 +26,7 @@ class SVDLLM(lrbench.LowRankReducer):
     def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:
         """One eigendecomposition serves every rank."""
         L = context.once(linalg.root, context.statistics["second_moment"])  # (n, n), L Lᵀ = H
-        return _Truncations(self, context.once(linalg.WeightedSpectrum, weight, L))
-
-
-class _Truncations(lrbench.Prepared):
-    def __init__(self, reducer: SVDLLM, spectrum: linalg.WeightedSpectrum) -> None:
-        self.reducer, self.spectrum = reducer, spectrum
-
-    def at_rank(self, rank: int) -> lrbench.Factors:
-        U, B = self.spectrum.factors(rank)  # (m, k), U_kᵀ W (k, n)
-        return self.reducer.stored(U, B)
-
-    def errors(self, ranks: Sequence[int]) -> list[float]:
-        errors = self.spectrum.errors()
-        return [errors[rank] for rank in ranks]
+        return self.truncations(context.once(linalg.WeightedSpectrum, weight, L))
 
 
 @lrbench.hookimpl

@@ -10,7 +10,7 @@ import torch
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from tests.tiny_models import COMMON, FAMILIES, LLAMA, VOCABULARY, tiny
 
@@ -42,13 +42,22 @@ metadata: {version: 1}
 """
 
 
-def save_tokenizer(folder: Path) -> None:
-    """One token a word: w0, w1, ..."""
+#: Of these `AutoTokenizer` takes the architecture's own class, whatever the folder says; it is byte-level BPE.
+BYTE_LEVEL = {"qwen2": Qwen2Tokenizer}
+SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<pad>"}
+
+
+def save_tokenizer(folder: Path, family: str) -> None:
+    """One token a word: w0, w1, ...; or where its tokenizer must be byte-level, one for "w" and for each digit."""
+    if family in BYTE_LEVEL:
+        pieces = ["<pad>", "<s>", "</s>", "w", "Ġ", *map(str, range(10)), "Ġw"]
+        vocabulary = {piece: number for number, piece in enumerate(pieces)}
+        BYTE_LEVEL[family](vocab=vocabulary, merges=[("Ġ", "w")], **SPECIAL).save_pretrained(folder)
+        return
     words = {"<pad>": 0, "<s>": 1, "</s>": 2, **{f"w{number}": number for number in range(3, VOCABULARY)}}
     plain = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<pad>"}
-    PreTrainedTokenizerFast(tokenizer_object=plain, **special).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=plain, **SPECIAL).save_pretrained(folder)
 
 
 def write_task(folder: Path) -> Path:
@@ -78,7 +87,7 @@ def write_model(folder: Path, family: str) -> Path:
         config = AutoConfig.for_model(kind, **{"bos_token_id": 1, "eos_token_id": 2, **settings})
         model = AutoModelForCausalLM.from_config(config).eval()
     model.save_pretrained(folder)
-    save_tokenizer(folder)
+    save_tokenizer(folder, family)
     return folder
 
 

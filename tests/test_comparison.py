@@ -195,3 +195,19 @@ def test_the_command_writes_a_file_in_any_format(pair, tmp_path):
         words = ["compare", *(str(run.path) for run in pair), "--format", name, "--output", str(file)]
         assert cli.main(words) == 0
         assert "svd" in file.read_text()
+
+
+def test_runs_without_a_common_model_say_so_first(tmp_path, capsys):
+    one = run_of(tmp_path / "one", [(row("base"), {"t": BASE}), (reduced("a"), {"t": BASE})])
+    two = run_of(
+        tmp_path / "two",
+        [(row("base2", model="other"), {"t": BASE}), (reduced("b", model="other"), {"t": BASE})],
+        {"suite": {"seed": 0}, "models": [{"label": "other"}]},
+    )
+    words = "No model is in both: the first has almanac, the second other."
+    for form in ("terminal", "markdown"):
+        text = render(compare_runs(one, two), form)
+        assert text.index(words) < text.index("First: ")
+    assert words not in render(compare_runs(one, one), "terminal")
+    both = run_of(tmp_path / "both", [(row("base3"), {"t": BASE}), (row("base2", model="other"), {"t": BASE})])
+    assert words not in render(compare_runs(both, two), "terminal")

@@ -450,3 +450,20 @@ def test_calibrated_methods_see_the_update_and_the_fine_tuned_models_inputs(tmp_
     update = (layer.weight - again.base.slot(again.cell.slots[0]).read()).double()
     lost = (x @ (update - done.factors.to(torch.float64).dense()).T).norm() / (x @ update.T).norm()
     assert one.output_error == pytest.approx(float(lost), rel=1e-4)
+
+
+def test_a_base_may_be_a_bundled_name_alone(tmp_path):
+    text = (
+        "name: s\nmodel: {pretrained: ./model}\ntasks: [almanac_text]\nreducers: [svd]\n"
+        "sweep: [{rank: {rank: 1}}]\ndelta: {base: BASE}\n"
+    )
+    (tmp_path / "model").mkdir()
+    (tmp_path / "base").mkdir()
+    suites = {}
+    for base in ("almanac", "{name: almanac}", "./base", "{pretrained: ./base}", "org/almanac"):
+        (tmp_path / "s.yaml").write_text(text.replace("BASE", base))
+        suites[base] = load_suite(tmp_path / "s.yaml")
+    assert suites["almanac"].delta.base.name == "almanac"
+    assert suites["almanac"].hash == suites["{name: almanac}"].hash
+    assert suites["./base"].hash == suites["{pretrained: ./base}"].hash
+    assert suites["org/almanac"].delta.base.pretrained == "org/almanac"

@@ -23,10 +23,9 @@ from tests.exports import OTHERS, lm_eval_says, write_family_suite
 from tests.suites import MISBEHAVING, run
 from tests.tiny_models import FAMILIES
 
-#: Names of tests.tiny_models.FAMILIES and tests.exports.OTHERS; more may join. Not qwen2, which `AutoTokenizer` gives a
-#: tokenizer of its own, whatever the folder holds.
+#: Names of tests.tiny_models.FAMILIES and tests.exports.OTHERS; more may join.
 ARCHITECTURES = [
-    *("llama", "gpt2", "gpt_neox", "gptj", "opt", "qwen3", "gemma2", "gemma3", "phi3", "mistral"),
+    *("llama", "gpt2", "gpt_neox", "gptj", "opt", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "mistral"),
     *("falcon_rotary", "bloom", "mixtral", *OTHERS),
 ]
 IDS = torch.tensor([[1, 5, 9, 2, 7, 3, 11, 50]])
@@ -202,6 +201,24 @@ def refusal(capsys, *arguments) -> str:
     assert main(["export", *map(str, arguments)]) == 2
     [line] = capsys.readouterr().err.splitlines()
     return line
+
+
+def test_an_unknown_cell_of_many_lists_a_few_and_says_what_lists_all(tmp_path, capsys):
+    sweep = "sweep:\n  - {mode: each, weights: [attn], rank: {keep: 0.5}}\n"
+    run(write_family_suite(tmp_path, "llama", sweep), tmp_path / "run")
+    rows = edited_rows(tmp_path / "run")
+    line = refusal(capsys, tmp_path / "run", "zzzz", tmp_path / "no")
+    assert sum(row.cell[:10] in line for row in rows) == 5 < len(rows)
+    assert line.endswith(f" and {len(rows) - 5} more; `lrbench leaderboard {tmp_path / 'run'} --format csv` lists them")
+    assert main(["leaderboard", str(tmp_path / "run"), "--format", "csv"]) == 0
+    listed = capsys.readouterr().out
+    assert all(row.cell in listed for row in rows)
+
+
+def test_a_file_of_a_run_is_not_taken_for_the_run(llama, capsys):
+    folder, rows = llama
+    line = refusal(capsys, folder / "run" / "rows.jsonl", rows["svd"].cell, folder / "no")
+    assert line.endswith(f"rows.jsonl: a file; give the run's directory, {folder / 'run'}")
 
 
 def test_an_unknown_or_ambiguous_cell_lists_those_there_are(llama, capsys):

@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+from accelerate import dispatch_model
+from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module
 
+import lrbench
 from lrbench.editing import in_place
 from lrbench.errors import EvaluationError, ModelError
 from lrbench.factored_linear import FactoredLinear
@@ -186,3 +189,58 @@ def test_memory_is_that_of_all_tensors_alive_at_once():
     assert four.numel() == 1
     del three
     assert alive.now == 4
+
+
+class Moved(ModelHook):
+    """Brings inputs to a device, and counts its calls."""
+
+    def __init__(self):
+        self.made_for, self.before, self.after = [], 0, 0
+
+    def init_hook(self, module):
+        self.made_for.append(type(module).__name__)
+        return module
+
+    def pre_forward(self, module, *args, **kwargs):
+        self.before += 1
+        return tuple(each.float() for each in args), kwargs
+
+    def post_forward(self, module, output):
+        self.after += 1
+        return output
+
+
+def test_a_layer_of_factors_runs_under_accelerates_hook_and_the_original_keeps_it():
+    model = tiny("llama")
+    plain = logits(model)
+    with lrbench.reduce(model, "svd", rank=16, layers=1, weights="mlp.down", inference="factored"):
+        alone = logits(model)
+    layer, hook = model.model.layers[1].mlp.down_proj, Moved()
+    add_hook_to_module(layer, hook)
+    forward = layer.forward
+    assert torch.equal(logits(model), plain)
+    assert (hook.before, hook.after) == (1, 1)
+    with lrbench.reduce(model, "svd", rank=16, layers=1, weights="mlp.down", inference="factored") as edit:
+        assert isinstance(model.model.layers[1].mlp.down_proj, FactoredLinear)
+        assert torch.equal(logits(model), alone)
+        assert (hook.before, hook.after) == (2, 2)
+        assert edit.edits[0].evaluated_as == "factors"
+    assert hook.made_for == ["Linear", "FactoredLinear"]
+    assert model.model.layers[1].mlp.down_proj is layer
+    assert (layer._hf_hook, layer.forward) == (hook, forward)
+    assert torch.equal(logits(model), plain)
+    assert (hook.before, hook.after) == (3, 3)
+
+
+def test_factors_run_in_a_model_that_accelerate_has_placed():
+    model = tiny("llama")
+    before = logits(model)
+    with lrbench.reduce(model, "svd", keep=0.5, weights="mlp", inference="factored"):
+        alone = logits(model)
+    placed = dispatch_model(model, {"": "cpu"}, force_hooks=True)
+    assert all(hasattr(block.mlp.down_proj, "_hf_hook") for block in placed.model.layers)
+    with lrbench.reduce(placed, "svd", keep=0.5, weights="mlp", inference="factored") as edit:
+        assert {record.evaluated_as for record in edit.edits} == {"factors"}
+        assert all(isinstance(block.mlp.down_proj._hf_hook, AlignDevicesHook) for block in placed.model.layers)
+        assert torch.equal(logits(placed), alone)
+    assert torch.equal(logits(placed), before)

@@ -49,6 +49,33 @@ def test_the_gram_spectrum_has_the_errors_of_the_svd(shape):
     assert linalg.optimal_errors(W) == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.parametrize("exponent", [-1040, -700, -3, 0, 200, 600])
+@pytest.mark.parametrize("shape", [(20, 45), (45, 20)])
+def test_the_spectrum_of_numbers_whose_squares_are_none_is_that_of_the_same_in_range(shape, exponent):
+    W = normal(*shape)
+    scaled = linalg.times_power(W, exponent)
+    exact = linalg.Spectrum(linalg.times_power(scaled, -exponent))  # what subnormal numbers have left of W
+    spectrum = linalg.Spectrum(scaled)
+    for k in range(1, min(shape)):
+        assert spectrum.trusts(k)
+        assert torch.allclose(spectrum.leading(k).abs(), exact.leading(k).abs(), atol=1e-6)
+    back = [linalg.times_power(error, -exponent) for error in spectrum.errors()]
+    assert back == pytest.approx(exact.errors(), rel=1e-3 if exponent < -1022 else 1e-12)
+
+
+def test_a_matrix_is_scaled_only_where_its_squares_need_it_and_by_a_power_of_two():
+    W = normal(4, 5)
+    for safe in (W, W.float() * 2**-20, W.half() * 2**-20, torch.zeros(2, 2), torch.zeros(0, 3), W * 2.0**200):
+        scaled, exponent = linalg.in_range(safe)
+        assert scaled is safe
+        assert exponent == 0
+    for far in (W * 2.0**600, W * 2.0**-600, W.float() * 2.0**90, W.bfloat16() * 2.0**-90, torch.tensor([[5e-324]])):
+        scaled, exponent = linalg.in_range(far)
+        assert 1 <= float(scaled.abs().max()) < 2
+        assert scaled.dtype == far.dtype
+        assert torch.equal(linalg.times_power(scaled, exponent), far)
+
+
 @pytest.mark.parametrize("shape", [(20, 45), (45, 20), (30, 30)])
 @pytest.mark.parametrize("decay", [0.8, 0.3, 0.05])
 def test_the_spectrum_attains_the_optimum_on_either_side_of_the_gate(shape, decay):

@@ -213,12 +213,15 @@ def test_every_reducer_is_measured_and_the_svd_is_at_the_optimum(capsys):
     for row in rows:
         if row["status"] == "skipped":
             continue
+        assert row["keep"] == row["stored_numbers"] / W.size <= row["requested"]["keep"]
+        assert row["seconds"] > 0
+        if Registry.load().reducers[row["reducer"]].rank_of != "weight":
+            assert row["optimal_error"] is row["ratio"] is None
+            continue
         assert row["optimal_error"] == pytest.approx(
             math.sqrt((sigma[row["rank"] :] ** 2).sum() / (sigma**2).sum()), abs=1e-9
         )
         assert row["relative_error"] >= row["optimal_error"] * (1 - 1e-6)
-        assert row["keep"] == row["stored_numbers"] / W.size <= row["requested"]["keep"]
-        assert row["seconds"] > 0
         if row["optimal_error"] > 1e-6:
             assert row["ratio"] == row["relative_error"] / row["optimal_error"]
     assert [row["ratio"] for row in rows if row["label"] == "svd"] == pytest.approx([1, 1])
@@ -299,6 +302,87 @@ def test_a_reducer_that_fails_is_a_row_with_its_reason_and_exit_code_1(capsys, t
     rows = rows_of(capsys, "w.npy", "--rank", "3", "25", "--reducer", "svd", code=1)
     assert [row["status"] for row in rows] == ["ok", "failed"]
     assert "rank 25 is above 24" in rows[1]["reason"]
+
+
+OF_BLOCKS = """
+import lrbench
+from lrbench import linalg
+
+class Quarters(lrbench.Reducer):
+    \"\"\"Four blocks.\"\"\"
+    name = "quarters"
+    rank_of = "each block"
+
+    def reduce(self, weight, rank, context):
+        m, n = weight.shape
+        blocks = weight.reshape(m // 2, 2, 2, n // 2).permute(1, 2, 0, 3)
+        U, V = linalg.block_truncations(blocks, rank)
+        left, right = U.transpose(1, 2).contiguous(), V.transpose(0, 1).contiguous()
+        return lrbench.BlockDiagonalProduct(left, right, out_features=m, in_features=n)
+
+@lrbench.hookimpl
+def lrbench_reducers():
+    return [Quarters]
+"""
+
+
+@pytest.mark.parametrize("option", ["--energy", "--fraction"])
+def test_a_method_that_has_no_such_rank_is_skipped_unless_it_is_named(option, capsys, tmp_path):
+    (tmp_path / "blocks.py").write_text(OF_BLOCKS)
+    rows = rows_of(capsys, "w.npy", option, "0.5", "0.9", "--plugin", "blocks.py")
+    assert {row["status"] for row in rows if row["reducer"] == "svd"} == {"ok"}
+    blocks = [row for row in rows if row["reducer"] == "quarters"]
+    assert [row["status"] for row in blocks] == ["skipped"] * 2
+    assert "the rank of quarters is that of each block; use `keep`, `error` or `rank`" in blocks[0]["reason"]
+    named = ["w.npy", option, "0.5", "--plugin", "blocks.py", "--reducer", "quarters", "svd"]
+    assert [row["status"] for row in rows_of(capsys, *named, code=1)] == ["ok", "failed"]
+
+
+def test_the_optimum_of_a_rank_is_not_held_against_a_rank_of_blocks(capsys, tmp_path):
+    """Blocks of rank 6 make a matrix of rank 24, of which the optimum is 0."""
+    (tmp_path / "blocks.py").write_text(OF_BLOCKS)
+    arguments = ["w.npy", "--rank", "6", "--plugin", "blocks.py", "--reducer", "quarters", "svd"]
+    rows = {row["reducer"]: row for row in rows_of(capsys, *arguments)}
+    assert rows["quarters"]["rank"] == 24
+    assert rows["quarters"]["optimal_error"] is rows["quarters"]["ratio"] is None
+    assert rows["svd"]["ratio"] == pytest.approx(1)
+    assert main(["matrix", *arguments, "--format", "csv"]) == 0
+    line = next(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert (line["reducer"], line["optimal_error"], line["ratio"]) == ("quarters", "", "")
+    assert main(["matrix", *arguments, "--format", "markdown"]) == 0
+    text = capsys.readouterr().out
+    assert "| quarters | rank 6 | 24 |" in text
+    assert "| — | — |" in text
+    assert "— for methods whose rank is one of blocks" in text
+
+
+@pytest.mark.parametrize("factor", [2.0**-664, 2.0**664, 2.0**-1030])
+def test_errors_do_not_depend_on_the_size_of_the_numbers(factor, capsys):
+    """Squares of 2^664, about 1e200, are no numbers of float64; times 2^-1030 all are subnormal, with fewer digits."""
+    np.savez("scaled.npz", w=W * factor)
+    np.savez("same.npz", w=W * factor / factor)
+    names = ["svd", "rsvd", "id", "cr", "cur", "monarch", "bottom"]
+    scaled, same = (rows_of(capsys, f"{name}.npz", "--keep", "0.5", "--reducer", *names) for name in ("scaled", "same"))
+    for row, other in zip(scaled, same, strict=True):
+        assert (row["reducer"], row["status"]) == (other["reducer"], "ok")
+        assert row["relative_error"] == pytest.approx(other["relative_error"], rel=1e-9)
+        assert row["optimal_error"] is other["optimal_error"] is None or row["optimal_error"] == pytest.approx(
+            other["optimal_error"], rel=1e-9
+        )
+    assert main(["matrix", "scaled.npz", "--rank", "3", "--reducer", "svd", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["matrix"]["norm"] == pytest.approx(np.linalg.norm(W) * factor, rel=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "factor"), [("float32", 2.0**-120), ("float32", 2.0**100), ("float64", 2.0**300)])
+def test_a_sketch_of_large_or_small_numbers_is_as_good(dtype, factor, capsys):
+    np.save("scaled.npy", (W * factor).astype(dtype))
+    [row] = rows_of(capsys, "scaled.npy", "--rank", "8", "--reducer", "rsvd:power_iterations=4")
+    assert 1 <= row["ratio"] < 1.01
+
+
+def test_a_norm_beyond_float64_is_one_line(capsys):
+    np.save("huge.npy", np.full((3, 4), 1.7e308))
+    assert "huge.npy: its norm is above float64's largest number" in error_line(capsys, "huge.npy")
 
 
 NEEDY = """

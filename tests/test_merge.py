@@ -70,11 +70,21 @@ def test_rows_samples_and_environments_of_all_shards_are_one_run(two, tmp_path):
     assert board.entries[2].values["t"].delta == pytest.approx(-0.5)
 
 
+def test_a_run_given_twice_is_an_error_also_by_another_path(two, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("one")
+    for again in ("one", "./one/", "other/../one", "link"):
+        assert cli.main(["merge", "one", "other", again, "--out", "out"]) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.endswith("one: this run is given twice; give each shard once")
+        assert not (tmp_path / "out").exists()
+
+
 def test_merging_again_changes_nothing(two, tmp_path):
     out = tmp_path / "out"
     merge(two, out)
     before, time = everything(out), (out / "rows.jsonl").stat().st_mtime_ns
-    for shards in (two, [out], [*two, out], [out, *two, *two]):
+    for shards in (two, [out], [*two, out], [out, *reversed(two)]):
         merge(shards, out)
         assert everything(out) == before
     assert (out / "rows.jsonl").stat().st_mtime_ns == time

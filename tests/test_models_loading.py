@@ -104,14 +104,44 @@ def test_a_suite_names_a_configuration_beside_it(tmp_path):
         ),
         ({"model_type": "t5"}, "t5 is an encoder with a decoder, not a causal language model"),
         ({"model_type": "vit"}, "not a causal language model"),
-        (
-            {**COMMON, "vocab_size": 2048, "intermediate_size": 64, "model_type": "bert"},
-            "depends on the tokens after it",
-        ),
+        ({"model_type": "xlm", "emb_dim": 64, "n_layers": 2, "n_heads": 4}, "depends on the tokens after it"),
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused_in_one_line(config, message):
     assert message in refusal(ModelSpec(config=config))
+
+
+ENCODER = {**COMMON, "vocab_size": 2048, "intermediate_size": 64}
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "rembert", "electra"])
+def test_an_encoder_that_passes_for_a_language_model_is_refused_before_its_weights(kind):
+    spec = ModelSpec(config={**ENCODER, "model_type": kind})
+    for read in (load_structure, load):
+        with pytest.raises(
+            ModelError, match=f"{kind} with `is_decoder: false` is an encoder.*write `is_decoder: true`"
+        ):
+            read(spec)
+    decoder = ModelSpec(config={**ENCODER, "model_type": kind, "is_decoder": True})
+    assert len(load_structure(decoder).slots) == len(load(decoder, device="cpu").inventory.slots) > 0
+
+
+def test_a_checkpoint_of_an_encoder_is_refused_and_one_of_its_decoder_is_not(tmp_path):
+    for folder, changes in (("encoder", {}), ("decoder", {"is_decoder": True})):
+        config = AutoConfig.for_model("bert", **ENCODER, **changes)
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / folder)
+        AutoTokenizer.from_pretrained(bundled()["almanac"]).save_pretrained(tmp_path / folder)
+    encoder = ModelSpec(pretrained=str(tmp_path / "encoder"))
+    assert "is an encoder" in refusal(encoder)
+    assert "name a checkpoint that was trained from left to right" in refusal(encoder)
+    with pytest.raises(ModelError, match="is an encoder"):
+        load_structure(encoder)
+    assert load(ModelSpec(pretrained=str(tmp_path / "decoder")), device="cpu").inventory.slots
+
+
+def test_a_remnant_of_a_switch_does_not_make_an_encoder_of_a_decoder():
+    assert load_structure(ModelSpec(config={**COMMON, "model_type": "gpt_neox", "is_decoder": False})).slots
+    assert load_structure(random(is_decoder=False, add_cross_attention=False)).slots
 
 
 def test_a_setting_by_an_older_name_is_taken():

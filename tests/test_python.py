@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -209,3 +210,91 @@ def test_what_cannot_be_meant_is_refused_in_one_line(arguments, words):
         lrbench.reduce(tiny("llama"), "svd", **arguments)
     with pytest.raises(InputError, match="a transformers model"):
         lrbench.reduce("almanac", "svd", keep=0.5)
+
+
+def test_numbers_of_numpy_and_iterables_of_layers_are_taken():
+    model = tiny("llama")
+    edits = {}
+    for name, layers, options in (
+        ("plain", [0, 1], {"rank": 4, "oversample": 8, "seed": 3}),
+        ("numpy", np.array([0, 1]), {"rank": np.int64(4), "oversample": np.int32(8), "seed": np.uint8(3)}),
+        ("range", range(2), {"rank": torch.tensor(4), "oversample": 8, "seed": 3}),
+        ("generator", (layer for layer in (np.int64(1), 0)), {"rank": 4, "oversample": 8, "seed": 3}),
+        ("tensor", torch.arange(2), {"rank": 4, "oversample": 8, "seed": 3}),
+    ):
+        with lrbench.reduce(model, "rsvd", layers=layers, weights="mlp.down", **options) as reduced:
+            edits[name] = [(edit.weight, edit.rank, edit.relative_error) for edit in reduced.edits]
+    assert len(edits["plain"]) == 2
+    assert all(edit == edits["plain"] for edit in edits.values())
+    with lrbench.reduce(model, keep=np.float32(0.5), layers=np.int64(1), weights="mlp.down") as reduced:
+        assert [edit.weight for edit in reduced.edits] == ["model.layers.1.mlp.down_proj.weight"]
+    for wrong in ({"rank": np.float64(4)}, {"rank": np.array([4, 5])}, {"rank": True}, {"rank": np.bool_(True)}):
+        with pytest.raises(InputError, match="rank="):
+            lrbench.reduce(model, "svd", **wrong)
+    for layers in (True, [True], [0.5], np.array([0.5]), range(0)):
+        with pytest.raises(InputError, match="layers"):
+            lrbench.reduce(model, "svd", rank=1, layers=layers)
+
+
+def test_a_weight_that_runs_on_factors_is_not_reduced_once_more():
+    model = tiny("llama")
+    before = logits(model)
+    with lrbench.reduce(model, "svd", rank=4, layers=1, weights="mlp", inference="factored"):
+        during = logits(model)
+        for weights in ("mlp.down", "all"):
+            with pytest.raises(InputError, match=r"_proj.weight.* runs? on factors of an earlier edit.*restore\(\)"):
+                lrbench.reduce(model, "id", rank=2, layers=[0, 1], weights=weights)
+        with lrbench.reduce(model, "id", rank=2, layers=0, weights="mlp"):
+            assert not torch.equal(logits(model), during)
+        assert torch.equal(logits(model), during)
+    assert torch.equal(logits(model), before)
+    with (
+        lrbench.reduce(model, "svd", rank=4, layers=1, weights="mlp.down"),
+        lrbench.reduce(model, "id", rank=2, layers=1, weights="mlp.down", inference="factored") as second,
+    ):
+        assert second.edits[0].rank == 2
+    assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("name", ["svd-llm", "asvd", "fwsvd", "nystrom"])
+def test_a_calibrated_method_is_refused_with_the_way_to_it(name):
+    with pytest.raises(InputError, match=f"{name} needs calibration .*run it in a suite that has `calibration`"):
+        lrbench.reduce(tiny("llama"), name, keep=0.5)
+    text = " ".join((REPOSITORY / "docs" / "python.md").read_text().split())
+    assert "Methods that need calibration (`lrbench plugins show NAME` says so) are refused" in text
+
+
+def test_where_there_is_nothing_to_load_it_is_said(tmp_path):
+    with pytest.raises(
+        InputError, match="nope: no such folder; give one that `lrbench export --format factored` wrote"
+    ):
+        lrbench.load(tmp_path / "nope")
+    (tmp_path / "file.json").write_text("{}")
+    with pytest.raises(InputError, match=r"file\.json: a file; give the folder of a factored export, "):
+        lrbench.load(tmp_path / "file.json")
+    with pytest.raises(InputError, match="a dense export is loaded by AutoModelForCausalLM"):
+        lrbench.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.down_proj.weight", "model.norm.weight"])
+def test_a_model_changed_after_it_was_reduced_is_not_exported(name, tmp_path):
+    model = tiny("llama")
+    reduced = lrbench.reduce(model, "svd", layers=1, weights="mlp.down", keep=0.5)
+    with torch.no_grad():
+        model.get_parameter(name).mul_(2)
+    with pytest.raises(InputError, match=f"^{name} was changed after the model was reduced.*reduce again$"):
+        reduced.export(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    reduced.restore()
+    again = lrbench.reduce(model, "svd", layers=1, weights="mlp.down", keep=0.5)
+    during = logits(model)
+    again.export(tmp_path / "out", format="factored")
+    torch.testing.assert_close(logits(lrbench.load(tmp_path / "out")), during, rtol=1e-3, atol=1e-3)
+
+
+def test_a_module_replaced_after_the_reduction_is_not_exported(tmp_path):
+    model = tiny("llama")
+    with lrbench.reduce(model, "svd", layers=1, weights="mlp.down", keep=0.5) as reduced:
+        model.model.norm = type(model.model.norm)(model.config.hidden_size)
+        with pytest.raises(InputError, match=r"model\.norm\.weight was changed"):
+            reduced.export(tmp_path / "out", format="factored")

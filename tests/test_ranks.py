@@ -306,3 +306,21 @@ def test_a_rank_of_the_weight_is_not_asked_of_a_method_that_counts_other_ranks(r
         closed_rank(request_, OfBlocks(), slot, torch.ones(12))
     assert closed_rank(RankRequest("keep", 0.5), OfBlocks(), slot) == 3
     assert closed_rank(RankRequest("rank", 4), OfBlocks(), slot) == 4
+
+
+def test_a_remedy_is_one_that_the_method_can_take():
+    with pytest.raises(ReducerError, match=r"ask for at most 12, or use `keep` or `error`$"):
+        closed_rank(RankRequest("rank", 13), OfBlocks(), slot((12, 20)))
+    with pytest.raises(ReducerError, match=r"ask for at most 12, or use `fraction` or `keep`$"):
+        closed_rank(RankRequest("rank", 13), TwoFactors(), slot((12, 20)))
+
+
+def test_no_keep_is_proposed_where_rank_one_stores_more_than_the_weight():
+    with pytest.raises(ReducerError) as caught:
+        closed_rank(RankRequest("keep", 0.5), TwoFactors(), slot((1, 6)))
+    assert str(caught.value) == (
+        "w: two-factors stores 7 numbers for 1 x 6 at rank 1, more than the 6 of the weight itself: at no rank is it "
+        "smaller; leave it out for weights of this shape"
+    )
+    with pytest.raises(ReducerError, match=r"the smallest possible keep is 1$"):  # that of 2 x 2 stores as many
+        closed_rank(RankRequest("keep", 0.5), TwoFactors(), slot((2, 2)))

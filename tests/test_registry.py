@@ -373,3 +373,63 @@ def test_a_reducer_without_a_source_file_is_refused(plugin, of_files):
     derived = type("Derived", (base,), {"name": "derived", "__module__": "nowhere"})
     with pytest.raises(PluginError, match="derived: the source of nowhere cannot be read"):
         source_hash(derived)
+
+
+SELF_CONTRADICTORY = """
+import lrbench
+
+
+class Moody(lrbench.Reducer):
+    \"\"\"Cannot say whether it draws.\"\"\"
+
+    name = "moody"
+    mood: str = "good"
+
+    @property
+    def WHAT(self):
+        if self.mood == "bad":
+            raise ZeroDivisionError("not today")
+        return VALUE
+
+    def reduce(self, weight, rank, context):
+        return lrbench.Dense(weight)
+
+
+@lrbench.hookimpl
+def lrbench_reducers():
+    return [Moody]
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "value"),
+    [("randomized", "False"), ("one_preparation", "True"), ("rank_of", "'weight'")],
+)
+def test_a_property_that_raises_is_an_error_of_its_plugin(what, value, tmp_path, capsys):
+    file = tmp_path / "moody.py"
+    text = SELF_CONTRADICTORY.replace("WHAT", what).replace("VALUE", value)
+    file.write_text(text)
+    registry = Registry.load([file])
+    assert getattr(registry.build("moody"), what) is not None
+    message = rf"'moody' \(lrbench_plugin_moody_.*its {what} fails: ZeroDivisionError: not today; mend the property"
+    with pytest.raises(PluginError, match=message):
+        registry.build("moody", {"mood": "bad"})
+    file.write_text(text.replace('== "bad"', '== "good"'))
+    broken = Registry.load([file])
+    assert "moody" not in broken.reducers
+    with pytest.raises(PluginError, match=rf"moody\.py: .*its {what} fails: ZeroDivisionError: not today"):
+        broken.get("moody")
+
+
+def test_a_plugin_that_cannot_say_whether_it_draws_is_refused_at_the_suites_line(tmp_path, capsys):
+    from lrbench.cli import main
+
+    (tmp_path / "moody.py").write_text(SELF_CONTRADICTORY.replace("WHAT", "randomized").replace("VALUE", "'maybe'"))
+    (tmp_path / "s.yaml").write_text(
+        "name: s\nmodel: {name: almanac}\nplugins: [moody.py]\ntasks: [almanac_text]\n"
+        "reducers:\n  - moody: {mood: bad}\nsweep: [{rank: {keep: 0.5}}]\n"
+    )
+    assert main(["check", str(tmp_path / "s.yaml")]) == 2
+    *_, line = capsys.readouterr().err.splitlines()
+    assert "s.yaml:6:5: reducer 'moody' cannot be used: " in line
+    assert "its randomized is 'maybe'; it is True or False" in line

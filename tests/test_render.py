@@ -19,6 +19,7 @@ from lrbench.render import FORMATS, renderer, terminal
 from lrbench.render.markdown import escape
 from lrbench.render.text import clean, pieces, plain
 from lrbench.scores import Score
+from lrbench.speed import AtBatch, InferenceSpeed, Speed
 from lrbench.store import RunDirectory
 from tests.synthetic_run import SUBTASKS, demo_run, edit, row, simple_run
 
@@ -327,3 +328,29 @@ def test_json_has_null_for_what_json_cannot_say(tmp_path):
     run.append(row("base", scores={"t": {"word_perplexity": Score(value=math.inf, n=2)}}))
     document = json.loads(renderer("json")(build([run])), parse_constant=pytest.fail)
     assert document["rows"][0]["scores"]["t"]["word_perplexity"]["value"] is None
+
+
+def test_columns_of_speed_and_memory_are_explained_where_they_are_shown_and_nowhere_else(tmp_path, board):
+    def at(batch, seconds):
+        return Speed(prefill_tokens_per_second=8 / seconds, decode_tokens_per_second=1 / seconds, peak_bytes=1000)
+
+    speed = InferenceSpeed(
+        prompt_tokens=128, new_tokens=32, repeats=5, factored_weights=1,
+        batches=[AtBatch(batch=batch, dense=at(batch, 2.0), factored=at(batch, 1.0)) for batch in (1, 8)],
+    )  # fmt: skip
+    run = simple_run(
+        tmp_path,
+        [
+            (row("base"), {"t": [1, 0]}),
+            (
+                row("a", reducer="svd", label="svd", requested={"keep": 0.5}, edits=[edit()], inference=speed),
+                {"t": [1, 0]},
+            ),
+        ],
+    )
+    fast = build([run])
+    for form in ("terminal", "markdown", "latex", "html"):
+        text, without = (" ".join(renderer(form)(each).split()) for each in (fast, board))
+        for words in ("tokens a second reading one prompt", "in writing after it", "the most memory at the largest"):
+            assert words in text, form
+            assert words not in without

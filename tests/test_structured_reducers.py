@@ -12,6 +12,7 @@ from lrbench.linalg import DOMINANCE, block_errors, k_subspaces, optimal_errors,
 from lrbench.low_rank import pivoted
 from lrbench.parameters import ParameterError, build
 from lrbench.ranks import RankRequest, closed_rank
+from lrbench.registry import Registry
 from lrbench.testing import check_reducer
 from lrbench.validate import validate_factors
 
@@ -19,8 +20,11 @@ SVD, RandomizedSVD, Monarch = svd.SVD, rsvd.RandomizedSVD, monarch.Monarch
 ClusteredSVD, RandomSubspace, Bottom = clustered_svd.ClusteredSVD, random_subspace.RandomSubspace, bottom.Bottom
 
 LOW_RANK = [SVD, RandomizedSVD, RandomSubspace, Bottom]
+#: Those that calibrate, too.
+STORING = [each for each in Registry.load().reducers.values() if issubclass(each, lrbench.LowRankReducer)]
 ALL = [
-    *(reducer(store="pivoted") for reducer in LOW_RANK),
+    *(reducer(store="pivoted") for reducer in STORING),
+    RandomizedSVD(store="pivoted", oversample=0, power_iterations=0),
     RandomSubspace(),
     Bottom(),
     Monarch(),
@@ -167,6 +171,36 @@ def test_the_skeleton_is_made_of_rows_of_the_approximation_and_not_of_the_weight
     approximation = reduce(SVD(), W, 6).dense()
     torch.testing.assert_close(compact.skeleton, approximation[compact.indices])
     assert not torch.allclose(compact.skeleton, W[compact.indices], atol=1e-3)
+
+
+class Alternating(SVD):
+    """Takes the leading components at even ranks, and those after them at odd ones: no rank extends the one below."""
+
+    name = "alternating"
+    promises = frozenset({"nested"})
+
+    def prepare(self, weight, ranks, context):
+        return AlternatingPrepared(self, weight)
+
+
+class AlternatingPrepared(lrbench.Prepared):
+    def __init__(self, reducer, weight):
+        self.reducer, (self.U, self.S, self.Vh) = reducer, torch.linalg.svd(weight, full_matrices=False)
+
+    def at_rank(self, rank):
+        first = rank % 2 * max(len(self.S) - rank, 0)
+        part = slice(first, first + rank)
+        return self.reducer.stored(self.U[:, part], self.S[part, None] * self.Vh[part])
+
+
+@pytest.mark.parametrize("store", ["factors", "pivoted"])
+def test_what_a_product_promises_is_checked_however_it_is_stored(store):
+    promised = {reducer.name: "nested" in reducer.promises for reducer in STORING}
+    assert promised["svd"]
+    assert promised["svd-llm"]
+    failed = [f"{r.name}: {r.detail}" for r in check_reducer(Alternating(store=store)) if not r.passed]
+    assert failed
+    assert all("promises that a rank extends the one below it" in line for line in failed)
 
 
 @pytest.mark.parametrize("rank_of_product", [0, 1, 3])

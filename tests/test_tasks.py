@@ -1,5 +1,7 @@
 import json
 import random
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -104,13 +106,60 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path):
         load_tasks([spec("almanac_text")], [tmp_path / "nowhere"])
 
 
-def test_an_unknown_task_is_looked_for_among_lm_evals_own_and_the_nearest_name_is_suggested():
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("helaswag", "; did you mean 'hellaswag'?"),
+        ("facts", "; did you mean 'almanac_facts'?"),  # and not 'atis', of lm-eval's own
+        ("rare", "; did you mean 'almanac_facts_rare'?"),
+        ("almanac_fact", "; did you mean 'almanac_facts'?"),
+        ("colour", "; did you mean 'colours'?"),
+        ("nowhere_*", "; there are colours, almanac_text, "),
+    ],
+)
+def test_an_unknown_task_is_refused_with_the_nearest_name_before_lm_evals_own_are_read(folder, name, message):
     told = []
 
-    with pytest.raises(TaskError, match=r"unknown task 'helaswag'; did you mean 'hellaswag'\?"):
-        load_tasks([spec("almanac_text"), spec("helaswag")], notify=told.append)
+    with pytest.raises(TaskError) as caught:
+        load_tasks([spec("almanac_text"), spec(name)], [folder], notify=told.append)
 
-    assert told == []  # the index is read only where the name stands in some task file
+    assert str(caught.value).startswith(f"unknown task {name!r}{message}")
+    assert caught.value.spec.task == name
+    assert told == []
+
+
+def test_a_word_that_is_no_task_is_refused_by_lm_evals_own_index(folder):
+    told = []
+    (folder / "more.yaml").write_text("include: colours.yaml\ntask: shades\ndescription:\n  - teal\n")
+
+    with pytest.raises(TaskError, match="unknown task 'teal'"):
+        load_tasks([spec("teal")], [folder], notify=told.append)
+
+    assert told == ["reading lm-eval's own tasks for teal (some ten seconds)"]
+
+
+@pytest.mark.slow
+def test_no_task_group_or_tag_of_lm_evals_is_taken_for_unknown():
+    from lm_eval.tasks import TaskManager
+
+    from lrbench.tasks.names import unknown
+
+    assert unknown(TaskManager().all_tasks, []) == []
+
+
+def test_an_unknown_task_of_a_suite_is_refused_without_importing_lm_eval(tmp_path):
+    (tmp_path / "s.yaml").write_text(
+        "name: s\nmodel: {name: almanac}\ntasks:\n  - almanac_text\n  - facts\nreducers: [svd]\n"
+        "sweep: [{rank: {keep: 0.5}}]\n"
+    )
+    code = (
+        "import sys\nfrom lrbench.cli import main\n"
+        "assert main([sys.argv[1], 's.yaml']) == 2\nassert not {'torch', 'lm_eval'} & set(sys.modules)"
+    )
+    for verb in ("check", "run"):
+        done = subprocess.run([sys.executable, "-c", code, verb], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == "lrbench: s.yaml:5:5: unknown task 'facts'; did you mean 'almanac_facts'?\n"
 
 
 def test_a_known_task_does_not_read_lm_evals_own():

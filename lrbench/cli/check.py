@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from lrbench.cli.output import say
-from lrbench.cli.run import add_suite_options, default_directory, load_registry
+from lrbench.cli.run import add_suite_options, default_directory, load_registry, read_suite
 from lrbench.models.roles import ROLES
 
 if TYPE_CHECKING:
@@ -43,9 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 def show(name: str, args: argparse.Namespace) -> int:
     """Prints one suite's plan, and with `args.probe` the prediction."""
-    from lrbench.suite import load_suite
-
-    suite = load_suite(name, overrides=args.overrides, limit=args.limit, dtype=args.dtype)
+    suite = read_suite(name, args)
 
     # a suite that is wrong in itself is refused before torch is imported
     from lrbench.calibration.sources import read_text

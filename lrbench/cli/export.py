@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lrbench.cli.output import say
+from lrbench.errors import InputError
 
 # Not lrbench.export.FORMATS, so that --help stays quick; a test holds the two together.
 _FORMATS = ("dense", "factored", "lora")
@@ -43,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: no such run or cell, what is computed is not the cell, or DIR is taken.
     """
+    if args.run_directory.is_file():
+        raise InputError(f"{args.run_directory}: a file; give the run's directory, {args.run_directory.parent}")
     from lrbench.export.dense import write_dense
     from lrbench.export.factored import write_factored
     from lrbench.export.folder import refuse_occupied

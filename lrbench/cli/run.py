@@ -51,6 +51,24 @@ def load_registry(*files: Iterable[str | Path]) -> Registry:
     return registry
 
 
+def read_suite(name: str, args: argparse.Namespace) -> Suite:
+    """The suite called `name`, as the command line changes it.
+
+    Raises:
+        InputError: there is no such suite, or it is wrong; a task that no file defines is refused here, before lm-eval
+            is imported.
+    """
+    from lrbench.suite import load_suite
+    from lrbench.tasks.names import unknown
+
+    suite = load_suite(name, overrides=args.overrides, limit=args.limit, dtype=args.dtype)
+    named = {spec.task: spec.path for spec in reversed(suite.tasks)}
+    if all(folder.is_dir() for folder in suite.task_paths):
+        for task, hint in unknown([spec.task for spec in suite.tasks], suite.task_paths):
+            raise suite.error(named[task], f"unknown task {task!r}{hint}")
+    return suite
+
+
 def add_parser(subparsers: Any) -> None:
     """Adds the verb."""
     parser = subparsers.add_parser(
@@ -76,9 +94,7 @@ def run(args: argparse.Namespace) -> int:
         from lrbench.cli import check
 
         return check.show(args.suite, args)
-    from lrbench.suite import load_suite
-
-    suite = load_suite(args.suite, overrides=args.overrides, limit=args.limit, dtype=args.dtype)
+    suite = read_suite(args.suite, args)
 
     # a suite that is wrong in itself is refused before torch is imported
     from lrbench.cli.leaderboard import write

@@ -94,5 +94,13 @@ class Description(Strict):
             where = ".".join(map(str, first["loc"]))
             raise InputError(f"{file}: not a factored model: {where}: {first['msg']}") from None
         except OSError as error:
+            if not folder.is_dir():
+                raise InputError(f"{folder}: {_no_folder(folder)}") from None
             hint = "a dense export is loaded by AutoModelForCausalLM.from_pretrained"
             raise InputError(f"{file}: {error.strerror or one_line(error)}; {hint}") from None
+
+
+def _no_folder(folder: Path) -> str:
+    if folder.exists():
+        return f"a file; give the folder of a factored export, {folder.parent}"
+    return "no such folder; give one that `lrbench export --format factored` wrote"

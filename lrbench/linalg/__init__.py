@@ -5,7 +5,17 @@ Convention: `W` is (m, n); G is a Gram matrix; `k` and `rank` count vectors. Pos
 
 from lrbench.linalg.blocks import block_errors, block_truncations
 from lrbench.linalg.cholesky import PivotedCholesky, pivoted_cholesky
-from lrbench.linalg.gram import GATE, eigenvectors, full_precision, gate, gram, short_gram, tail_errors
+from lrbench.linalg.gram import (
+    GATE,
+    eigenvectors,
+    full_precision,
+    gate,
+    gram,
+    in_range,
+    short_gram,
+    tail_errors,
+    times_power,
+)
 from lrbench.linalg.pivots import (
     RowPivots,
     cpqr_pivots,
@@ -42,6 +52,7 @@ __all__ = [
     "gram",
     "gram_pays",
     "greedy_rows",
+    "in_range",
     "k_subspaces",
     "leverage_scores",
     "lupp_pivots",
@@ -54,6 +65,7 @@ __all__ = [
     "skeleton_rows",
     "solve_upper",
     "tail_errors",
+    "times_power",
     "weighted",
     "weighted_sample",
 ]

@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrbench.linalg.gram import GATE, eigenvectors, full_precision, short_gram, tail_errors
+from lrbench.linalg.gram import (
+    GATE,
+    eigenvectors,
+    full_precision,
+    in_range,
+    short_gram,
+    tail_errors,
+    times_power,
+)
 
 
 def at_once(make: Callable[..., Any], *arguments: Any) -> Any:
@@ -48,6 +56,10 @@ class Spectrum:
         self.size = min(W.shape)
         self.rank = self.size if rank is None else rank
         self._short = W if self.wide else W.T  # (s, l)
+        exponent = 0
+        if G is None:
+            W, exponent = in_range(W)
+            once = at_once if exponent else once  # nobody else has this copy
         squares, self._rows = once(eigenvectors, once(short_gram, W) if G is None else G)  # (s,), (s, s)
         errors = tail_errors(squares)  # (s + 1,)
         relative = errors / errors[0].clamp(min=torch.finfo(torch.float64).tiny)
@@ -59,6 +71,8 @@ class Spectrum:
             self._exact, errors = once(exact_vectors, W)
             pairs = zip(self._trusted, self._errors, errors.tolist(), strict=False)
             self._errors = [by_gram if trusted else by_svd for trusted, by_gram, by_svd in pairs]
+        if exponent:
+            self._errors = [times_power(error, exponent) for error in self._errors]
 
     def leading(self, k: int) -> Tensor:
         """The first k singular vectors of the shorter side: (min(m, n), k), orthonormal, float64.

@@ -40,7 +40,8 @@ def runs_as_factors(slot: WeightSlot, factors: Factors) -> bool:
 def layer_of(slot: WeightSlot, factors: Factors) -> FactoredLinear:
     """A layer of a slot's factors with copies of them, and of its own bias; in evaluation mode, without gradients."""
     bias = getattr(slot.module, "bias", None)
-    return factors.module(bias).eval().requires_grad_(False)
+    layer = factors.module(bias).eval().requires_grad_(False)
+    return layer.to(slot.tensor().device)
 
 
 @contextmanager
@@ -65,7 +66,7 @@ def factored(model: nn.Module, stand_ins: Mapping[WeightSlot, Factors]) -> Itera
             places = _places(model, slot.module)
             if not places or not is_whole_layer(slot):
                 raise ModelError(f"{slot.name}: not a linear layer of this model, so factors cannot run in its place")
-            layer = layer_of(slot, factors)
+            layer = _hooked_like(slot.module, layer_of(slot, factors))
             originals.append((slot, slot.tensor(), slot.tensor()._version))
             for parent, name in places:
                 placed.append((parent, name, slot.module, layer))
@@ -94,6 +95,19 @@ def install(model: nn.Module, path: str, layer: nn.Module) -> None:
     original = model.get_submodule(path)
     for parent, name in _places(model, original):
         parent._modules[name] = layer
+
+
+def _hooked_like(original: nn.Module, layer: FactoredLinear) -> FactoredLinear:
+    """The layer under the hook that accelerate has on the original, where it has one.
+
+    On a model that lies on several devices it is the hook that brings a layer's input to the layer's device.
+    """
+    hook = getattr(original, "_hf_hook", None)
+    if hook is not None:
+        from accelerate.hooks import add_hook_to_module
+
+        add_hook_to_module(layer, hook)
+    return layer
 
 
 def _places(model: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:

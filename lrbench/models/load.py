@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from lrbench.errors import ModelError, one_line
 from lrbench.models.adapter import find_adapter, merge_adapter
+from lrbench.models.checkpoints import bundled
 from lrbench.models.memory import check_room
 from lrbench.models.slots import Inventory, count_numbers, find_slots
-from lrbench.models.source import Source, bundled, failing, find, quietly, read_tokenizer, structure
+from lrbench.models.source import Source, failing, find, quietly, read_tokenizer, says_causal, structure
 
 if TYPE_CHECKING:
     from lrbench.suite import ModelSpec
@@ -246,10 +248,12 @@ def _refuse_foresight(source: Source, model: PreTrainedModel) -> None:
 
     A model whose attention says of itself that it is causal is believed; any other is tried on two short texts.
     """
-    said = [causal for module in model.modules() if isinstance(causal := getattr(module, "is_causal", None), bool)]
-    if said and all(said):
+    if says_causal(model) == {True}:
         return
-    tokens = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 0]], device=model.device)
+    # A token that pads or ends a text may be masked, and then nothing depends on it.
+    special = {value for key, value in model.config.to_dict().items() if key.endswith(("_id", "_index"))}
+    *prefix, last, other = itertools.islice((token for token in itertools.count() if token not in special), 5)
+    tokens = torch.tensor([[*prefix, last], [*prefix, other]], device=model.device)
     with torch.no_grad(), failing(source.where, source.revision):
         logits = model(tokens, use_cache=False).logits.float()
     early, late = (float(part.max()) for part in (logits[0] - logits[1]).abs().split([3, 1]))
@@ -257,7 +261,7 @@ def _refuse_foresight(source: Source, model: PreTrainedModel) -> None:
     if early > 8 * rounding or early > max(rounding, 0.05 * late):
         raise ModelError(
             f"{source.label}: not a causal language model: what {type(model).__name__} says at a token depends on "
-            "the tokens after it (an encoder)"
+            "the tokens after it (an encoder); name a model that was trained from left to right"
         )
 
 

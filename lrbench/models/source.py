@@ -31,14 +31,10 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from lrbench.errors import ModelError, did_you_mean, one_line
+from lrbench.models.checkpoints import bundled
 
 if TYPE_CHECKING:
     from lrbench.suite import ModelSpec
-
-
-def bundled() -> dict[str, Path]:
-    """Names and folders of the bundled models."""
-    return {"almanac": Path(__file__).parent / "almanac" / "checkpoint"}
 
 
 @dataclass(frozen=True)
@@ -107,12 +103,15 @@ def structure(source: Source, attn_implementation: str | None = None) -> PreTrai
     """The model without its weights, on the meta device.
 
     Raises:
-        ModelError: transformers has no causal language model of that architecture, or not with that attention.
+        ModelError: transformers has no causal language model of that architecture, or not with that attention, or
+            configured as it is, the model is an encoder.
     """
     with failing(source.where, source.revision), quietly(), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
+        model = AutoModelForCausalLM.from_config(
             source.config, trust_remote_code=source.trusted, attn_implementation=attn_implementation
         )
+    _refuse_encoder(source, model)
+    return model
 
 
 def read_tokenizer(spec: ModelSpec, source: Source) -> PreTrainedTokenizerBase:
@@ -169,6 +168,31 @@ def quietly() -> Iterator[None]:
         hub.setLevel(level)
         if shown:
             hf_logging.enable_progress_bar()
+
+
+def says_causal(model: PreTrainedModel) -> set[bool]:
+    """What a model's attention says of itself: that it is causal, that it is not, or nothing."""
+    return {causal for module in model.modules() if isinstance(causal := getattr(module, "is_causal", None), bool)}
+
+
+def _refuse_encoder(source: Source, model: PreTrainedModel) -> None:
+    """transformers makes a language model of an encoder, and only warns that it should have been made a decoder.
+
+    Architectures that may be either have a switch, and with it one for the cross-attention of a decoder; where the
+    first alone stands in a configuration it may be a remnant that nothing reads.
+    """
+    config = source.config
+    either = isinstance(getattr(config, "add_cross_attention", None), bool)
+    if not either or getattr(config, "is_decoder", None) is not False or True in says_causal(model):
+        return
+    if source.random:
+        remedy = "for a causal model of this architecture write `is_decoder: true` in its configuration"
+    else:
+        remedy = "name a checkpoint that was trained from left to right; of this architecture, such have it true"
+    raise ModelError(
+        f"{source.label}: not a causal language model: {config.model_type} with `is_decoder: false` is an encoder, "
+        f"and what it says at a token depends on the tokens after it; {remedy}"
+    )
 
 
 def _place(spec: ModelSpec) -> tuple[str, str | None]:

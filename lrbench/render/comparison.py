@@ -55,7 +55,7 @@ def summary(comparison: Comparison) -> list[str]:
     ways = {"hash": "by hash", "description": "by model, label, setting, weights and seed", "request": "as asked"}
     counts = [f"{n} {words}" for by, words in ways.items() if (n := sum(match.by == by for match in matches))]
     first, second = (clean(name) for name in comparison.names)
-    lines = [f"First: {first}. Second: {second}."]
+    lines = [*_nothing_shared(comparison), f"First: {first}. Second: {second}."]
     lines.append(
         f"{len(matches)} cell{'' if len(matches) == 1 else 's'} in both"
         + (f" ({'; '.join(counts)})." if counts else ".")
@@ -71,6 +71,18 @@ def summary(comparison: Comparison) -> list[str]:
     if loose:
         lines.append(f"Some scores could not be paired by document: {'; '.join(loose)}.")
     return lines
+
+
+def _nothing_shared(comparison: Comparison) -> Iterator[str]:
+    """That the two have no model in common, where that is so: then no cell of one is a cell of the other."""
+    first, second = (
+        list(dict.fromkeys(row.model for _, row in rows)) for rows in (comparison.only_first, comparison.only_second)
+    )
+    if not comparison.matches and first and second and not set(first) & set(second):
+        yield (
+            f"No model is in both: the first has {clean(', '.join(first))}, the second {clean(', '.join(second))}. "
+            "There is nothing to compare; `--rows A B` holds any two rows side by side."
+        )
 
 
 def _width(comparison: Comparison) -> int:

@@ -21,7 +21,8 @@ _COLUMNS = (
 )
 _HEADINGS = ("reducer", "setting", "rank", "error", "optimum", "ratio", "numbers", "keep", "stored as", "seconds")
 _LEGEND = (
-    "Error: ‖W − Ŵ‖ / ‖W‖ after rounding to the matrix's dtype. Optimum: the least that any matrix of that rank has. "
+    "Rank: of Ŵ, at most. Error: ‖W − Ŵ‖ / ‖W‖ after rounding to the matrix's dtype. Optimum: the least that any "
+    "matrix of that rank has; — for methods whose rank is one of blocks or clusters, which may make a Ŵ of full rank. "
     "Keep: stored numbers over those of the matrix; where factors would store more, Ŵ is counted dense. Seconds: the "
     "preparation and the construction of this rank, what it costs alone."
 )
@@ -106,7 +107,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "status": outcome.status,
         "rank": edit and edit.rank,
         "relative_error": edit and edit.relative_error,
-        "optimal_error": edit and edit.optimal_error,
+        "optimal_error": outcome.optimum,
         "ratio": outcome.ratio,
         "stored_numbers": edit and edit.stored_numbers,
         "stored_bytes": edit and edit.stored_bytes,
@@ -123,7 +124,8 @@ def _line(outcome: Outcome) -> list[str]:
     assert seconds is not None
     return [
         outcome.method.label, _setting(outcome), str(edit.rank), f"{edit.relative_error:.4g}",
-        f"{edit.optimal_error:.4g}", f"{outcome.ratio:.3f}x" if outcome.ratio is not None else MISSING,
+        f"{outcome.optimum:.4g}" if outcome.optimum is not None else MISSING,
+        f"{outcome.ratio:.3f}x" if outcome.ratio is not None else MISSING,
         f"{edit.stored_numbers:,}", f"{keep:.3f}", edit.stored_as, f"{seconds:.4f}",
     ]  # fmt: skip
 

@@ -20,6 +20,9 @@ _UNITS = {
     "error": "error: ‖W − Ŵ‖ / ‖W‖, after rounding",
     "optimum": "opt.: the least error that any matrix of that rank has",
     "decompose": "time: seconds of decomposition",
+    "prefill": "prefill / dense: tokens a second reading one prompt, of the edited model on factors over the unedited",
+    "decode": "decode / dense: the same in writing after it",
+    "memory": "memory / dense: the most memory at the largest batch, of the same two",
 }
 SIGNIFICANT, TIE, SPREAD = "*", "=", "σ"
 STYLES = "Green: better, red: worse."

@@ -17,9 +17,9 @@ from lm_eval.config.group import GroupConfig
 from lm_eval.config.task import TaskConfig
 
 from lrbench.errors import TaskError, did_you_mean
+from lrbench.tasks.names import BUNDLED, PROTOCOLS
 
-BUNDLED = Path(__file__).parent / "almanac"
-PROTOCOLS = Path(__file__).parent / "protocols"  # what papers evaluate on, and lm-eval lacks
+__all__ = ["BUNDLED", "PROTOCOLS", "check_folders", "with_absolute_data"]
 
 SKIPPED = {"__pycache__", ".ipynb_checkpoints"}
 TASK_KEYS = {field.name for field in fields(TaskConfig)}

@@ -16,12 +16,12 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from lrbench.errors import LrbenchError, TaskError, did_you_mean, one_line
+from lrbench.errors import LrbenchError, TaskError, one_line
 from lrbench.tasks.containment import contained
 from lrbench.tasks.data import with_data
 from lrbench.tasks.folders import BUNDLED, PROTOCOLS, check_folders, with_absolute_data
+from lrbench.tasks.names import suggestion, unknown
 from lrbench.tasks.token_windows import TokenPerplexity
-from lrbench.tasks.upstream import unheard_of
 
 
 class TaskSpec(Protocol):
@@ -79,7 +79,8 @@ def load_tasks(
 ) -> TaskSet:
     """Loads tasks, with their documents.
 
-    lm-eval's own 14,000 tasks are read (some ten seconds) only where a name is not found in the folders.
+    lm-eval's own 14,000 tasks are read (some ten seconds) only where a name is not found in the folders, and only where
+    their files have that name.
 
     Args:
         specs: what to load; anything with `task`, `limit` and `num_fewshot`, and perhaps `data`: the file that holds
@@ -111,32 +112,22 @@ def _manager(specs: list[TaskSpec], places: list[Path], notify: Callable[[str], 
     manager = TaskManager(include_path=list(places), include_defaults=False)
     missing = sorted({name for spec in specs for name in _missing(spec.task, manager.task_index)})
     if missing:
-        _refuse_unheard_of(specs, manager.task_index)
+        _refuse(specs, manager, dict(unknown(missing, places)))
         notify(f"reading lm-eval's own tasks for {', '.join(missing)} (some ten seconds)")
+        ours = list(manager.all_tasks)
         manager = TaskManager(include_path=list(places))
-        for spec in specs:
-            for name in _missing(spec.task, manager.task_index):
-                with _about(spec):
-                    raise _unknown(name, spec, manager.all_tasks)
+        still = {name for spec in specs for name in _missing(spec.task, manager.task_index)}
+        _refuse(specs, manager, {name: suggestion(name, ours, manager.all_tasks) for name in still})
     return manager
 
 
-def _refuse_unheard_of(specs: list[TaskSpec], index: dict[str, Entry]) -> None:
-    """Says at once that a task is unknown, where lm-eval's own index need not be read to tell."""
-    plain = [spec for spec in specs if not _is_pattern(spec.task)]
-    unknown, known = unheard_of({name for spec in plain for name in _missing(spec.task, index)})
-    for spec in plain:
-        for name in _missing(spec.task, index):
+def _refuse(specs: list[TaskSpec], manager: TaskManager, unknown: dict[str, str]) -> None:
+    """Raises TaskError at the first spec that comes to one of some names, each with what it may have meant."""
+    for spec in specs if unknown else ():
+        for name in _missing(spec.task, manager.task_index):
             if name in unknown:
                 with _about(spec):
-                    raise _unknown(name, spec, {*index, *known})
-
-
-def _unknown(name: str, spec: TaskSpec, known: Iterable[str]) -> TaskError:
-    hint = did_you_mean(name, known) or (
-        "; `lm-eval list tasks` lists lm-eval's, and 'task_paths' names folders of others"
-    )
-    return TaskError(f"unknown task {name!r}{_named_by(name, spec)}{hint}")
+                    raise TaskError(f"unknown task {name!r}{_named_by(name, spec)}{unknown[name]}")
 
 
 @contextmanager
