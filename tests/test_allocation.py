@@ -161,5 +161,5 @@ def test_pooling_gives_the_nearest_sequence_that_never_falls(values):
     ("sizes", "losses"), [([], []), ([1, 2], [0]), ([2, 2], [1, 0]), ([3, 2], [1, 0]), ([1, 2], [float("nan"), 0])]
 )
 def test_options_that_are_none_are_refused(sizes, losses):
-    with pytest.raises(ValueError, match="sizes|finite"):
+    with pytest.raises(ValueError, match=r"sizes|finite"):
         options(sizes, losses)
