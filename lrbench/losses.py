@@ -1,12 +1,12 @@
 """What a weight may be within a budget, and what each choice loses: the curves that `keep_model` is shared out by.
 
-    error         |W - What|_F^2
+    error         |W - What|_F^2 / |W|_F^2
     output-error  |(W - What) H^½|_F^2 / |W H^½|_F^2, H = E[x xᵀ] of the calibration text
     sensitivity   nats by which a token of the calibration text becomes less likely when this weight alone is reduced
 
-The first is summed as it is: the sum is the squared error of all weights as one matrix. Outputs of different weights
-have no common unit, so the second is relative. The third is measured at a few ranks and carried to the others by the
-relative error.
+The first two are relative: weights, and the outputs of different weights, have no common unit, since what one of them
+is scaled by a normalization or another weight may undo. The third is measured at a few ranks and carried to the others
+by the first.
 """
 
 from __future__ import annotations
@@ -50,11 +50,17 @@ class Judge:
     on_text: Callable[[Factors], float] | None = None
 
 
-def squared_error(work: Work, preparation: Preparation) -> Judge:
-    """By ‖W − Ŵ‖_F², with the method's own curve where it has one."""
+def squared_error(work: Work, preparation: Preparation, norm: float) -> Judge:
+    """By ‖W − Ŵ‖_F² / ‖W‖_F², with the method's own curve where it has one.
+
+    Args:
+        norm: ‖W‖_F; of a zero weight the errors are taken as they are.
+    """
+    unit = norm or 1.0
 
     def of(factors: Factors) -> float:
-        return float(torch.linalg.vector_norm(work.weight - factors.dense(), dtype=torch.float64)) ** 2
+        error = float(torch.linalg.vector_norm(work.weight - factors.dense(), dtype=torch.float64))
+        return (error / unit) ** 2
 
     def known(ranks: Sequence[int]) -> list[float] | None:
         errors = preparation.prepared.errors(ranks)
@@ -63,7 +69,7 @@ def squared_error(work: Work, preparation: Preparation) -> Judge:
         if len(errors) != len(ranks):
             method = work.method.label
             raise ReducerError(f"{work.slot.name}: {method} gave {len(errors)} errors for {len(ranks)} ranks")
-        return [float(error) ** 2 for error in errors]
+        return [(float(error) / unit) ** 2 for error in errors]
 
     return Judge(of, known)
 

@@ -203,7 +203,7 @@ class Reductions:
     ) -> Judge:
         """How an allocation tells what is lost of a slot."""
         slot, calibration = work.slot, self._calibration
-        judge = squared_error(work, preparation)
+        judge = squared_error(work, preparation, optimum[0])
         if kind == "output-error":
             assert calibration is not None
             H = calibration.second_moment(slot)

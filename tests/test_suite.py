@@ -100,6 +100,7 @@ def test_defaults_are_filled_in_and_the_name_is_the_file_stem(suite_file):
         "weights": ["all"],
         "rank": {"keep": [0.5]},
         "reducers": None,
+        "allocation": None,
     }
 
 
@@ -285,9 +286,10 @@ def test_reading_a_suite_imports_no_torch(suite_file):
         ({"l13": "    weights: mlp.dwon"}, "suite.yaml:13:14: unknown role 'mlp.dwon'; did you mean 'mlp.down'?"),
         ({"l13": "    weights: []"}, "suite.yaml:13:14: 'weights' must not be empty"),
         ({"l14": "    rank: 4"}, "suite.yaml:14:11: 'rank' takes a mapping, such as {keep: [0.5, 0.25]}, not 4"),
-        ({"l14": "    rank: {}"}, "suite.yaml:14:11: a rank is exactly one of fraction, rank, keep, energy, error"),
+        ({"l14": "    rank: {}"}, "suite.yaml:14:11: a rank is exactly one of fraction, rank, keep, energy, "
+         "error, keep_model"),
         ({"l14": "    rank: {keep: 0.5, rank: 3}"}, "suite.yaml:14:12: a rank is exactly one of fraction, rank, keep, "
-         "energy, error"),
+         "energy, error, keep_model"),
         ({"l14": "    rank: {keep: 0}"}, "suite.yaml:14:18: 'keep' must be more than 0, not 0"),
         ({"l14": "    rank: {keep: [0.5, 1.5]}"}, "suite.yaml:14:24: 'keep' must be at most 1, not 1.5"),
         ({"l14": "    rank: {keep: [0.5, .5]}"}, "suite.yaml:14:24: 0.5 is listed twice"),

@@ -122,13 +122,14 @@ def _print_plan(plan: Plan) -> None:
         if cell.method is not None and cell.mode is not None:
             setting = f"{cell.setting}, {cell.allocation}" if cell.allocation else cell.setting
             lines.setdefault((cell.method.label, cell.mode, setting), []).append(cell)
+    width = max((len(setting) for *_, setting in lines), default=0)
     impossible = {id(cell): reason for cell, reason in plan.impossible()}
     for (label, mode, setting), cells in lines.items():
         possible = [cell for cell in cells if id(cell) not in impossible and not cell.skip]
         ranks = sorted({rank for cell in possible for rank in cell.ranks() if rank is not None})
         spread = f"rank {ranks[0]}" + (f" to {ranks[-1]}" if len(ranks) > 1 else "") if ranks else "rank found when run"
         slots = sum(len(cell.slots) for cell in cells)
-        say(f"  {label:16} {mode:9} {setting:14} {len(cells):4} cells, {slots:5} reductions, {spread}")
+        say(f"  {label:16} {mode:9} {setting:{max(width, 14)}} {len(cells):4} cells, {slots:5} reductions, {spread}")
     for title, reasons in (
         ("would fail", list(impossible.values())),
         ("would be skipped", [cell.skip for cell in plan.cells if cell.skip]),
@@ -158,7 +159,7 @@ def _print_prediction(found: Prediction) -> None:
     if found.texts:
         say(f"  {'texts':10} {found.texts:,} a cell to generate, by lm-eval; not in the time predicted")
     if found.allocated:
-        say(f"  {'ranks':10} come from curves of every weight, where not by equal shares; not in the time predicted")
+        say(f"  {'ranks':10} of some cells are found from curves of every weight; not in the time predicted")
     if found.calibrated:
         say(f"  {'statistics':10} of inputs are collected where no run has yet; not in the time predicted")
     for failure in found.failures:
