@@ -78,6 +78,7 @@ def build(runs: Sequence[RunDirectory], sort: str | None = None, *, validation: 
         *tasks,
         *derived,
         score,
+        *([_DOCUMENTS] if any(entry.values["documents"] != "" for entry in entries) else []),
         Column("keep", ("keep", "targets"), "ratio", "lower"),
         Column("keep_model", ("keep", "model"), "ratio", "lower"),
         Column("compression", ("size", "smaller"), "times", "higher"),
@@ -122,7 +123,7 @@ _FIXED = frozenset(
     {
         *("run", "model", "method", "setting", "edited", "seed", "score", "keep", "keep_model", "compression", "error"),
         *("optimum", "decompose", "rank", "optimal_error", "calibrate", "evaluate", "pareto"),
-        *("prefill", "decode", "memory", "chosen_for", "among", "validated_on"),
+        *("prefill", "decode", "memory", "chosen_for", "among", "validated_on", "documents"),
         *("status", "reason", "cell", "environment"),
     }
 )
@@ -266,6 +267,7 @@ def _entry(
         "run": run.name,
         "model": row.model,
         **_chosen(row),
+        "documents": _scored_on(rows),
         "method": "unedited" if baseline else row.method,
         "setting": row.setting,
         "edited": describe(row.edits, run.blocks.get(row.model)),
@@ -298,6 +300,16 @@ _SELECTION = (
     Column("among", ("chosen", "among"), "text"),
     Column("validated_on", ("chosen", "on"), "text", detail=True),
 )
+
+
+#: Where cells race: on how many documents each was scored.
+_DOCUMENTS = Column("documents", ("scored on", "documents"), "text")
+
+
+def _scored_on(rows: Sequence[Row]) -> str:
+    """Of how many documents the scores are; empty where that is all there are."""
+    found = sorted({sum(r.selection.documents.values()) for r in rows if r.selection and r.selection.stopped})
+    return "–".join(map(str, found[:: max(1, len(found) - 1)]))
 
 
 def _chosen(row: Row) -> dict[str, Value]:

@@ -75,15 +75,27 @@ class ModelRun:
         """One for all calls of `rows`: a composition reduces what was accepted only once."""
         return Reductions(self.suite.seed, self.calibration, self.base)
 
-    def keys(self, plan: Plan, engine: BoundEngine | None = None) -> dict[int, str]:
-        """`id` of each cell -> its hash, by which its row is known; on an engine's requests, or on all."""
-        setting = setting_of(self.suite, self.loaded, self.spec, engine or self.engine)
+    def keys(
+        self, plan: Plan, engine: BoundEngine | None = None, more: Mapping[str, Any] | None = None
+    ) -> dict[int, str]:
+        """`id` of each cell -> its hash, by which its row is known; on an engine's requests, or on all.
+
+        Args:
+            more: what else defines the rows.
+        """
+        setting = setting_of(self.suite, self.loaded, self.spec, engine or self.engine) | dict(more or {})
         return {
             id(cell): cell.digest(**setting, **definition_of(cell, self.calibration, self.base)) for cell in plan.cells
         }
 
-    def rows(self, plan: Plan, keys: Mapping[int, str], engine: Engine | None = None) -> Iterator[Scored]:
-        """Reduces and scores a plan's cells group by group; each is yielded as soon as it is known."""
+    def rows(
+        self, plan: Plan, keys: Mapping[int, str], engine: Engine | None = None, *, measure: bool = True
+    ) -> Iterator[Scored]:
+        """Reduces and scores a plan's cells group by group; each is yielded as soon as it is known.
+
+        Args:
+            measure: also what the suite measures beside the scores.
+        """
         engine = engine or self.engine
         jobs: list[Job] = []
         pending: dict[str, tuple[Cell, list[Reduction]]] = {}
@@ -92,7 +104,7 @@ class ModelRun:
         def scored() -> Iterator[Scored]:
             for outcome in engine.score(jobs):
                 cell, done = pending.pop(outcome.cell)
-                yield self._scored(cell, done, outcome)
+                yield self._scored(cell, done, outcome, measure=measure)
             jobs.clear()
 
         for group in plan.groups():
@@ -121,7 +133,7 @@ class ModelRun:
                 yield from scored()
         yield from scored()
 
-    def _scored(self, cell: Cell, reductions: Sequence[Reduction], scored: Outcome) -> Scored:
+    def _scored(self, cell: Cell, reductions: Sequence[Reduction], scored: Outcome, *, measure: bool) -> Scored:
         measured: dict[str, Any] = {
             "edits": [reduction.edit for reduction in reductions],
             "calibrate_seconds": sum(reduction.calibrate_seconds for reduction in reductions),
@@ -136,7 +148,7 @@ class ModelRun:
             measured |= {"keep_targets": 1.0, "keep_model": 1.0, "compression_ratio": 1.0}
         if scored.error is not None:
             return Scored(self._row(cell, scored.cell, "failed", reason=str(scored.error), **measured))
-        if "inference" in self.suite.measure:
+        if measure and "inference" in self.suite.measure:
             measured["inference"] = measure_inference(self.loaded.model, cell.slots, reductions)
         return Scored(self._row(cell, scored.cell, "ok", scores=scored.scores, **measured), scored.samples)
 

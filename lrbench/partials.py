@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from lrbench.evaluate.engine import Partial
-from lrbench.store import RunDirectory
+from lrbench.store import BLOCK, Row, RunDirectory
 
 #: of an environment, what changes how requests are divided, and no answer
 _DIVIDING = ("hash", "frontier_memory")
@@ -50,3 +50,23 @@ class RunPartials:
     def add(self, cell: str, partial: Partial) -> None:
         """Keeps more of a cell; it is on disk when this returns."""
         self._directory.add_partial(cell, {"made": self._made, **asdict(partial)})
+
+    def scored(self, cell: str) -> tuple[Row, list[dict[str, Any]]] | None:
+        """The row and per-document scores that `keep` was given for a cell, where they still hold."""
+        for entry in self._directory.partial(_block(cell)):
+            if isinstance(entry, dict) and entry.get("made") == self._made:
+                try:
+                    return Row.model_validate(entry["row"]), list(entry["samples"])
+                except (ValidationError, KeyError, TypeError):  # it only costs a repetition
+                    continue
+        return None
+
+    def keep(self, cell: str, row: Row, samples: list[dict[str, Any]]) -> None:
+        """Keeps a cell's row on some documents, which is part of another row; it is on disk when this returns."""
+        entry = {"made": self._made, "row": row.model_dump(mode="json", by_alias=True), "samples": samples}
+        self._directory.drop_partial(_block(cell))
+        self._directory.add_partial(_block(cell), entry)
+
+
+def _block(cell: str) -> str:
+    return f"{BLOCK}{cell}"

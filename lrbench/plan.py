@@ -54,7 +54,7 @@ class Cell:
     failure: str | None = None
     seed: int | None = None
     requests: tuple[RankRequest, ...] = ()
-    predicted: Mapping[str, float] | None = None
+    predicted: dict[str, float] | None = None
     allocation: AllocationKind | None = None
 
     def request_of(self, slot: WeightSlot) -> RankRequest:

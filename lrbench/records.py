@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from lrbench.environment import environment
 from lrbench.evaluate.bound import BoundEngine
@@ -75,6 +75,7 @@ class Records:
 
     Attributes:
         done: rows that stand, by cell; of failed ones only those that are not tried again.
+        retry_failed: whether what failed is tried again.
     """
 
     directory: RunDirectory
@@ -82,6 +83,7 @@ class Records:
     result: RunResult
     progress: Progress
     done: dict[str, Row] = field(default_factory=dict)
+    retry_failed: bool = False
 
     def score(
         self,
@@ -89,23 +91,27 @@ class Records:
         plan: Plan,
         engine: BoundEngine | None = None,
         selection: Callable[[Cell], Selection] | None = None,
+        more: Mapping[str, Any] | None = None,
+        rows: Callable[[Plan, Mapping[int, str]], Iterator[Scored]] | None = None,
     ) -> dict[int, Row]:
         """Every cell's row, by the `id` of the cell: those that are there, and the others, scored and written now.
 
         Args:
             engine: bound to the requests that count, where they are not all of the suite's.
-            selection: what each cell's row is to a choice.
+            selection: what each cell's row is to a choice, where the row itself does not say.
+            more: what else defines the rows.
+            rows: scores cells, by their hashes; where it is not simply each on all documents.
 
         Raises:
             KeyboardInterrupt: after the rows of all finished cells are on disk.
         """
         asked = engine or share.engine
-        keys = share.keys(plan, asked)
+        keys = share.keys(plan, asked, more)
         selected = {keys[id(cell)]: selection(cell) for cell in plan.cells} if selection is not None else {}
         missing = Plan(tuple(cell for cell in plan.cells if keys[id(cell)] not in self.done))
         part = None
         if engine is not None and selected:
-            setting = setting_of(share.suite, share.loaded, share.spec, engine)
+            setting = setting_of(share.suite, share.loaded, share.spec, engine) | dict(more or {})
             part = Part(next(iter(selected.values())).share, engine, setting)
         self.manifest.add_model(
             share.loaded, share.tasks, share.engine, setting_of(share.suite, share.loaded, share.spec, share.engine),
@@ -119,15 +125,43 @@ class Records:
             if share.calibration is not None:
                 share.calibration.expect(missing.cells)
             try:
-                for scored in share.rows(missing, keys, asked):
-                    self.write(replace(scored, row=_with(scored.row, selected)))
+                for scored in rows(missing, keys) if rows is not None else share.rows(missing, keys, asked):
+                    self.write(scored if scored.row.selection else replace(scored, row=_with(scored.row, selected)))
             finally:
                 self.manifest.update_engine(share.loaded, asked, part.name if part is not None else None)
+        self.directory.drop_blocks()
         for key, now in selected.items():
-            if self.done[key].selection != now:  # it was chosen among others then
+            if now.split == "test" and self.done[key].selection != now:  # it was chosen among others then
                 self.done[key] = _with(self.done[key], selected)
                 self.directory.append(self.done[key])
         return {id(cell): self.done[keys[id(cell)]] for cell in plan.cells}
+
+    def block(
+        self, share: ModelRun, cells: Sequence[Cell], engine: BoundEngine, *, measure: bool
+    ) -> Iterator[tuple[Cell, Scored]]:
+        """Some cells on some documents, as part of rows to come: what is known already, then what is scored now.
+
+        It is kept on disk until `score` has written the rows.
+
+        Args:
+            engine: bound to these documents.
+            measure: as `ModelRun.rows`.
+        """
+        plan = Plan(tuple(cells))
+        keys = share.keys(plan, engine)
+        partials = self._begin(share, engine)
+        missing = []
+        for cell in cells:
+            kept = partials.scored(keys[id(cell)])
+            if kept is None or (self.retry_failed and kept[0].status == "failed"):
+                missing.append(cell)
+            else:
+                yield cell, Scored(*kept)
+        of_key = {keys[id(cell)]: cell for cell in missing}
+        for scored in share.rows(Plan(tuple(missing)), keys, engine, measure=measure) if missing else ():
+            partials.keep(scored.row.cell, scored.row, scored.samples)
+            self.directory.drop_partial(scored.row.cell)
+            yield of_key[scored.row.cell], scored
 
     def write(self, scored: Scored) -> None:
         """Writes a row, its per-document scores first: a row never stands without them."""
@@ -140,7 +174,7 @@ class Records:
         self.result.count([row], new=True)
         self.progress.finished(row)
 
-    def _begin(self, share: ModelRun, engine: BoundEngine) -> None:
+    def _begin(self, share: ModelRun, engine: BoundEngine) -> RunPartials:
         """Names the environment, and keeps what the engine is answered part by part."""
         memory = share.suite.frontier_memory
         here = environment(
@@ -149,8 +183,9 @@ class Records:
         self.directory.add_environment(here)
         share.environment = here["hash"]
         asked = [engine.lm.max_length, list(engine.requests.hashes().items())]
-        engine.partials = RunPartials(self.directory, asked, here)
+        partials = engine.partials = RunPartials(self.directory, asked, here)
         engine.report = self.progress.scoring
+        return partials
 
 
 def _with(row: Row, selected: Mapping[str, Selection]) -> Row:

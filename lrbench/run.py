@@ -69,7 +69,7 @@ def run_suite(
         manifest = Manifest(directory, suite, built, registry)
         rows = {} if force else directory.rows()
         done = {key: row for key, row in rows.items() if row.status != "failed" or not retry_failed}
-        records = Records(directory, manifest, result, progress, done)
+        records = Records(directory, manifest, result, progress, done, retry_failed)
         for spec in suite.models:
             share = open_model(
                 suite, spec, built, engine=engine, device=device, trust_remote_code=trust_remote_code,

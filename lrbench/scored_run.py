@@ -130,8 +130,7 @@ class ScoredRun:
         tasks = self._tasks_of(row)
         hashes = {leaf: tasks.get(leaf, {}).get("hashes") for leaf in self.leaves(task)}
         found = sorted((leaf, *sorted(of_leaf.items())) for leaf, of_leaf in hashes.items() if of_leaf)
-        stopped = row.selection is not None and any(leaf in (row.selection.stopped or {}) for leaf in hashes)
-        if found and len(found) == len(hashes) and not stopped:
+        if found and len(found) == len(hashes) and not self.stopped(row, task):
             return tuple(found)
         return max((score.n for score in row.scores.get(task, {}).values()), default=0)
 
@@ -140,6 +139,11 @@ class ScoredRun:
         tasks = self._tasks_of(row)
         found = {leaf: (tasks.get(leaf, {}).get("hashes") or {}).get("documents") for leaf in self.leaves(task)}
         return None if None in found.values() else tuple(sorted(found.items()))
+
+    def stopped(self, row: Row, task: str) -> bool:
+        """Whether a race gave the cell up before it had seen all documents of a task."""
+        stopped = row.selection.stopped if row.selection is not None else None
+        return stopped is not None and any(leaf in stopped for leaf in self.leaves(task))
 
     def _tasks_of(self, row: Row) -> dict[str, dict[str, Any]]:
         """What the manifest says of the tasks, as this row was asked them."""
@@ -265,7 +269,7 @@ class _Measuring:
     """Lines on their way to measurements."""
 
     def __init__(self, run: ScoredRun, lines: Sequence[Line]) -> None:
-        self.lines = lines
+        self.run, self.lines = run, lines
         self.unedited = [None if line.baseline else run.baseline_of(line.row) for line in lines]
         scores: dict[str, ByDocument] = {}
         groups: dict[str, Mapping[str, Mapping[int, Hashable]]] = {}
@@ -289,6 +293,8 @@ class _Measuring:
                 found = [row.scores[task][metric] for row in line.rows if metric in row.scores.get(task, {})]
                 whole = _over_seeds(found)
                 theirs = base.scores.get(task, {}).get(metric) if base is not None else None
+                if any(self.run.stopped(row, task) for row in line.rows):
+                    theirs = None  # the difference of the two scores would be one of other documents, too
                 if theirs is not None and math.isfinite(whole.value - theirs.value):
                     delta = whole.value - theirs.value
                     difference = self.contrasts.difference(place, task, metric, delta)

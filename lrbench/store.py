@@ -5,6 +5,7 @@ environments.jsonl    hardware and versions, one line each, keyed by hash
 rows.jsonl            one line a scored cell; the last line of a cell wins
 samples/CELL.jsonl    one line a document: its metrics and log-likelihoods
 partial/CELL.jsonl    while requests are scored in parts: what an unfinished cell was answered, one line a part
+partial/block-CELL.jsonl  while cells race: a row and its per-document scores on one block of documents
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from lrbench.file_names import is_plain
 from lrbench.manifest_shape import refuse_other
 from lrbench.scores import Number, Score, Size, Strict, Whole
 from lrbench.speed import InferenceSpeed
+
+#: Before the name of a partial row on some documents.
+BLOCK = "block-"
 
 
 def _of_a_file(cell: str) -> str:
@@ -244,6 +248,15 @@ class RunDirectory:
             shutil.rmtree(self.path / "partial", ignore_errors=True)
         else:
             self._partial_file(cell).unlink(missing_ok=True)
+
+    def has_blocks(self) -> bool:
+        """Whether there are rows on some documents that have not become rows on all they were to be scored on."""
+        return any((self.path / "partial").glob(f"{BLOCK}*.jsonl"))
+
+    def drop_blocks(self) -> None:
+        """Removes them."""
+        for path in (self.path / "partial").glob(f"{BLOCK}*.jsonl"):
+            path.unlink(missing_ok=True)
 
     def _partial_file(self, cell: str) -> Path:
         return self._of_cell("partial", cell)

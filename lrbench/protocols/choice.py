@@ -40,11 +40,16 @@ class Choice:
     rows: tuple[Row, ...]
 
 
+def is_reference(cell: Cell) -> bool:
+    """Whether a cell is what others are compared with: the unedited model, or the base's own weights."""
+    return cell.method is None or cell.drops_updates
+
+
 def candidates(plan: Plan) -> list[Candidate]:
     """A plan's, in its order: all its cells but the unedited model, and the base's own where updates are reduced."""
     alike: dict[Any, list[Cell]] = {}
     for cell in plan.cells:
-        if cell.method is not None and not cell.drops_updates:
+        if cell.method is not None and not is_reference(cell):
             names = tuple(slot.name for slot in cell.slots)
             each = tuple((request.kind, request.value) for request in cell.requests)
             identity = (cell.method.label, cell.mode, names, tuple(cell.requested.items()), each)

@@ -153,7 +153,9 @@ def _promising(
 
 def _as_before(records: Records, share: ModelRun, split: Split) -> Plan | None:
     """The plan as an earlier run screened it, where every cell has its row; else None."""
-    keys = share.keys(share.plan, share.engine.restricted(split.validation))
+    race = share.suite.race
+    more = {"race": race.resolved()} if race is not None else None
+    keys = share.keys(share.plan, share.engine.restricted(split.validation), more)
     rows = [records.done.get(keys[id(cell)]) for cell in share.plan.cells]
     cells = []
     for cell, row in zip(share.plan.cells, rows, strict=True):

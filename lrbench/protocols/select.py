@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from lrbench.model_run import ModelRun
 from lrbench.plan import Cell, Plan
-from lrbench.protocols.choice import Candidate, Choice, candidates, choose
+from lrbench.protocols.choice import Candidate, Choice, candidates, choose, is_reference
 from lrbench.protocols.greedy import compose
 from lrbench.protocols.objective import Objective, objectives
+from lrbench.protocols.race import Race
 from lrbench.protocols.screen import screened
 from lrbench.protocols.split import Split, split_of
 from lrbench.records import Records
@@ -32,6 +33,8 @@ class Chosen:
 def run_selection(records: Records, share: ModelRun, spec: SelectSpec) -> None:
     """Scores every cell on validation, chooses for each objective and method, scores the chosen on test.
 
+    In a race, cells that cannot be chosen are not scored on all of validation.
+
     Nothing but rows and what they hold decides, so that a run which is started again decides the same.
 
     Raises:
@@ -42,8 +45,10 @@ def run_selection(records: Records, share: ModelRun, spec: SelectSpec) -> None:
     aims = objectives(share.engine.requests, share.tasks.named, spec.on)
     if share.suite.screen is not None:
         share.plan = screened(records, share, split, aims, share.suite.screen)
-    records.progress.note(f"{share.loaded.label}: every cell on {_in_words(split, 'validation')}")
-    rows = validated(records, share, split)
+    race = share.suite.race
+    how = "every cell" if race is None else "a race"
+    records.progress.note(f"{share.loaded.label}: {how} on {_in_words(split, 'validation')}")
+    rows = validated(records, share, split) if race is None else Race(records, share, split, aims, spec, race).run()
     found = [one for aim in aims for one in chosen(records, share, aim, rows)]
     unedited = next(rows[id(cell)] for cell in share.plan.cells if cell.method is None)
     composed: Composed = {aim.name: [] for aim in aims}
@@ -61,8 +66,7 @@ def validated(records: Records, share: ModelRun, split: Split) -> dict[int, Row]
     sizes = split.sizes("validation")
 
     def selection(cell: Cell) -> Selection:
-        predicted = None if cell.predicted is None else dict(cell.predicted)
-        return Selection(split="validation", documents=sizes, predicted=predicted)
+        return Selection(split="validation", documents=sizes, predicted=cell.predicted)
 
     return records.score(share, share.plan, engine, selection)
 
@@ -74,7 +78,8 @@ def chosen(records: Records, share: ModelRun, aim: Objective, rows: dict[int, Ro
         of_label.setdefault(candidate.label, []).append(candidate)
     found = []
     for label, among in of_label.items():
-        choice = choose(among, aim, rows, records.directory.samples)
+        in_full = {key: row for key, row in rows.items() if not _stopped(row, aim)}
+        choice = choose(among, aim, in_full, records.directory.samples)
         if choice is None:
             records.progress.note(f"{label}: none of its {len(among)} cells has a score on {aim.name}: nothing chosen")
         else:
@@ -84,7 +89,7 @@ def chosen(records: Records, share: ModelRun, aim: Objective, rows: dict[int, Ro
 
 def report(records: Records, share: ModelRun, split: Split, found: Sequence[Chosen], composed: Composed) -> None:
     """Scores on test the models that others are compared with, on all tasks, and what was chosen, each on its own."""
-    references = Plan(tuple(cell for cell in share.plan.cells if _is_reference(cell)))
+    references = Plan(tuple(cell for cell in share.plan.cells if is_reference(cell)))
     everything = Selection(split="test", documents=split.sizes("test"))
     records.score(share, references, share.engine.restricted(split.test), lambda _: everything)
     for aim, compositions in composed.items():
@@ -99,9 +104,9 @@ def report(records: Records, share: ModelRun, split: Split, found: Sequence[Chos
         records.score(share, plan, share.engine.restricted(documents), lambda cell, of=of_cell: of[id(cell)])  # type: ignore[misc]
 
 
-def _is_reference(cell: Cell) -> bool:
-    """Whether a cell is what others are compared with: the unedited model, or the base's own weights."""
-    return cell.method is None or cell.drops_updates
+def _stopped(row: Row, aim: Objective) -> bool:
+    """Whether a race gave a cell up for an objective."""
+    return row.selection is not None and any(task in (row.selection.stopped or {}) for task in aim.tasks)
 
 
 def _selection(one: Chosen, split: Split) -> Selection:

@@ -79,6 +79,16 @@ def aggregate(requests: FrozenRequests, raw: dict[str, RawMetrics]) -> Scores:
     return scores
 
 
+def aggregate_samples(requests: FrozenRequests, samples: Samples) -> Scores:
+    """Scores from per-document results as `score` gives them, of all documents of the requests."""
+    raw: dict[str, RawMetrics] = {name: {} for name in requests.tasks}
+    for entry in samples:
+        for name, value in entry["metrics"].items():
+            metric, _, filter_name = name.partition(",")
+            raw[entry["task"]].setdefault((metric, filter_name or "none"), []).append(value)
+    return aggregate(requests, raw)
+
+
 def metric_name(metric: str, filter_name: str) -> str:
     """`acc` where the filter is `none`, else `exact_match,strict`."""
     return metric if filter_name == "none" else f"{metric},{filter_name}"
