@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import lrbench
-from lrbench.cli import check, compare, env, export, leaderboard, matrix, merge, plugins, publish, run, spectrum
+from lrbench.cli import check, compare, damage, env, export, leaderboard, matrix, merge, plugins, publish, run, spectrum
 from lrbench.errors import LrbenchError, one_line
 
-VERBS = (run, check, leaderboard, compare, merge, publish, export, spectrum, matrix, plugins, env)
+VERBS = (run, check, leaderboard, compare, damage, merge, publish, export, spectrum, matrix, plugins, env)
 
 
 class _Parser(argparse.ArgumentParser):
