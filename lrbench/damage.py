@@ -351,4 +351,3 @@ def _correlation(cells: Sequence[Cell], outcome: Outcome, scope: Scope, predicto
 
 def _place(role: str) -> tuple[int, str]:
     return (ROLES.index(role) if role in ROLES else len(ROLES), role)
-

@@ -17,6 +17,11 @@ def split_of(row: Row) -> Split:
     return getattr(row, "split", None) or ""
 
 
+def in_words(split: Split) -> str:
+    """Behind a model's name: `, held-out documents`."""
+    return {"validation": ", documents of the selection", "test": ", held-out documents"}.get(split, "")
+
+
 def first_class(row: Row) -> bool:
     """Whether a row is to be reported: those that a choice was made on are shown apart."""
     return split_of(row) != "validation"

@@ -48,7 +48,6 @@ def run(args: argparse.Namespace) -> int:
     from lrbench.leaderboard import build
     from lrbench.publish.spectrum import read_all
     from lrbench.render import damage as render
-    from lrbench.render.text import titles
     from lrbench.store import open_run
 
     output.check(args.output)
@@ -60,14 +59,16 @@ def run(args: argparse.Namespace) -> int:
     hashes = weight_hashes(runs)
     _joined(read_all(args.spectrum, ()), runs, set(hashes.values()))
     board = build(runs)
-    found = predictions(board, titles(board), read_all(args.spectrum, runs), hashes)
+    found = predictions(board, render.titles(board), read_all(args.spectrum, runs), hashes)
     if args.figure is not None:
-        from lrbench.figures import correlations
+        from lrbench.figures import correlations, theme
 
-        bars = [bar for prediction in found for bar in correlations.bars(prediction)]
+        bars = [bar for prediction in found for bar in render.bars(prediction, with_model=len(found) > 1)]
         if not bars:
             raise InputError("--figure: there is no correlation to draw; the table says why")
-        figures.save(correlations.chart(bars, with_model=len(found) > 1), args.figure)
+        subtitle = ", ".join(map(render.name, found)) if len(found) == 1 else ""
+        dressed = theme.dressed(correlations.chart(bars).to_dict(), render.TITLE, subtitle)
+        figures.save(figures.altair().Chart.from_dict(dressed), args.figure)
     output.emit(
         args,
         lambda: render.document(found),

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from lrbench.damage import PREDICTORS, SCOPES, Outcome, Prediction, Predictor, Scope
+from lrbench.damage import EVERY_ROLE, PREDICTORS, SCOPES, Outcome, Prediction, Predictor, Scope
+from lrbench.figures.correlations import Bar
+from lrbench.leaderboard import Leaderboard
 from lrbench.render.document import Document, Heading, Part, Table, csv_text
 from lrbench.render.json import finite
-from lrbench.render.text import MISSING, clean
+from lrbench.render.text import MISSING, clean, headings
+from lrbench.splits import in_words
 from lrbench.stats import COVERAGE, LEAST_CELLS, LEAST_SUBJECTS, RankCorrelation
 
 FEW = "†"
@@ -82,10 +85,14 @@ def as_json(predictions: Sequence[Prediction]) -> str:
 # The parts, which the page of a site takes too.
 
 
+def titles(board: Leaderboard) -> dict[str, str]:
+    """What a leaderboard's columns are called, by their names: `facts · acc %`."""
+    return {name: " · ".join(filter(None, both)) for name, both in headings(board).items()}
+
+
 def name(prediction: Prediction) -> str:
     """The model, and the part of the documents."""
-    words = {"validation": ", on the documents of the selection", "test": ", on held-out documents"}
-    return clean(prediction.model) + words.get(prediction.split, "")
+    return clean(prediction.model) + in_words(prediction.split)
 
 
 def main(prediction: Prediction) -> list[Outcome]:
@@ -129,6 +136,22 @@ def correlation(found: RankCorrelation) -> str:
     return f"{_signed(found.rho)} [{_signed(found.interval[0])}, {_signed(found.interval[1])}]"
 
 
+def bars(prediction: Prediction, *, with_model: bool = False) -> list[Bar]:
+    """The correlations of the outcomes that are shown, for a chart."""
+    found = []
+    for outcome in main(prediction):
+        for predictor in prediction.predictors:
+            what = clean(outcome.title) + (f" ({name(prediction)})" if with_model else "")
+            for role in prediction.roles:
+                for scope in SCOPES:
+                    one = prediction.correlation(outcome.column.name, scope, role, predictor.name)
+                    if one.rho is not None:
+                        low, high = one.interval or (None, None)
+                        of = (predictor.heading, what, clean(role), SCOPE_WORDS[scope])
+                        found.append(Bar(*of, one.rho, low, high, one.cells, one.subjects))
+    return found
+
+
 def answer(prediction: Prediction, outcome: Outcome) -> str:
     """In one sentence: of which roles the relative error tells which matrix hurts, at one method and setting."""
     roles = [role for role in prediction.roles if role in {cell.role for cell in prediction.cells}]
@@ -153,7 +176,11 @@ def answer(prediction: Prediction, outcome: Outcome) -> str:
     if less:
         sentence += f", those whose edit hurts less in {', '.join(map(clean, less))}"
     rest = len(told) - len(more) - len(less)
-    return sentence + (f"; in {rest} the interval holds zero." if rest else ".")
+    sentence += f"; in {rest} the interval holds zero" if rest else ""
+    if len(roles) > 1:
+        whole = prediction.correlation(outcome.column.name, scope, EVERY_ROLE, "relative_error")
+        sentence += f". Of all matrices together ρ is {correlation(whole)}"
+    return f"{sentence}."
 
 
 def remarks(prediction: Prediction) -> list[str]:
@@ -193,8 +220,8 @@ def legend(predictors: Sequence[Predictor] = PREDICTORS) -> str:
         f"Spearman's ρ over cells, with its {COVERAGE:.0%} interval over sets of edited weights, each for itself; "
         f"above zero, more of the figure goes with more damage. {FEW}: fewer than {LEAST_SUBJECTS} different sets of "
         f"weights, which is too few for an interval; {MISSING}: fewer than {LEAST_CELLS} cells, or all alike. "
-        f"{meanings[0].upper()}{meanings[1:]}. Of methods that project W orthogonally, 1 − (relative error)² is what "
-        "they keep of its energy; its ρ is that of the error with the other sign, and is not listed again."
+        f"{meanings[0].upper()}{meanings[1:]}. What a method itself keeps, 1 − (relative error)² where Ŵ is an "
+        "orthogonal projection of W, orders cells as the relative error does, the other way round, and is not listed."
     )
 
 
@@ -209,4 +236,3 @@ def _of(roles: Sequence[str], count: int) -> str:
     if len(roles) == count and count > 1:
         return f"all {count} roles"
     return f"{len(roles)} of {count} {'role' if count == 1 else 'roles'} ({', '.join(map(clean, roles))})"
-
