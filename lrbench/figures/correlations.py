@@ -9,7 +9,7 @@ from typing import Any
 from lrbench.figures import altair
 
 #: The width of a panel, with its axis.
-PANEL = 300
+PANEL = 280
 _MOST_COLUMNS = 4
 
 
@@ -63,7 +63,8 @@ def chart(bars: Sequence[Bar]) -> Any:
     legend = alt.Legend(orient="top", title=None, columns=2, labelLimit=320)
     colour, shape = alt.Color("scope:N", scale=scale, legend=legend), alt.Shape("scope:N", scale=scale, legend=legend)
     tooltip = [
-        *(alt.Tooltip(f"{name}:N") for name in ("figure", "outcome", "role", "scope")), alt.Tooltip("rho:Q", format="+.3f"),
+        *(alt.Tooltip(f"{name}:N") for name in ("figure", "outcome", "role", "scope")),
+        alt.Tooltip("rho:Q", format="+.3f"),
         alt.Tooltip("low:Q", format="+.3f"), alt.Tooltip("high:Q", format="+.3f"), alt.Tooltip("cells:Q"),
         alt.Tooltip("weights:Q", title="sets of weights"),
     ]  # fmt: skip
@@ -77,7 +78,7 @@ def chart(bars: Sequence[Bar]) -> Any:
         base.mark_point(filled=True, size=42, opacity=1).encode(
             x=alt.X("rho:Q", **along), y=up, yOffset=beside, color=colour, shape=shape, tooltip=tooltip
         ),
-    ).properties(width=PANEL - 100, height={"step": 26, "for": "position"})  # fmt: skip
+    ).properties(width=PANEL - 90, height={"step": 26, "for": "position"})  # fmt: skip
     facet = alt.Facet("panel:N", sort=panels, title=None)
     faceted = layers.facet(facet=facet, columns=columns, data=alt.InlineData(values=values))
     return faceted.resolve_axis(x="independent", y="independent")

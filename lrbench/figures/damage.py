@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lrbench.figures import altair
+from lrbench.figures.ticks import LABEL, about_zero
 
 #: The width of a panel, with its axis.
 PANEL = 290
@@ -49,12 +50,16 @@ def chart(cells: Sequence[Hurt], figure: str, damage: str) -> Any:
     roles = list(dict.fromkeys(cell.role for cell in cells))
     methods = list(dict.fromkeys(cell.method for cell in cells))
     sizes = sorted(abs(cell.damage) for cell in cells if cell.damage)
-    far = bool(sizes) and sizes[-1] > _SPAN * (middle := statistics.median(sizes))
-    scale = alt.Scale(type="symlog", constant=middle) if far else alt.Scale(zero=True, padding=6)
+    scale, axis = alt.Scale(zero=True, padding=6), alt.Axis(tickCount=5, format="~g")
+    if sizes and sizes[-1] > _SPAN * (middle := statistics.median(sizes)):
+        low, high = min(cell.damage for cell in cells), max(cell.damage for cell in cells)
+        ends = 1.4 * min(low, -middle), 1.4 * max(high, middle)
+        scale = alt.Scale(type="symlog", constant=middle, domain=list(ends), nice=False)
+        axis = alt.Axis(values=about_zero(*ends, middle), labelExpr=LABEL)
     across = alt.X(
         "figure:Q", title=figure, scale=alt.Scale(zero=False, padding=10), axis=alt.Axis(tickCount=5, format="~g")
     )
-    upward: dict[str, Any] = {"title": damage, "scale": scale, "axis": alt.Axis(tickCount=5, format="~g")}
+    upward: dict[str, Any] = {"title": damage, "scale": scale, "axis": axis}
     chosen = alt.selection_point(name="method", fields=["method"], bind="legend")
     legend = alt.Legend(orient="top", title=None, columns=6)
     colours = alt.Scale(domain=methods)

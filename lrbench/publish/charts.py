@@ -161,14 +161,23 @@ def _keep(board: Leaderboard, entries: Sequence[Entry], model: str, names: Names
                     unedited=entry.baseline,
                 )
             )
-    if all(point.unedited for point in points):
-        return []
-    caption = (
-        "Each point is an edited model, with one standard error to either side. The stepped line joins the "
-        "Pareto-optimal points: no other keeps less and scores more. The dotted line is the unedited model."
-    )
-    key = names(f"keep-{model}")
-    return [Figure(key, clean(model), "Accuracy against what is kept", caption, keep.chart(points), keep.PANEL + 70)]
+    found = []
+    for better, what, front in (
+        ("higher", "Accuracy", "keeps less and scores more"),
+        ("lower", "Perplexity", "keeps less and has a lower value"),
+    ):
+        of_kind = [point for point in points if point.better == better]
+        if all(point.unedited for point in of_kind):
+            continue
+        title = f"{what} against what is kept"
+        caption = (
+            "Each point is an edited model, with one standard error to either side"
+            f"{' (of the logarithm)' if keep.is_logarithmic(of_kind) else ''}. The stepped line joins the "
+            f"Pareto-optimal points: no other {front}. The dotted line is the unedited model."
+        )
+        key = names(f"keep-{model}" if better == "higher" else f"keep-{what.lower()}-{model}")
+        found.append(Figure(key, clean(model), title, caption, keep.chart(of_kind), keep.PANEL + 70))
+    return found
 
 
 def _heat(board: Leaderboard, entries: Sequence[Entry], model: str, names: Names) -> list[Figure]:

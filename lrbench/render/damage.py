@@ -54,7 +54,7 @@ def csv(predictions: Sequence[Prediction]) -> str:
 
 
 def as_json(predictions: Sequence[Prediction]) -> str:
-    """`{"coverage": ..., "predictors": [...], "models": [{"model", "split", "cells": [...], "correlations": [...]}]}`."""
+    """`{"coverage", "predictors", "models"}`: each model with its `cells` and `correlations`, all outcomes of them."""
     data = {
         "coverage": COVERAGE,
         "predictors": [vars(one) for one in PREDICTORS],
@@ -86,8 +86,12 @@ def as_json(predictions: Sequence[Prediction]) -> str:
 
 
 def titles(board: Leaderboard) -> dict[str, str]:
-    """What a leaderboard's columns are called, by their names: `facts · acc %`."""
-    return {name: " · ".join(filter(None, both)) for name, both in headings(board).items()}
+    """What a leaderboard's columns are called, by their names: `facts (acc)`."""
+    found = {}
+    for column, (first, second) in headings(board).items():
+        metric = second.removesuffix(" %").removesuffix(" ↓")
+        found[column] = f"{first} ({metric})" if metric else first
+    return found
 
 
 def name(prediction: Prediction) -> str:

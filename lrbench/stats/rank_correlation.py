@@ -1,7 +1,7 @@
 """Rank correlation of cells that share their subject: Spearman's rho, also within strata, with an interval.
 
-An interval says how much the correlation would vary had other subjects been drawn; cells of one subject (a weight matrix
-reduced by several methods, at several ranks) are no independent evidence, so subjects are what is left out in turn.
+An interval says how much the correlation would vary had other subjects been drawn; cells of one subject (a weight
+matrix reduced by several methods, at several ranks) are no independent evidence, so subjects are left out in turn.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def spearman(
 
     The interval is symmetric in Fisher's z = atanh(rho). Where each subject has one cell, the standard error of z is
     that of Bonett and Wright, sqrt((1 + rho²/2) / (n - 3)) (Psychometrika 65, 2000), n less one for each further
-    stratum. Else it is the jackknife's over subjects, with the t distribution of G - 1 degrees of freedom for G of them,
-    and never smaller than Bonett and Wright's, which takes all cells for independent.
+    stratum. Else it is the jackknife's over subjects, with the t distribution of G - 1 degrees of freedom for G of
+    them, and never smaller than Bonett and Wright's, which takes all cells for independent.
 
     Args:
         x, y: (n,) finite.
