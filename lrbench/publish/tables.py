@@ -134,11 +134,8 @@ class Page:
     @property
     def modes(self) -> list[str]:
         """Of all tables."""
-        shown = [
-            *(line for table in self.tables for line in table.lines),
-            *(f for t in self.tables for f in t.failures),
-        ]
-        return _distinct(line.mode for line in shown if line.mode)
+        of_lines = [line.mode for table in self.tables for line in table.lines]
+        return _distinct(filter(None, [*of_lines, *(f.mode for table in self.tables for f in table.failures)]))
 
     @property
     def settings(self) -> list[str]:

@@ -114,7 +114,8 @@ def _rho(pairs: np.ndarray, strata: np.ndarray) -> float | None:
     squares = (residuals**2).sum(axis=1)
     if not squares.all():
         return None
-    return float(np.clip(residuals[0] @ residuals[1] / math.sqrt(squares[0] * squares[1]), -1, 1))
+    rho = float(residuals[0] @ residuals[1]) / math.sqrt(squares[0] * squares[1])
+    return min(max(round(rho, 12), -1.0), 1.0)  # a perfect order is one, whatever the last digits of the sums
 
 
 def _ranks(values: np.ndarray, strata: np.ndarray) -> np.ndarray:
@@ -123,7 +124,7 @@ def _ranks(values: np.ndarray, strata: np.ndarray) -> np.ndarray:
     _, place, counts = np.unique(strata * len(values) + dense, return_inverse=True, return_counts=True)
     sizes = np.bincount(strata)
     before = np.cumsum(sizes) - sizes  # cells of the strata that come first
-    return (np.cumsum(counts) - (counts - 1) / 2)[place] - before[strata]  # type: ignore[no-any-return]
+    return (np.cumsum(counts) - (counts - 1) / 2)[place] - before[strata]
 
 
 def _fisher(rho: float, cells: int) -> float:
