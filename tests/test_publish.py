@@ -13,18 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from lrbench import damage, splits
 from lrbench.cli import main
 from lrbench.errors import InputError
 from lrbench.figures import heat, keep, ticks, vector
 from lrbench.figures.pdf import ordered
-from lrbench.publish import charts, files, tables
+from lrbench.publish import files
 from lrbench.publish.names import Names, slug
 from lrbench.publish.provenance import Run
 from lrbench.publish.spectrum import read
-from lrbench.store import Row, RunDirectory
+from lrbench.store import RunDirectory
 from lrbench.suite import load_suite
-from tests.publishing import HOSTILE, each_run, hostile_run
+from tests.publishing import HOSTILE, each_run, hostile_run, select_by_cell
 from tests.synthetic_run import demo_run
 
 PUBLISHED = Path(__file__).parent.parent / "results" / "published"
@@ -439,21 +438,11 @@ def test_ticks_of_axes_that_are_not_linear_are_round() -> None:
 # Rows of a selection, and of other modes.
 
 
-def _selecting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows whose cell ends in 0.75 stand for what a choice was made on."""
-
-    def split_of(row: Row) -> str:
-        return "validation" if row.cell.endswith("0.75") or row.cell == "baseline" else "test"
-
-    for module in (splits, tables, charts, damage):
-        monkeypatch.setattr(module, "split_of", split_of)
-
-
 def test_what_a_choice_was_made_on_stands_apart_and_folded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = demo_run(tmp_path / "run", failures=False)
     run.append(run.rows()["baseline"].model_copy(update={"cell": "held-out"}))
     run.write_samples("held-out", run.samples("baseline"))
-    _selecting(monkeypatch)
+    select_by_cell(monkeypatch)
     assert main(["publish", str(run.path), "--to", str(tmp_path / "site")]) == 0
     text = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
     reported, chosen = re.findall(r'<section class="model.*?</section>', text, re.S)

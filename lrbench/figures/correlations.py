@@ -60,7 +60,7 @@ def chart(bars: Sequence[Bar]) -> Any:
     up = alt.Y("role:N", title=None, scale=alt.Scale(domain=roles, paddingInner=0.15), axis=alt.Axis(ticks=False))
     beside = alt.YOffset("scope:N", scale=alt.Scale(domain=scopes, paddingOuter=0.25))
     scale = alt.Scale(domain=scopes)
-    legend = alt.Legend(orient="top", title=None, columns=2, labelLimit=320)
+    legend = alt.Legend(orient="top", title=None, columns=2, labelLimit=270)
     colour, shape = alt.Color("scope:N", scale=scale, legend=legend), alt.Shape("scope:N", scale=scale, legend=legend)
     tooltip = [
         *(alt.Tooltip(f"{name}:N") for name in ("figure", "outcome", "role", "scope")),
