@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 from lrbench.edits_in_words import describe, optimal_error
 from lrbench.measured import Measured
 from lrbench.models.roles import ROLES
-from lrbench.splits import Split, split_of
+from lrbench.splits import Split, first_class, split_of
 from lrbench.stats import RankCorrelation, spearman
 from lrbench.store import Edit, Row, RunDirectory
 from lrbench.table import Column, Entry, Leaderboard
@@ -201,8 +201,10 @@ def predictions(
     for entry in board.entries:
         if not entry.baseline and entry.row.edits:
             groups.setdefault((entry.row.model, split_of(entry.row)), []).append(entry)
+    models = list(dict.fromkeys(model for model, _ in groups))
+    ordered = sorted(groups.items(), key=lambda part: (models.index(part[0][0]), not first_class(part[1][0].row)))
     found = []
-    for (model, split), entries in groups.items():
+    for (model, split), entries in ordered:
         outcomes = _outcomes(board, entries, titles)
         slots = [known.get(hashes.get(entry.row.cell) or "", {}) for entry in entries]
         cells = [_cell(entry, outcomes, of_model) for entry, of_model in zip(entries, slots, strict=True)]

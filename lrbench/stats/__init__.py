@@ -1,7 +1,8 @@
 """Statistics of scores: standard errors, and paired differences between two models on the same documents.
 
 The documents are the same, so their difficulty cancels: the error of a difference comes from the differences per
-document and is smaller than that of two independent scores. `docs/statistics.md` has every formula and its source.
+document and is smaller than that of two independent scores. `docs/statistics.md` has every formula and its source,
+`docs/damage.md` those of rank correlations.
 
     totals.py        a metric as a ratio of sums over resampling units (documents, or groups of them)
     bootstrap.py     resampled units, BCa intervals
