@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     if args.figure is not None:
         from lrbench.figures import correlations, theme
 
-        bars = [bar for prediction in found for bar in render.bars(prediction, with_model=len(found) > 1)]
+        bars = [bar for prediction in found for bar in correlations.bars(prediction, with_model=len(found) > 1)]
         if not bars:
             raise InputError("--figure: there is no correlation to draw; the table says why")
         subtitle = ", ".join(map(render.name, found)) if len(found) == 1 else ""

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lrbench.damage import SCOPES, Prediction
 from lrbench.figures import altair
+from lrbench.render import damage as words
+from lrbench.render.text import clean
 
 #: The width of a panel, with its axis.
 PANEL = 280
@@ -35,6 +38,22 @@ class Bar:
     high: float | None
     cells: int
     weights: int
+
+
+def bars(prediction: Prediction, *, with_model: bool = False) -> list[Bar]:
+    """The correlations of the outcomes that are shown, for a chart."""
+    found = []
+    for outcome in words.main(prediction):
+        for predictor in prediction.predictors:
+            what = clean(outcome.title) + (f" ({words.name(prediction)})" if with_model else "")
+            for role in prediction.roles:
+                for scope in SCOPES:
+                    one = prediction.correlation(outcome.column.name, scope, role, predictor.name)
+                    if one.rho is not None:
+                        low, high = one.interval or (None, None)
+                        of = (predictor.heading, what, clean(role), words.SCOPE_WORDS[scope])
+                        found.append(Bar(*of, one.rho, low, high, one.cells, one.subjects))
+    return found
 
 
 def chart(bars: Sequence[Bar]) -> Any:

@@ -68,10 +68,10 @@ def of_board(board: Leaderboard, names: Names) -> list[Figure]:
 def of_prediction(prediction: Prediction, names: Names) -> list[Figure]:
     """Correlations by role, and for each outcome that is shown the damage against the relative error."""
     model, found = words.name(prediction), []
-    bars = words.bars(prediction)
+    bars = correlations.bars(prediction)
     if bars:
         caption = (
-            f"Spearman’s ρ over the cells of a role. Whiskers: {words.COVERAGE:.0%} intervals over sets of edited "
+            f"Spearman’s ρ over the cells of a role. Whiskers: {100 * words.COVERAGE:.0f} % intervals over sets of edited "
             "weights, each for itself; none where they are too few. Right of the dotted line, more of the figure goes "
             "with more damage."
         )

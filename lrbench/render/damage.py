@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 
 from lrbench.damage import EVERY_ROLE, PREDICTORS, SCOPES, Outcome, Prediction, Predictor, Scope
-from lrbench.figures.correlations import Bar
 from lrbench.leaderboard import Leaderboard
 from lrbench.render.document import Document, Heading, Part, Table, csv_text
 from lrbench.render.json import finite
@@ -140,22 +139,6 @@ def correlation(found: RankCorrelation) -> str:
     return f"{_signed(found.rho)} [{_signed(found.interval[0])}, {_signed(found.interval[1])}]"
 
 
-def bars(prediction: Prediction, *, with_model: bool = False) -> list[Bar]:
-    """The correlations of the outcomes that are shown, for a chart."""
-    found = []
-    for outcome in main(prediction):
-        for predictor in prediction.predictors:
-            what = clean(outcome.title) + (f" ({name(prediction)})" if with_model else "")
-            for role in prediction.roles:
-                for scope in SCOPES:
-                    one = prediction.correlation(outcome.column.name, scope, role, predictor.name)
-                    if one.rho is not None:
-                        low, high = one.interval or (None, None)
-                        of = (predictor.heading, what, clean(role), SCOPE_WORDS[scope])
-                        found.append(Bar(*of, one.rho, low, high, one.cells, one.subjects))
-    return found
-
-
 def answer(prediction: Prediction, outcome: Outcome) -> str:
     """In one sentence: of which roles the relative error tells which matrix hurts, at one method and setting."""
     roles = [role for role in prediction.roles if role in {cell.role for cell in prediction.cells}]
@@ -221,7 +204,7 @@ def legend(predictors: Sequence[Predictor] = PREDICTORS) -> str:
     meanings = "; ".join(f"{one.heading}: {one.meaning}" for one in predictors)
     return (
         "Damage: what a score lost, what a perplexity rose by, from the unedited model; more is worse. Numbers: "
-        f"Spearman's ρ over cells, with its {COVERAGE:.0%} interval over sets of edited weights, each for itself; "
+        f"Spearman's ρ over cells, with its {100 * COVERAGE:.0f} % interval over sets of edited weights, each for itself; "
         f"above zero, more of the figure goes with more damage. {FEW}: fewer than {LEAST_SUBJECTS} different sets of "
         f"weights, which is too few for an interval; {MISSING}: fewer than {LEAST_CELLS} cells, or all alike. "
         f"{meanings[0].upper()}{meanings[1:]}. What a method itself keeps, 1 − (relative error)² where Ŵ is an "
