@@ -18,6 +18,7 @@ from lrbench.publish.spectrum import Spectrum
 from lrbench.render import damage as words
 from lrbench.render.text import clean, headings
 from lrbench.splits import Split, first_class, in_words, split_of
+from lrbench.stats import COVERAGE
 from lrbench.store import Row
 
 
@@ -71,7 +72,7 @@ def of_prediction(prediction: Prediction, names: Names) -> list[Figure]:
     bars = correlations.bars(prediction)
     if bars:
         caption = (
-            f"Spearman’s ρ over the cells of a role. Whiskers: {100 * words.COVERAGE:.0f} % intervals over sets of edited "
+            f"Spearman’s ρ over the cells of a role. Whiskers: {100 * COVERAGE:.0f} % intervals over sets of edited "
             "weights, each for itself; none where they are too few. Right of the dotted line, more of the figure goes "
             "with more damage."
         )

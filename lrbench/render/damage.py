@@ -204,7 +204,8 @@ def legend(predictors: Sequence[Predictor] = PREDICTORS) -> str:
     meanings = "; ".join(f"{one.heading}: {one.meaning}" for one in predictors)
     return (
         "Damage: what a score lost, what a perplexity rose by, from the unedited model; more is worse. Numbers: "
-        f"Spearman's ρ over cells, with its {100 * COVERAGE:.0f} % interval over sets of edited weights, each for itself; "
+        f"Spearman's ρ over cells, with its {100 * COVERAGE:.0f} % interval over sets of edited weights, each for "
+        "itself; "
         f"above zero, more of the figure goes with more damage. {FEW}: fewer than {LEAST_SUBJECTS} different sets of "
         f"weights, which is too few for an interval; {MISSING}: fewer than {LEAST_CELLS} cells, or all alike. "
         f"{meanings[0].upper()}{meanings[1:]}. What a method itself keeps, 1 − (relative error)² where Ŵ is an "
