@@ -44,6 +44,7 @@ def each_run(
     for method in ("svd", "id"):
         for layer in range(layers):
             for place, role in enumerate(roles):
+                error = 0.2 + 0.1 * place + 0.02 * layer
                 add(
                     row(
                         f"{method}-{layer}-{role}",
@@ -51,7 +52,7 @@ def each_run(
                         label=method,
                         mode="each",
                         requested={"fraction": 0.1},
-                        edits=[edit(layer, role)],
+                        edits=[edit(layer, role, relative_error=error, optimal_error=0.9 * error)],
                         keep_targets=0.2,
                         keep_model=0.98,
                         decompose_seconds=0.01 * (1 + place),

@@ -66,7 +66,10 @@ def chart(bars: Sequence[Bar]) -> Any:
         InputError: Altair is not installed.
     """
     alt = altair()
-    values = [{**asdict(bar), "panel": f"{bar.figure} → {bar.outcome}"} for bar in bars]
+    values = [
+        {**asdict(bar), "panel": f"{bar.figure} → {bar.outcome}", "interval": _interval(bar.low, bar.high)}
+        for bar in bars
+    ]
     figures, panels, roles, scopes = (
         list(dict.fromkeys(value[name] for value in values)) for name in ("figure", "panel", "role", "scope")
     )
@@ -84,7 +87,7 @@ def chart(bars: Sequence[Bar]) -> Any:
     tooltip = [
         *(alt.Tooltip(f"{name}:N") for name in ("figure", "outcome", "role", "scope")),
         alt.Tooltip("rho:Q", format="+.3f"),
-        alt.Tooltip("low:Q", format="+.3f"), alt.Tooltip("high:Q", format="+.3f"), alt.Tooltip("cells:Q"),
+        alt.Tooltip("interval:N"), alt.Tooltip("cells:Q"),
         alt.Tooltip("weights:Q", title="sets of weights"),
     ]  # fmt: skip
     base = alt.Chart()
@@ -101,3 +104,7 @@ def chart(bars: Sequence[Bar]) -> Any:
     facet = alt.Facet("panel:N", sort=panels, title=None)
     faceted = layers.facet(facet=facet, columns=columns, data=alt.InlineData(values=values))
     return faceted.resolve_axis(x="independent", y="independent")
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "too few sets of weights" if low is None or high is None else f"{low:+.3f} to {high:+.3f}"
