@@ -7,7 +7,11 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from lrbench.store import RunDirectory
+import pytest
+
+from lrbench import damage, splits
+from lrbench.publish import charts, tables
+from lrbench.store import Row, RunDirectory
 from tests.synthetic_run import demo_run, edit, row, samples_of, scores_of
 
 MODEL = "<script>alert(1)</script>"
@@ -40,6 +44,7 @@ def each_run(
     for method in ("svd", "id"):
         for layer in range(layers):
             for place, role in enumerate(roles):
+                error = 0.2 + 0.1 * place + 0.02 * layer
                 add(
                     row(
                         f"{method}-{layer}-{role}",
@@ -47,7 +52,7 @@ def each_run(
                         label=method,
                         mode="each",
                         requested={"fraction": 0.1},
-                        edits=[edit(layer, role)],
+                        edits=[edit(layer, role, relative_error=error, optimal_error=0.9 * error)],
                         keep_targets=0.2,
                         keep_model=0.98,
                         decompose_seconds=0.01 * (1 + place),
@@ -79,3 +84,13 @@ def hostile_run(path: Path) -> RunDirectory:
     manifest["suite"] = {"name": MODEL, "models": "</pre></code><script>alert(2)</script>\x1b[2J"}
     run.write_manifest(manifest)
     return run
+
+
+def select_by_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes rows whose cell ends in 0.75, and the one called baseline, for those that a choice was made on."""
+
+    def split_of(row: Row) -> str:
+        return "validation" if row.cell.endswith("0.75") or row.cell == "baseline" else "test"
+
+    for module in (splits, tables, charts, damage):
+        monkeypatch.setattr(module, "split_of", split_of)

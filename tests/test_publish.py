@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import html.parser
 import json
+import math
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ import pytest
 
 from lrbench.cli import main
 from lrbench.errors import InputError
-from lrbench.figures import heat, keep, vector
+from lrbench.figures import heat, keep, ticks, vector
 from lrbench.figures.pdf import ordered
 from lrbench.publish import files
 from lrbench.publish.names import Names, slug
@@ -22,7 +23,7 @@ from lrbench.publish.provenance import Run
 from lrbench.publish.spectrum import read
 from lrbench.store import RunDirectory
 from lrbench.suite import load_suite
-from tests.publishing import HOSTILE, each_run, hostile_run
+from tests.publishing import HOSTILE, each_run, hostile_run, select_by_cell
 from tests.synthetic_run import demo_run
 
 PUBLISHED = Path(__file__).parent.parent / "results" / "published"
@@ -415,6 +416,92 @@ def test_colours_end_where_nearly_all_changes_lie() -> None:
     changes = [heat.Change("svd", "", layer, "mlp.up", float(layer), None) for layer in range(-49, 51)]
     assert heat.limit(changes) == 49
     assert heat.limit([heat.Change("svd", "", 0, "mlp.up", 0.0)]) == 1
+
+
+def test_perplexities_that_span_much_stand_on_a_logarithmic_axis_with_the_error_of_the_logarithm() -> None:
+    wide = [_point(0.5, 300, better="lower", low=150, high=450), _point(0.6, 3, better="lower", low=2.7, high=3.3)]
+    assert keep.is_logarithmic(wide)
+    assert not keep.is_logarithmic([_point(0.5, 300), _point(0.6, 3)])
+    values = keep.chart(wide).to_dict()["datasets"]
+    (records,) = values.values()
+    assert records[0]["low"] == pytest.approx(300 / math.exp(0.5))
+    assert records[0]["high"] == pytest.approx(300 * math.exp(0.5))
+
+
+def test_ticks_of_axes_that_are_not_linear_are_round() -> None:
+    assert ticks.logarithmic(0.0018, 0.07) == [0.002, 0.005, 0.01, 0.02, 0.05]
+    assert ticks.logarithmic(3, 3) == []
+    assert ticks.logarithmic(1e-6, 1) == [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1]
+    assert ticks.about_zero(-0.4, 40, 0.3) == [0, 0.3, 1, 3, 10, 30]
+
+
+# Rows of a selection, and of other modes.
+
+
+def test_what_a_choice_was_made_on_stands_apart_and_folded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = demo_run(tmp_path / "run", failures=False)
+    run.append(run.rows()["baseline"].model_copy(update={"cell": "held-out"}))
+    run.write_samples("held-out", run.samples("baseline"))
+    select_by_cell(monkeypatch)
+    assert main(["publish", str(run.path), "--to", str(tmp_path / "site")]) == 0
+    text = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+    reported, chosen = re.findall(r'<section class="model.*?</section>', text, re.S)
+    assert "held-out documents" in reported
+    assert reported.count('data-setting="keep 0.5"') == reported.count('data-setting="keep 0.25"') == 6
+    assert 'data-setting="keep 0.75"' not in reported
+    assert "<details><summary>" in chosen
+    assert "biased upwards" in chosen
+    assert chosen.count('data-setting="keep 0.75"') == 6
+    assert 'data-model="model-almanac"' in chosen
+    figures = (tmp_path / "site" / "figures.html").read_text(encoding="utf-8")
+    assert "almanac, held-out documents" in figures
+    assert "almanac, documents of the selection" in figures
+    words = " ".join(_Page(tmp_path / "site" / "damage.html").words)
+    assert words.index("held-out documents") < words.index("documents of the selection")
+
+
+def test_a_composition_is_no_sweep_over_layers(tmp_path: Path) -> None:
+    run = each_run(tmp_path / "laser", layers=3)
+    for row in list(run.rows().values()):
+        if row.mode:
+            run.append(row.model_copy(update={"mode": "greedy"}))
+    assert main(["publish", str(run.path), "--to", str(tmp_path / "site")]) == 0
+    assert not list((tmp_path / "site" / "downloads" / "figures").glob("heat-*"))
+
+
+def test_modes_can_be_chosen_where_there_are_several(tmp_path: Path) -> None:
+    run = demo_run(tmp_path / "run")
+    assert main(["publish", str(run.path), "--to", str(tmp_path / "site")]) == 0
+    assert 'data-menu="mode"' not in (tmp_path / "site" / "index.html").read_text()
+    run.append(run.rows()["svd-0.5"].model_copy(update={"mode": "greedy"}))
+    assert main(["publish", str(run.path), "--to", str(tmp_path / "site")]) == 0
+    text = (tmp_path / "site" / "index.html").read_text()
+    assert 'data-menu="mode"' in text
+    assert text.count('data-mode="greedy"') == 1
+
+
+# Spectra and damage.
+
+
+def test_the_page_on_damage_has_answers_tables_figures_and_downloads(tmp_path: Path) -> None:
+    run = each_run(tmp_path / "laser", layers=6)
+    assert main(["publish", str(run.path), "--to", str(tmp_path / "site")]) == 0
+    page = _Page(tmp_path / "site" / "damage.html")
+    words = " ".join(page.words)
+    assert "Does the spectrum predict the damage?" in words
+    assert "among cells of one method and setting" in words
+    assert "No stable and effective ranks" in words
+    downloads = tmp_path / "site" / "downloads"
+    assert {"correlations", "damage"} <= {path.name.split("-")[0] for path in (downloads / "figures").iterdir()}
+    assert len((downloads / "damage.csv").read_text().splitlines()) == 1 + 3 * 2 * 5 * 5
+    assert len(json.loads((downloads / "damage.json").read_text())["models"][0]["cells"]) == 48
+
+
+def test_the_command_on_every_page_has_the_options_that_made_it(site: Path, tmp_path: Path) -> None:
+    assert "lrbench publish quickstart --to DIR --spectrum FILE" in " ".join(_Page(site / "runs.html").words)
+    demo_run(tmp_path / "run")
+    assert main(["publish", str(tmp_path / "run"), "--to", str(tmp_path / "site"), "--title", "A b"]) == 0
+    assert "--to DIR --title 'A b'" in " ".join(_Page(tmp_path / "site" / "runs.html").words)
 
 
 def _point(keep_model: float, value: float, **changes: object) -> keep.Point:

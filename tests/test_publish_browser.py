@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from lrbench.cli import main
-from tests.publishing import HOSTILE, MODEL, each_run, hostile_run
+from tests.publishing import HOSTILE, MODEL, each_run, hostile_run, select_by_cell
 from tests.synthetic_run import demo_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed (lrbench[browser])")
@@ -331,17 +331,65 @@ def test_without_scripts_it_is_a_table_and_pictures(site: Path, visit: Any) -> N
     assert page.locator("img.still").first.is_visible()
 
 
-@pytest.mark.parametrize("name", ["index", "figures", "spectrum", "runs", "downloads"])
+@pytest.mark.parametrize("name", ["index", "figures", "spectrum", "damage", "runs", "downloads"])
 def test_a_phone_shows_every_page_without_scrolling_it_sideways(site: Path, visit: Any, name: str) -> None:
     page = visit(viewport={"width": 390, "height": 844}).go(site / f"{name}.html")
     page.wait_for_timeout(200)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+def test_the_page_on_damage_draws_its_figures_and_has_a_table_for_each_outcome(site: Path, visit: Any) -> None:
+    page = visit().go(site / "damage.html")
+    for place in range(page.locator("figure.chart").count()):
+        figure = page.locator("figure.chart").nth(place)
+        figure.scroll_into_view_if_needed()
+        figure.locator(".live svg").wait_for()
+    tables = page.locator("table.correlations")
+    assert tables.count() >= 4
+    assert re.fullmatch(r"[+−]?\d\.\d\d( (†|—|\[.*\]))?|—", tables.first.locator("td").nth(2).inner_text())
+    figure = page.locator("figure.chart").first
+    figure.scroll_into_view_if_needed()
+    figure.locator(".mark-symbol path[aria-roledescription=point]").first.hover(force=True)
+    page.wait_for_selector("#vg-tooltip-element.visible")
+    assert "rho" in page.inner_text("#vg-tooltip-element")
+
+
+def test_rows_are_filtered_by_mode(site: Path, visit: Any) -> None:
+    page = visit().go(site / "index.html")
+    page.click("[data-menu=mode] summary")
+    page.uncheck("[data-menu=mode] input[value=each]")
+    assert page.locator("section.model:nth-of-type(1) .rows > tr:visible").count() == 0
+    assert len(_column(page, "method")) == 18
+    assert "mode=each" in page.url
+
+
+def test_what_a_choice_was_made_on_is_folded_and_sorts_with_the_rest(
+    visit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo_run(tmp_path / "run", failures=False)
+    select_by_cell(monkeypatch)
+    assert main(["publish", str(tmp_path / "run"), "--to", str(tmp_path / "site")]) == 0
+    page = visit().go(tmp_path / "site" / "index.html")
+    folded = page.locator("section.choice .board")
+    assert not folded.is_visible()
+    page.click("section.choice summary")
+    assert folded.is_visible()
+    assert folded.locator(".rows > tr").count() == 6
+    folded.locator("thead th[data-c=error] button").click()
+    assert folded.locator("th[aria-sort=ascending]").count() == 1
+    assert page.locator("th[aria-sort=ascending]").count() == 2
+    overlap = page.evaluate(
+        "() => { const t = document.querySelector('section.choice .board'); "
+        "return t.tHead.getBoundingClientRect().bottom - t.querySelector('.pinned').getBoundingClientRect().top; }"
+    )
+    assert overlap < 2
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_words_stand_out_from_their_ground(site: Path, visit: Any, scheme: str) -> None:
+@pytest.mark.parametrize("name", ["index", "damage"])
+def test_words_stand_out_from_their_ground(site: Path, visit: Any, scheme: str, name: str) -> None:
     """WCAG AA: 4.5:1."""
-    page = visit(color_scheme=scheme).go(site / "index.html")
+    page = visit(color_scheme=scheme).go(site / f"{name}.html")
     found = page.evaluate(
         """() => {
             const parse = (text) => text.match(/[\\d.]+/g).map(Number);

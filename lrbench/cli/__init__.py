@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import lrbench
-from lrbench.cli import check, compare, env, export, leaderboard, matrix, merge, plugins, publish, run, spectrum
+from lrbench.cli import check, compare, damage, env, export, leaderboard, matrix, merge, plugins, publish, run, spectrum
 from lrbench.errors import LrbenchError, one_line
 from lrbench.plain_text import clean
 
-VERBS = (run, check, leaderboard, compare, merge, publish, export, spectrum, matrix, plugins, env)
+VERBS = (run, check, leaderboard, compare, damage, merge, publish, export, spectrum, matrix, plugins, env)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -82,7 +82,13 @@ def chart(changes: Sequence[Change], unit: str, better: str = "higher") -> Any:
             reverse=better == "lower",
             nice=False,
         ),
-        legend=alt.Legend(orient="top", gradientLength=220, gradientThickness=12, titleLimit=500, format="+.3~g"),
+        legend=alt.Legend(
+            orient="top",
+            gradientLength=220,
+            gradientThickness=12,
+            titleLimit=500,
+            labelExpr="datum.value ? format(datum.value, '+.3~g') : '0'",
+        ),
     )
     step = _step(len(layers))
     every = max(1, len(layers) // 16)

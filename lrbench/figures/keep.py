@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lrbench.figures import altair
+from lrbench.figures.ticks import LABEL, logarithmic
 
+#: Values that are better lower, such as perplexities, stand on a logarithmic axis where they span more than this.
+SPAN = 8
 #: More curves than these are a tangle: then there are only points.
 MOST_CURVES = 12
 #: The width of a panel, of which a page shows as many beside each other as fit.
@@ -72,13 +76,29 @@ def records(points: Sequence[Point]) -> list[dict[str, Any]]:
     ]
 
 
+def is_logarithmic(points: Sequence[Point]) -> bool:
+    """Whether a chart of these points has a logarithmic axis: one broken model would flatten all others."""
+    values = [point.value for point in points]
+    return all(p.better == "lower" for p in points) and min(values) > 0 and max(values) > SPAN * min(values)
+
+
 def chart(points: Sequence[Point]) -> Any:
     """The chart: a panel a score.
+
+    Args:
+        points: not empty; all of a kind, since all panels have one kind of axis. On a logarithmic one, an error is that
+            of the logarithm.
 
     Raises:
         InputError: Altair is not installed.
     """
     alt = altair()
+    scale_of_values, axis_of_values = alt.Scale(zero=False, padding=8), alt.Axis()
+    if is_logarithmic(points):
+        points = [_of_logarithm(point) for point in points]
+        ends = min(point.low or point.value for point in points), max(point.high or point.value for point in points)
+        scale_of_values = alt.Scale(type="log", nice=False, padding=8)
+        axis_of_values = alt.Axis(values=logarithmic(*ends), labelExpr=LABEL)
     panels = list(dict.fromkeys(point.panel for point in points))
     methods = list(dict.fromkeys(point.method for point in points if not point.unedited))
     across = alt.X(
@@ -87,7 +107,8 @@ def chart(points: Sequence[Point]) -> Any:
         scale=alt.Scale(zero=False, padding=12),
         axis=alt.Axis(tickCount=6),
     )
-    up = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False, padding=8))
+    upward: dict[str, Any] = {"title": None, "scale": scale_of_values, "axis": axis_of_values}
+    up = alt.Y("value:Q", **upward)
     chosen = alt.selection_point(name="method", fields=["method"], bind="legend")
     scale = alt.Scale(domain=methods)
     legend = alt.Legend(orient="top", title=None, columns=6)
@@ -112,7 +133,7 @@ def chart(points: Sequence[Point]) -> Any:
         .encode(x=across, y=up, color=colour, detail="curve:N", opacity=seen),
         edited.transform_filter("datum.low !== null")
         .mark_rule(style="whisker")
-        .encode(x=across, y=alt.Y("low:Q", title=None), y2="high:Q", color=colour, opacity=seen),
+        .encode(x=across, y=alt.Y("low:Q", **upward), y2="high:Q", color=colour, opacity=seen),
         edited.mark_point(filled=True, size=62)
         .encode(x=across, y=up, color=colour, shape=shape, opacity=seen, tooltip=tooltip)
         .add_params(chosen),
@@ -123,3 +144,10 @@ def chart(points: Sequence[Point]) -> Any:
     facet = alt.Facet("panel:N", sort=panels, title=None)
     faceted = layers.facet(facet=facet, columns=min(2, len(panels)), data=alt.InlineData(values=records(points)))
     return faceted.resolve_scale(y="independent").resolve_axis(x="independent")
+
+
+def _of_logarithm(point: Point) -> Point:
+    if point.high is None:
+        return point
+    factor = math.exp((point.high - point.value) / point.value)
+    return replace(point, low=point.value / factor, high=point.value * factor)

@@ -46,6 +46,7 @@ def config(*, dark: bool = False, font: str = "Helvetica, Arial, sans-serif", gr
         "legend": {
             "labelColor": ink, "titleColor": ink, "labelFontSize": 12, "titleFontSize": 12,
             "titleFontWeight": "normal", "labelLimit": 220, "symbolSize": 90, "symbolStrokeWidth": 2,
+            "columnPadding": 20,  # a reader's font may be wider than the one that a file was laid out with
         },
         "header": {"labelColor": ink, "titleColor": ink, "labelFontSize": 12, "labelFontWeight": "bold",
                    "labelLimit": 300, "labelAnchor": "start"},

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lrbench.figures import altair
+from lrbench.figures.ticks import LABEL, logarithmic
 
 PANEL = 760
 
@@ -32,10 +33,11 @@ def chart(cells: Sequence[Took]) -> Any:
     for cell in cells:
         by_method.setdefault(cell.method, []).append(cell.seconds)
     methods = sorted(by_method, key=lambda method: sorted(by_method[method])[len(by_method[method]) // 2])
+    ticks = logarithmic(min(cell.seconds for cell in cells), max(cell.seconds for cell in cells))
     across = alt.X(
         "seconds:Q", title="seconds of decomposition (logarithmic)",
         scale=alt.Scale(type="log", padding=14, nice=False),
-        axis=alt.Axis(format="~g", tickCount=5),
+        axis=alt.Axis(values=ticks, labelExpr=LABEL),
     )  # fmt: skip
     up = alt.Y("method:N", title=None, scale=alt.Scale(domain=methods))
     tooltip = [

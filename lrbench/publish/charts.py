@@ -1,4 +1,4 @@
-"""Which figures a leaderboard and a spectrum have, with their titles and captions."""
+"""Which figures a leaderboard, a spectrum and a prediction of damage have, with their titles and captions."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from lrbench.damage import Prediction
 from lrbench.edits_in_words import describe
-from lrbench.figures import errors, heat, keep, layers, times
+from lrbench.figures import correlations, damage, errors, heat, keep, layers, times
 from lrbench.leaderboard import Column, Entry, Leaderboard
 from lrbench.measured import Measured
 from lrbench.models.roles import ROLES
 from lrbench.publish.names import Names
 from lrbench.publish.spectrum import Spectrum
+from lrbench.render import damage as words
 from lrbench.render.text import clean, headings
+from lrbench.splits import Split, first_class, in_words, split_of
+from lrbench.stats import COVERAGE
 from lrbench.store import Row
 
 
@@ -45,14 +49,53 @@ class Figure:
 
 
 def of_board(board: Leaderboard, names: Names) -> list[Figure]:
-    """All figures of a leaderboard, model by model. A figure without data is left out."""
+    """All figures of a leaderboard, model by model, what served a choice apart. One without data is left out."""
     found: list[Figure] = []
-    for model in dict.fromkeys(entry.row.model for entry in board.entries):
-        entries = [entry for entry in board.entries if entry.row.model == model]
+    groups: dict[tuple[str, Split], list[Entry]] = {}
+    for entry in board.entries:
+        groups.setdefault((entry.row.model, split_of(entry.row)), []).append(entry)
+    models = list(dict.fromkeys(model for model, _ in groups))
+    for (label, split), entries in sorted(
+        groups.items(), key=lambda group: (models.index(group[0][0]), not first_class(group[1][0].row))
+    ):
+        model = label + in_words(split)
         found += _keep(board, entries, model, names)
         found += _heat(board, entries, model, names)
         found += _errors(entries, model, names)
         found += _times(entries, model, names)
+    return found
+
+
+def of_prediction(prediction: Prediction, names: Names) -> list[Figure]:
+    """Correlations by role, and for each outcome that is shown the damage against the relative error."""
+    model, found = words.name(prediction), []
+    bars = correlations.bars(prediction)
+    if bars:
+        caption = (
+            f"Spearman’s ρ over the cells of a role. Whiskers: {100 * COVERAGE:.0f} % intervals over sets of edited "
+            "weights, each for itself; none where they are too few. Right of the dotted line, more of the figure goes "
+            "with more damage."
+        )
+        key = names(f"correlations-{model}")
+        title = "Rank correlation with the damage"
+        found.append(Figure(key, model, title, caption, correlations.chart(bars), correlations.PANEL))
+    for outcome in words.main(prediction):
+        scale = 100.0 if outcome.column.kind == "share" else 1.0
+        cells = [
+            damage.Hurt(
+                clean(cell.role), clean(cell.method), clean(cell.setting), _word(cell.entry, "edited"),
+                error, scale * cell.damage[outcome.column.name],
+            )
+            for cell in sorted(prediction.cells, key=lambda cell: _place(cell.role))
+            if (error := cell.figures["relative_error"]) is not None and outcome.column.name in cell.damage
+        ]  # fmt: skip
+        if len(cells) < 2:
+            continue
+        title = f"Damage against error: {clean(outcome.title)}"
+        caption = "Each mark is an edited model; above the dotted line it is worse than the unedited one."
+        chart = damage.chart(cells, "relative error ‖W − Ŵ‖ / ‖W‖", outcome.unit)
+        key = names(f"damage-{outcome.column.name}-{model}")
+        found.append(Figure(key, model, title, caption, chart, damage.PANEL))
     return found
 
 
@@ -119,14 +162,23 @@ def _keep(board: Leaderboard, entries: Sequence[Entry], model: str, names: Names
                     unedited=entry.baseline,
                 )
             )
-    if all(point.unedited for point in points):
-        return []
-    caption = (
-        "Each point is an edited model, with one standard error to either side. The stepped line joins the "
-        "Pareto-optimal points: no other keeps less and scores more. The dotted line is the unedited model."
-    )
-    key = names(f"keep-{model}")
-    return [Figure(key, clean(model), "Accuracy against what is kept", caption, keep.chart(points), keep.PANEL + 70)]
+    found = []
+    for better, what, front in (
+        ("higher", "Accuracy", "keeps less and scores more"),
+        ("lower", "Perplexity", "keeps less and has a lower value"),
+    ):
+        of_kind = [point for point in points if point.better == better]
+        if all(point.unedited for point in of_kind):
+            continue
+        title = f"{what} against what is kept"
+        caption = (
+            "Each point is an edited model, with one standard error to either side"
+            f"{' (of the logarithm)' if keep.is_logarithmic(of_kind) else ''}. The stepped line joins the "
+            f"Pareto-optimal points: no other {front}. The dotted line is the unedited model."
+        )
+        key = names(f"keep-{model}" if better == "higher" else f"keep-{what.lower()}-{model}")
+        found.append(Figure(key, clean(model), title, caption, keep.chart(of_kind), keep.PANEL + 70))
+    return found
 
 
 def _heat(board: Leaderboard, entries: Sequence[Entry], model: str, names: Names) -> list[Figure]:
@@ -190,7 +242,12 @@ def _times(entries: Sequence[Entry], model: str, names: Names) -> list[Figure]:
 
 
 def _one_layer(row: Row) -> tuple[int, str] | None:
-    """The layer that a row edited alone, and the roles there; None where it edited several, or none."""
+    """The layer that a row edited alone, and the roles there; None where it edited several, or none.
+
+    What a composition of edits has come to by its first layers is no sweep over layers.
+    """
+    if row.mode == "greedy":
+        return None
     edited = {edit.layer for edit in row.edits}
     if len(edited) != 1:
         return None

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from lrbench.publish.tables import Head
 from lrbench.render.text import clean
+from lrbench.splits import in_words
 
 ASSETS = ("site.css", "theme.js", "site.js", "figures.js")
 
@@ -60,6 +61,7 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {
         "data": data, "lines": _lines, "percent": _percent, "plural": _plural, "figure": _figure, "signed": _signed,
         "same": _same, "heads": _heads, "zip": _zip, "groupby_kept": _groups, "list_of": list, "joined": _joined,
+        "in_words": in_words,
     }  # fmt: skip
     return environment
 

@@ -12,15 +12,17 @@ from typing import Any
 
 import lrbench
 from lrbench import figures
+from lrbench.damage import Prediction, predictions, weight_hashes
 from lrbench.environment import in_words
 from lrbench.errors import InputError
 from lrbench.figures import theme
 from lrbench.leaderboard import Entry, Leaderboard, build
 from lrbench.measured import Measured
-from lrbench.publish import charts, files, pages, provenance, tables
+from lrbench.publish import charts, damage, files, pages, provenance, tables
 from lrbench.publish.names import Names
-from lrbench.publish.spectrum import Spectrum, read
+from lrbench.publish.spectrum import Spectrum, read_all
 from lrbench.render import FORMATS, renderer
+from lrbench.render import damage as damage_words
 from lrbench.render.text import clean
 from lrbench.store import Row, RunDirectory
 
@@ -64,10 +66,9 @@ def publish(
     """
     figures.altair()
     files.check(to)
-    found = [*spectra, *(run.path / "spectrum.json" for run in runs if (run.path / "spectrum.json").is_file())]
-    read_spectra = [read(path) for path in dict.fromkeys(path.resolve() for path in found)]
+    given = read_all(spectra, runs)
     progress("leaderboard")
-    site = _Site(runs, build(runs), read_spectra, title, progress)
+    site = _Site(runs, build(runs), given, title, progress, len(spectra))
     files.put(site.files, to)
     return Published(to / "index.html", site.rows, len(site.figures), len(site.files))
 
@@ -80,6 +81,7 @@ class _Site:
         spectra: Sequence[Spectrum],
         title: str | None,
         progress: Callable[[str], None],
+        options: int,
     ) -> None:
         self.files: dict[str, bytes] = {".nojekyll": b""}
         self.figures: list[charts.Figure] = []
@@ -89,12 +91,18 @@ class _Site:
         self._runs = [provenance.Run.of(run, name, keys(name)) for run, name in named.items()]
         self._rows = Names()
         self.rows = sum(len(run.rows) for run in self._runs)
-        title = clean(title) if title else ", ".join(_suites(self._runs))
+        command = ["lrbench publish", *(shlex.quote(clean(run.name)) for run in self._runs), "--to DIR"]
+        command += [f"--title {shlex.quote(clean(title))}"] if title else []
+        command += ["--spectrum FILE"] * options
+        progress("damage")
+        found = predictions(board, damage_words.titles(board), spectra, weight_hashes(runs))
+        self._predictions = [prediction for prediction in found if prediction.outcomes]
         self._common = {
-            "title": title,
+            "title": clean(title) if title else ", ".join(_suites(self._runs)),
             "version": lrbench.__version__,
-            "command": " ".join(["lrbench publish", *(shlex.quote(clean(run.name)) for run in self._runs), "--to DIR"]),
+            "command": " ".join(command),
             "has_spectra": bool(spectra),
+            "has_damage": bool(self._predictions),
         }
         for name in pages.ASSETS:
             self.files[f"assets/{name}"] = pages.asset(name)
@@ -164,8 +172,10 @@ class _Site:
     def _figure_pages(self, spectra: Sequence[Spectrum]) -> None:
         names = Names()
         of_board = charts.of_board(self._board, names)
+        of_damage = [(prediction, charts.of_prediction(prediction, names)) for prediction in self._predictions]
         of_spectra = [(spectrum, charts.of_spectrum(spectrum, names)) for spectrum in spectra]
-        self.figures = [*of_board, *(figure for _, drawn in of_spectra for figure in drawn)]
+        others = [figure for _, drawn in (*of_damage, *of_spectra) for figure in drawn]
+        self.figures = [*of_board, *others]
         if self.figures:
             self.files["assets/vega.js"] = _vega()
         for figure in self.figures:
@@ -178,13 +188,24 @@ class _Site:
             for name in ("light", "dark")
         }
         self._page("figures.html", "figures.html", figures=[_shown(figure) for figure in of_board], looks=looks)
+        if of_damage:
+            self._damage_page(of_damage, looks)
         if spectra:
             sections = [(spectrum, [_shown(figure) for figure in drawn]) for spectrum, drawn in of_spectra]
             keys = Names()
             for spectrum in spectra:
                 name = f"spectrum-{keys(spectrum.model, spectrum.model, spectrum.weight_hash)}.json"
-                self._offer("Spectra", name, f"spectrum of {clean(spectrum.model)}", spectrum.text.encode())
+                self._offer("Spectra and damage", name, f"spectrum of {clean(spectrum.model)}", spectrum.text.encode())
             self._page("spectrum.html", "spectrum.html", sections=sections, looks=looks, words=_words)
+
+    def _damage_page(self, drawn: Sequence[tuple[Prediction, list[charts.Figure]]], looks: Mapping[str, Any]) -> None:
+        sections = [(damage.section(prediction), [_shown(figure) for figure in found]) for prediction, found in drawn]
+        self._page("damage.html", "damage.html", sections=sections, looks=looks, legend=damage_words.legend())
+        for form, what, text in (
+            ("csv", "every correlation, a line each (CSV)", damage_words.csv(self._predictions)),
+            ("json", "the same with every cell's figures and damage (JSON)", damage_words.as_json(self._predictions)),
+        ):
+            self._offer("Spectra and damage", f"damage.{form}", what, text.encode("utf-8", "replace"))
 
     def _row_page(self, run: str, cell: str) -> str:
         return f"rows/{self._rows(cell, run, cell)}.html"

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lrbench.errors import InputError, one_line
+from lrbench.store import RunDirectory
+
+#: Of a run's directory, taken along wherever spectra are asked for.
+IN_A_RUN = "spectrum.json"
 
 
 class _Read(BaseModel):
@@ -95,6 +100,17 @@ def read(path: Path) -> Spectrum:
         raise InputError(_other(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(_other(path, one_line(error))) from None
+
+
+def read_all(paths: Iterable[Path], runs: Iterable[RunDirectory]) -> list[Spectrum]:
+    """The files given, and those that lie in runs' directories, each once.
+
+    Raises:
+        InputError: one cannot be read, or holds something else.
+    """
+    lying = [run.path / IN_A_RUN for run in runs]
+    found = [*paths, *(path for path in lying if path.is_file())]
+    return [read(path) for path in dict.fromkeys(path.resolve() for path in found)]
 
 
 def _other(path: Path, why: str) -> str:

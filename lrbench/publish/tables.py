@@ -10,6 +10,7 @@ from lrbench.leaderboard import Column, Entry, Leaderboard, as_number
 from lrbench.measured import Measured
 from lrbench.models.roles import ROLES
 from lrbench.render.text import clean, headings, interval, marks, pieces, remarks, units
+from lrbench.splits import Split, first_class, split_of
 
 #: Columns that say what others beside them say already.
 _ON_REQUEST = ("compression",)
@@ -67,6 +68,7 @@ class Line:
     front: bool
     baseline: bool
     opens: bool
+    mode: str
 
 
 @dataclass(frozen=True)
@@ -78,18 +80,25 @@ class Failure:
     roles: list[str]
     status: str
     reason: str
+    mode: str
 
 
 @dataclass(frozen=True)
 class Table:
-    """All rows of one model.
+    """All rows of one model that were scored on the same part of the documents.
 
     Attributes:
+        of_model: the key of its model's first table: what the menu of models calls it.
+        split: the part, where the run selects.
+        first: whether it is what is reported, and not what a choice was made on.
         edited: what all its rows edited, where that is one and the same; then there is no column of it.
     """
 
     model: str
     key: str
+    of_model: str
+    split: Split
+    first: bool
     heads: list[Head]
     baselines: list[Line]
     lines: list[Line]
@@ -116,6 +125,17 @@ class Page:
     def methods(self) -> list[str]:
         """Of all tables."""
         return _distinct(method for table in self.tables for method in table.methods)
+
+    @property
+    def models(self) -> list[tuple[str, str]]:
+        """Key and name of each model."""
+        return list({table.of_model: (table.of_model, table.model) for table in self.tables}.values())
+
+    @property
+    def modes(self) -> list[str]:
+        """Of all tables."""
+        of_lines = [line.mode for table in self.tables for line in table.lines]
+        return _distinct(filter(None, [*of_lines, *(f.mode for table in self.tables for f in table.failures)]))
 
     @property
     def settings(self) -> list[str]:
@@ -148,11 +168,11 @@ def page(board: Leaderboard, page_of: PageOf, key_of: Callable[[str], str]) -> P
         key_of: a model's name -> a name for its anchor.
     """
     best, ties = board.best(), board.ties()
-    models = list(dict.fromkeys(entry.row.model for entry in (*board.entries, *board.failures)))
-    tables = []
-    for model in models:
-        entries = [(index, entry) for index, entry in enumerate(board.entries) if entry.row.model == model]
-        failures = [entry for entry in board.failures if entry.row.model == model]
+    tables: list[Table] = []
+    for model, split, first in _parts(board):
+        entries = [(index, entry) for index, entry in enumerate(board.entries) if _in(entry, model, split)]
+        failures = [entry for entry in board.failures if _in(entry, model, split)]
+        of_model = key_of(model)
         edited = {clean(str(entry.values["edited"])) for _, entry in entries if not entry.baseline}
         heads = _heads(board, [entry for _, entry in entries], alike=len(edited) == 1)
         columns = {column.name: column for column in board.columns}
@@ -166,11 +186,26 @@ def page(board: Leaderboard, page_of: PageOf, key_of: Callable[[str], str]) -> P
             opens = bool(lines) and not entry.baseline and lines[-1].setting != setting
             where = page_of(entry.run, entry.row.cell)
             method = clean(str(entry.values["method"]))
-            lines.append(Line(method, where, cells, setting, roles_of(entry), entry.pareto, entry.baseline, opens))
+            lines.append(
+                Line(
+                    method,
+                    where,
+                    cells,
+                    setting,
+                    roles_of(entry),
+                    entry.pareto,
+                    entry.baseline,
+                    opens,
+                    entry.row.mode or "",
+                )
+            )
         tables.append(
             Table(
                 model=clean(model),
-                key=key_of(model),
+                key=key_of(f"{model}-{split}") if any(table.of_model == of_model for table in tables) else of_model,
+                of_model=of_model,
+                split=split,
+                first=first or not any(table.of_model == of_model for table in tables),
                 heads=heads,
                 baselines=[line for line in lines if line.baseline],
                 lines=[line for line in lines if not line.baseline],
@@ -180,6 +215,19 @@ def page(board: Leaderboard, page_of: PageOf, key_of: Callable[[str], str]) -> P
         )
     shown = [column for column in board.columns if not column.detail]
     return Page(tables, units(shown), marks(board), remarks(board))
+
+
+def _parts(board: Leaderboard) -> list[tuple[str, Split, bool]]:
+    """Models in order, of each what is reported before what a choice was made on."""
+    rows = [entry.row for entry in (*board.entries, *board.failures)]
+    models = list(dict.fromkeys(row.model for row in rows))
+    parts = {(row.model, split_of(row)): first_class(row) for row in rows}
+    ordered = sorted(parts.items(), key=lambda part: (models.index(part[0][0]), not part[1]))
+    return [(model, split, first) for (model, split), first in ordered]
+
+
+def _in(entry: Entry, model: str, split: Split) -> bool:
+    return entry.row.model == model and split_of(entry.row) == split
 
 
 def roles_of(entry: Entry) -> list[str]:
@@ -246,7 +294,7 @@ def _failure(entry: Entry, page_of: PageOf) -> Failure:
     method, setting, edited = (clean(str(entry.values[name] or "")) for name in ("method", "setting", "edited"))
     reason = clean(entry.row.reason or "no reason was given")
     where = page_of(entry.run, entry.row.cell)
-    return Failure(where, (method, setting, edited), roles_of(entry), entry.row.status, reason)
+    return Failure(where, (method, setting, edited), roles_of(entry), entry.row.status, reason, entry.row.mode or "")
 
 
 def _distinct(values: Any) -> list[Any]:

@@ -13,7 +13,10 @@
     if (chart.columns) chart.columns = Math.max(1, Math.min(chart.columns, Math.floor(width / chart.usermeta.panel)));
     const legends = (part) => {
       for (const [name, value] of Object.entries(part || {}))
-        if (name === "legend" && value?.columns) value.columns = Math.max(2, Math.min(value.columns, Math.floor(width / 115)));
+        if (name === "legend" && value?.columns) {
+          const entry = value.labelLimit || 115; // sentences say how long they are, names of methods are short
+          value.columns = Math.max(value.labelLimit ? 1 : 2, Math.min(value.columns, Math.floor(width / entry)));
+        }
         else if (name !== "data" && typeof value === "object") legends(value);
     };
     legends(chart);

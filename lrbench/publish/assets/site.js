@@ -69,10 +69,11 @@
 
   function filter() {
     const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
-    const method = chosen("method"), setting = chosen("setting"), role = chosen("role"), model = chosen("model");
+    const method = chosen("method"), setting = chosen("setting"), mode = chosen("mode"), role = chosen("role"), model = chosen("model");
     const passes = (row) =>
       (!method || method.has(row.dataset.method)) &&
       (!setting || !row.dataset.setting || setting.has(row.dataset.setting)) &&
+      (!mode || !row.dataset.mode || mode.has(row.dataset.mode)) &&
       (!role || row.dataset.roles.split("\n").some((name) => role.has(name))) &&
       words.every((word) => (row.words ??= row.textContent.toLowerCase()).includes(word));
     let count = 0, total = 0;
@@ -210,6 +211,7 @@
   document.addEventListener("click", (event) => {
     for (const menu of Object.values(menus)) if (!menu.contains(event.target)) menu.open = false;
   });
+  for (const folded of $$("section.choice > details")) folded.addEventListener("toggle", measure);
   addEventListener("resize", measure);
   addEventListener("beforeprint", () => { for (const table of sections) table.all = true; filter(); });
 

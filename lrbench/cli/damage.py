@@ -1,0 +1,87 @@
+"""`lrbench damage RUN...`: do spectral figures of the edited weights predict what the edits damaged?"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lrbench.cli import output
+from lrbench.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lrbench.publish.spectrum import Spectrum
+    from lrbench.store import RunDirectory
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the verb."""
+    parser = subparsers.add_parser(
+        "damage", help="hold what cells lost against the spectra of their weights",
+        description="Spearman correlations, by role, of each cell's spectral figures (relative error, output error, "
+        "energy kept, stable and effective rank) with what it lost in accuracy and perplexity. Computed from the rows "
+        "of any run.",
+    )  # fmt: skip
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run directory (it holds rows.jsonl)")
+    parser.add_argument(
+        "--spectrum", metavar="FILE", action="append", default=[], type=Path,
+        help="what `lrbench spectrum MODEL --format json` wrote, for stable and effective ranks; can be given again (a "
+        "RUN's spectrum.json is taken along without it)",
+    )  # fmt: skip
+    output.add_options(parser)
+    parser.add_argument(
+        "--figure", metavar="FILE", type=Path, help="the correlations, as .svg, .png, .pdf or .html (offline)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints or writes the correlations.
+
+    Raises:
+        InputError: a RUN or FILE cannot be read, FILE is of other weights, or nothing can be drawn.
+    """
+    from lrbench import figures
+    from lrbench.damage import predictions, weight_hashes
+    from lrbench.leaderboard import build
+    from lrbench.publish.spectrum import read_all
+    from lrbench.render import damage as render
+    from lrbench.store import open_run
+
+    output.check(args.output)
+    if args.figure is not None:
+        output.check(args.figure, "--figure")
+        figures.check(args.figure)
+    paths = {path.resolve(): path for path in reversed(args.runs)}
+    runs = [open_run(path) for path in reversed(paths.values())]
+    hashes = weight_hashes(runs)
+    _joined(read_all(args.spectrum, ()), runs, set(hashes.values()))
+    board = build(runs)
+    found = predictions(board, render.titles(board), read_all(args.spectrum, runs), hashes)
+    if args.figure is not None:
+        from lrbench.figures import correlations, theme
+
+        bars = [bar for prediction in found for bar in correlations.bars(prediction, with_model=len(found) > 1)]
+        if not bars:
+            raise InputError("--figure: there is no correlation to draw; the table says why")
+        subtitle = ", ".join(map(render.name, found)) if len(found) == 1 else ""
+        dressed = theme.dressed(correlations.chart(bars).to_dict(), render.TITLE, subtitle)
+        figures.save(figures.altair().Chart.from_dict(dressed), args.figure)
+    output.emit(
+        args,
+        lambda: render.document(found),
+        {"csv": lambda: render.csv(found), "json": lambda: render.as_json(found)},
+    )
+    return 0
+
+
+def _joined(spectra: Sequence[Spectrum], runs: Sequence[RunDirectory], known: set[str | None]) -> None:
+    for spectrum in spectra:
+        if spectrum.weight_hash not in known:
+            raise InputError(
+                f"--spectrum: it is of {spectrum.model} with the weights {spectrum.weight_hash[:12]}, which "
+                f"{'no RUN has' if len(runs) > 1 else f'{runs[0].path} has not'}; make it again from the model that "
+                "was run, in the same dtype"
+            )
