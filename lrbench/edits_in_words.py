@@ -50,8 +50,9 @@ def relative_error(edits: Sequence[Edit]) -> float | None:
 
 
 def optimal_error(edits: Sequence[Edit]) -> float | None:
-    """The same of the Eckart-Young optimum at the ranks of the edits."""
-    return _root_mean_square([(edit.optimal_error, edit.shape) for edit in edits])
+    """The same of the Eckart-Young optimum at the ranks of the edits; None where one of them has none."""
+    known = [(edit.optimal_error, edit.shape) for edit in edits if edit.optimal_error is not None]
+    return _root_mean_square(known) if len(known) == len(edits) else None
 
 
 def _root_mean_square(errors: Sequence[tuple[float, tuple[int, int]]]) -> float | None:

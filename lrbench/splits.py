@@ -14,7 +14,7 @@ def split_of(row: Row) -> Split:
 
     Rows of one table are of one part: a score on the documents that chose the row is no score of the choice.
     """
-    return getattr(row, "split", None) or ""
+    return row.selection.split if row.selection is not None else ""
 
 
 def in_words(split: Split) -> str:

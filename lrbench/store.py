@@ -48,7 +48,8 @@ class Edit(Strict):
     stored_bytes: Whole
     stored_as: Literal["factors", "dense"]
     relative_error: float  # |W - What|_F / |W|_F, after rounding to the model's dtype; of updates, see Row.delta
-    optimal_error: float  # the Eckart-Young optimum of the same rank, before rounding
+    # the Eckart-Young optimum of the same rank, before rounding; None where the rank is not that of the whole matrix
+    optimal_error: float | None
     # |(W - What) H^½|_F / |W H^½|_F and its least for the rank, with H = E[x x^T]; of methods that were given H
     output_error: float | None = None
     optimal_output_error: float | None = None

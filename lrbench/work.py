@@ -161,12 +161,13 @@ class Work:
                 f"{str(dtype).removeprefix('torch.')}; its factors are badly scaled"
             )
         norm = optimum[0]
+        least = optimum[min(rank, len(optimum) - 1)] / norm if norm else 0.0
         edit = Edit(
             weight=self.slot.name, layer=self.slot.about.layer, role=self.slot.about.role,
             shape=self.slot.about.shape, rank=rank, stored_numbers=stored.stored_numbers,
             stored_bytes=stored.stored_bytes, stored_as="factors" if smaller else "dense",
             relative_error=_norm(self.weight - rounded) / norm if norm else _norm(rounded),
-            optimal_error=optimum[min(rank, len(optimum) - 1)] / norm if norm else 0.0, chosen=chosen,
+            optimal_error=least if self.method.reducer.rank_of == "weight" else None, chosen=chosen,
         )  # fmt: skip
         return dataclasses.replace(result, edit=edit)
 

@@ -114,7 +114,7 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path):
         ("rare", "; did you mean 'almanac_facts_rare'?"),
         ("almanac_fact", "; did you mean 'almanac_facts'?"),
         ("colour", "; did you mean 'colours'?"),
-        ("nowhere_*", "; there are colours, almanac_text, "),
+        ("nowhere_*", "; there are colours, c4_tokens, "),
     ],
 )
 def test_an_unknown_task_is_refused_with_the_nearest_name_before_lm_evals_own_are_read(folder, name, message):

@@ -167,7 +167,7 @@ def _edits(edits: Sequence[Edit]) -> str:
         shape = f"{edit.shape[0]} × {edit.shape[1]}"
         lines.append(
             f"| {_cell(edit.weight)} | {shape} | {edit.rank} | {edit.stored_numbers} | {edit.relative_error:.4g} | "
-            f"{edit.optimal_error:.4g} |"
+            f"{'—' if edit.optimal_error is None else f'{edit.optimal_error:.4g}'} |"
         )
     return "\n".join(lines)
 

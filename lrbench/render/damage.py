@@ -78,7 +78,7 @@ def as_json(predictions: Sequence[Prediction]) -> str:
             for p in predictions
         ],
     }  # fmt: skip
-    return json.dumps(finite(data), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    return json.dumps(finite(data), indent=2, allow_nan=False, ensure_ascii=True) + "\n"
 
 
 # The parts, which the page of a site takes too.

@@ -26,6 +26,7 @@ _PLACES = re.compile(
     r"""|^[ \t]*(?:-[ \t]+)?(?P<other>[^\s:]+)[ \t]*(?:\#.*)?$""",
     re.MULTILINE,
 )
+_DEFINED = re.compile(r"""^(?:task|group)[ \t]*:[ \t]*["']?([A-Za-z][\w.+-]*)""", re.MULTILINE)
 _WORD = re.compile(r"""[^\s,\[\]{}"']+""")
 _SHOWN = 10
 _SUFFIXES = (".yaml", ".yml", "")  # lm-eval's own include files without any
@@ -38,10 +39,12 @@ class Words:
     Attributes:
         named: values of the keys that name them.
         others: words at other places where a name may stand.
+        defined: what tasks and groups are called by the files that are theirs.
     """
 
     named: frozenset[str]
     others: frozenset[str]
+    defined: frozenset[str] = frozenset()
 
     def may_define(self, name: str) -> bool:
         """Whether a file may define a name, or for a pattern (`*`, `?`, `[...]`) one that matches; no is certain."""
@@ -63,7 +66,7 @@ def unknown(names: Iterable[str], folders: Sequence[Path]) -> list[tuple[str, st
         return []
     theirs = _lm_evals()
     return [
-        (name, suggestion(name, {word for words in own for word in words.named}, theirs.named))
+        (name, suggestion(name, {word for words in own for word in words.defined}, theirs.named))
         for name in missing
         if not theirs.may_define(name)
     ]
@@ -99,7 +102,8 @@ def _words(folder: Path) -> Words:
                     texts.append(opened.read())
     named: set[str] = set()
     others: set[str] = set()
-    for match in _PLACES.finditer(b"\n".join(texts).decode(errors="replace")):
+    text = b"\n".join(texts).decode(errors="replace")
+    for match in _PLACES.finditer(text):
         found = _WORD.findall((match["named"] or match["other"] or "").partition(" #")[0])
         (others if match["named"] is None else named).update(found)
-    return Words(frozenset(named), frozenset(others))
+    return Words(frozenset(named), frozenset(others), frozenset(_DEFINED.findall(text)))
