@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lrbench.models.slots import Inventory
     from lrbench.plan import Cell, Plan
     from lrbench.probe import Prediction
+    from lrbench.suite import RaceSpec, SelectSpec
 
 
 def add_parser(subparsers: Any) -> None:
@@ -68,6 +69,8 @@ def show(name: str, args: argparse.Namespace) -> int:
     if suite.calibration is not None:
         characters = sum(map(len, documents))
         print(f"\ncalibration\n  text of {characters:,} characters, {suite.calibration.samples} samples")
+    if suite.select is not None:
+        _print_selection(suite.select, suite.race)
     worst = 0
     for (spec, inventory), plan in zip(models, plans, strict=True):
         print(f"\nmodel {spec.display_name}: {len(inventory.blocks)} blocks, {len(inventory.slots)} weight slots")
@@ -80,6 +83,16 @@ def show(name: str, args: argparse.Namespace) -> int:
             _print_prediction(prediction)
         worst = max(worst, 1 if plan.impossible() else 0)
     return worst
+
+
+def _print_selection(select: SelectSpec, race: RaceSpec | None) -> None:
+    each = "each task" if select.on == "task" else "the mean over tasks"
+    print(
+        f"\nselection\n  every cell on some {select.validation:.0%} of each task's documents; of each method the best "
+        f"for {each} on the others"
+    )
+    if race is not None:
+        print(f"  a race: with probability {1 - race.alpha:g} it is within {race.margin:g} of the best there")
 
 
 def _print_slots(inventory: Inventory) -> None:
@@ -145,6 +158,11 @@ def _print_prediction(found: Prediction) -> None:
     )
     if found.texts:
         print(f"  {'texts':10} {found.texts:,} a cell to generate, by lm-eval; not in the time predicted")
+    if found.reported:
+        print(
+            f"  {'selection':10} the above is on validation documents, and a race may spare much of it; up to "
+            f"{found.reported} cells on test documents are not in the time predicted"
+        )
     if found.calibrated:
         print(f"  {'statistics':10} of inputs are collected where no run has yet; not in the time predicted")
     for failure in found.failures:
