@@ -129,6 +129,9 @@ def _one_manifest(runs: Sequence[RunDirectory]) -> dict[str, Any]:
             )
         for model in manifest.get("models") or ():
             earlier_file, earlier = models.setdefault(model["label"], (other_file, model))
+            if "parts" in earlier or "parts" in model:  # what is chosen from them is known only at the end
+                models[model["label"]] = earlier_file, _with_all_cells(earlier, model)
+                model = {**model, "cells": earlier.get("cells")}
             for key in _OF_MODELS:
                 if earlier.get(key) != model.get(key):
                     at = _first_difference({key: earlier.get(key)}, {key: model.get(key)})
@@ -145,6 +148,12 @@ def _one_manifest(runs: Sequence[RunDirectory]) -> dict[str, Any]:
         dict.fromkeys(cell for _, manifest in manifests for cell in manifest.get("cells") or ())
     )
     return {**first, "tasks": tasks, "models": found, "cells": cells}
+
+
+def _with_all_cells(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The entry of a model whose suite chooses, with the cells, and the documents they are scored on, of both."""
+    cells = dict.fromkeys([*one.get("cells", ()), *other.get("cells", ())])
+    return {**one, "parts": {**other.get("parts", {}), **one.get("parts", {})}, "cells": list(cells)}
 
 
 def _sources(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,10 +16,13 @@ from lrbench.evaluate.bound import BoundEngine
 from lrbench.evaluate.sweep import SweepEngine
 from lrbench.evaluate.sweep.probe import SweepCost, cost
 from lrbench.linalg import optimal_errors
-from lrbench.model_run import open_model
+from lrbench.model_run import ModelRun, open_model
 from lrbench.models.base import Base
 from lrbench.models.slots import WeightSlot
 from lrbench.plan import Cell, Method
+from lrbench.protocols.choice import is_reference
+from lrbench.protocols.objective import objectives
+from lrbench.protocols.split import split_of
 from lrbench.ranks import RankRequest
 from lrbench.reductions import Reductions
 from lrbench.store import RunDirectory
@@ -46,6 +49,7 @@ class Prediction:
         score_seconds: the sweep, with edits put in place and metrics computed.
         calibrated: whether there are statistics to collect; what that takes is in nothing here.
         allocated: whether curves are needed to share out `keep_model`; what they take is in nothing here.
+        reported: cells that are scored on test documents, where the suite chooses; their time is in nothing here.
         failures: reducers that failed when they were timed, with the reason.
     """
 
@@ -59,6 +63,7 @@ class Prediction:
     setup_seconds: float
     reduce_seconds: float
     score_seconds: float
+    reported: int = 0
     calibrated: bool = False
     allocated: bool = False
     failures: tuple[str, ...] = ()
@@ -93,14 +98,18 @@ def probe(
     share = open_model(
         suite, spec, built, engine="sweep", device=device, trust_remote_code=trust_remote_code, notify=notify
     )
-    plan, engine = share.plan, cast(SweepEngine, share.engine)
-    engine.describe()  # has it check itself
+    share.engine.describe()  # has it check itself
     setup_seconds = time.perf_counter() - started
-    keys = share.keys(plan)
+    plan, engine, more = share.plan, share.engine, {}
+    if suite.select is not None:
+        split = split_of(suite, suite.select, engine.requests)
+        engine = engine.restricted(split.validation)
+        more = {"race": suite.race.resolved()} if suite.race is not None else {}
+    keys = share.keys(plan, engine, more)
     rows = RunDirectory(out).rows()
     missing = [cell for cell in plan.cells if keys[id(cell)] not in rows and not cell.skip and not cell.failure]
     notify("timing some of the work")
-    sweep = cost(engine)
+    sweep = cost(cast(SweepEngine, engine))
     starts = [cell.first_block or 0 for cell in missing]
     asked = [_alike(cell) for cell in missing if cell.method and cell.request]
     reducing = _reduce(asked, suite.seed, share.base)
@@ -116,10 +125,20 @@ def probe(
         setup_seconds=setup_seconds,
         reduce_seconds=reducing.seconds,
         score_seconds=score_seconds,
+        reported=_reported(share),
         calibrated=share.calibration is not None and any(cell.calibrated for cell in missing),
         allocated=any(cell.allocation not in (None, "uniform") for cell in missing),
         failures=tuple(reducing.failures),
     )
+
+
+def _reported(share: ModelRun) -> int:
+    """Cells that a selection scores on test: of each method one for each objective, and what they are compared with."""
+    if share.suite.select is None:
+        return 0
+    aims = objectives(share.engine.requests, share.tasks.named, share.suite.select.on)
+    labels = {cell.method.label for cell in share.plan.cells if cell.method is not None and not is_reference(cell)}
+    return len(aims) * len(labels) + sum(is_reference(cell) for cell in share.plan.cells)
 
 
 @dataclass

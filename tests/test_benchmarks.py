@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy
 import pytest
 
+from tests.synthetic_run import edit, row, simple_run
+
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SWEEP, MEMORY = FOLDER / "sweep.py", FOLDER / "memory.py"
 DECOMPOSE = FOLDER / "decompose.py"
@@ -135,3 +137,32 @@ def test_the_inference_benchmark_sets_speed_up_against_multiply_adds_and_finds_t
     low_rank = next(entry for entry in report["break_even"] if entry["factors"] == "LowRank")
     assert low_rank["theory_rank"] == 64 * 96 // (64 + 96)
     assert {entry["what"] for entry in report["blocks"]} == {"prefill", "decode"}
+
+
+def test_the_race_benchmark_races_over_a_runs_scores_and_says_what_it_spares_and_chooses(tmp_path):
+    dice = numpy.random.default_rng(0)
+
+    def cells():
+        yield row("base"), {"t": [1.0] * 300}
+        for number in range(5):
+            right = dice.random(300) > (0.0, 0.3, 0.5, 0.7, 0.9)[number]
+            edits = [edit(number)]
+            yield row(f"c{number}", reducer="svd", label="svd", mode="each", edits=edits), {"t": right.astype(float)}
+
+    simple_run(tmp_path / "run", list(cells()))
+    command = [
+        sys.executable,
+        FOLDER / "race.py",
+        "--run",
+        tmp_path / "run",
+        "--quick",
+        "--output",
+        tmp_path / "out.json",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    [sweep] = json.loads((tmp_path / "out.json").read_text())["sweeps"]
+    assert (sweep["what"], sweep["cells"], sweep["documents"]) == ("svd on t", 5, 300)
+    assert sweep["same_choice"] == 1.0
+    assert 1 < sweep["least"] <= sweep["times_fewer"] <= sweep["most"] <= 5
+    assert "svd on t" in done.stdout

@@ -487,6 +487,33 @@ def test_a_chosen_cell_can_be_computed_again_from_its_run(whole):
         pytest.fail("no chosen cell")
 
 
+def test_an_interrupted_selection_merges_with_a_whole_one(suite, whole, tmp_path):
+    from lrbench.merge import merge
+
+    with pytest.raises(KeyboardInterrupt):
+        run(suite, tmp_path / "part", heard=Heard(4))
+    for shards in ([tmp_path / "part", whole.path], [whole.path, tmp_path / "part"]):
+        merged = merge(shards, tmp_path / shards[0].name / "merged")
+        assert merged.missing == 0
+        assert facts(merged.directory) == facts(whole)
+        assert [entry.row.cell for entry in build([merged.directory]).entries] == [
+            entry.row.cell for entry in build([whole]).entries
+        ]
+
+
+def test_check_says_what_is_chosen_and_predicts_the_validation_side(suite, tmp_path, monkeypatch, capsys):
+    from lrbench.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", str(suite), "--probe"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "every cell on some 40% of each task's documents; of each method the best for each task on the others" in said
+    )
+    assert "9 to score" in said
+    assert "up to 5 cells on test documents are not in the time predicted" in said
+
+
 def test_documents_of_objectives_are_those_of_the_suites_entries(tmp_path):
     engine = frozen(tmp_path_with_tasks(tmp_path), "[almanac_facts, asked]")
     named = {"almanac_facts": list(engine.requests.tasks)[:3], "asked": ["asked"]}

@@ -273,7 +273,7 @@ def test_reading_a_suite_imports_no_torch(suite_file):
         ({"l7": "  - cur:\n    seed: 3"}, "suite.yaml:8:5: a reducer is one name, with its parameters indented below "
          "it"),
         ({"l7": "  - cur: {tolerance: .inf}"}, "suite.yaml:7:22: .inf is not a finite number"),
-        ({"l11": "  - mode: greedy"}, "suite.yaml:11:11: unknown mode 'greedy'; known: each, layer, together"),
+        ({"l11": "  - mode: greed"}, "suite.yaml:11:11: unknown mode 'greed'; did you mean 'greedy'?"),
         ({"l11": "  - mode: layers"}, "suite.yaml:11:11: unknown mode 'layers'; did you mean 'layer'?"),
         ({"l11": "  - reducers: [laser]"}, "suite.yaml:11:16: no reducer is labelled 'laser'; did you mean "
          "'laser-svd'?"),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lrbench.models.slots import Inventory
     from lrbench.plan import Cell, Plan
     from lrbench.probe import Prediction
+    from lrbench.suite import RaceSpec, SelectSpec
 
 
 def add_parser(subparsers: Any) -> None:
@@ -74,6 +75,8 @@ def show(name: str, args: argparse.Namespace) -> int:
         say()
         say("calibration")
         say(f"  text of {characters:,} characters, {suite.calibration.samples} samples")
+    if suite.select is not None:
+        _print_selection(suite.select, suite.race)
     worst = 0
     for (spec, inventory), plan in zip(models, plans, strict=True):
         say()
@@ -89,6 +92,18 @@ def show(name: str, args: argparse.Namespace) -> int:
             _print_prediction(prediction)
         worst = max(worst, 1 if plan.impossible() else 0)
     return worst
+
+
+def _print_selection(select: SelectSpec, race: RaceSpec | None) -> None:
+    each = "each task" if select.on == "task" else "the mean over tasks"
+    say()
+    say("selection")
+    say(
+        f"  every cell on some {select.validation:.0%} of each task's documents; of each method the best "
+        f"for {each} on the others"
+    )
+    if race is not None:
+        say(f"  a race: with probability {1 - race.alpha:g} it is within {race.margin:g} of the best there")
 
 
 def _print_slots(inventory: Inventory) -> None:
@@ -160,6 +175,11 @@ def _print_prediction(found: Prediction) -> None:
         say(f"  {'texts':10} {found.texts:,} a cell to generate, by lm-eval; not in the time predicted")
     if found.allocated:
         say(f"  {'ranks':10} of some cells are found from curves of every weight; not in the time predicted")
+    if found.reported:
+        say(
+            f"  {'selection':10} the above is on validation documents, and a race may spare much of it; up to "
+            f"{found.reported} cells on test documents are not in the time predicted"
+        )
     if found.calibrated:
         say(f"  {'statistics':10} of inputs are collected where no run has yet; not in the time predicted")
     for failure in found.failures:
