@@ -28,6 +28,8 @@ from lrbench.work import Preparation, Work
 
 #: Ranks at which factors are built where a method does not know its curve.
 GRID = 12
+#: Ranks at which a method that prepares for each rank alone is asked for its curve: it may compute each error anew.
+ASKED = 32
 #: Shares of a weight's numbers at which the loss on text is measured.
 MEASURED_AT = (0.25, 0.5, 0.75)
 _LEAST_BUILT = 16
@@ -79,12 +81,14 @@ def choices_by_rank(work: Work, preparation: Preparation, sized: Choices, judge:
     if not sized.ranks:
         return sized
     ranks = list(sized.ranks)
-    losses = judge.known(ranks)
-    if losses is None:
+    some = ranks if work.method.reducer.one_preparation else _spread(ranks, ASKED)
+    values = judge.known(some)
+    if values is None:
         some = _spread(ranks, GRID)
         values = [judge.of(work.at_rank(preparation, rank)[0]) for rank in some]
-        losses = convex(np.array(ranks, float), np.array(some, float), np.array(values)).tolist()
-    curve = np.array(losses)
+    curve = np.array(values, dtype=np.float64)
+    if len(some) < len(ranks):
+        curve = convex(np.array(ranks, float), np.array(some, float), curve)
     if judge.on_text is not None:
         curve = _on_text(work, preparation, sized.ranks, sized.options.sizes, curve, judge.on_text)
     return Choices(sized.ranks, Options(sized.options.sizes, np.append(curve, 0.0)))

@@ -427,3 +427,38 @@ def test_equal_shapes_share_their_options(almanac):
     assert all(isinstance(one, Choices) for one in choices)
     assert choices[0] is choices[1]
     assert ranks_by_shape(method().reducer, "svd", cells(almanac, method(), [0.9])[0].slots, 1.0, "uniform")[0] == 192
+
+
+CALIBRATED = """\
+name: calibrated
+model: {name: almanac, device: cpu}
+tasks:
+  - {task: almanac_facts_rare, limit: 4}
+reducers: [svd, svd-llm]
+sweep:
+  - {mode: together, layers: [7], weights: [all], rank: {keep_model: 0.96}, allocation: error}
+  - {mode: together, layers: [7], weights: [all], rank: {keep_model: 0.96}, allocation: output-error}
+  - {mode: together, layers: [7], weights: [all], rank: {keep_model: 0.96}, allocation: sensitivity, reducers: [svd]}
+calibration: {name: almanac, samples: 8, length: 128}
+"""
+
+
+def test_allocations_by_text_run_and_are_of_the_text(tmp_path, monkeypatch):
+    monkeypatch.setenv("LRBENCH_CACHE", str(tmp_path / "cache"))
+    suite = write_suite(tmp_path, CALIBRATED)
+    directory = run(suite, tmp_path / "one").directory
+    rows = {(row.label, row.allocation): row for row in directory.rows().values() if row.reducer}
+    assert len(rows) == 5
+    for row in rows.values():
+        assert row.status == "ok", row.reason
+        assert 0.96 * (1 - TOLERANCE) <= row.keep_model <= 0.96
+        assert row.allocate_seconds > 0
+    of_output = {
+        kind: sum(e.output_error**2 for e in rows["svd-llm", kind].edits) for kind in ("error", "output-error")
+    }
+    assert of_output["output-error"] < of_output["error"]
+    again = compute_again(directory, rows["svd", "sensitivity"].cell)
+    assert [one.edit.rank for one in again.reductions] == [edit.rank for edit in rows["svd", "sensitivity"].edits]
+    other = run(suite, tmp_path / "two", overrides=["calibration.seed=1"]).directory
+    cells = {row.cell for row in other.rows().values()}
+    assert {key for key, row in rows.items() if row.cell in cells} == {("svd", "error")}
