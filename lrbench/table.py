@@ -138,6 +138,16 @@ class Leaderboard:
         """How many lines were scored in another environment than the unedited model that they are compared with."""
         return sum(entry.elsewhere for entry in self.entries)
 
+    def beside(self, other: Leaderboard) -> Leaderboard:
+        """Both tables in one: this one's columns, and those that only the other has; its entries, then the other's."""
+        known = {column.name for column in self.columns}
+        columns = [*self.columns, *(column for column in other.columns if column.name not in known)]
+        entries = [*self.entries, *other.entries]
+        for entry in (*entries, *self.failures):
+            for column in columns:
+                entry.values.setdefault(column.name, None)
+        return replace(self, columns=columns, entries=entries)
+
     def top(self, count: int) -> Leaderboard:
         """The first `count` lines of each setting, or of the whole where a sort was asked for; baselines stay."""
         seen: dict[Any, int] = {}

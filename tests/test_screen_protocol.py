@@ -5,7 +5,9 @@ import math
 import pytest
 
 from lrbench.errors import SuiteError
+from lrbench.foreseen import foreseen
 from lrbench.protocols import screen
+from lrbench.publish import publish
 from lrbench.store import RunDirectory
 from lrbench.suite import load_suite
 from tests.suites import Heard, run, write_suite
@@ -129,3 +131,40 @@ def test_what_screen_does_not_take_is_refused_at_its_line(tmp_path, value):
 def test_a_word_and_true_stand_for_the_defaults(tmp_path):
     specs = [load_suite(write_suite(tmp_path, SUITE, screen=value)).screen for value in ("gradient", "true", "{}")]
     assert {(spec.by, spec.documents, spec.top) for spec in specs} == {("gradient", 100, 32)}
+
+
+def test_what_was_predicted_stands_beside_what_was_measured(done):
+    folder, _ = done
+    directory = RunDirectory(folder / "run")
+    points = foreseen([directory])
+    rows = [row for row in _validation(folder) if row.status == "ok" and row.selection.predicted]
+    assert len(points) == 2 * len(rows)
+    (baseline,) = [
+        row for row in directory.rows().values() if row.reducer is None and row.selection.split == "validation"
+    ]
+
+    def loss(row):
+        found = [sample for sample in directory.samples(row.cell) if sample["task"] == "almanac_facts_rare"]
+        return -math.fsum(sample["loglikelihoods"][sample["gold"]] for sample in found) / len(found)
+
+    by_hand = {
+        (row.label, row.seed, row.edits[0].weight, row.edits[0].rank): (
+            row.selection.predicted["almanac_facts_rare"],
+            loss(row) - loss(baseline),
+        )
+        for row in rows
+    }
+    of_facts = [(point.predicted, point.measured) for point in points if point.choice == "almanac_facts_rare"]
+    assert sorted(of_facts) == pytest.approx(sorted(by_hand.values()))
+
+
+def test_a_site_shows_cells_of_both_sides_and_the_predictions(done, tmp_path):
+    pytest.importorskip("altair")
+    folder, _ = done
+    published = publish([RunDirectory(folder / "run")], tmp_path / "site")
+    names = {path.name for path in (tmp_path / "site" / "downloads").rglob("*")}
+    assert {"validation.csv", "leaderboard.csv"} <= names
+    assert any(name.startswith("screening-") and name.endswith(".svg") for name in names)
+    index = published.index.read_text(encoding="utf-8")
+    assert "documents of the selection" in index
+    assert "Screening: predicted against measured" in (tmp_path / "site" / "figures.html").read_text(encoding="utf-8")

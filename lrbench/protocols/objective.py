@@ -73,7 +73,7 @@ class Objective:
         """
         losses: dict[str, list[float]] = defaultdict(list)
         for sample in samples:
-            loss = _loss(sample)
+            loss = document_loss(sample)
             if loss is not None:
                 losses[sample["task"]].append(loss)
         of_parts = []
@@ -105,7 +105,7 @@ def objectives(requests: FrozenRequests, named: Mapping[str, Sequence[str]], on:
     return [Objective(name, {name: tasks}, higher) for name, tasks in parts.items()]
 
 
-def _loss(sample: Mapping[str, Any]) -> float | None:
+def document_loss(sample: Mapping[str, Any]) -> float | None:
     """Minus the log-likelihood of a document's right answer; None where that is not known."""
     given = sample.get("loglikelihoods")
     if not given:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from lrbench.damage import Prediction
 from lrbench.edits_in_words import describe
-from lrbench.figures import correlations, damage, errors, heat, keep, layers, times
+from lrbench.figures import correlations, damage, errors, heat, keep, layers, screening, times
+from lrbench.foreseen import Foreseen
 from lrbench.leaderboard import Column, Entry, Leaderboard
 from lrbench.measured import Measured
 from lrbench.models.roles import ROLES
@@ -18,7 +19,7 @@ from lrbench.publish.spectrum import Spectrum
 from lrbench.render import damage as words
 from lrbench.render.text import clean, headings
 from lrbench.splits import Split, first_class, in_words, split_of
-from lrbench.stats import COVERAGE
+from lrbench.stats import COVERAGE, spearman
 from lrbench.store import Row
 
 
@@ -63,6 +64,42 @@ def of_board(board: Leaderboard, names: Names) -> list[Figure]:
         found += _heat(board, entries, model, names)
         found += _errors(entries, model, names)
         found += _times(entries, model, names)
+    return found
+
+
+def of_screening(cells: Sequence[Foreseen], names: Names) -> list[Figure]:
+    """What was predicted against what was measured, model by model."""
+    found = []
+    for model in dict.fromkeys(cell.model for cell in cells):
+        own = [cell for cell in cells if cell.model == model]
+        if len(own) < 2:
+            continue
+        said = []
+        for choice in dict.fromkeys(cell.choice for cell in own):
+            of_choice = [cell for cell in own if cell.choice == choice]
+            rank = spearman(
+                [cell.predicted for cell in of_choice], [cell.measured for cell in of_choice],
+                [cell.weights for cell in of_choice],
+            )  # fmt: skip
+            if rank.rho is not None:
+                span = f" ({rank.interval[0]:+.2f} to {rank.interval[1]:+.2f})" if rank.interval else ""
+                said.append(f"{clean(choice)} {rank.rho:+.2f}{span}")
+        caption = (
+            "Each mark is an edited model that was screened and then scored on validation documents; on the dotted "
+            f"line the prediction is right. Spearman’s ρ: {', '.join(said) or 'not defined'}. Cells that were screened "
+            "out were not scored, so that this is about the promising ones."
+        )
+        title = "Screening: predicted against measured"
+        safe = [
+            replace(
+                cell, choice=clean(cell.choice), method=clean(cell.method), setting=clean(cell.setting),
+                edited=clean(cell.edited),
+            )
+            for cell in own
+        ]  # fmt: skip
+        found.append(
+            Figure(names(f"screening-{model}"), clean(model), title, caption, screening.chart(safe), screening.PANEL)
+        )
     return found
 
 

@@ -16,6 +16,7 @@ from lrbench.damage import Prediction, predictions, weight_hashes
 from lrbench.environment import in_words
 from lrbench.errors import InputError
 from lrbench.figures import theme
+from lrbench.foreseen import foreseen
 from lrbench.leaderboard import Entry, Leaderboard, build
 from lrbench.measured import Measured
 from lrbench.publish import charts, damage, files, pages, provenance, tables
@@ -68,7 +69,9 @@ def publish(
     files.check(to)
     given = read_all(spectra, runs)
     progress("leaderboard")
-    site = _Site(runs, build(runs), given, title, progress, len(spectra))
+    reported = build(runs)
+    choosing = build(runs, validation=True) if reported.waiting else None
+    site = _Site(runs, reported, choosing, given, title, progress, len(spectra))
     files.put(site.files, to)
     return Published(to / "index.html", site.rows, len(site.figures), len(site.files))
 
@@ -77,7 +80,8 @@ class _Site:
     def __init__(
         self,
         runs: Sequence[RunDirectory],
-        board: Leaderboard,
+        reported: Leaderboard,
+        choosing: Leaderboard | None,
         spectra: Sequence[Spectrum],
         title: str | None,
         progress: Callable[[str], None],
@@ -85,7 +89,9 @@ class _Site:
     ) -> None:
         self.files: dict[str, bytes] = {".nojekyll": b""}
         self.figures: list[charts.Figure] = []
-        self._board = board
+        self._reported, self._choosing = reported, choosing
+        board = self._board = reported if choosing is None else reported.beside(choosing)
+        self._foreseen = foreseen(runs)
         keys = Names()
         named = dict(zip(runs, _run_names(runs), strict=True))
         self._runs = [provenance.Run.of(run, name, keys(name)) for run, name in named.items()]
@@ -143,9 +149,15 @@ class _Site:
         }
         for form in FORMATS:
             if form in what:
-                text = renderer(form)(self._board)
+                text = renderer(form)(self._reported)
                 name = f"leaderboard.{_SUFFIXES.get(form, form)}"
                 self._offer("Leaderboard", name, what[form], text.encode("utf-8", "replace"))
+        if self._choosing is None:
+            return
+        for form in ("csv", "json"):
+            text = renderer(form)(self._choosing)
+            about = f"all cells on the documents that they were chosen on ({form.upper()})"
+            self._offer("Leaderboard", f"validation.{form}", about, text.encode("utf-8", "replace"))
 
     def _run_files(self) -> None:
         for run in self._runs:
@@ -171,7 +183,7 @@ class _Site:
 
     def _figure_pages(self, spectra: Sequence[Spectrum]) -> None:
         names = Names()
-        of_board = charts.of_board(self._board, names)
+        of_board = [*charts.of_board(self._board, names), *charts.of_screening(self._foreseen, names)]
         of_damage = [(prediction, charts.of_prediction(prediction, names)) for prediction in self._predictions]
         of_spectra = [(spectrum, charts.of_spectrum(spectrum, names)) for spectrum in spectra]
         others = [figure for _, drawn in (*of_damage, *of_spectra) for figure in drawn]
