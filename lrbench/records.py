@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from lrbench.environment import environment
 from lrbench.evaluate.bound import BoundEngine
 from lrbench.evaluate.engine import Step
+from lrbench.faults import point
 from lrbench.manifest import Manifest
 from lrbench.model_run import ModelRun, Scored, setting_of
+from lrbench.models.load import weight_hash
 from lrbench.partials import RunPartials
 from lrbench.plan import Plan
 from lrbench.store import Row, RunDirectory
@@ -69,12 +72,43 @@ class RunResult:
         return f"{', '.join(parts)}; rows in {self.directory.path}"
 
 
+class Interrupted(KeyboardInterrupt):
+    """A run ends before its last cell, on demand; the rows of all finished cells are on disk.
+
+    Attributes:
+        result: what it did until then, where that is known.
+    """
+
+    def __init__(self, result: RunResult | None = None) -> None:
+        super().__init__()
+        self.result = result
+
+
+@dataclass
+class Stop:
+    """Whether a run is to end after the cell at work.
+
+    Attributes:
+        asked: set by whoever wants that; at work is then finished, and a part of it where requests go in parts.
+        at_work: whether there is a cell to be finished; where not, there is nothing to wait for.
+    """
+
+    asked: bool = False
+    at_work: bool = False
+
+    def check(self) -> None:
+        """Raises Interrupted where the end is asked for."""
+        if self.asked:
+            raise Interrupted
+
+
 @dataclass
 class Records:
     """A run's directory at work: scores what has no row yet, writes it, counts it and tells of it.
 
     Attributes:
         done: rows that stand, by cell; of failed ones only those that are not tried again.
+        stop: looked at after every cell.
     """
 
     directory: RunDirectory
@@ -82,6 +116,22 @@ class Records:
     result: RunResult
     progress: Progress
     done: dict[str, Row] = field(default_factory=dict)
+    stop: Stop = field(default_factory=Stop)
+    _unverified: list[Row] = field(default_factory=list)
+
+    @contextmanager
+    def verified(self, share: ModelRun) -> Iterator[None]:
+        """Holds a model's weights to their hash once its cells are scored, or the run is asked to end.
+
+        Where they are others, though nobody was seen writing to them, no one knows since when: the scores of all cells
+        that were scored inside are taken back. Their rows fail, and say so.
+        """
+        try:
+            yield
+        except Interrupted:
+            self._verify(share)
+            raise
+        self._verify(share)
 
     def score(self, share: ModelRun, plan: Plan, engine: BoundEngine | None = None) -> dict[int, Row]:
         """Every cell's row, by the `id` of the cell: those that are there, and the others, scored and written now.
@@ -92,6 +142,7 @@ class Records:
         Raises:
             KeyboardInterrupt: after the rows of all finished cells are on disk.
         """
+        self.stop.check()
         engine = engine or share.engine
         keys = share.keys(plan, engine)
         missing = Plan(tuple(cell for cell in plan.cells if keys[id(cell)] not in self.done))
@@ -99,6 +150,7 @@ class Records:
             share.loaded, share.tasks, engine, setting_of(share.suite, share.loaded, share.spec, engine),
             list(keys.values()), share.calibration, share.base, at_work=bool(missing.cells),
         )  # fmt: skip
+        point("cells.known")
         reused = [self.done[key] for key in keys.values() if key in self.done]
         self.result.count(reused, new=False)
         self.progress.planned(share.loaded.label, len(plan.cells), len(reused), share.tasks.named)
@@ -106,11 +158,17 @@ class Records:
             self._begin(share, engine)
             if share.calibration is not None:
                 share.calibration.expect(missing.cells)
+            point("cells.begun")
+            self.stop.at_work = True
             try:
-                for scored in share.rows(missing, keys, engine):
+                for count, scored in enumerate(share.rows(missing, keys, engine), 1):
                     self.write(scored)
+                    if count < len(missing.cells):
+                        self.stop.check()
             finally:
+                self.stop.at_work = False
                 self.manifest.update_engine(share.loaded, engine)
+            point("cells.scored")
         return {id(cell): self.done[keys[id(cell)]] for cell in plan.cells}
 
     def write(self, scored: Scored) -> None:
@@ -118,11 +176,40 @@ class Records:
         row = scored.row
         if row.status == "ok":
             self.directory.write_samples(row.cell, scored.samples)
+            point("row.samples")
         self.directory.append(row)
+        point("row.appended")
         self.directory.drop_partial(row.cell)
         self.done[row.cell] = row
+        self._unverified.append(row)
         self.result.count([row], new=True)
         self.progress.finished(row)
+        point("row.counted")
+
+    def _verify(self, share: ModelRun) -> None:
+        scored = [row for row in self._unverified if row.status == "ok"]
+        self._unverified.clear()
+        if not scored:
+            return
+        if weight_hash(share.loaded.model) == share.loaded.weight_hash:
+            point("cells.verified")
+            return
+        labels = ", ".join(dict.fromkeys(row.label for row in scored if row.label)) or "the engine"
+        reason = (
+            "the model's weights were changed unseen while this cell or one before it was at work (by one of "
+            f"{labels}, or by a task's code); its scores are taken back"
+        )
+        for row in scored:
+            taken_back = row.model_copy(update={"status": "failed", "reason": reason, "scores": {}, "inference": None})
+            self.directory.append(taken_back)
+            self.done[row.cell] = taken_back
+            self.result.failed += 1
+        if share.calibration is not None:
+            share.calibration.distrust()
+        self.progress.note(
+            f"{share.loaded.label}: {reason.replace('this cell or one before it', 'its cells')}: {len(scored)} cells "
+            "failed; --retry-failed scores them again"
+        )
 
     def _begin(self, share: ModelRun, engine: BoundEngine) -> None:
         """Names the environment, and keeps what the engine is answered part by part."""
@@ -133,5 +220,5 @@ class Records:
         self.directory.add_environment(here)
         share.environment = here["hash"]
         asked = [engine.lm.max_length, list(engine.requests.hashes().items())]
-        engine.partials = RunPartials(self.directory, asked, here)
+        engine.partials = RunPartials(self.directory, asked, here, self.stop.check)
         engine.report = self.progress.scoring

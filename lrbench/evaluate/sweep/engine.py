@@ -20,6 +20,7 @@ from lrbench.evaluate.out_of_memory import is_out_of_memory
 from lrbench.evaluate.sweep.queries import make_queries
 from lrbench.evaluate.sweep.scoring import Tally
 from lrbench.evaluate.sweep.sweeper import MODES, Part, Sweeper, silent
+from lrbench.faults import point
 from lrbench.models.slots import find_slots
 from lrbench.tasks.containment import contained
 from lrbench.tasks.load import TaskSet
@@ -91,7 +92,13 @@ class SweepEngine(FrozenEngine):
         if not queries:
             return None
         with contained():
-            return Sweeper(self._model, queries, **self._sweeping)
+            made = Sweeper(self._model, queries, **self._sweeping)
+        point("scoring.checked")
+        return made
+
+    def forget(self) -> None:
+        """As every engine's; it checks itself anew before it scores again."""
+        self.__dict__.pop("sweeper", None)
 
     def restricted(self, documents: Mapping[str, Collection[int]]) -> Self:
         """As every engine's; it checks itself anew on what it is left to score."""
@@ -148,6 +155,7 @@ class SweepEngine(FrozenEngine):
                 if several and one.error is None and self.partials is not None:
                     answers = one.tally.of(part.queries)
                     self.partials.add(one.job.cell, Partial(part.queries, *answers, one.seconds - before))
+                    point("scoring.chunk")
         for one in answering:
             self._generate(one)
             yield self._outcome(one)
@@ -164,6 +172,7 @@ class SweepEngine(FrozenEngine):
             if known and known.keys() >= set(part.queries):
                 one.tally.restore(part.queries, [known[index] for index in part.queries])
                 one.known.add(number)
+        point("scoring.begun")
         return one
 
     def _answer(self, sweeper: Sweeper, one: _Answering, part: Part, number: int) -> bool:
@@ -177,10 +186,12 @@ class SweepEngine(FrozenEngine):
                     states = sweeper.advance(part, one.block)
                 finally:
                     self._unpaid += time.perf_counter() - started
+                point("scoring.advanced")
                 stack.enter_context(one.job.edited())
                 started, scoring = time.perf_counter(), True
                 with contained():
                     sweeper.score(part, one.block, states, one.tally, one.job.modules)
+                point("scoring.answered")
             except LrbenchError as error:
                 failure = error
             except Exception as error:  # torch, lm-eval and the tasks' code raise whatever they like
@@ -224,6 +235,7 @@ class SweepEngine(FrozenEngine):
                 started = time.perf_counter()
                 with contained():
                     one.texts = self._texts()
+                point("scoring.texts")
             except LrbenchError as error:
                 one.error = error
             except Exception as error:  # as in `_answer`
@@ -236,6 +248,7 @@ class SweepEngine(FrozenEngine):
             try:
                 with contained():
                     scores, samples = score(self.requests, self._answers(one))
+                point("scoring.metrics")
                 return Outcome(one.job.cell, scores, samples, one.seconds + time.perf_counter() - started)
             except LrbenchError as error:
                 one.error = error
