@@ -63,8 +63,8 @@ class ModelRun:
     base: Base | None = None
     calibration: Calibration | None = None
     environment: str = ""
-    trust_remote_code: bool = False
-    notify: Callable[[str], None] = silent
+    trust_remote_code: bool = field(kw_only=True)
+    notify: Callable[[str], None] = field(kw_only=True)
     numbers: int = field(init=False)
     originals: Originals = field(init=False)
 
