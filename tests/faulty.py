@@ -59,7 +59,7 @@ class Killed(BaseException):
     """As if the process had been killed: nothing may be done after it."""
 
 
-class Broken(RuntimeError):
+class BrokenError(RuntimeError):
     """As if a bug, or the machine, had struck."""
 
 
@@ -71,7 +71,9 @@ def write_parts(folder: Path) -> None:
     save_tokenizer(folder / "model")
     write_task(folder / "tasks")
     (folder / "tasks" / "said.yaml").write_text(SAID.replace("FILE", str(folder / "tasks" / "which.jsonl")))
-    (folder / "calibration.txt").write_text("\n\n".join(f"w{n % 90 + 4} w{n * 7 % 90 + 4} w{n % 11 + 5}" for n in range(99)))
+    (folder / "calibration.txt").write_text(
+        "\n\n".join(f"w{n % 90 + 4} w{n * 7 % 90 + 4} w{n % 11 + 5}" for n in range(99))
+    )
 
 
 def suite_of(folder: Path, text: str, *overrides: str) -> Suite:
@@ -87,7 +89,9 @@ class Fault:
         hits: of each point, as far as the run came.
     """
 
-    def __init__(self, point: str = "", number: int = 1, kind: type[BaseException] = Broken, torn: Path | None = None):
+    def __init__(
+        self, point: str = "", number: int = 1, kind: type[BaseException] = BrokenError, torn: Path | None = None
+    ) -> None:
         self.point, self.number, self.kind, self.torn = point, number, kind, torn
         self.hits: Counter[str] = Counter()
         self.struck = False

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from pathlib import Path
-
 import pytest
 
 from lrbench import environment as environments
@@ -12,14 +9,28 @@ from lrbench import faults
 from lrbench.evaluate.sweep import memory
 from lrbench.faults import POINTS
 from lrbench.store import RunDirectory
-from tests.faulty import PARTS, PLAIN, RICH, TEXTS, Broken, Fault, Killed, Subject, facts, scored_lines, write_parts
-from tests.suites import Heard
+from tests.faulty import (
+    PARTS,
+    PLAIN,
+    RICH,
+    TEXTS,
+    Fault,
+    Killed,
+    Subject,
+    facts,
+    scored_lines,
+    write_parts,
+)
 
 #: points that need more than the plainest run
 ELSEWHERE = {
     "parts": ("partial.opened", "partial.appended", "partial.synced", "scoring.chunk"),
     "rich": (
-        *(name for name in POINTS if name.startswith(("calibration.", "cache.", "layers.")) and name != "calibration.drawn"),
+        *(
+            name
+            for name in POINTS
+            if name.startswith(("calibration.", "cache.", "layers.")) and name != "calibration.drawn"
+        ),
         "inference.measured",
     ),
     "texts": ("scoring.texts",),
@@ -92,7 +103,7 @@ def test_an_exception_anywhere_costs_no_row(point, subjects, tmp_path, monkeypat
     failed = [row for row in RunDirectory(tmp_path / "out").rows().values() if row.status == "failed"]
     if failed:  # then the fault was that cell's own, and is said
         assert went_on
-        assert all("Broken" in row.reason or "went by" in row.reason for row in failed), failed
+        assert all("BrokenError" in row.reason or "went by" in row.reason for row in failed), failed
     end(subject, tmp_path / "out", whole)
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrbench.evaluate import ENGINES
 
 if TYPE_CHECKING:
+    from lrbench.records import Stop
     from lrbench.registry import Registry
     from lrbench.suite import Suite
 
@@ -69,6 +71,28 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run)
 
 
+@contextmanager
+def _signals(stop: Stop, note: Callable[[str], None]) -> Iterator[None]:
+    """^C once asks a run to stop after the cell at work, twice stops it at once.
+
+    What ends a job on a cluster (SIGTERM) stops it at once, too: there the time left is short, and no one knows how
+    short. It is treated as ^C all the same, so that the terminal is left in order and the way on is said.
+    """
+
+    def interrupted(number: int, _frame: Any) -> None:
+        if number == signal.SIGTERM or stop.asked or not stop.at_work:
+            raise KeyboardInterrupt
+        stop.asked = True
+        note("finishing the cell at work; ^C again stops now")
+
+    kept = {number: signal.signal(number, interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
 def run(args: argparse.Namespace) -> int:
     """Runs the suite and prints where the results are, and the table."""
     if args.dry_run:
@@ -78,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
     from lrbench.cli.leaderboard import write
     from lrbench.cli.progress import TerminalProgress
     from lrbench.leaderboard import build
+    from lrbench.records import Stop
     from lrbench.render import renderer, terminal
     from lrbench.run import run_suite
     from lrbench.suite import load_suite
@@ -85,17 +110,17 @@ def run(args: argparse.Namespace) -> int:
     suite = load_suite(args.suite, overrides=args.overrides, limit=args.limit, dtype=args.dtype)
     registry = load_registry(suite.plugins, args.plugin)
     out = args.out or default_directory(suite)
-    # What ends a job on a cluster: treated as ^C, so that the terminal is left in order and the way on is said.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stop = Stop()
     try:
-        with TerminalProgress() as progress:
+        with TerminalProgress() as progress, _signals(stop, progress.note):
             result = run_suite(
                 suite, registry, out, device=args.device, engine=args.engine, force=args.force,
-                retry_failed=args.retry_failed, progress=progress, trust_remote_code=args.trust_remote_code,
+                retry_failed=args.retry_failed, progress=progress, trust_remote_code=args.trust_remote_code, stop=stop,
             )  # fmt: skip
-    except KeyboardInterrupt:
-        done = f"the rows so far are in {out}; the same command goes on where it stopped"
-        print(f"lrbench: interrupted; {done}", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        result = getattr(interrupt, "result", None)
+        done = f"{result.summary()}; " if result is not None else ""
+        print(f"lrbench: interrupted; {done}the same command goes on where it stopped", file=sys.stderr)
         return INTERRUPTED
     board = build([result.directory])
     for name, suffix in (("markdown", "md"), ("csv", "csv"), ("json", "json")):
