@@ -25,6 +25,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     for key, value in entry.items():
         if isinstance(value, dict):
-            value = ", ".join(f"{name} {version}" for name, version in value.items())
-        print(f"{key:11} {value}")
+            value = ", ".join(f"{name} {version}" for name, version in value.items()) or "none"
+        elif isinstance(value, list):
+            value = ", ".join(value)
+        print(f"{key:12} {value}")
     return 0

@@ -6,14 +6,14 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrbench.evaluate import ENGINES
 
 if TYPE_CHECKING:
-    from lrbench.records import Stop
+    from lrbench.records import RunResult, Stop
     from lrbench.registry import Registry
     from lrbench.suite import Suite
 
@@ -58,13 +58,19 @@ def add_parser(subparsers: Any) -> None:
         "run", help="run a suite; what is scored already is not scored again",
         description="Runs a suite: a file, or the name of a bundled one. Finished cells are never scored twice.",
     )  # fmt: skip
-    parser.add_argument("suite", metavar="SUITE", help="a suite file, or the name of a bundled suite")
+    parser.add_argument("suite", metavar="SUITE", nargs="?", help="a suite file, or the name of a bundled suite")
+    parser.add_argument(
+        "--from-manifest", type=Path, metavar="RUN",
+        help="instead of SUITE: repeat a run from its directory, in another one, and print every difference",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="DIR", help="run directory (default results/local/SUITE-HASH)")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1 ... (default: the suite's, else the GPU)")
     add_suite_options(parser)
-    parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0],
-                        help="sweep: each cell from its first edited block on; frozen: lm-eval's forward passes on "
-                             "requests built once; harness: lm-eval's own evaluator per cell")  # fmt: skip
+    parser.add_argument(
+        "--engine", choices=ENGINES,
+        help="sweep (the default): each cell from its first edited block on; frozen: lm-eval's forward passes on "
+             "requests built once; harness: lm-eval's own evaluator per cell",
+    )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="score every cell again")
     parser.add_argument("--retry-failed", action="store_true", help="try failed cells again")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop, as `lrbench check`")
@@ -83,7 +89,8 @@ def _signals(stop: Stop, note: Callable[[str], None]) -> Iterator[None]:
         if number == signal.SIGTERM or stop.asked or not stop.at_work:
             raise KeyboardInterrupt
         stop.asked = True
-        note("finishing the cell at work; ^C again stops now")
+        with suppress(RuntimeError):  # the signal may have come in the middle of printing
+            note("finishing the cell at work; ^C again stops now")
 
     kept = {number: signal.signal(number, interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -95,36 +102,56 @@ def _signals(stop: Stop, note: Callable[[str], None]) -> Iterator[None]:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the suite and prints where the results are, and the table."""
+    from lrbench.errors import InputError
+
+    if args.from_manifest is not None:
+        from lrbench.cli import repeat
+
+        return repeat.run(args)
+    if args.suite is None:
+        raise InputError("run: no suite given; name a file or a bundled suite, or give --from-manifest RUN")
     if args.dry_run:
         from lrbench.cli import check
 
         return check.show(args.suite, args)
+    from lrbench.suite import load_suite
+
+    suite = load_suite(args.suite, overrides=args.overrides, limit=args.limit, dtype=args.dtype)
+    registry = load_registry(suite.plugins, args.plugin)
+    result = execute(suite, registry, args.out or default_directory(suite), args, engine=args.engine or ENGINES[0])
+    return INTERRUPTED if result is None else int(result.failed > 0)
+
+
+def execute(
+    suite: Suite, registry: Registry, out: Path, args: argparse.Namespace, *, engine: str, device: str | None = None
+) -> RunResult | None:
+    """Runs a suite where everyone can watch, and prints the table; None where it was interrupted, which is said.
+
+    Args:
+        args: `--force`, `--retry-failed`, `--trust-remote-code`, and `--device`, which wins over `device`.
+    """
     from lrbench.cli.leaderboard import write
     from lrbench.cli.progress import TerminalProgress
     from lrbench.leaderboard import build
     from lrbench.records import Stop
     from lrbench.render import renderer, terminal
     from lrbench.run import run_suite
-    from lrbench.suite import load_suite
 
-    suite = load_suite(args.suite, overrides=args.overrides, limit=args.limit, dtype=args.dtype)
-    registry = load_registry(suite.plugins, args.plugin)
-    out = args.out or default_directory(suite)
     stop = Stop()
     try:
         with TerminalProgress() as progress, _signals(stop, progress.note):
             result = run_suite(
-                suite, registry, out, device=args.device, engine=args.engine, force=args.force,
+                suite, registry, out, device=args.device or device, engine=engine, force=args.force,
                 retry_failed=args.retry_failed, progress=progress, trust_remote_code=args.trust_remote_code, stop=stop,
             )  # fmt: skip
     except KeyboardInterrupt as interrupt:
         result = getattr(interrupt, "result", None)
         done = f"{result.summary()}; " if result is not None else ""
         print(f"lrbench: interrupted; {done}the same command goes on where it stopped", file=sys.stderr)
-        return INTERRUPTED
+        return None
     board = build([result.directory])
     for name, suffix in (("markdown", "md"), ("csv", "csv"), ("json", "json")):
         write(out / f"leaderboard.{suffix}", renderer(name)(board))
     terminal.show(board)
     print(result.summary())
-    return 0 if not result.failed else 1
+    return result
