@@ -193,9 +193,22 @@ class RunDirectory:
         return self.path / "partial" / f"{cell}.jsonl"
 
     def samples(self, cell: str) -> list[dict[str, Any]]:
-        """A cell's per-document scores: dicts with `task`, `doc` (index), `metrics` {metric: value}, and more."""
+        """A cell's per-document scores: dicts with `task`, `doc` (index), `metrics` {metric: value}, and more.
+
+        Raises:
+            InputError: a line is not JSON; names file and line.
+        """
         path = self.path / "samples" / f"{cell}.jsonl"
-        return [from_json(line) for line in _whole_lines(path)]
+        found = []
+        for number, line in enumerate(_whole_lines(path), 1):
+            try:
+                found.append(from_json(line))
+            except ValueError as error:
+                raise InputError(
+                    f"{path}:{number}: not a document's scores: {one_line(error)}; delete the file to do without, or "
+                    "score the cell again with --force"
+                ) from None
+        return found
 
 
 def open_run(path: Path) -> RunDirectory:
