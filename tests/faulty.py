@@ -6,15 +6,17 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lrbench import faults
+from lrbench import environment, faults
+from lrbench.evaluate.sweep import memory
 from lrbench.records import RunResult, Stop
 from lrbench.registry import Registry
 from lrbench.run import run_suite
@@ -63,6 +65,13 @@ class BrokenError(RuntimeError):
     """As if a bug, or the machine, had struck."""
 
 
+def quicken(patched: pytest.MonkeyPatch) -> None:
+    """Leaves out of runs what costs more than the runs, and takes small batches, so that there are several."""
+    patched.setattr(environment, "_git_state", lambda: None)
+    patched.setattr(environment, "_version", cache(environment._version))
+    patched.setitem(memory.TOKENS, "cpu", 32)
+
+
 def write_parts(folder: Path) -> None:
     """A model of two blocks, its tokenizer, tasks and calibration text."""
     torch.manual_seed(0)
@@ -94,14 +103,16 @@ class Fault:
     ) -> None:
         self.point, self.number, self.kind, self.torn = point, number, kind, torn
         self.hits: Counter[str] = Counter()
-        self.struck = False
+        self.struck, self.came = False, 0
 
     def __call__(self, name: str) -> None:
         assert name in faults.POINTS, f"{name}: not in POINTS"
         self.hits[name] += 1
+        if name == self.point and (not name.startswith("frontier.") or self.hits["scoring.checked"]):
+            self.came += 1  # what fails in an engine's check of itself is for the engine to go by
         if self.struck and self.kind is Killed:
             raise Killed(name)
-        if name == self.point and self.hits[name] == self.number:
+        if name == self.point and self.came == self.number and not self.struck:
             self.struck = True
             if self.torn is not None:
                 tear(self.torn, name.partition(".")[0])

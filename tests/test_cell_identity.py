@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from lrbench import environment as environments
 from lrbench.evaluate.sweep import SweepEngine
 from lrbench.model_run import open_model
 from lrbench.plan import methods
 from lrbench.registry import Registry
 from lrbench.run import run_suite
 from lrbench.suite import load_suite
-from tests.faulty import write_parts
+from tests.faulty import quicken, write_parts
 from tests.suites import Heard
 
 SUITE = """\
@@ -50,7 +49,7 @@ EDITED = LABELS - {None}
 @pytest.fixture(scope="module", autouse=True)
 def _quick(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(environments, "_git_state", lambda: None)
+        quicken(patched)
         patched.setenv("LRBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 

@@ -10,14 +10,13 @@ import torch
 from transformers import LlamaForCausalLM
 
 import lrbench.model_run
-from lrbench import environment as environments
 from lrbench import faults
 from lrbench.cli import main
 from lrbench.errors import ModelError
 from lrbench.evaluate.sweep import memory
 from lrbench.records import Interrupted, Stop
 from lrbench.store import RunDirectory
-from tests.faulty import PARTS, PLAIN, Subject, facts, scored_lines, write_parts
+from tests.faulty import PARTS, PLAIN, Subject, facts, quicken, scored_lines, write_parts
 from tests.suites import Heard
 
 FAILING = """
@@ -61,8 +60,7 @@ def lrbench_reducers():
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(environments, "_git_state", lambda: None)
-    monkeypatch.setitem(memory.TOKENS, "cpu", 32)
+    quicken(monkeypatch)
 
 
 @pytest.fixture
@@ -84,8 +82,7 @@ def wholes(tmp_path_factory):
     """What the two suites say when nothing goes wrong."""
     found = {}
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(environments, "_git_state", lambda: None)
-        patched.setitem(memory.TOKENS, "cpu", 32)
+        quicken(patched)
         for text in (PLAIN, PARTS):
             folder = tmp_path_factory.mktemp("whole")
             write_parts(folder)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lrbench import environment as environments
 from lrbench import faults
-from lrbench.evaluate.sweep import memory
+from lrbench.evaluate.sweep.sweeper import Sweeper
 from lrbench.faults import POINTS
 from lrbench.store import RunDirectory
 from tests.faulty import (
@@ -18,6 +17,7 @@ from tests.faulty import (
     Killed,
     Subject,
     facts,
+    quicken,
     scored_lines,
     write_parts,
 )
@@ -41,8 +41,8 @@ TORN = ("rows.appended", "environments.appended", "partial.appended", "samples.w
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(environments, "_git_state", lambda: None)  # two processes a run
-    monkeypatch.setitem(memory.TOKENS, "cpu", 32)
+    quicken(monkeypatch)
+    monkeypatch.setattr(Sweeper, "_check_remembering", lambda *_: None)  # a third of a run
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +50,8 @@ def subjects(tmp_path_factory):
     """Tiny suites, what each leaves when nothing stops it, and how often it comes by each point."""
     found = {}
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(environments, "_git_state", lambda: None)
-        patched.setitem(memory.TOKENS, "cpu", 32)
+        quicken(patched)
+        patched.setattr(Sweeper, "_check_remembering", lambda *_: None)
         for kind, text in (("plain", PLAIN), ("parts", PARTS), ("rich", RICH), ("texts", TEXTS)):
             folder = tmp_path_factory.mktemp(kind)
             write_parts(folder)
@@ -95,23 +95,30 @@ def test_there_are_more_than_fifty_points_and_runs_come_by_each(subjects):
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_an_exception_anywhere_costs_no_row(point, subjects, tmp_path, monkeypatch):
-    subject, whole, _ = subjects[WHERE.get(point, "plain")]
-    monkeypatch.setenv("LRBENCH_CACHE", str(tmp_path / "cache"))
-    fault = Fault(point)
-    went_on = begin(subject, tmp_path / "out", fault, monkeypatch)
-    failed = [row for row in RunDirectory(tmp_path / "out").rows().values() if row.status == "failed"]
-    if failed:  # then the fault was that cell's own, and is said
-        assert went_on
-        assert all("BrokenError" in row.reason or "went by" in row.reason for row in failed), failed
-    end(subject, tmp_path / "out", whole)
-
-
-@pytest.mark.parametrize("point", POINTS)
-def test_a_kill_anywhere_costs_no_row(point, subjects, tmp_path, monkeypatch):
+def test_an_exception_and_then_a_kill_at_any_point_cost_no_row(point, subjects, tmp_path, monkeypatch):
     subject, whole, hits = subjects[WHERE.get(point, "plain")]
     monkeypatch.setenv("LRBENCH_CACHE", str(tmp_path / "cache"))
-    torn = tmp_path / "out" if point in TORN else None
-    fault = Fault(point, min(2, hits[point]), Killed, torn)
-    assert not begin(subject, tmp_path / "out", fault, monkeypatch)
+    out = tmp_path / "out"
+    went_on = begin(subject, out, Fault(point), monkeypatch)
+    failed = [row for row in RunDirectory(out).rows().values() if row.status == "failed"]
+    assert went_on or not failed
+    assert all("BrokenError" in row.reason for row in failed), failed  # the cell's own fault, and said
+    if went_on or RunDirectory(out).rows().keys() == whole.keys():  # what is left may not come by this point again
+        end(subject, out, whole)
+        monkeypatch.setenv("LRBENCH_CACHE", str(tmp_path / "other cache"))
+        out = tmp_path / "other"
+    killing = Fault(point, 1 if out.exists() else min(2, hits[point]), Killed, out if point in TORN else None)
+    assert not begin(subject, out, killing, monkeypatch)
+    end(subject, out, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+@pytest.mark.parametrize("point", POINTS)
+def test_a_kill_whenever_a_run_comes_by_a_point_costs_no_row(point, number, subjects, tmp_path, monkeypatch):
+    subject, whole, hits = subjects[WHERE.get(point, "plain")]
+    if number > hits[point]:
+        return
+    monkeypatch.setenv("LRBENCH_CACHE", str(tmp_path / "cache"))
+    assert not begin(subject, tmp_path / "out", Fault(point, number, Killed), monkeypatch)
     end(subject, tmp_path / "out", whole)

@@ -11,23 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from lrbench import environment as environments
 from lrbench import faults
 from lrbench.cli import main
 from lrbench.cli.run import _signals
 from lrbench.errors import InputError
-from lrbench.evaluate.sweep import memory
 from lrbench.records import Stop
 from lrbench.store import RunDirectory
-from tests.faulty import PARTS, PLAIN, Subject, facts, scored_lines, write_parts
+from tests.faulty import PARTS, PLAIN, Subject, facts, quicken, scored_lines, write_parts
 
 HERE = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(environments, "_git_state", lambda: None)
-    monkeypatch.setitem(memory.TOKENS, "cpu", 32)
+    quicken(monkeypatch)
 
 
 def killed(kills):

@@ -15,9 +15,8 @@ import torch
 from lrbench import environment as environments
 from lrbench.cli import main
 from lrbench.environment import environment
-from lrbench.evaluate.sweep import memory
 from lrbench.store import RunDirectory
-from tests.faulty import PLAIN, Subject, facts, write_parts
+from tests.faulty import PLAIN, Subject, facts, quicken, write_parts
 
 SUITE = PLAIN.replace("reducers: [svd]", "reducers: [rsvd, asvd, random-subspace, mine]") + (
     "plugins: [./mine.py]\nseeds: 2\nfrontier_memory: 1.0e-7\n"
@@ -43,8 +42,7 @@ HERE = Path(__file__).parent.parent
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch, tmp_path):
-    monkeypatch.setattr(environments, "_git_state", lambda: None)
-    monkeypatch.setitem(memory.TOKENS, "cpu", 32)
+    quicken(monkeypatch)
     monkeypatch.setenv("LRBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
 

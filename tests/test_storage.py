@@ -10,19 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from lrbench import environment as environments
 from lrbench.cli import main
 from lrbench.errors import InputError, StorageError
-from lrbench.evaluate.sweep import memory
 from lrbench.store import RunDirectory
-from tests.faulty import PLAIN, Subject, facts, scored_lines, write_parts
+from tests.faulty import PLAIN, Subject, facts, quicken, scored_lines, write_parts
 from tests.synthetic_run import row
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(environments, "_git_state", lambda: None)
-    monkeypatch.setitem(memory.TOKENS, "cpu", 32)
+    quicken(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +28,7 @@ def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("done")
     write_parts(folder)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(environments, "_git_state", lambda: None)
-        patched.setitem(memory.TOKENS, "cpu", 32)
+        quicken(patched)
         subject = Subject(folder, PLAIN)
         subject.run(folder / "whole")
     return subject
