@@ -101,8 +101,9 @@ class ModelRun:
                     for outcome in engine.score(jobs):
                         if isinstance(outcome.error, SpoiltModelError):
                             raise outcome.error
-                        del waiting[outcome.cell]
-                        yield self._scored(*pending.pop(outcome.cell), outcome)
+                        known = self._scored(*pending[outcome.cell], outcome)
+                        del waiting[outcome.cell], pending[outcome.cell]
+                        yield known
                 except SpoiltModelError as error:
                     self._load_again(str(error), engine)
                     key = error.cell if error.cell in waiting else next(iter(waiting))

@@ -43,6 +43,7 @@ class RunResult:
         computed: cells worked on now, whatever became of them.
         reused: cells that had a row.
         failed, skipped: such rows of the whole plan, new and old.
+        interrupted: it ended before its last cell.
     """
 
     directory: RunDirectory
@@ -51,6 +52,7 @@ class RunResult:
     failed: int = 0
     skipped: int = 0
     seconds: float = 0.0
+    interrupted: bool = False
 
     def count(self, rows: Iterable[Row], *, new: bool) -> None:
         """Adds rows of the plan."""
@@ -62,7 +64,8 @@ class RunResult:
 
     def summary(self) -> str:
         """One line for the terminal."""
-        parts = [f"{self.computed} cells done in {self.seconds:.0f} s"] if self.computed else ["nothing to compute"]
+        worked = self.computed or self.interrupted
+        parts = [f"{self.computed} cells done in {self.seconds:.0f} s"] if worked else ["nothing to compute"]
         if self.reused:
             parts.append(f"{self.reused} already there")
         if self.skipped:

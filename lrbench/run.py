@@ -100,6 +100,7 @@ def _counted(result: RunResult, started: float) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        result.interrupted = True
         raise Interrupted(result) from None
     finally:
         result.seconds = time.perf_counter() - started

@@ -134,11 +134,20 @@ def adds_layer(model):
     model.model.layers[0].extra = torch.nn.Identity()
 
 
-@pytest.mark.parametrize("text", [PLAIN, PARTS], ids=["at once", "in parts"])
-@pytest.mark.parametrize("what", [writes, writes_elsewhere, replaces_weight, replaces_layer, adds_layer])
-@pytest.mark.parametrize("point", ["edit.standing", "scoring.advanced", "weight.prepared"])
+@pytest.mark.parametrize(
+    ("text", "point", "what"),
+    [
+        (PLAIN, "edit.standing", writes),
+        (PLAIN, "edit.standing", replaces_layer),
+        (PLAIN, "scoring.advanced", writes_elsewhere),
+        (PLAIN, "weight.prepared", replaces_weight),
+        (PARTS, "edit.standing", replaces_weight),
+        (PARTS, "scoring.advanced", adds_layer),
+        (PARTS, "weight.prepared", writes),
+    ],
+)
 def test_a_cell_that_spoils_the_model_fails_and_the_weights_are_loaded_again(
-    made, wholes, tmp_path, monkeypatch, text, what, point
+    made, wholes, tmp_path, monkeypatch, text, point, what
 ):
     subject, heard = made(text), Heard()
     monkeypatch.setattr(faults, "hook", at(point, what, 2))

@@ -82,9 +82,8 @@ def test_control_c_once_finishes_the_cell_twice_stops_now_and_both_go_on(tmp_pat
     assert "Traceback" not in said.out + said.err
     assert "finishing the cell at work; ^C again stops now" in said.err
     finished = times == 1 and text is PLAIN
-    counts = "1 cells done" if finished else "nothing"
     last = said.err.splitlines()[-1]
-    assert last.startswith(f"lrbench: interrupted; {counts}")
+    assert last.startswith(f"lrbench: interrupted; {int(finished)} cells done in ")
     assert last.endswith("the same command goes on where it stopped")
     assert len(RunDirectory(tmp_path / "out").rows()) == finished
     assert len(list((tmp_path / "out").glob("partial/*"))) == (times == 1 and text is PARTS)

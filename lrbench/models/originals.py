@@ -22,25 +22,25 @@ class Originals:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._modules = [(module, dict(module._modules)) for module in model.modules()]
-        self._tensors = [(module, _tensors(module)) for module, _ in self._modules]
-        self._places = [(module, dict(module._parameters), dict(module._buffers)) for module, _ in self._modules]
+        self._modules = [(name, module, dict(module._modules)) for name, module in model.named_modules()]
+        self._tensors = [(name, module, _tensors(module)) for name, module, _ in self._modules]
+        self._places = [(module, dict(module._parameters), dict(module._buffers)) for _, module, _ in self._modules]
         self._versions = self._counted()
 
     def spoilt(self) -> str | None:
         """What is not what it was, in words; None where nothing is seen."""
-        for module, children in self._modules:
-            for name in children.keys() | module._modules.keys():
+        for where, module, children in self._modules:
+            for name in [*children, *module._modules]:
                 if module._modules.get(name) is not children.get(name):
-                    return f"layer {name!r} of a {type(module).__name__} was replaced"
-        for module, tensors in self._tensors:
+                    return f"{_joined(where, name)} was replaced"
+        for where, module, tensors in self._tensors:
             now = _tensors(module)
-            for name in tensors.keys() | now.keys():
-                if now.get(name) is not tensors.get(name):
-                    return f"{name!r} of a {type(module).__name__} was replaced"
-                tensor = tensors[name]
+            for name in [*tensors, *now]:
+                tensor = tensors.get(name)
+                if now.get(name) is not tensor:
+                    return f"{_joined(where, name)} was replaced"
                 if tensor is not None and self._versions[id(tensor)] != tensor._version:
-                    return f"{name!r} of a {type(module).__name__} was written to"
+                    return f"{_joined(where, name)} was written to"
         return None
 
     def check(self, cell: str, when: str) -> None:
@@ -74,7 +74,7 @@ class Originals:
         Raises:
             ModelError: it is another model by now.
         """
-        for module, children in self._modules:
+        for _, module, children in self._modules:
             module._modules.clear()
             module._modules.update(children)
         for module, parameters, buffers in self._places:
@@ -91,13 +91,17 @@ class Originals:
         self._versions = self._counted()
 
     def _counted(self) -> dict[int, int]:
-        found = (tensor for _, tensors in self._tensors for tensor in tensors.values() if tensor is not None)
+        found = (tensor for _, _, tensors in self._tensors for tensor in tensors.values() if tensor is not None)
         return {id(tensor): tensor._version for tensor in found}
 
 
 def _of_cell(error: SpoiltModelError, cell: str) -> SpoiltModelError:
     error.cell = cell
     return error
+
+
+def _joined(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
 
 
 def _tensors(module: nn.Module) -> dict[str, torch.Tensor | None]:
