@@ -187,7 +187,8 @@ class RunDirectory:
         if cell is None:
             shutil.rmtree(self.path / "partial", ignore_errors=True)
         else:
-            self._partial_file(cell).unlink(missing_ok=True)
+            with _to_disk(self._partial_file(cell)):
+                self._partial_file(cell).unlink(missing_ok=True)
 
     def _partial_file(self, cell: str) -> Path:
         return self.path / "partial" / f"{cell}.jsonl"

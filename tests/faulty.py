@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lrbench import environment, faults
+from lrbench import environment, faults, model_run
 from lrbench.evaluate.sweep import memory
 from lrbench.records import RunResult, Stop
 from lrbench.registry import Registry
@@ -70,6 +70,7 @@ def quicken(patched: pytest.MonkeyPatch) -> None:
     patched.setattr(environment, "_git_state", lambda: None)
     patched.setattr(environment, "_version", cache(environment._version))
     patched.setitem(memory.TOKENS, "cpu", 32)
+    patched.setattr(model_run, "measure_inference", lambda *_: None)  # hundreds of passes
 
 
 def write_parts(folder: Path) -> None:
