@@ -107,8 +107,9 @@ def edit_json(path, **changes):
 
 def one_weight(folder):
     path = folder / "model" / "model.safetensors"
-    tensors = load_file(path)
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
     tensors["model.norm.weight"][0] += 1
+    path.unlink()  # whoever has it open keeps it
     save_file(tensors, path, {"format": "pt"})
 
 
