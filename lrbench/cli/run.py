@@ -145,8 +145,8 @@ def execute(
                 retry_failed=args.retry_failed, progress=progress, trust_remote_code=args.trust_remote_code, stop=stop,
             )  # fmt: skip
     except KeyboardInterrupt as interrupt:
-        result = getattr(interrupt, "result", None)
-        done = f"{result.summary()}; " if result is not None else ""
+        so_far: RunResult | None = getattr(interrupt, "result", None)
+        done = f"{so_far.summary()}; " if so_far is not None else ""
         print(f"lrbench: interrupted; {done}the same command goes on where it stopped", file=sys.stderr)
         return None
     board = build([result.directory])

@@ -12,14 +12,14 @@ def lines(found: Repetition) -> Iterator[str]:
     """A line for each difference, and one that says how many cells are the same."""
     if not found.comparison.elsewhere:
         yield "Machine, versions, suite, data and code are the same."
-    for where, what, first, second in found.comparison.elsewhere:
-        yield f"{clean(where)} {clean(what)}: {clean(first) or '—'} -> {clean(second) or '—'}"
+    for where, what, before, now in found.comparison.elsewhere:
+        yield f"{clean(where)} {clean(what)}: {clean(before) or '—'} -> {clean(now) or '—'}"
     for side, cells in (("only before", found.comparison.only_first), ("only now", found.comparison.only_second)):
         for name, row in cells:
             yield f"{clean(name)}: {side} ({row.status})"
     for difference in found.differences:
-        first, second = clean(difference.first), clean(difference.second)
-        yield f"{clean(difference.cell)}: {clean(difference.field)}: {first} -> {second}"
+        before, now = clean(difference.first), clean(difference.second)
+        yield f"{clean(difference.cell)}: {clean(difference.field)}: {before} -> {now}"
     others = len({difference.cell for difference in found.differences})
     cells = f"{found.cells} cell{'' if found.cells == 1 else 's'} in both"
     yield f"{cells}: {found.cells - others} with the same numbers to the last bit, {others} with others."
