@@ -21,5 +21,5 @@ def lines(found: Repetition) -> Iterator[str]:
         before, now = clean(difference.first), clean(difference.second)
         yield f"{clean(difference.cell)}: {clean(difference.field)}: {before} -> {now}"
     others = len({difference.cell for difference in found.differences})
-    cells = f"{found.cells} cell{'' if found.cells == 1 else 's'} in both"
-    yield f"{cells}: {found.cells - others} with the same numbers to the last bit, {others} with others."
+    both = f"{found.cells} cell{'' if found.cells == 1 else 's'} in both"
+    yield f"{both}: {found.cells - others} with the same numbers to the last bit, {others} with others."
