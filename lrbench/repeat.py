@@ -120,8 +120,7 @@ def _of_match(match: Match, first: RunDirectory, second: RunDirectory) -> Iterat
         both = [key for key in ours.keys() | theirs.keys() if key[0] == task]
         others = sum(ours.get(key) != theirs.get(key) for key in both)
         if others:
-            text = f"{others} of {len(both)} documents"
-            yield Difference(match.name, f"samples.{task}", text, "answered otherwise")
+            yield Difference(match.name, f"samples.{task}", f"{len(both)} documents", f"{others} answered otherwise")
 
 
 def _facts(row: Row) -> dict[str, Any]:

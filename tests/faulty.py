@@ -153,10 +153,9 @@ class Subject:
 
 
 def facts(directory: RunDirectory) -> dict[str, Any]:
-    """Everything that a run says of its cells but the times, by cell."""
-    return {
-        cell: (row.model_dump(exclude=set(TIMES)), directory.samples(cell)) for cell, row in directory.rows().items()
-    }
+    """Everything that a run says of its cells but the times, by cell; not on how many cores, which may change."""
+    left_out = {*TIMES, "environment"}
+    return {cell: (row.model_dump(exclude=left_out), directory.samples(cell)) for cell, row in directory.rows().items()}
 
 
 def scored_lines(directory: RunDirectory) -> Mapping[str, int]:

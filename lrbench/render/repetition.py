@@ -13,7 +13,8 @@ def lines(found: Repetition) -> Iterator[str]:
     if not found.comparison.elsewhere:
         yield "Machine, versions, suite, data and code are the same."
     for where, what, before, now in found.comparison.elsewhere:
-        yield f"{clean(where)} {clean(what)}: {clean(before) or '—'} -> {clean(now) or '—'}"
+        place = what if what.startswith(where) else f"{where} {what}"
+        yield f"{clean(place)}: {clean(before) or '—'} -> {clean(now) or '—'}"
     for side, cells in (("only before", found.comparison.only_first), ("only now", found.comparison.only_second)):
         for name, row in cells:
             yield f"{clean(name)}: {side} ({row.status})"
