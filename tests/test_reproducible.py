@@ -111,7 +111,7 @@ def test_every_difference_of_a_repetition_is_said_with_what_may_explain_it_first
     assert main(["run", "--from-manifest", str(small), "--out", "second"]) == 1
     said = capsys.readouterr().out.partition(" -> second\n")[2].splitlines()
     places = {what: next(i for i, line in enumerate(said) if what in line) for what in (
-        "environment variables.MKL_CBWR", "reducers[mine].source_hash", "models[./model].engine.tasks.which.hashes.documents",
+        "environment variables.MKL_CBWR", "reducers[mine].source_hash", "models[./model].engine.tasks.which.hashes",
         "scores.which", "edits[0].relative_error", "samples.which: ",
     )}  # fmt: skip
     explained = max(places[what] for what in places if what.startswith(("environment", "reducers", "models")))
