@@ -143,7 +143,6 @@ def test_a_plugin_that_has_moved_can_be_named(small, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["quickstart"], "leave SUITE out"),
         (["--set", "seed=1"], "leave --set out"),
         (["--limit", "2"], "leave --limit out"),
         (["--dtype", "bfloat16"], "leave --dtype out"),
@@ -159,8 +158,10 @@ def test_what_would_make_it_another_run_is_refused(small, capsys, arguments, mes
 def test_what_is_no_run_cannot_be_repeated(small, tmp_path, capsys):
     assert main(["run", "--from-manifest", str(tmp_path / "tasks")]) == 2
     assert "no run here" in capsys.readouterr().err
-    assert main(["run"]) == 2
-    assert "no suite given" in capsys.readouterr().err
+    for arguments in (["run"], ["run", "quickstart", "--from-manifest", str(small)]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert "--from-manifest" in capsys.readouterr().err
     (small / "manifest.json").unlink()
     assert main(["run", "--from-manifest", str(small)]) == 2
     assert "manifest.json" in capsys.readouterr().err

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     from lrbench.store import open_run
 
     for given, option in (
-        (args.suite, "SUITE"), (args.overrides, "--set"), (args.limit, "--limit"), (args.dtype, "--dtype"),
+        (args.overrides, "--set"), (args.limit, "--limit"), (args.dtype, "--dtype"),
         (args.dry_run, "--dry-run"),
     ):  # fmt: skip
         if given:

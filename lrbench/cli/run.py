@@ -58,8 +58,9 @@ def add_parser(subparsers: Any) -> None:
         "run", help="run a suite; what is scored already is not scored again",
         description="Runs a suite: a file, or the name of a bundled one. Finished cells are never scored twice.",
     )  # fmt: skip
-    parser.add_argument("suite", metavar="SUITE", nargs="?", help="a suite file, or the name of a bundled suite")
-    parser.add_argument(
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("suite", metavar="SUITE", nargs="?", help="a suite file, or the name of a bundled suite")
+    asked.add_argument(
         "--from-manifest", type=Path, metavar="RUN",
         help="instead of SUITE: repeat a run from its directory, in another one, and print every difference",
     )  # fmt: skip
@@ -102,14 +103,10 @@ def _signals(stop: Stop, note: Callable[[str], None]) -> Iterator[None]:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the suite and prints where the results are, and the table."""
-    from lrbench.errors import InputError
-
     if args.from_manifest is not None:
         from lrbench.cli import repeat
 
         return repeat.run(args)
-    if args.suite is None:
-        raise InputError("run: no suite given; name a file or a bundled suite, or give --from-manifest RUN")
     if args.dry_run:
         from lrbench.cli import check
 
