@@ -44,7 +44,7 @@ def in_place(
         inference: `factored` runs whatever can through the factors' own layers, and the rest as matrices.
 
     Raises:
-        EvaluationError: on leaving, an original was written to or replaced behind our back.
+        SpoiltModelError: on leaving, an original was written to or replaced behind our back.
     """
     pairs = list(zip(slots, reductions, strict=True))
     own = [(slot, r) for slot, r in pairs if inference == "factored" and runs_as_factors(slot, r.factors)]

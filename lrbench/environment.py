@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -12,8 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import lrbench
+import lrbench.plugins
 
-PACKAGES = ("torch", "transformers", "lm-eval", "datasets", "tokenizers", "accelerate", "numpy", "scipy", "safetensors")
+#: Packages whose code is in the way from weights and documents to scores.
+PACKAGES = (
+    *("torch", "transformers", "lm-eval", "datasets", "tokenizers", "accelerate", "numpy", "scipy", "safetensors"),
+    *("peft", "jinja2", "evaluate", "sacrebleu"),
+)
+
+#: Variables that change numbers: threads and instruction sets by which sums are ordered, and precisions.
+VARIABLES = (
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS"),
+    *("OPENBLAS_CORETYPE", "ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA"),
+    *("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),
+)
 
 
 def environment(device: Any = None, **execution: Any) -> dict[str, Any]:
@@ -29,14 +42,20 @@ def environment(device: Any = None, **execution: Any) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "lrbench": lrbench.__version__,
         "git": _git_state(),
+        "code": _code_hash(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "blas": _blas(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "numerics": _numerics(torch),
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "memory_gib": _memory_gib(),
         "device": _device_name(device),
+        **({"cuda": _cuda(torch)} if device.type == "cuda" else {}),
         **execution,
     }
     entry["hash"] = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:12]
@@ -75,6 +94,41 @@ def _git_state() -> dict[str, Any] | None:
     except (OSError, subprocess.SubprocessError):
         return None  # no git here, or no commit yet
     return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}
+
+
+@functools.cache
+def _code_hash() -> str:
+    """SHA-256 (short) of lrbench's own Python files, built-in reducers included: what a commit does not tell."""
+    folder = Path(lrbench.__file__).resolve().parent
+    digest = hashlib.sha256()
+    for package in (folder, Path(lrbench.plugins.__file__ or folder).resolve().parent):
+        for path in sorted(package.rglob("*.py")):
+            digest.update(path.relative_to(package).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:12]
+
+
+def _blas() -> list[str]:
+    """Libraries of linear algebra beside torch's own, with versions and the kernels that they chose."""
+    import scipy.linalg  # noqa: F401 - it brings its own, which counts whether it was used yet or not
+    import threadpoolctl
+
+    libraries = [found for found in threadpoolctl.threadpool_info() if found["user_api"] == "blas"]
+    keys = ("internal_api", "version", "architecture")
+    return sorted({" ".join(str(found[key]) for key in keys if found.get(key)) for found in libraries})
+
+
+def _numerics(torch: Any) -> dict[str, Any]:
+    """Switches of torch by which it may take short cuts."""
+    return {
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "reduced_bfloat16": torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
+        "reduced_float16": torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
+    }
+
+
+def _cuda(torch: Any) -> dict[str, Any]:
+    return {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
 
 
 def _processor() -> str:

@@ -7,7 +7,9 @@
     │   ├── ModelError         a model cannot be loaded, or has no such weights
     │   └── TaskError          a task cannot be found, read or built
     ├── ReducerError           a reducer failed on one weight: the cell is a failed row (exit 1)
-    └── EvaluationError        scoring one cell failed: a failed row (exit 1)
+    ├── EvaluationError        scoring one cell failed: a failed row (exit 1)
+    │   └── SpoiltModelError   and left the model another than it was
+    └── StorageError           the disk does not take what is to be kept (exit 1)
 
 Every message says where, what, and what to do, in one line.
 """
@@ -64,6 +66,20 @@ class ReducerError(LrbenchError):
 
 class EvaluationError(LrbenchError):
     """Scoring one cell failed."""
+
+
+class SpoiltModelError(EvaluationError):
+    """What was done to the model was not, or not all, undone: nothing can be scored with it as it is.
+
+    Attributes:
+        cell: hash of the one that was at work; empty where that is not known.
+    """
+
+    cell = ""
+
+
+class StorageError(LrbenchError):
+    """A run's directory cannot be written to any more: the disk is full, or gone."""
 
 
 def one_line(error: BaseException) -> str:

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from torch import nn
-
 from lrbench.calibration.statistics import Calibration, prepare
 from lrbench.compositions import Composition, make_compositions
-from lrbench.editing import Inference, in_place, noted
-from lrbench.errors import LrbenchError, TaskError, did_you_mean
+from lrbench.editing import in_place, noted
+from lrbench.errors import LrbenchError, SpoiltModelError, TaskError, did_you_mean, one_line
 from lrbench.evaluate import make_engine
 from lrbench.evaluate.bound import BoundEngine
 from lrbench.evaluate.engine import Engine, Job, Outcome
+from lrbench.faults import point
 from lrbench.inference import measure_inference
 from lrbench.models.base import Base
-from lrbench.models.edit import edited
 from lrbench.models.load import LoadedModel, first_non_finite, load
+from lrbench.models.originals import Originals
 from lrbench.models.slots import count_numbers
 from lrbench.plan import Cell, Method, Plan, make_plan
 from lrbench.reduction import Reduction, sizes
@@ -30,6 +29,7 @@ from lrbench.store import Edit, Row
 from lrbench.suite import ModelSpec, Suite
 from lrbench.tasks.load import TaskSet, load_tasks
 from lrbench.updates import base_of, definition_of, without_unchanged
+from lrbench.work import FOREIGN
 
 HELD_BYTES = 2**30  # of factors that wait for an engine which prefers many jobs at once
 
@@ -53,6 +53,8 @@ class ModelRun:
         calibration: where a method of the plan needs one.
         compositions: what the sweep has composed, block by block.
         environment: hash of the hardware and versions; set before the first row is made.
+        trust_remote_code, notify: as `open_model`; for loading the model again where a cell has spoilt it.
+        originals: by which the model is known to be the one that was loaded.
     """
 
     suite: Suite
@@ -65,10 +67,14 @@ class ModelRun:
     calibration: Calibration | None = None
     compositions: Sequence[Composition] = ()
     environment: str = ""
+    trust_remote_code: bool = field(kw_only=True)
+    notify: Callable[[str], None] = field(kw_only=True)
     numbers: int = field(init=False)
+    originals: Originals = field(init=False)
 
     def __post_init__(self) -> None:
         self.numbers = count_numbers(self.loaded.model)
+        self.originals = Originals(self.loaded.model)
 
     @cached_property
     def _reductions(self) -> Reductions:
@@ -93,8 +99,14 @@ class ModelRun:
     ) -> Iterator[Scored]:
         """Reduces and scores a plan's cells group by group; each is yielded as soon as it is known.
 
+        The model is seen to be the original before and after whatever is done for a cell. Where it is not, the cells at
+        work fail, the weights are loaded again, and the others go on.
+
         Args:
             measure: also what the suite measures beside the scores.
+
+        Raises:
+            ModelError: the weights cannot be had again.
         """
         engine = engine or self.engine
         jobs: list[Job] = []
@@ -102,10 +114,21 @@ class ModelRun:
         to_come = Counter(cell.first_block for cell in plan.cells if cell.method and not cell.skip and not cell.failure)
 
         def scored() -> Iterator[Scored]:
-            for outcome in engine.score(jobs):
-                cell, done = pending.pop(outcome.cell)
-                yield self._scored(cell, done, outcome, measure=measure)
-            jobs.clear()
+            while jobs:
+                waiting = {job.cell: job for job in jobs}
+                try:
+                    for outcome in engine.score(jobs):
+                        if isinstance(outcome.error, SpoiltModelError):
+                            raise outcome.error
+                        known = self._scored(*pending[outcome.cell], outcome, measure=measure)
+                        del waiting[outcome.cell], pending[outcome.cell]
+                        yield known
+                except SpoiltModelError as error:
+                    self._load_again(str(error), engine)
+                    key = error.cell if error.cell in waiting else next(iter(waiting))
+                    del waiting[key]
+                    yield self._scored(*pending.pop(key), Outcome(key, error=error), measure=measure)
+                jobs[:] = waiting.values()
 
         for group in plan.groups():
             for cell in group:
@@ -115,18 +138,25 @@ class ModelRun:
                     yield Scored(self._row(cell, keys[id(cell)], "failed", reason=cell.failure))
                 elif cell.method is None:
                     pending[keys[id(cell)]] = (cell, [])
-                    jobs.append(Job(keys[id(cell)], None, lambda: edited({})))
+                    jobs.append(Job(keys[id(cell)], None, _Editing(self, keys[id(cell)], cell, [])))
             reducible = [cell for cell in group if cell.method is not None and not cell.skip and not cell.failure]
-            for cell, outcome in self._reductions.of_group(reducible) if reducible else ():
+            point("group.begun")
+            outcomes = list(self._reductions.of_group(reducible)) if reducible else []
+            if found := self.originals.spoilt():
+                self._load_again(found, engine)
+                del self._reductions
+                spoilt = SpoiltModelError(f"{found} while {group[0].method and group[0].method.label} reduced it")
+                outcomes = [(cell, spoilt) for cell, _ in outcomes]
+            for cell, outcome in outcomes:
                 key = keys[id(cell)]
                 sharing = to_come[cell.first_block]
                 to_come[cell.first_block] -= 1
                 if isinstance(outcome, LrbenchError):
                     yield Scored(self._row(cell, key, "failed", reason=str(outcome)))
                     continue
-                inference = self.suite.inference
-                pending[key] = (cell, noted(cell.slots, outcome, inference))
-                editing = _Editing(self.loaded.model, cell, outcome, inference)
+                point("cell.reduced")
+                pending[key] = (cell, noted(cell.slots, outcome, self.suite.inference))
+                editing = _Editing(self, key, cell, outcome)
                 jobs.append(Job(key, cell.first_block, editing, cell.first_modules, sharing))
             held = sum(reduction.edit.stored_bytes for _, done in pending.values() for reduction in done)
             if not engine.prefers_many or held > HELD_BYTES:
@@ -149,8 +179,26 @@ class ModelRun:
         if scored.error is not None:
             return Scored(self._row(cell, scored.cell, "failed", reason=str(scored.error), **measured))
         if measure and "inference" in self.suite.measure:
-            measured["inference"] = measure_inference(self.loaded.model, cell.slots, reductions)
+            try:
+                with self.originals.guarded(scored.cell):
+                    measured["inference"] = measure_inference(self.loaded.model, cell.slots, reductions)
+                    point("inference.measured")
+            except FOREIGN as error:  # factors are foreign code, and memory may run out: this cell's failure alone
+                if isinstance(error, SpoiltModelError):
+                    raise
+                reason = error if isinstance(error, LrbenchError) else f"measuring its speed failed: {one_line(error)}"
+                return Scored(self._row(cell, scored.cell, "failed", reason=str(reason), **measured))
+        point("row.made")
         return Scored(self._row(cell, scored.cell, "ok", scores=scored.scores, **measured), scored.samples)
+
+    def _load_again(self, found: str, engine: Engine) -> None:
+        """Makes the model what it was, after something was left in it."""
+        self.notify(f"{self.loaded.label}: {found}; its weights are loaded again")
+        # An adapter is merged where it was merged before: another device rounds otherwise.
+        device = "cpu" if self.spec.adapter is None else str(self.loaded.device)
+        fresh = load(self.spec, device=device, trust_remote_code=self.trust_remote_code)
+        self.originals.restore(fresh.model, self.loaded.weight_hash)
+        engine.forget()
 
     def _row(self, cell: Cell, key: str, status: Literal["ok", "failed", "skipped"], **measured: Any) -> Row:
         method = cell.method
@@ -185,23 +233,32 @@ def open_model(
     """
     notify(f"loading {spec.display_name}")
     loaded = load(spec, device=device, trust_remote_code=trust_remote_code)
+    point("model.loaded")
     plan = make_plan(suite, loaded.inventory, built)
+    point("model.planned")
     base = base_of(suite, loaded, notify, trust_remote_code=trust_remote_code)
     if base is not None:
         plan = without_unchanged(plan, base.differs)
+    point("model.base")
     broken = first_non_finite(loaded.model)
     if broken:  # cells that reduce it name it themselves; the others fail for it all the same
         notify(f"{spec.display_name}: {broken}; mend the checkpoint")
     notify("building requests")
     tasks = tasks_of(suite, notify)
+    point("tasks.loaded")
     memory = None if suite.frontier_memory == "auto" else suite.frontier_memory
     scorer = make_engine(engine, loaded, tasks, spec, suite.batch_size, notify, memory)
+    point("requests.frozen")
     calibration = None
     asked = any(method.reducer.needs for method in built) or any(cell.calibrated for cell in plan.cells)
     if suite.calibration is not None and asked:
         calibration = prepare(suite, loaded, scorer.requests, scorer.lm.max_length, notify)
+    point("calibration.drawn")
     compositions = make_compositions(suite, loaded.inventory, built)
-    return ModelRun(suite, spec, loaded, plan, tasks, scorer, base, calibration, compositions)
+    return ModelRun(
+        suite, spec, loaded, plan, tasks, scorer, base, calibration, compositions,
+        trust_remote_code=trust_remote_code, notify=notify,
+    )  # fmt: skip
 
 
 def tasks_of(suite: Suite, notify: Callable[[str], None]) -> TaskSet:
@@ -247,15 +304,21 @@ def setting_of(suite: Suite, loaded: LoadedModel, spec: ModelSpec, engine: Bound
 
 @dataclass(frozen=True)
 class _Editing:
-    """Puts a cell's reductions in place, each time it is called."""
+    """Puts a cell's reductions in place, each time it is called. Raises SpoiltModelError where that leaves a trace."""
 
-    model: nn.Module
+    share: ModelRun
+    key: str
     cell: Cell
     reductions: Sequence[Reduction]
-    inference: Inference
 
-    def __call__(self) -> AbstractContextManager[None]:
-        return in_place(self.model, self.cell.slots, self.reductions, self.inference)
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        share = self.share
+        with (
+            share.originals.guarded(self.key),
+            in_place(share.loaded.model, self.cell.slots, self.reductions, share.suite.inference),
+        ):
+            yield
 
 
 def _chosen(edits: Sequence[Edit]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -27,10 +28,17 @@ class RunPartials:
     Args:
         requests: what defines the queries and their order, as plain JSON.
         environment: as `lrbench.environment.environment` makes it.
+        kept: called whenever something was kept.
     """
 
-    def __init__(self, directory: RunDirectory, requests: Any, environment: dict[str, Any]) -> None:
-        self._directory = directory
+    def __init__(
+        self,
+        directory: RunDirectory,
+        requests: Any,
+        environment: dict[str, Any],
+        kept: Callable[[], None] | None = None,
+    ) -> None:
+        self._directory, self._kept = directory, kept
         here = {key: value for key, value in environment.items() if key not in _DIVIDING}
         self._made = hashlib.sha256(json.dumps([requests, here]).encode()).hexdigest()[:16]
 
@@ -50,6 +58,8 @@ class RunPartials:
     def add(self, cell: str, partial: Partial) -> None:
         """Keeps more of a cell; it is on disk when this returns."""
         self._directory.add_partial(cell, {"made": self._made, **asdict(partial)})
+        if self._kept is not None:
+            self._kept()
 
     def scored(self, cell: str) -> tuple[Row, list[dict[str, Any]]] | None:
         """The row and per-document scores that `keep` was given for a cell, where they still hold."""

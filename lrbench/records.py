@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from lrbench.environment import environment
 from lrbench.evaluate.bound import BoundEngine
 from lrbench.evaluate.engine import Step
+from lrbench.faults import point
 from lrbench.manifest import Manifest, Part
 from lrbench.model_run import ModelRun, Scored, setting_of
+from lrbench.models.load import weight_hash
 from lrbench.partials import RunPartials
 from lrbench.plan import Cell, Plan
 from lrbench.store import Row, RunDirectory, Selection
@@ -40,6 +43,7 @@ class RunResult:
         computed: cells worked on now, whatever became of them.
         reused: cells that had a row.
         failed, skipped: such rows of the whole plan, new and old.
+        interrupted: it ended before its last cell.
     """
 
     directory: RunDirectory
@@ -48,6 +52,7 @@ class RunResult:
     failed: int = 0
     skipped: int = 0
     seconds: float = 0.0
+    interrupted: bool = False
 
     def count(self, rows: Iterable[Row], *, new: bool) -> None:
         """Adds rows of the plan."""
@@ -59,7 +64,8 @@ class RunResult:
 
     def summary(self) -> str:
         """One line for the terminal."""
-        parts = [f"{self.computed} cells done in {self.seconds:.0f} s"] if self.computed else ["nothing to compute"]
+        worked = self.computed or self.interrupted
+        parts = [f"{self.computed} cells done in {self.seconds:.0f} s"] if worked else ["nothing to compute"]
         if self.reused:
             parts.append(f"{self.reused} already there")
         if self.skipped:
@@ -69,6 +75,36 @@ class RunResult:
         return f"{', '.join(parts)}; rows in {self.directory.path}"
 
 
+class Interrupted(KeyboardInterrupt):
+    """A run ends before its last cell, on demand; the rows of all finished cells are on disk.
+
+    Attributes:
+        result: what it did until then, where that is known.
+    """
+
+    def __init__(self, result: RunResult | None = None) -> None:
+        super().__init__()
+        self.result = result
+
+
+@dataclass
+class Stop:
+    """Whether a run is to end after the cell at work.
+
+    Attributes:
+        asked: set by whoever wants that; at work is then finished, and a part of it where requests go in parts.
+        at_work: whether there is a cell to be finished; where not, there is nothing to wait for.
+    """
+
+    asked: bool = False
+    at_work: bool = False
+
+    def check(self) -> None:
+        """Raises Interrupted where the end is asked for."""
+        if self.asked:
+            raise Interrupted
+
+
 @dataclass
 class Records:
     """A run's directory at work: scores what has no row yet, writes it, counts it and tells of it.
@@ -76,6 +112,7 @@ class Records:
     Attributes:
         done: rows that stand, by cell; of failed ones only those that are not tried again.
         retry_failed: whether what failed is tried again.
+        stop: looked at after every cell.
     """
 
     directory: RunDirectory
@@ -84,6 +121,22 @@ class Records:
     progress: Progress
     done: dict[str, Row] = field(default_factory=dict)
     retry_failed: bool = False
+    stop: Stop = field(default_factory=Stop)
+    _unverified: list[Row] = field(default_factory=list)
+
+    @contextmanager
+    def verified(self, share: ModelRun) -> Iterator[None]:
+        """Holds a model's weights to their hash once its cells are scored, or the run is asked to end.
+
+        Where they are others, though nobody was seen writing to them, no one knows since when: the scores of all cells
+        that were scored inside are taken back. Their rows fail, and say so.
+        """
+        try:
+            yield
+        except Interrupted:
+            self._verify(share)
+            raise
+        self._verify(share)
 
     def score(
         self,
@@ -105,6 +158,7 @@ class Records:
         Raises:
             KeyboardInterrupt: after the rows of all finished cells are on disk.
         """
+        self.stop.check()
         asked = engine or share.engine
         keys = share.keys(plan, asked, more)
         selected = {keys[id(cell)]: selection(cell) for cell in plan.cells} if selection is not None else {}
@@ -117,6 +171,7 @@ class Records:
             share.loaded, share.tasks, share.engine, setting_of(share.suite, share.loaded, share.spec, share.engine),
             list(keys.values()), share.calibration, share.base, at_work=bool(missing.cells), part=part,
         )  # fmt: skip
+        point("cells.known")
         reused = [self.done[key] for key in keys.values() if key in self.done]
         self.result.count(reused, new=False)
         self.progress.planned(share.loaded.label, len(plan.cells), len(reused), share.tasks.named)
@@ -124,11 +179,18 @@ class Records:
             self._begin(share, asked)
             if share.calibration is not None:
                 share.calibration.expect(missing.cells)
+            point("cells.begun")
+            self.stop.at_work = True
             try:
-                for scored in rows(missing, keys) if rows is not None else share.rows(missing, keys, asked):
+                found = rows(missing, keys) if rows is not None else share.rows(missing, keys, asked)
+                for count, scored in enumerate(found, 1):
                     self.write(scored if scored.row.selection else replace(scored, row=_with(scored.row, selected)))
+                    if count < len(missing.cells):
+                        self.stop.check()
             finally:
+                self.stop.at_work = False
                 self.manifest.update_engine(share.loaded, asked, part.name if part is not None else None)
+            point("cells.scored")
         self.directory.drop_blocks()
         for key, now in selected.items():
             if now.split == "test" and self.done[key].selection != now:  # it was chosen among others then
@@ -161,18 +223,49 @@ class Records:
         for scored in share.rows(Plan(tuple(missing)), keys, engine, measure=measure) if missing else ():
             partials.keep(scored.row.cell, scored.row, scored.samples)
             self.directory.drop_partial(scored.row.cell)
+            point("block.kept")
             yield of_key[scored.row.cell], scored
+            self.stop.check()
 
     def write(self, scored: Scored) -> None:
         """Writes a row, its per-document scores first: a row never stands without them."""
         row = scored.row
         if row.status == "ok":
             self.directory.write_samples(row.cell, scored.samples)
+            point("row.samples")
         self.directory.append(row)
+        point("row.appended")
         self.directory.drop_partial(row.cell)
         self.done[row.cell] = row
+        self._unverified.append(row)
         self.result.count([row], new=True)
         self.progress.finished(row)
+        point("row.counted")
+
+    def _verify(self, share: ModelRun) -> None:
+        scored = [row for row in self._unverified if row.status == "ok"]
+        self._unverified.clear()
+        if not scored:
+            return
+        if weight_hash(share.loaded.model) == share.loaded.weight_hash:
+            point("cells.verified")
+            return
+        labels = ", ".join(dict.fromkeys(row.label for row in scored if row.label)) or "the engine"
+        reason = (
+            "the model's weights were changed unseen while this cell or one before it was at work (by one of "
+            f"{labels}, or by a task's code); its scores are taken back"
+        )
+        for row in scored:
+            taken_back = row.model_copy(update={"status": "failed", "reason": reason, "scores": {}, "inference": None})
+            self.directory.append(taken_back)
+            self.done[row.cell] = taken_back
+            self.result.failed += 1
+        if share.calibration is not None:
+            share.calibration.distrust()
+        self.progress.note(
+            f"{share.loaded.label}: {reason.replace('this cell or one before it', 'its cells')}: {len(scored)} cells "
+            "failed; --retry-failed scores them again"
+        )
 
     def _begin(self, share: ModelRun, engine: BoundEngine) -> RunPartials:
         """Names the environment, and keeps what the engine is answered part by part."""
@@ -183,7 +276,7 @@ class Records:
         self.directory.add_environment(here)
         share.environment = here["hash"]
         asked = [engine.lm.max_length, list(engine.requests.hashes().items())]
-        partials = engine.partials = RunPartials(self.directory, asked, here)
+        partials = engine.partials = RunPartials(self.directory, asked, here, self.stop.check)
         engine.report = self.progress.scoring
         return partials
 

@@ -17,6 +17,7 @@ from lrbench.compositions import GREEDY
 from lrbench.editing import in_place
 from lrbench.errors import LrbenchError
 from lrbench.factors import Dense, Factors, LowRank
+from lrbench.faults import point
 from lrbench.linalg import WeightedSpectrum, optimal_errors, output_error, root
 from lrbench.losses import Judge, choices_by_building, choices_by_rank, largest_rank, squared_error
 from lrbench.models.slots import WeightSlot
@@ -231,7 +232,9 @@ class Reductions:
         own = self._seed if seed is None else seed
         work = Work(slot, method, own, self._copy(slot), self._calibration, self._base)
         optimum = self._optimum(slot, work)
+        point("weight.optimum")
         self._warm_up(work)
+        point("weight.warm")
         return work, optimum
 
     def _slot(
@@ -248,6 +251,7 @@ class Reductions:
                 spectrum = _singular_values(optimum)
                 ranks = ranks_to_prepare(asked, reducer, slot.about, spectrum)
                 shared = work.prepare(ranks) if reducer.one_preparation else None
+                point("weight.prepared")
         except LrbenchError as error:
             self._copies.pop(slot.name, None)
             return [error] * len(requests)
@@ -264,9 +268,12 @@ class Reductions:
                         rank = find_rank(request, reducer, slot.about, spectrum, work.weight, searched.prepared)
                     preparation = shared or work.prepare([rank])
                     factors, seconds, chosen = work.at_rank(preparation, rank)
+                    point("weight.factored")
                     work.check_honesty(factors, request, optimum)
                     measured = work.measured(factors, optimum, seconds, chosen)
-                    done.append(self._with_output_error(slot, work, measured))
+                    measured = self._with_output_error(slot, work, measured)
+                    point("weight.measured")
+                    done.append(measured)
             except LrbenchError as error:
                 # A method that wrote to what others share must not fail them.
                 self._copies.pop(slot.name, None)
@@ -280,6 +287,7 @@ class Reductions:
             base = None if self._base is None else beside(self._base.slot(slot), slot.read())
             self._copies[slot.name] = Copy(reduced_matrix(slot, base), Shared(), base)
         self._copies.move_to_end(slot.name)
+        point("weight.copied")
         return self._copies[slot.name]
 
     def _without_update(self, slot: WeightSlot) -> Reduction:

@@ -168,6 +168,10 @@ class Registry:
                 self._from_files.add(name)  # type: ignore[arg-type]
 
 
+#: modules of lrbench that are part of every reducer's result, beside the packages `factors` and `linalg`
+_SHARED = ("low_rank", "ranks", "reducer", "reduction", "reductions", "shared", "work")
+
+
 def source_hash(reducer: type[Reducer]) -> str:
     """SHA-256 (hex) of the code that defines a reducer's result.
 
@@ -182,8 +186,8 @@ def source_hash(reducer: type[Reducer]) -> str:
 
     own = [cls for cls in reducer.__mro__ if issubclass(cls, Reducer) and cls is not Reducer]
     here = Path(__file__).parent
-    shared = [*(here / f"{name}.py" for name in ("ranks", "reductions", "reducer"))]
-    shared += [*sorted((here / "factors").rglob("*.py")), *sorted((here / "linalg").rglob("*.py"))]
+    shared = [here / f"{name}.py" for name in _SHARED]
+    shared += [path for package in ("factors", "linalg") for path in sorted((here / package).rglob("*.py"))]
     digest = hashlib.sha256()
     for module in dict.fromkeys(cls.__module__ for cls in own):
         file = getattr(sys.modules.get(module), "__file__", None)
@@ -192,8 +196,7 @@ def source_hash(reducer: type[Reducer]) -> str:
         except OSError as error:
             raise PluginError(f"{reducer.name}: the source of {module} cannot be read: {one_line(error)}") from None
     for path in shared:
-        if path.is_file():
-            digest.update(path.relative_to(here).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
+        digest.update(path.relative_to(here).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
 

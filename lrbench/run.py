@@ -10,13 +10,14 @@ from pathlib import Path
 
 from lrbench.errors import InputError, ModelError, one_line
 from lrbench.evaluate import ENGINES
+from lrbench.faults import point
 from lrbench.manifest import Manifest
 from lrbench.model_run import open_model
 from lrbench.models.load import choose_device, has_chat_template, load_structure
 from lrbench.models.slots import Inventory
 from lrbench.plan import make_plan, methods
 from lrbench.protocols import run_model
-from lrbench.records import Progress, Records, RunResult
+from lrbench.records import Interrupted, Progress, Records, RunResult, Stop
 from lrbench.registry import Registry
 from lrbench.store import RunDirectory
 from lrbench.suite import ModelSpec, Suite
@@ -36,6 +37,7 @@ def run_suite(
     force: bool = False,
     retry_failed: bool = False,
     trust_remote_code: bool = False,
+    stop: Stop | None = None,
 ) -> RunResult:
     """Runs every cell of a suite that has no row yet.
 
@@ -49,37 +51,60 @@ def run_suite(
         force: score again what has a row.
         retry_failed: score again what has a failed row.
         trust_remote_code: lets the models whose suite asks for it run their repositories' own code.
+        stop: by which the run can be asked to end after the cell at work.
 
     Raises:
         InputError: anything wrong with the suite, its models, tasks or plugins; or the directory holds another
             suite's run, or another process is writing to it.
-        KeyboardInterrupt: after the rows of all finished cells are on disk.
+        StorageError: the directory cannot be written to any more.
+        Interrupted: (a KeyboardInterrupt) after the rows of all finished cells are on disk; it has the counts.
     """
     started = time.perf_counter()
+    point("plan.begun")
     built = methods(suite, registry)
     for spec in suite.models:  # a mistake in the last one is said before the first is scored
         inventory = structure_of(suite, spec, device, trust_remote_code=trust_remote_code)
+        point("plan.structure")
         check_base(suite, inventory, make_plan(suite, inventory, built), trust_remote_code=trust_remote_code)
+        point("plan.made")
     directory = RunDirectory(out)
     result = RunResult(directory)
-    with _exclusive(directory):
+    with _exclusive(directory), _counted(result, started):
+        point("directory.locked")
         _refuse_other_suite(directory, suite)
+        point("directory.checked")
         if force:
             directory.drop_partial()
         manifest = Manifest(directory, suite, built, registry)
         rows = {} if force else directory.rows()
         done = {key: row for key, row in rows.items() if row.status != "failed" or not retry_failed}
-        records = Records(directory, manifest, result, progress, done, retry_failed)
+        records = Records(directory, manifest, result, progress, done, retry_failed, stop or Stop())
+        point("directory.read")
         for spec in suite.models:
             share = open_model(
                 suite, spec, built, engine=engine, device=device, trust_remote_code=trust_remote_code,
                 notify=progress.note,
             )  # fmt: skip
-            run_model(records, share)
+            point("model.opened")
+            with records.verified(share):
+                run_model(records, share)
             del share  # nothing holds the model when the next one is loaded
+        point("partial.dropping")
         directory.drop_partial()  # every cell of the plan has its row
-    result.seconds = time.perf_counter() - started
+        point("run.done")
     return result
+
+
+@contextmanager
+def _counted(result: RunResult, started: float) -> Iterator[None]:
+    """Times a run, and gives one that is interrupted its counts along."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        result.interrupted = True
+        raise Interrupted(result) from None
+    finally:
+        result.seconds = time.perf_counter() - started
 
 
 def structure_of(
@@ -105,7 +130,9 @@ def structure_of(
 
 def _refuse_other_suite(directory: RunDirectory, suite: Suite) -> None:
     if not directory.manifest_file.exists():
-        own = (LOCK, directory.manifest_file.with_suffix(".tmp").name, "environments.jsonl")
+        own = [LOCK, directory.manifest_file.with_suffix(".tmp").name, "environments.jsonl"]
+        if (directory.path / "environments.jsonl").exists():  # the manifest was deleted before the first row
+            own += ["samples", "partial"]
         if not directory.rows_file.exists() and any(path.name not in own for path in directory.path.iterdir()):
             raise InputError(f"{directory.path}: not empty, and not a run; choose another --out")
         return
@@ -122,6 +149,7 @@ def _exclusive(directory: RunDirectory) -> Iterator[None]:
     """One process at a time writes to a run; the lock is gone with the process, however it ends."""
     try:
         directory.path.mkdir(parents=True, exist_ok=True)
+        point("directory.made")
         lock = (directory.path / LOCK).open("w")
     except OSError as error:
         reason = error.strerror or one_line(error)
@@ -131,4 +159,7 @@ def _exclusive(directory: RunDirectory) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"{directory.path}: another lrbench is running this suite here; wait for it") from None
+        except OSError as error:
+            reason = error.strerror or one_line(error)
+            raise InputError(f"{directory.path}: cannot be locked: {reason}; choose --out on another disk") from None
         yield

@@ -14,13 +14,15 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
-from lrbench.errors import InputError, one_line
+from lrbench.errors import InputError, StorageError, one_line
+from lrbench.faults import point
 from lrbench.file_names import is_plain
 from lrbench.manifest_shape import refuse_other
 from lrbench.scores import Number, Score, Size, Strict, Whole
@@ -172,7 +174,7 @@ class RunDirectory:
 
     def append(self, row: Row) -> None:
         """Writes one row durably."""
-        _append(self.rows_file, row.model_dump_json(by_alias=True))
+        _append(self.rows_file, row.model_dump_json(by_alias=True), "rows")
 
     def manifest(self) -> dict[str, Any]:
         """The manifest. Raises InputError where there is none or it is not JSON."""
@@ -192,8 +194,7 @@ class RunDirectory:
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """Replaces the manifest in one step."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        _replace(self.manifest_file, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+        _replace(self.manifest_file, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", "manifest")
 
     def environments(self) -> dict[str, dict[str, Any]]:
         """Hash -> hardware and versions."""
@@ -212,14 +213,12 @@ class RunDirectory:
     def add_environment(self, entry: dict[str, Any]) -> None:
         """Records an environment unless it is there."""
         if entry["hash"] not in self.environments():
-            _append(self.path / "environments.jsonl", json.dumps(entry, ensure_ascii=False))
+            _append(self.path / "environments.jsonl", json.dumps(entry, ensure_ascii=False), "environments")
 
     def write_samples(self, cell: str, samples: Iterable[dict[str, Any]]) -> None:
         """Writes a cell's per-document scores, before its row: a row never stands without its samples."""
-        folder = self.path / "samples"
-        folder.mkdir(parents=True, exist_ok=True)
         lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
-        _replace(self.samples_file(cell), "".join(lines))
+        _replace(self.samples_file(cell), "".join(lines), "samples")
 
     def has_samples(self, cell: str) -> bool:
         """Whether a cell's per-document scores are there."""
@@ -241,14 +240,15 @@ class RunDirectory:
 
     def add_partial(self, cell: str, entry: dict[str, Any]) -> None:
         """Keeps part of an unfinished cell durably. Numbers come back exactly, NaN and infinities too."""
-        _append(self._partial_file(cell), json.dumps(entry, ensure_ascii=False))
+        _append(self._partial_file(cell), json.dumps(entry, ensure_ascii=False), "partial")
 
     def drop_partial(self, cell: str | None = None) -> None:
         """Removes what `add_partial` kept of a cell; without one, of all."""
         if cell is None:
             shutil.rmtree(self.path / "partial", ignore_errors=True)
         else:
-            self._partial_file(cell).unlink(missing_ok=True)
+            with _to_disk(self._partial_file(cell)):
+                self._partial_file(cell).unlink(missing_ok=True)
 
     def has_blocks(self) -> bool:
         """Whether there are rows on some documents that have not become rows on all they were to be scored on."""
@@ -268,8 +268,22 @@ class RunDirectory:
         return self.path / folder / f"{cell}.jsonl"
 
     def samples(self, cell: str) -> list[dict[str, Any]]:
-        """A cell's per-document scores: dicts with `task`, `doc` (index), `metrics` {metric: value}, and more."""
-        return [from_json(line) for line in _whole_lines(self.samples_file(cell))]
+        """A cell's per-document scores: dicts with `task`, `doc` (index), `metrics` {metric: value}, and more.
+
+        Raises:
+            InputError: a line is not JSON; names file and line.
+        """
+        path = self.samples_file(cell)
+        found = []
+        for number, line in enumerate(_whole_lines(path), 1):
+            try:
+                found.append(from_json(line))
+            except ValueError as error:
+                raise InputError(
+                    f"{path}:{number}: not a document's scores: {one_line(error)}; delete the file to do without, or "
+                    "score the cell again with --force"
+                ) from None
+        return found
 
 
 def open_run(path: Path) -> RunDirectory:
@@ -290,31 +304,58 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
                 yield line
 
 
-def _replace(path: Path, text: str) -> None:
-    """Writes a file that is there whole or not at all, also after a power cut."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+@contextmanager
+def _to_disk(path: Path) -> Iterator[None]:
+    """Says in one line what could not be written, and why. What was written before stays."""
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{path}: cannot be written: {error.strerror or one_line(error)}; the rows so far are kept: make room or "
+            "mend it, and the same command goes on"
+        ) from error
 
 
-def _append(path: Path, line: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        end = file.seek(0, os.SEEK_END)
-        if end:
-            file.seek(end - 1)
-            if file.read(1) != b"\n":  # a torn line: cut it off
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
-        file.seek(0, os.SEEK_END)
-        file.write(line.encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+def _replace(path: Path, text: str, kind: str) -> None:
+    """Writes a file that is there whole or not at all, also after a power cut. Raises StorageError."""
+    temporary = path.with_suffix(".tmp")
+    with _to_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                point(f"{kind}.opened")
+                file.write(text)
+                file.flush()
+                point(f"{kind}.written")
+                os.fsync(file.fileno())
+            point(f"{kind}.synced")
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)  # it takes the room that is wanted
+            raise
+        point(f"{kind}.renamed")
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _append(path: Path, line: str, kind: str) -> None:
+    """Adds a line durably, after cutting off one that is torn. Raises StorageError."""
+    with _to_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            point(f"{kind}.opened")
+            end = file.seek(0, os.SEEK_END)
+            if end:
+                file.seek(end - 1)
+                if file.read(1) != b"\n":  # a torn line: cut it off
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)
+            file.seek(0, os.SEEK_END)
+            file.write(line.encode() + b"\n")
+            file.flush()
+            point(f"{kind}.appended")
+            os.fsync(file.fileno())
+        point(f"{kind}.synced")

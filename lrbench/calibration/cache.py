@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from lrbench.errors import InputError, one_line
+from lrbench.faults import point
 
 #: Of how statistics are computed; a change of it makes all of them anew.
 VERSION = 1
@@ -55,6 +56,7 @@ class Cache:
         self.folder = cache_root() / "calibration" / self.key[:32]
         self._notify = notify
         self._inputs: dict[str, str] | None = None
+        self._written: list[Path] = []
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder):
@@ -121,6 +123,12 @@ class Cache:
         }  # fmt: skip
         self._write(_file(kind, source), save({"statistic": entry.tensor.contiguous()}, about))
 
+    def remove_written(self) -> None:
+        """Removes the files that this process wrote."""
+        while self._written:
+            self._written.pop().unlink(missing_ok=True)
+        self._inputs = None
+
     def _write(self, name: str, content: bytes) -> None:
         try:
             with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
@@ -128,7 +136,9 @@ class Cache:
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
+                    point("cache.written")
                     os.replace(file.name, self.folder / name)
+                    self._written.append(self.folder / name)
                 except BaseException:
                     Path(file.name).unlink(missing_ok=True)
                     raise

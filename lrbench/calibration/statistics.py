@@ -18,6 +18,7 @@ from lrbench.calibration.refusal import TOKENS
 from lrbench.calibration.samples import Samples, draw
 from lrbench.calibration.sources import NAME, TEXT, read_text
 from lrbench.errors import LrbenchError, ReducerError, one_line
+from lrbench.faults import point
 from lrbench.models.load import LoadedModel
 from lrbench.models.slots import WeightSlot
 from lrbench.suite import Suite
@@ -160,6 +161,11 @@ class Calibration:
         """Nats by which a token of the windows is unexpected, to the model as it is now; see `text_loss`."""
         return text_loss(self._loaded.model, self._samples.windows)
 
+    def distrust(self) -> None:
+        """Forgets what was collected by this process, on disk too: the model may not have been the model."""
+        self._held.clear()
+        self._cache.remove_written()
+
     def _want(self, slot: WeightSlot, kinds: Iterable[str]) -> None:
         self._slots[slot.name] = slot
         self._wanted.setdefault(slot.name, set()).update(kinds)
@@ -210,6 +216,7 @@ class Calibration:
             f"calibrating {self._loaded.label}: {', '.join(sorted(set().union(*missing.values())))} of "
             f"{len(missing)} weights on {samples} samples of {length} tokens"
         )
+        point("calibration.begun")
         try:
             self._collect_activations(
                 {name: kinds & set(KINDS) for name, kinds in missing.items() if kinds & set(KINDS)}
@@ -254,11 +261,13 @@ class Calibration:
             reason = _unusable(kind, moments.tokens, one.features)
             if not reason:
                 tensor = moments.mean(kind)
+                point("calibration.collected")
                 reason = _wrong(tensor)
             if reason:
                 self._refuse(one.weights, [kind], reason)
             else:
                 self._cache.write(kind, one.name, Entry(tensor, collected.seconds / len(kinds), len(one.weights)))
+                point("calibration.kept")
 
     def _collect_fisher(self, slots: list[WeightSlot]) -> None:
         if not slots:

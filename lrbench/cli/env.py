@@ -27,6 +27,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     for key, value in entry.items():
         if isinstance(value, dict):
-            value = ", ".join(f"{name} {version}" for name, version in value.items())
-        say(f"{key:11} {value}")
+            value = ", ".join(f"{name} {version}" for name, version in value.items()) or "none"
+        elif isinstance(value, list):
+            value = ", ".join(value)
+        say(f"{key:12} {value}")
     return 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from lrbench.cli.output import say
 from lrbench.evaluate import ENGINES
 
 if TYPE_CHECKING:
+    from lrbench.records import RunResult, Stop
     from lrbench.registry import Registry
     from lrbench.suite import Suite
 
@@ -75,21 +77,55 @@ def add_parser(subparsers: Any) -> None:
         "run", help="run a suite; what is scored already is not scored again",
         description="Runs a suite: a file, or the name of a bundled one. Finished cells are never scored twice.",
     )  # fmt: skip
-    parser.add_argument("suite", metavar="SUITE", help="a suite file, or the name of a bundled suite")
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("suite", metavar="SUITE", nargs="?", help="a suite file, or the name of a bundled suite")
+    asked.add_argument(
+        "--from-manifest", type=Path, metavar="RUN",
+        help="instead of SUITE: repeat a run from its directory, in another one, and print every difference",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="DIR", help="run directory (default results/local/SUITE-HASH)")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1 ... (default: the suite's, else the GPU)")
     add_suite_options(parser)
-    parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0],
-                        help="sweep: each cell from its first edited block on; frozen: lm-eval's forward passes on "
-                             "requests built once; harness: lm-eval's own evaluator per cell")  # fmt: skip
+    parser.add_argument(
+        "--engine", choices=ENGINES,
+        help="sweep (the default): each cell from its first edited block on; frozen: lm-eval's forward passes on "
+             "requests built once; harness: lm-eval's own evaluator per cell",
+    )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="score every cell again")
     parser.add_argument("--retry-failed", action="store_true", help="try failed cells again")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop, as `lrbench check`")
     parser.set_defaults(run=run)
 
 
+@contextmanager
+def _signals(stop: Stop, note: Callable[[str], None]) -> Iterator[None]:
+    """^C once asks a run to stop after the cell at work, twice stops it at once.
+
+    What ends a job on a cluster (SIGTERM) stops it at once, too: there the time left is short, and no one knows how
+    short. It is treated as ^C all the same, so that the terminal is left in order and the way on is said.
+    """
+
+    def interrupted(number: int, _frame: Any) -> None:
+        if number == signal.SIGTERM or stop.asked or not stop.at_work:
+            raise KeyboardInterrupt
+        stop.asked = True
+        with suppress(RuntimeError):  # the signal may have come in the middle of printing
+            note("finishing the cell at work; ^C again stops now")
+
+    kept = {number: signal.signal(number, interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
 def run(args: argparse.Namespace) -> int:
     """Runs the suite and prints where the results are, and the table."""
+    if args.from_manifest is not None:
+        from lrbench.cli import repeat
+
+        return repeat.run(args)
     if args.dry_run:
         from lrbench.cli import check
 
@@ -97,29 +133,42 @@ def run(args: argparse.Namespace) -> int:
     suite = read_suite(args.suite, args)
 
     # a suite that is wrong in itself is refused before torch is imported
+
+    registry = load_registry(suite.plugins, args.plugin)
+    result = execute(suite, registry, args.out or default_directory(suite), args, engine=args.engine or ENGINES[0])
+    return INTERRUPTED if result is None else int(result.failed > 0)
+
+
+def execute(
+    suite: Suite, registry: Registry, out: Path, args: argparse.Namespace, *, engine: str, device: str | None = None
+) -> RunResult | None:
+    """Runs a suite where everyone can watch, and prints the table; None where it was interrupted, which is said.
+
+    Args:
+        args: `--force`, `--retry-failed`, `--trust-remote-code`, and `--device`, which wins over `device`.
+    """
     from lrbench.cli.leaderboard import write
     from lrbench.cli.progress import TerminalProgress
     from lrbench.leaderboard import build
+    from lrbench.records import Stop
     from lrbench.render import renderer, terminal
     from lrbench.run import run_suite
 
-    registry = load_registry(suite.plugins, args.plugin)
-    out = args.out or default_directory(suite)
-    # What ends a job on a cluster: treated as ^C, so that the terminal is left in order and the way on is said.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stop = Stop()
     try:
-        with TerminalProgress() as progress:
+        with TerminalProgress() as progress, _signals(stop, progress.note):
             result = run_suite(
-                suite, registry, out, device=args.device, engine=args.engine, force=args.force,
-                retry_failed=args.retry_failed, progress=progress, trust_remote_code=args.trust_remote_code,
+                suite, registry, out, device=args.device or device, engine=engine, force=args.force,
+                retry_failed=args.retry_failed, progress=progress, trust_remote_code=args.trust_remote_code, stop=stop,
             )  # fmt: skip
-    except KeyboardInterrupt:
-        done = f"the rows so far are in {out}; the same command goes on where it stopped"
-        say(f"lrbench: interrupted; {done}", sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as interrupt:
+        so_far: RunResult | None = getattr(interrupt, "result", None)
+        done = f"{so_far.summary()}; " if so_far is not None else ""
+        say(f"lrbench: interrupted; {done}the same command goes on where it stopped", sys.stderr)
+        return None
     board = build([result.directory])
     for name, suffix in (("markdown", "md"), ("csv", "csv"), ("json", "json")):
         write(out / f"leaderboard.{suffix}", renderer(name)(board))
     terminal.show(board)
     say(result.summary())
-    return 0 if not result.failed else 1
+    return result

@@ -18,6 +18,7 @@ from lrbench.errors import EvaluationError, LrbenchError, one_line
 from lrbench.evaluate.engine import Job, Outcome, Partials, Step
 from lrbench.evaluate.hflm import logits_are_finite, make_hflm
 from lrbench.evaluate.out_of_memory import is_out_of_memory
+from lrbench.faults import point
 from lrbench.tasks.containment import OTHER_SEED, contained
 from lrbench.tasks.freeze import freeze
 from lrbench.tasks.load import TaskSet
@@ -79,6 +80,9 @@ class BoundEngine(ABC):
         part.requests = self.requests.restricted(documents)
         return part
 
+    def forget(self) -> None:  # noqa: B027 - most keep nothing
+        """Drops whatever was computed with the model: it may not have been the model."""
+
     @property
     def prefers_many(self) -> bool:
         """No: jobs are scored one by one."""
@@ -122,6 +126,7 @@ class BoundEngine(ABC):
                 started = time.perf_counter()
                 with contained():
                     scores, samples = self.measure(job)
+                point("scoring.metrics")
                 return Outcome(job.cell, scores, samples, time.perf_counter() - started)
             except LrbenchError as error:
                 failure = error

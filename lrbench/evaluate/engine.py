@@ -115,6 +115,10 @@ class Engine(Protocol):
         """Scores each job in turn; one that cannot be scored yields an Outcome with an error, and the next goes on."""
         ...
 
+    def forget(self) -> None:
+        """Drops whatever was computed with the model: it may not have been the model."""
+        ...
+
     def describe(self) -> dict[str, Any]:
         """What the manifest says of the engine: its name, batch size, and how it came to them."""
         ...

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lrbench.errors import EvaluationError
+from lrbench.errors import SpoiltModelError
+from lrbench.faults import point
 from lrbench.models.slots import WeightSlot
 
 
@@ -23,7 +24,7 @@ def edited(weights: Mapping[WeightSlot, torch.Tensor]) -> Iterator[None]:
     says meanwhile that they are not tied.
 
     Raises:
-        EvaluationError: on leaving, an original was written to while it stood aside, or a parameter was replaced
+        SpoiltModelError: on leaving, an original was written to while it stood aside, or a parameter was replaced
             behind our back; the model can no longer be trusted.
     """
     originals: dict[tuple[int, str], tuple[nn.Module, str, nn.Parameter, int]] = {}
@@ -42,7 +43,10 @@ def edited(weights: Mapping[WeightSlot, torch.Tensor]) -> Iterator[None]:
                     placed[key] = replacement
                 with torch.no_grad():
                     slot.write(placed[key].data, matrix)
+                point("edit.placed")
+            point("edit.standing")
             yield
+            point("edit.removing")
         finally:
             spoilt = []
             for key, (module, parameter, original, version) in originals.items():
@@ -50,7 +54,10 @@ def edited(weights: Mapping[WeightSlot, torch.Tensor]) -> Iterator[None]:
                     spoilt.append(type(module).__name__)
                 setattr(module, parameter, original)
             if spoilt:
-                raise EvaluationError(f"the original weight of {', '.join(spoilt)} was written to while it stood aside")
+                raise SpoiltModelError(
+                    f"the original weight of {', '.join(spoilt)} was written to while it stood aside"
+                )
+        point("edit.removed")
 
 
 @contextmanager

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lrbench.errors import EvaluationError, ModelError
+from lrbench.errors import ModelError, SpoiltModelError
 from lrbench.factored_linear import FactoredLinear
 from lrbench.factors import Dense, Factors
+from lrbench.faults import point
 from lrbench.models.slots import WeightSlot
 
 
@@ -57,7 +58,7 @@ def factored(model: nn.Module, stand_ins: Mapping[WeightSlot, Factors]) -> Itera
 
     Raises:
         ModelError: a slot is no whole layer.
-        EvaluationError: on leaving, a layer was replaced or an original was written to behind our back.
+        SpoiltModelError: on leaving, a layer was replaced or an original was written to behind our back.
     """
     originals: list[tuple[WeightSlot, nn.Parameter, int]] = []
     placed: list[tuple[nn.Module, str, nn.Module, nn.Module]] = []
@@ -71,7 +72,9 @@ def factored(model: nn.Module, stand_ins: Mapping[WeightSlot, Factors]) -> Itera
             for parent, name in places:
                 placed.append((parent, name, slot.module, layer))
                 parent._modules[name] = layer
+        point("layers.standing")
         yield
+        point("layers.removing")
     finally:
         spoilt = [
             slot.name
@@ -83,7 +86,7 @@ def factored(model: nn.Module, stand_ins: Mapping[WeightSlot, Factors]) -> Itera
                 spoilt.append(name)
             parent._modules[name] = original
         if spoilt:
-            raise EvaluationError(f"{', '.join(spoilt)}: replaced or written to while it stood aside")
+            raise SpoiltModelError(f"{', '.join(spoilt)}: replaced or written to while it stood aside")
 
 
 def install(model: nn.Module, path: str, layer: nn.Module) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from lrbench.compositions import Composition
+from lrbench.faults import point
 from lrbench.model_run import ModelRun
 from lrbench.plan import Cell, Plan
 from lrbench.protocols.choice import candidates, choose
@@ -54,6 +55,7 @@ def compose(
         trials = Plan(tuple(composition.trials(chain.accepted, level)))
         rows = records.score(share, trials, engine, lambda _: on_validation)
         chain.tried += len(trials.cells)
+        point("greedy.tried")
         choice = choose(candidates(trials), aim, rows, samples)
         if choice is None:  # every edit of the block failed, and has its row
             continue
@@ -63,6 +65,7 @@ def compose(
         chain.decisions.append(Decision(cell=row.cell, weight=cell.slots[-1].name, accepted=accepted))
         if accepted:
             chain.accepted, chain.row, chain.value, chain.log_loss = cell, row, choice.value, log_loss
+        point("greedy.decided")
     return composition.composed(chain.accepted), Selection(
         split="test",
         documents={task: len(split.test[task]) for task in aim.tasks},

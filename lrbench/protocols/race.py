@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lrbench.evaluate.bound import BoundEngine
+from lrbench.faults import point
 from lrbench.model_run import ModelRun, Scored
 from lrbench.plan import Cell, Plan
 from lrbench.protocols.choice import Candidate, candidates
@@ -101,6 +102,7 @@ class Race:
         self._seen = {id(cell): _Seen() for cell in raced}
         for objective in self.objectives:
             self._race(objective, unedited)
+        point("race.over")
         scorers: dict[tuple[tuple[str, int], ...], FrozenRequests] = {}
         for cell in wanted:
             if id(cell) in self._seen:
@@ -137,6 +139,7 @@ class Race:
             self._block(running, [of.duels.alive.tolist() for of in running], course.documents(start, end))
             for of in running:
                 of.judge(course, start, end, self._seen)
+            point("race.judged")
             start = end
             left = sum(len(of.duels.alive) for of in fields)
             total = sum(len(of.candidates) for of in fields)

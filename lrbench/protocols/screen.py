@@ -13,6 +13,7 @@ import torch
 
 from lrbench.errors import ReducerError
 from lrbench.evaluate.bound import BoundEngine
+from lrbench.faults import point
 from lrbench.model_run import ModelRun
 from lrbench.plan import Cell, Plan
 from lrbench.protocols.choice import Candidate, candidates
@@ -104,8 +105,10 @@ def _terms(
         for task, documents in asked.items()
         if documents
     }
+    point("screen.predicted")
     plain = {task: {slot: _to_plain(one) for slot, one in of_task.items()} for task, of_task in found.items()}
     records.directory.add_partial(name, plain)
+    point("screen.kept")
     return found
 
 

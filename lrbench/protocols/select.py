@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lrbench.faults import point
 from lrbench.model_run import ModelRun
 from lrbench.plan import Cell, Plan
 from lrbench.protocols.choice import Candidate, Choice, candidates, choose, is_reference
@@ -50,6 +51,7 @@ def run_selection(records: Records, share: ModelRun, spec: SelectSpec) -> None:
     records.progress.note(f"{share.loaded.label}: {how} on {_in_words(split, 'validation')}")
     rows = validated(records, share, split) if race is None else Race(records, share, split, aims, spec, race).run()
     found = [one for aim in aims for one in chosen(records, share, aim, rows)]
+    point("choice.made")
     unedited = next(rows[id(cell)] for cell in share.plan.cells if cell.method is None)
     composed: Composed = {aim.name: [] for aim in aims}
     for aim in aims:

@@ -20,6 +20,7 @@ from lrbench.evaluate.out_of_memory import is_out_of_memory
 from lrbench.evaluate.sweep.queries import make_queries
 from lrbench.evaluate.sweep.scoring import Tally
 from lrbench.evaluate.sweep.sweeper import MODES, Part, Sweeper, silent
+from lrbench.faults import point
 from lrbench.models.slots import find_slots
 from lrbench.tasks.containment import contained
 from lrbench.tasks.load import TaskSet
@@ -94,7 +95,13 @@ class SweepEngine(FrozenEngine):
         if self._whole is not None and self._whole.sweeper is not None:
             return self._whole.sweeper.restricted(queries)
         with contained():
-            return Sweeper(self._model, queries, **self._sweeping)
+            made = Sweeper(self._model, queries, **self._sweeping)
+        point("scoring.checked")
+        return made
+
+    def forget(self) -> None:
+        """As every engine's; it checks itself anew before it scores again."""
+        self.__dict__.pop("sweeper", None)
 
     def restricted(self, documents: Mapping[str, Collection[int]]) -> Self:
         """As every engine's; what the self-check of the whole engine found is not checked again."""
@@ -153,6 +160,7 @@ class SweepEngine(FrozenEngine):
                 if several and one.error is None and self.partials is not None:
                     answers = one.tally.of(part.queries)
                     self.partials.add(one.job.cell, Partial(part.queries, *answers, one.seconds - before))
+                    point("scoring.chunk")
         for one in answering:
             self._generate(one)
             yield self._outcome(one)
@@ -169,6 +177,7 @@ class SweepEngine(FrozenEngine):
             if known and known.keys() >= set(part.queries):
                 one.tally.restore(part.queries, [known[index] for index in part.queries])
                 one.known.add(number)
+        point("scoring.begun")
         return one
 
     def _answer(self, sweeper: Sweeper, one: _Answering, part: Part, number: int) -> bool:
@@ -182,10 +191,12 @@ class SweepEngine(FrozenEngine):
                     states = sweeper.advance(part, one.block)
                 finally:
                     self._unpaid += time.perf_counter() - started
+                point("scoring.advanced")
                 stack.enter_context(one.job.edited())
                 started, scoring = time.perf_counter(), True
                 with contained():
                     sweeper.score(part, one.block, states, one.tally, one.job.modules)
+                point("scoring.answered")
             except LrbenchError as error:
                 failure = error
             except Exception as error:  # torch, lm-eval and the tasks' code raise whatever they like
@@ -229,6 +240,7 @@ class SweepEngine(FrozenEngine):
                 started = time.perf_counter()
                 with contained():
                     one.texts = self._texts()
+                point("scoring.texts")
             except LrbenchError as error:
                 one.error = error
             except Exception as error:  # as in `_answer`
@@ -241,6 +253,7 @@ class SweepEngine(FrozenEngine):
             try:
                 with contained():
                     scores, samples = score(self.requests, self._answers(one))
+                point("scoring.metrics")
                 return Outcome(one.job.cell, scores, samples, one.seconds + time.perf_counter() - started)
             except LrbenchError as error:
                 one.error = error

@@ -8,6 +8,7 @@ import torch
 
 from lrbench.evaluate.sweep.batches import Batch
 from lrbench.evaluate.sweep.passes import Passes
+from lrbench.faults import point
 
 
 class Frontier:
@@ -37,6 +38,7 @@ class Frontier:
             try:
                 for index, batch in enumerate(batches):
                     self._states[index] = self._passes.states(batch, self.block, self._states[index], block)
+                    point("frontier.moving")
             except BaseException:  # some states would be of one block and some of another
                 self.drop()
                 raise

@@ -33,6 +33,7 @@ from lrbench.evaluate.sweep.selfcheck import (
     remembers_amiss,
 )
 from lrbench.evaluate.sweep.trees import Costs, grow
+from lrbench.faults import point
 from lrbench.models.slots import find_slots
 
 #: From the fastest down. `packed`: trees of tokens, put together in rows under one mask; `padded`: a plain row for each
@@ -170,6 +171,7 @@ class Sweeper:
             else:
                 entering = self._passes.asked(batch, start, state)
             tally.add(batch, *predictions(self._passes, batch, entering))
+            point("scoring.batch")
 
     def halve(self) -> bool:
         """Makes batches half as large, after memory ran out. False where they are as small as is sensible."""

@@ -1,0 +1,46 @@
+"""`lrbench run --from-manifest RUN`: a run again, from what its directory says, and every difference."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def run(args: argparse.Namespace) -> int:
+    """Repeats a run in another directory: 0 where all numbers are the same to the last bit, 1 where some is not.
+
+    Raises:
+        InputError: RUN is no run, or cannot be repeated; or an option would make it another run.
+    """
+    import torch
+
+    from lrbench.cli.run import INTERRUPTED, execute
+    from lrbench.errors import InputError
+    from lrbench.render.repetition import lines
+    from lrbench.repeat import asked_of, compare_repetition
+    from lrbench.store import open_run
+
+    for given, option in (
+        (args.overrides, "--set"), (args.limit, "--limit"), (args.dtype, "--dtype"),
+        (args.dry_run, "--dry-run"),
+    ):  # fmt: skip
+        if given:
+            raise InputError(f"--from-manifest repeats a run as it was; leave {option} out")
+    first = open_run(args.from_manifest)
+    asked = asked_of(first, [Path(file) for file in args.plugin])
+    suite = asked.again.suite
+    out = args.out or Path("results") / "local" / f"{suite.name}-{suite.hash}-again"
+    if out.resolve() == first.path.resolve():
+        raise InputError(f"--out {out}: is the run that is to be repeated; choose another directory")
+    if asked.threads is not None:
+        torch.set_num_threads(asked.threads)  # sums are taken in another order on another number
+    result = execute(suite, asked.again.registry, out, args, engine=args.engine or asked.engine, device=asked.device)
+    if result is None:
+        return INTERRUPTED
+    found = compare_repetition(first, result.directory)
+    print(f"\n{first.path} -> {result.directory.path}")
+    for line in lines(found):
+        print(line)
+    sys.stdout.flush()
+    return int(not found.same or result.failed > 0)

@@ -1,0 +1,113 @@
+"""Signals from outside: SIGKILL at random moments, ^C once and twice, and two processes at once."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lrbench import faults
+from lrbench.cli import main
+from lrbench.cli.run import _signals
+from lrbench.errors import InputError
+from lrbench.records import Stop
+from lrbench.store import RunDirectory
+from tests.faulty import PARTS, PLAIN, Subject, facts, quicken, scored_lines, write_parts
+
+HERE = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    quicken(monkeypatch)
+
+
+def killed(kills):
+    variables = os.environ | {"PYTHONPATH": str(HERE), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kill_runs", "--kills", str(kills)],
+        cwd=HERE, env=variables, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(rf"^{kills} kills in \d+ runs: every row there, once, and equal$", done.stdout, re.MULTILINE)
+
+
+def test_five_kills_at_random_moments_cost_no_row():
+    killed(5)
+
+
+@pytest.mark.slow
+def test_fifty_kills_at_random_moments_cost_no_row():
+    killed(50)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_where_no_cell_is_at_work_a_signal_stops_at_once(number):
+    stop = Stop()
+    kept = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt), _signals(stop, pytest.fail):
+        os.kill(os.getpid(), number)
+    assert not stop.asked
+    assert signal.getsignal(number) is kept
+
+
+def test_the_end_of_a_job_does_not_wait_for_the_cell():
+    with pytest.raises(KeyboardInterrupt), _signals(Stop(at_work=True), pytest.fail):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("text", [PLAIN, PARTS], ids=["at once", "in parts"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_control_c_once_finishes_the_cell_twice_stops_now_and_both_go_on(tmp_path, monkeypatch, capsys, text, times):
+    write_parts(tmp_path)
+    whole = facts(Subject(tmp_path, text).run(tmp_path / "whole").directory)
+    sent = []
+
+    def presses(name):
+        if name == "scoring.answered" and len(sent) < times:
+            for _ in range(times):
+                sent.append(name)
+                os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(faults, "hook", presses)
+    command = ["run", str(tmp_path / "suite.yaml"), "--out", str(tmp_path / "out")]
+    assert main(command) == 130
+    monkeypatch.setattr(faults, "hook", None)
+    said = capsys.readouterr()
+    assert "Traceback" not in said.out + said.err
+    assert "finishing the cell at work; ^C again stops now" in said.err
+    finished = times == 1 and text is PLAIN
+    last = said.err.splitlines()[-1]
+    assert last.startswith(f"lrbench: interrupted; {int(finished)} cells done in ")
+    assert last.endswith("the same command goes on where it stopped")
+    assert len(RunDirectory(tmp_path / "out").rows()) == finished
+    assert len(list((tmp_path / "out").glob("partial/*"))) == (times == 1 and text is PARTS)
+
+    assert main(command) == 0
+    directory = RunDirectory(tmp_path / "out")
+    assert facts(directory) == whole
+    assert set(scored_lines(directory).values()) == {1}
+
+
+def test_two_processes_do_not_write_to_one_run_and_the_lock_dies_with_its_owner(tmp_path):
+    write_parts(tmp_path)
+    subject, out = Subject(tmp_path, PLAIN), tmp_path / "out"
+    out.mkdir()
+    holding = "import fcntl, sys, time; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); print('held')"
+    other = subprocess.Popen(
+        [sys.executable, "-uc", f"{holding}; time.sleep(600)", str(out / ".lock")], stdout=subprocess.PIPE
+    )
+    try:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(InputError, match="another lrbench is running this suite here; wait for it"):
+            subject.run(out)
+        assert not (out / "rows.jsonl").exists()
+    finally:
+        other.kill()
+        other.communicate()
+    assert subject.run(out).computed == 3
