@@ -12,10 +12,11 @@ from torch import nn
 
 from lrbench.calibration.statistics import Calibration, prepare
 from lrbench.editing import Inference, in_place, noted
+from lrbench.environment import environment
 from lrbench.errors import LrbenchError, TaskError
 from lrbench.evaluate import make_engine
 from lrbench.evaluate.bound import BoundEngine
-from lrbench.evaluate.engine import Engine, Job, Outcome
+from lrbench.evaluate.engine import Job, Outcome, Partials, Step
 from lrbench.inference import measure_inference
 from lrbench.models.base import Base
 from lrbench.models.edit import edited
@@ -40,6 +41,21 @@ class Scored:
     samples: list[dict[str, Any]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Keep:
+    """Where a run keeps what is not yet a row.
+
+    Attributes:
+        environment: takes hardware and versions, as `lrbench.environment.environment` makes them.
+        partials: where answers given in such an environment are kept.
+        step: hears what an engine has done.
+    """
+
+    environment: Callable[[dict[str, Any]], None]
+    partials: Callable[[dict[str, Any]], Partials]
+    step: Callable[[Step], None]
+
+
 @dataclass
 class ModelRun:
     """A model, loaded, with its suite's tasks, ready to have cells reduced and scored. Writes nothing.
@@ -50,6 +66,7 @@ class ModelRun:
         base: where updates are reduced.
         calibration: where a method of the plan needs one.
         environment: hash of the hardware and versions; set before the first row is made.
+        methods: of the suite.
     """
 
     suite: Suite
@@ -61,6 +78,7 @@ class ModelRun:
     base: Base | None = None
     calibration: Calibration | None = None
     environment: str = ""
+    methods: Sequence[Method] = ()
     numbers: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -73,7 +91,21 @@ class ModelRun:
             id(cell): cell.digest(**setting, **definition_of(cell, self.calibration, self.base)) for cell in plan.cells
         }
 
-    def rows(self, plan: Plan, keys: Mapping[int, str], engine: Engine | None = None) -> Iterator[Scored]:
+    def begin(self, engine: BoundEngine, keep: Keep) -> None:
+        """Names where rows are made, and has kept what the engine is answered part by part; before the first row."""
+        memory = self.suite.frontier_memory
+        here = environment(
+            self.loaded.device, engine=engine.name, batch_size=engine.lm.batch_size, frontier_memory=memory
+        )
+        keep.environment(here)
+        self.environment = here["hash"]
+        engine.partials, engine.report = keep.partials(here), keep.step
+
+    def given_up(self, cell: Cell, key: str, reason: str) -> Scored:
+        """The row of a cell that nobody could finish."""
+        return Scored(self._row(cell, key, "failed", reason=reason))
+
+    def rows(self, plan: Plan, keys: Mapping[int, str], engine: BoundEngine | None = None) -> Iterator[Scored]:
         """Reduces and scores a plan's cells group by group; each is yielded as soon as it is known."""
         engine = engine or self.engine
         reductions = Reductions(self.suite.seed, self.calibration, self.base)
@@ -178,7 +210,7 @@ def open_model(
     calibration = None
     if suite.calibration is not None and any(method.reducer.needs for method in built):
         calibration = prepare(suite, loaded, scorer.requests, scorer.lm.max_length, notify)
-    return ModelRun(suite, spec, loaded, plan, tasks, scorer, base, calibration)
+    return ModelRun(suite, spec, loaded, plan, tasks, scorer, base, calibration, methods=built)
 
 
 def tasks_of(suite: Suite, notify: Callable[[str], None]) -> TaskSet:

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from lrbench.environment import environment
 from lrbench.evaluate.bound import BoundEngine
 from lrbench.evaluate.engine import Step
 from lrbench.manifest import Manifest
-from lrbench.model_run import ModelRun, Scored, setting_of
+from lrbench.model_run import Keep, ModelRun, Scored, setting_of
 from lrbench.partials import RunPartials
 from lrbench.plan import Plan
 from lrbench.store import Row, RunDirectory
@@ -125,13 +124,13 @@ class Records:
         self.progress.finished(row)
 
     def _begin(self, share: ModelRun, engine: BoundEngine) -> None:
-        """Names the environment, and keeps what the engine is answered part by part."""
-        memory = share.suite.frontier_memory
-        here = environment(
-            share.loaded.device, engine=engine.name, batch_size=engine.lm.batch_size, frontier_memory=memory
-        )
-        self.directory.add_environment(here)
-        share.environment = here["hash"]
+        """Has the environment named, and kept what the engine is answered part by part."""
         asked = [engine.lm.max_length, list(engine.requests.hashes().items())]
-        engine.partials = RunPartials(self.directory, asked, here)
-        engine.report = self.progress.scoring
+        share.begin(
+            engine,
+            Keep(
+                self.directory.add_environment,
+                lambda here: RunPartials(self.directory, asked, here),
+                self.progress.scoring,
+            ),
+        )

@@ -6,12 +6,16 @@ import argparse
 import signal
 import sys
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lrbench.errors import InputError
 from lrbench.evaluate import ENGINES
+from lrbench.executors import EXECUTORS
 
 if TYPE_CHECKING:
+    from lrbench.executors import Executor
     from lrbench.registry import Registry
     from lrbench.suite import Suite
 
@@ -63,10 +67,36 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0],
                         help="sweep: each cell from its first edited block on; frozen: lm-eval's forward passes on "
                              "requests built once; harness: lm-eval's own evaluator per cell")  # fmt: skip
+    parser.add_argument("--executor", choices=EXECUTORS, default=EXECUTORS[0],
+                        help="local: in this process; ray: on a Ray cluster (pip install 'lrbench[ray]')")  # fmt: skip
+    parser.add_argument("--address", metavar="A", help="with ray: the cluster's HOST:PORT, or auto (default: RAY_ADDRESS, "
+                        "else a cluster on this machine alone)")  # fmt: skip
+    parser.add_argument("--ray-workers", type=int, metavar="N", help="how many (default: as many as there is room for)")
+    parser.add_argument("--ray-cpus", type=int, metavar="N", help="CPUs, and threads, of each worker (default 1)")
+    parser.add_argument("--ray-gpus", type=float, metavar="X",
+                        help="GPUs of each worker, or a fraction of one (default 1, where the cluster has any)")  # fmt: skip
     parser.add_argument("--force", action="store_true", help="score every cell again")
     parser.add_argument("--retry-failed", action="store_true", help="try failed cells again")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop, as `lrbench check`")
     parser.set_defaults(run=run)
+
+
+def executor_of(args: argparse.Namespace) -> Executor:
+    """Where cells are to be computed. Raises InputError: an option of Ray's without Ray, or a wrong one."""
+    given = {
+        "address": args.address, "workers": args.ray_workers, "cpus": args.ray_cpus, "gpus": args.ray_gpus,
+    }  # fmt: skip
+    given = {name: value for name, value in given.items() if value is not None}
+    if args.executor == "ray":
+        from lrbench.executors.ray import RayExecutor, RayOptions
+
+        return RayExecutor(RayOptions(**given))
+    for name in given:
+        option = "--address" if name == "address" else f"--ray-{name}"
+        raise InputError(f"{option} goes with --executor ray; add that, or leave it out")
+    from lrbench.executors import LocalExecutor
+
+    return LocalExecutor()
 
 
 def run(args: argparse.Namespace) -> int:
@@ -82,15 +112,16 @@ def run(args: argparse.Namespace) -> int:
     from lrbench.run import run_suite
     from lrbench.suite import load_suite
 
+    executor = executor_of(args)
     suite = load_suite(args.suite, overrides=args.overrides, limit=args.limit, dtype=args.dtype)
     registry = load_registry(suite.plugins, args.plugin)
     out = args.out or default_directory(suite)
     # What ends a job on a cluster: treated as ^C, so that the terminal is left in order and the way on is said.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with TerminalProgress() as progress:
+        with TerminalProgress() as progress, closing(executor):
             result = run_suite(
-                suite, registry, out, device=args.device, engine=args.engine, force=args.force,
+                suite, registry, out, device=args.device, engine=args.engine, executor=executor, force=args.force,
                 retry_failed=args.retry_failed, progress=progress, trust_remote_code=args.trust_remote_code,
             )  # fmt: skip
     except KeyboardInterrupt:
