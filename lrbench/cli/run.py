@@ -67,14 +67,20 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0],
                         help="sweep: each cell from its first edited block on; frozen: lm-eval's forward passes on "
                              "requests built once; harness: lm-eval's own evaluator per cell")  # fmt: skip
-    parser.add_argument("--executor", choices=EXECUTORS, default=EXECUTORS[0],
-                        help="local: in this process; ray: on a Ray cluster (pip install 'lrbench[ray]')")  # fmt: skip
-    parser.add_argument("--address", metavar="A", help="with ray: the cluster's HOST:PORT, or auto (default: RAY_ADDRESS, "
-                        "else a cluster on this machine alone)")  # fmt: skip
+    parser.add_argument(
+        "--executor", choices=EXECUTORS, default=EXECUTORS[0],
+        help="local: in this process; ray: on a Ray cluster (pip install 'lrbench[ray]')",
+    )  # fmt: skip
+    parser.add_argument(
+        "--address", metavar="A",
+        help="with ray: HOST:PORT of the cluster, or auto (default: RAY_ADDRESS, else a cluster on this machine alone)",
+    )  # fmt: skip
     parser.add_argument("--ray-workers", type=int, metavar="N", help="how many (default: as many as there is room for)")
     parser.add_argument("--ray-cpus", type=int, metavar="N", help="CPUs, and threads, of each worker (default 1)")
-    parser.add_argument("--ray-gpus", type=float, metavar="X",
-                        help="GPUs of each worker, or a fraction of one (default 1, where the cluster has any)")  # fmt: skip
+    parser.add_argument(
+        "--ray-gpus", type=float, metavar="X",
+        help="GPUs of each worker, or a fraction of one (default 1, where the cluster has any)",
+    )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="score every cell again")
     parser.add_argument("--retry-failed", action="store_true", help="try failed cells again")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop, as `lrbench check`")

@@ -109,7 +109,7 @@ class RayExecutor:
         notify(f"loading {spec.display_name} on {len(crew.hands)} workers")
         opened = None
         while opened is None:
-            self._hear(lambda hand, message: None)
+            self._hear()
             crew.staff()
             opened = next((hand.opened for hand in crew.hands if hand.opened), None)
         for note in opened["notes"]:
@@ -253,8 +253,8 @@ class RayExecutor:
             work.engine.described = message.get("engine") or work.engine.described
             _raise(hand, message)
 
-    def _hear(self, take: Callable[[Hand, Mapping[str, Any]], None]) -> list[Lost]:
-        """One round: gives on what workers say, and returns those that were lost; their shares are the caller's."""
+    def _hear(self, take: Callable[[Hand, Mapping[str, Any]], None] | None = None) -> list[Lost]:
+        """One round: gives on what workers at work say, and returns those that were lost, with their shares."""
         assert self._crew is not None
         crew = self._crew
         lost = []
@@ -274,12 +274,12 @@ class RayExecutor:
                 hand.opened, self._refused = opened, 0
                 if self._run is not None:
                     self._check(hand)
-            else:
+            elif take is not None:
                 take(hand, unpack(said))
         if crew.waited() > PATIENCE:
             raise LrbenchError(
-                f"for {PATIENCE:.0f} s no machine of the cluster had {crew.needs} for a worker; the same command goes on "
-                "where this stopped"
+                f"for {PATIENCE:.0f} s no machine of the cluster had {crew.needs} for a worker; the same command goes "
+                "on where this stopped"
             )
         if crew.waited() > 30:
             self._say(f"waiting for a machine that has {crew.needs} for a worker")

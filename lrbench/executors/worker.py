@@ -113,7 +113,8 @@ class Worker:
         order = self._order
         if order["lrbench"] != lrbench.__version__:
             raise InputError(
-                f"lrbench {lrbench.__version__} is installed here, and the run's is {order['lrbench']}; install the same"
+                f"lrbench {lrbench.__version__} is installed here, and the run's is {order['lrbench']}; "
+                "install the same"
             )
         for file in order["plugins"]:
             if not Path(file).is_file():

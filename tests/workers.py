@@ -1,0 +1,83 @@
+"""Workers without a cluster, reducers that end their process, and what rows say."""
+
+from lrbench.executors.remote import open_remote, order_of, unit_of
+from lrbench.executors.wire import pack, partials_from, scored_from, step_from, unpack
+from lrbench.executors.worker import Worker
+from lrbench.store import RunDirectory
+
+KILLS = """
+import os
+
+import lrbench
+
+
+class Kills(lrbench.Reducer):
+    name = "kills"
+
+    def reduce(self, weight, rank, context):
+        if context.slot.layer == 4:
+            os.kill(os.getpid(), 9)
+        return lrbench.LowRank(weight[:, :rank].clone(), weight[:rank].clone())
+
+
+@lrbench.hookimpl
+def lrbench_reducers():
+    return [Kills]
+"""
+
+
+def facts(directory: RunDirectory):
+    """All that rows and samples say, apart from times."""
+    times = {"calibrate_seconds", "decompose_seconds", "evaluate_seconds"}
+    return {key: (row.model_dump(exclude=times), directory.samples(key)) for key, row in directory.rows().items()}
+
+
+class InProcess:
+    """An executor with one worker, in this process: all that goes between them is text, as on a cluster.
+
+    Args:
+        share: cells that it is given at a time.
+        altered: changes what the worker is told to open.
+    """
+
+    here = False
+
+    def __init__(self, share=4, altered=lambda order: order):
+        self.share, self.altered = share, altered
+        self.worker = Worker(1)
+        self.kinds = []
+
+    def open(self, suite, spec, built, registry, *, engine, device, trust_remote_code, notify):
+        order = order_of(
+            suite, spec, built, registry, engine=engine, device=device, gpus=0.0, trust_remote_code=trust_remote_code
+        )
+        self.opened = unpack(self.worker.open(pack(self.altered(order))))
+        if "error" in self.opened:
+            raise AssertionError(self.opened["error"])
+        return open_remote(suite, spec, built, order, self.opened, self.compute, notify)
+
+    def compute(self, run, plan, keys, engine):
+        here = self.opened["environment"]
+        run.keep.environment(here)
+        for start in range(0, len(plan.cells), self.share):
+            unit = unit_of(run, plan.cells[start : start + self.share], keys, engine, here)
+            for text in self.worker.work(pack(unit)):
+                message = unpack(text)
+                self.kinds.append(message["kind"])
+                if message["kind"] == "row":
+                    yield scored_from(message)
+                elif message["kind"] == "partial":
+                    [partial] = partials_from([message["partial"]])
+                    run.keep.partials(here).add(message["cell"], partial)
+                elif message["kind"] == "step":
+                    run.keep.step(step_from(message["step"]))
+                elif message["kind"] == "end":
+                    if "error" in message or "bug" in message:
+                        raise AssertionError(message)
+                    engine.described = message.get("engine") or engine.described
+
+    def stop(self):
+        self.worker.stop()
+
+    def close(self):
+        pass
