@@ -40,7 +40,7 @@ class InProcess:
         altered: changes what the worker is told to open.
     """
 
-    here = False
+    here = stopped = False
 
     def __init__(self, share=4, altered=lambda order: order):
         self.share, self.altered = share, altered
@@ -61,22 +61,34 @@ class InProcess:
         run.keep.environment(here)
         for start in range(0, len(plan.cells), self.share):
             unit = unit_of(run, plan.cells[start : start + self.share], keys, engine, here)
-            for text in self.worker.work(pack(unit)):
-                message = unpack(text)
-                self.kinds.append(message["kind"])
-                if message["kind"] == "row":
-                    yield scored_from(message)
-                elif message["kind"] == "partial":
-                    [partial] = partials_from([message["partial"]])
-                    run.keep.partials(here).add(message["cell"], partial)
-                elif message["kind"] == "step":
-                    run.keep.step(step_from(message["step"]))
-                elif message["kind"] == "end":
-                    if "error" in message or "bug" in message:
-                        raise AssertionError(message)
-                    engine.described = message.get("engine") or engine.described
+            messages = self.worker.work(pack(unit))
+            try:
+                yield from self.heard(run, engine, here, messages)
+            finally:
+                self.worker.stop()  # its thread ends before the test goes on
+                for _ in messages:
+                    pass
+                self.worker._stopping.clear()
+            if self.stopped:
+                raise KeyboardInterrupt
+
+    def heard(self, run, engine, here, messages):
+        for message in map(unpack, messages):
+            self.kinds.append(message["kind"])
+            if message["kind"] == "row":
+                yield scored_from(message)
+            elif message["kind"] == "partial":
+                [partial] = partials_from([message["partial"]])
+                run.keep.partials(here).add(message["cell"], partial)
+            elif message["kind"] == "step":
+                run.keep.step(step_from(message["step"]))
+            elif message["kind"] == "end":
+                if "error" in message or "bug" in message:
+                    raise AssertionError(message)
+                engine.described = message.get("engine") or engine.described
 
     def stop(self):
+        self.stopped = True
         self.worker.stop()
 
     def close(self):
