@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -119,7 +120,8 @@ def _cluster(workers: int) -> Any:
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="error")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # else 15, which is not how this process runs
+    ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
     class _Own(RayExecutor):
         def close(self) -> None:

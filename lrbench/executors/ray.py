@@ -158,6 +158,7 @@ class RayExecutor:
         if address is None and not os.environ.get("RAY_ADDRESS"):
             own = {"include_dashboard": False}
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of our own reports to nobody
+            os.environ.setdefault("RAY_worker_niceness", "0")  # and works as this process does, not at 15
         main = threading.current_thread() is threading.main_thread()
         handler = signal.getsignal(signal.SIGTERM)
         try:
@@ -308,11 +309,11 @@ class _Work:
         self.run, self.keys, self.engine = run, keys, engine
         self.cells = {keys[id(cell)]: cell for cell in plan.cells}
         blocks = len(run.loaded.inventory.blocks)
-        groups = []
+        groups: list[Group[Cell]] = []
         for cells in plan.groups():
             cost = sum(cost_of(cell.first_block, blocks) for cell in cells if not cell.skip and not cell.failure)
             names = tuple(slot.name for slot in cells[0].slots)
-            groups.append(Group[Cell](tuple(cells), cells[0].first_block or 0, cost, names))
+            groups.append(Group(tuple(cells), cells[0].first_block or 0, cost, names))
         self.queue: Queue[Cell] = Queue(groups)
         self._groups = groups
 
