@@ -20,7 +20,7 @@ from lrbench.executors.ray import RayExecutor, RayOptions  # noqa: E402
 @pytest.fixture(scope="module")
 def cluster():
     """A head without room, and two nodes with a CPU each."""
-    os.environ["RAY_worker_niceness"] = "0"  # else 15: on a busy machine tests would wait for ever
+    os.environ.setdefault("RAY_worker_niceness", "0")  # else 15: on a busy machine tests would wait for ever
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     cluster.add_node(num_cpus=1)
     cluster.add_node(num_cpus=1)

@@ -109,6 +109,8 @@ class RayExecutor:
         notify(f"loading {spec.display_name} on {len(crew.hands)} workers")
         opened = None
         while opened is None:
+            if self._stopping:
+                raise KeyboardInterrupt
             self._hear()
             crew.staff()
             opened = next((hand.opened for hand in crew.hands if hand.opened), None)
