@@ -2,7 +2,7 @@
 
 import pytest
 
-from lrbench.executors.schedule import DEATHS, Group, Queue, cost_of
+from lrbench.executors.schedule import DEATHS, Group, Queue, cost_of, room_for
 from lrbench.executors.simulation import Costs, laser_sweep, simulate
 
 
@@ -123,6 +123,13 @@ def test_a_lost_machine_is_no_ones_fault():
     queue = Queue(groups(1))
     for _ in range(2 * DEATHS):
         assert queue.lost(queue.take(1), died=False) == []
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "workers"), [(1, 0, 24), (8, 0, 2), (1, 1, 4), (1, 0.5, 8), (1, 0.3, 12), (8, 0.5, 2), (1, 3, 1)]
+)
+def test_a_fraction_of_a_gpu_is_on_one_and_several_are_on_one_machine(cpus, gpus, workers):
+    assert room_for([{"CPU": 16, "GPU": 4}, {"CPU": 7}, {"CPU": 1, "memory": 1e9}], cpus, gpus) == workers
 
 
 COSTS = Costs(open=0.0, block=1.0, cell=0.0, reduce=0.0, write=0.0)

@@ -12,7 +12,7 @@ from lrbench.plan import make_plan, methods
 from lrbench.registry import Registry
 from lrbench.suite import load_suite
 from tests.suites import Heard, run, write_suite
-from tests.workers import KILLS, InProcess, facts
+from tests.workers import KILLS, InProcess, facts, machines
 
 TIGHT = "frontier_memory=1.0e-7"  # GiB: a batch is a part
 
@@ -30,7 +30,7 @@ def test_a_run_without_weights_gives_the_rows_of_one_with_them(tmp_path, small_b
     remote = run(suite, tmp_path / "remote", executor=executor, overrides=overrides, heard=heard)
     assert facts(remote.directory) == facts(local.directory)
     assert remote.directory.manifest() == local.directory.manifest()
-    assert remote.directory.environments() == local.directory.environments()
+    assert machines(remote.directory) == machines(local.directory)
     assert ("partial" in executor.kinds) == bool(overrides)
     assert len(heard.steps) == executor.kinds.count("step") > 0
 

@@ -27,9 +27,17 @@ def lrbench_reducers():
 
 
 def facts(directory: RunDirectory):
-    """All that rows and samples say, apart from times."""
-    times = {"calibrate_seconds", "decompose_seconds", "evaluate_seconds"}
-    return {key: (row.model_dump(exclude=times), directory.samples(key)) for key, row in directory.rows().items()}
+    """All that rows and samples say, apart from times and environments."""
+    aside = {"calibrate_seconds", "decompose_seconds", "evaluate_seconds", "environment"}
+    return {key: (row.model_dump(exclude=aside), directory.samples(key)) for key, row in directory.rows().items()}
+
+
+def machines(directory: RunDirectory):
+    """The environments, but for the state of the checkout: git takes long on a busy machine, and then says nothing."""
+    return [
+        {key: value for key, value in entry.items() if key not in ("git", "hash")}
+        for entry in directory.environments().values()
+    ]
 
 
 class InProcess:

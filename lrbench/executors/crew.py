@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lrbench.errors import one_line
-from lrbench.executors.schedule import Group
+from lrbench.executors.schedule import Group, room_for
 from lrbench.executors.wire import unpack
 from lrbench.executors.worker import Worker
 
@@ -89,14 +89,7 @@ class Crew:
 
     def room(self) -> int:
         """How many workers the machines there are now could hold."""
-        total = 0
-        for node in self._nodes():
-            fits = node["Resources"].get("CPU", 0) // self._cpus
-            if self.gpus:
-                there = node["Resources"].get("GPU", 0)
-                fits = min(fits, there // self.gpus if self.gpus >= 1 else there * int(1 / self.gpus + 1e-9))
-            total += int(fits)
-        return total
+        return room_for([node["Resources"] for node in self._nodes()], self._cpus, self.gpus)
 
     def open(self, order: str, at_most: int) -> None:
         """Has a model opened by all workers, new ones and those that have another."""

@@ -5,7 +5,7 @@ Nothing here knows a cluster, or a clock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -124,3 +124,20 @@ class Queue(Generic[T]):
 def cost_of(block: int | None, blocks: int) -> float:
     """What scoring a cell costs, in blocks: those from the first edited one on, and one for the head and the rest."""
     return blocks - (block or 0) + 1
+
+
+def room_for(machines: Iterable[Mapping[str, float]], cpus: float, gpus: float) -> int:
+    """How many workers machines could hold.
+
+    Args:
+        machines: what each has: `CPU` and `GPU`.
+        cpus, gpus: of a worker; a worker with a fraction of a GPU is on one GPU, and one with several on one machine.
+    """
+    total = 0
+    for machine in machines:
+        fits = machine.get("CPU", 0) // cpus
+        if gpus:
+            there = machine.get("GPU", 0)
+            fits = min(fits, there // gpus if gpus >= 1 else there * int(1 / gpus + 1e-9))
+        total += int(fits)
+    return total
