@@ -1,5 +1,7 @@
 """What a worker is told and answers, without a cluster: all that goes between it and the run is text."""
 
+import socket
+
 import pytest
 
 from lrbench.cli import main
@@ -11,7 +13,8 @@ from lrbench.models.load import load_structure
 from lrbench.plan import make_plan, methods
 from lrbench.registry import Registry
 from lrbench.suite import load_suite
-from tests.suites import Heard, run, write_suite
+from tests.suites import SMALL, Heard, run, write_suite
+from tests.test_delta import tuned_suite
 from tests.workers import KILLS, InProcess, facts, machines
 
 TIGHT = "frontier_memory=1.0e-7"  # GiB: a batch is a part
@@ -33,6 +36,27 @@ def test_a_run_without_weights_gives_the_rows_of_one_with_them(tmp_path, small_b
     assert machines(remote.directory) == machines(local.directory)
     assert ("partial" in executor.kinds) == bool(overrides)
     assert len(heard.steps) == executor.kinds.count("step") > 0
+
+
+def test_calibrated_methods_of_two_models_give_the_same_rows(tmp_path):
+    one = "model: {name: almanac, device: cpu}"
+    both = "models: [{name: almanac, device: cpu}, {name: almanac, device: cpu, label: again}]"
+    suite = write_suite(tmp_path, SMALL.replace(one, both), layers="[6]", reducers="[svd, svd-llm, fwsvd]")
+    calibrated = ["calibration={name: almanac, samples: 16, length: 128}"]
+    local = run(suite, tmp_path / "local", overrides=calibrated)
+    remote = run(suite, tmp_path / "remote", executor=InProcess(), overrides=calibrated)
+    assert (local.computed, local.failed) == (8, 0)
+    assert facts(remote.directory) == facts(local.directory)
+    assert remote.directory.manifest() == local.directory.manifest()
+
+
+def test_updates_give_the_same_rows(tmp_path):
+    suite = tuned_suite(tmp_path)
+    local = run(suite, tmp_path / "local")
+    remote = run(suite, tmp_path / "remote", executor=InProcess(share=2))
+    assert (local.computed, local.failed) == (4, 0)
+    assert facts(remote.directory) == facts(local.directory)
+    assert remote.directory.manifest() == local.directory.manifest()
 
 
 def test_answers_to_parts_are_written_before_the_cell_is_done_and_used_again(tmp_path, small_batches):
@@ -128,6 +152,18 @@ def test_options_of_ray_without_ray_are_refused(tmp_path, capsys, option):
     assert (
         capsys.readouterr().err == f"lrbench: {option.split()[0]} goes with --executor ray; add that, or leave it out\n"
     )
+
+
+def test_an_address_where_nothing_answers_is_said_at_once(tmp_path, capsys):
+    pytest.importorskip("ray", reason="needs Ray: pip install 'lrbench[ray]'")
+    with socket.socket() as unused:  # bound, and not listening
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        command = ["run", str(write_suite(tmp_path)), "--out", str(tmp_path / "out"), "--executor", "ray"]
+        assert main([*command, "--address", address]) == 2
+    error = capsys.readouterr().err
+    assert f"--address {address}: nothing answers there" in error
+    assert error.count("\n") == 1
 
 
 def test_without_ray_installed_one_line_says_how_to_have_it(tmp_path, capsys, monkeypatch):

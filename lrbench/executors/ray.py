@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -156,6 +157,8 @@ class RayExecutor:
         if ray.is_initialized():
             return
         address = self._options.address
+        if address is not None:
+            _refuse_silent(address)
         own: dict[str, Any] = {}
         if address is None and not os.environ.get("RAY_ADDRESS"):
             own = {"include_dashboard": False}
@@ -302,6 +305,20 @@ class RayExecutor:
         if message not in self._said:
             self._said.add(message)
             self._notify(message)
+
+
+def _refuse_silent(address: str) -> None:
+    """Ray itself tries an address for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
+        return  # `auto`, or something that Ray knows better
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise InputError(
+            f"--address {address}: nothing answers there ({reason}); is that what `ray start --head` printed?"
+        ) from None
 
 
 class _Work:
