@@ -107,7 +107,8 @@ class RayExecutor:
         )  # fmt: skip
         plan = make_plan(suite, load_structure(spec, trust_remote_code=trust_remote_code), built)
         crew.open(pack(order), at_most=sum(1 for _ in plan.groups()))
-        notify(f"loading {spec.display_name} on {len(crew.hands)} workers")
+        several = f"{len(crew.hands)} workers" if len(crew.hands) > 1 else "one worker"
+        notify(f"loading {spec.display_name} on {several}")
         opened = None
         while opened is None:
             if self._stopping:
@@ -117,7 +118,7 @@ class RayExecutor:
             opened = next((hand.opened for hand in crew.hands if hand.opened), None)
         for note in opened["notes"]:
             self._say(note)
-        self._run = open_remote(suite, spec, built, order, opened, self._compute, notify)
+        self._run = open_remote(suite, spec, built, order, opened, self._compute, self._say)
         for hand in crew.hands:
             if hand.opened:
                 self._check(hand)
