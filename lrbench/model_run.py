@@ -12,14 +12,15 @@ from typing import Any, Literal
 from lrbench.calibration.statistics import Calibration, prepare
 from lrbench.compositions import Composition, make_compositions
 from lrbench.editing import in_place, noted
+from lrbench.environment import environment
 from lrbench.errors import LrbenchError, SpoiltModelError, TaskError, did_you_mean, one_line
 from lrbench.evaluate import make_engine
 from lrbench.evaluate.bound import BoundEngine
-from lrbench.evaluate.engine import Engine, Job, Outcome
+from lrbench.evaluate.engine import Job, Outcome, Partials, Step
 from lrbench.faults import point
 from lrbench.inference import measure_inference
 from lrbench.models.base import Base
-from lrbench.models.load import LoadedModel, first_non_finite, load
+from lrbench.models.load import LoadedModel, first_non_finite, load, weight_hash
 from lrbench.models.originals import Originals
 from lrbench.models.slots import count_numbers
 from lrbench.plan import Cell, Method, Plan, make_plan
@@ -42,6 +43,21 @@ class Scored:
     samples: list[dict[str, Any]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Keep:
+    """Where a run keeps what is not yet a row.
+
+    Attributes:
+        environment: takes hardware and versions, as `lrbench.environment.environment` makes them.
+        partials: where answers given in such an environment are kept.
+        step: hears what an engine has done.
+    """
+
+    environment: Callable[[dict[str, Any]], None]
+    partials: Callable[[dict[str, Any]], Partials]
+    step: Callable[[Step], None]
+
+
 @dataclass
 class ModelRun:
     """A model, loaded, with its suite's tasks, ready to have cells reduced and scored. Writes nothing.
@@ -55,6 +71,7 @@ class ModelRun:
         environment: hash of the hardware and versions; set before the first row is made.
         trust_remote_code, notify: as `open_model`; for loading the model again where a cell has spoilt it.
         originals: by which the model is known to be the one that was loaded.
+        methods: of the suite.
     """
 
     suite: Suite
@@ -67,6 +84,7 @@ class ModelRun:
     calibration: Calibration | None = None
     compositions: Sequence[Composition] = ()
     environment: str = ""
+    methods: Sequence[Method] = ()
     trust_remote_code: bool = field(kw_only=True)
     notify: Callable[[str], None] = field(kw_only=True)
     numbers: int = field(init=False)
@@ -94,8 +112,27 @@ class ModelRun:
             id(cell): cell.digest(**setting, **definition_of(cell, self.calibration, self.base)) for cell in plan.cells
         }
 
+    def intact(self) -> bool:
+        """Whether the weights are, to the last bit, those that were loaded."""
+        return weight_hash(self.loaded.model) == self.loaded.weight_hash
+
+    def begin(self, engine: BoundEngine, keep: Keep) -> dict[str, Any]:
+        """Names where rows are made, and has kept what the engine is answered part by part; before the first row."""
+        memory = self.suite.frontier_memory
+        here = environment(
+            self.loaded.device, engine=engine.name, batch_size=engine.lm.batch_size, frontier_memory=memory
+        )
+        keep.environment(here)
+        self.environment = here["hash"]
+        engine.partials, engine.report = keep.partials(here), keep.step
+        return here
+
+    def given_up(self, cell: Cell, key: str, reason: str) -> Scored:
+        """The row of a cell that nobody could finish."""
+        return Scored(self._row(cell, key, "failed", reason=reason))
+
     def rows(
-        self, plan: Plan, keys: Mapping[int, str], engine: Engine | None = None, *, measure: bool = True
+        self, plan: Plan, keys: Mapping[int, str], engine: BoundEngine | None = None, *, measure: bool = True
     ) -> Iterator[Scored]:
         """Reduces and scores a plan's cells group by group; each is yielded as soon as it is known.
 
@@ -191,7 +228,7 @@ class ModelRun:
         point("row.made")
         return Scored(self._row(cell, scored.cell, "ok", scores=scored.scores, **measured), scored.samples)
 
-    def _load_again(self, found: str, engine: Engine) -> None:
+    def _load_again(self, found: str, engine: BoundEngine) -> None:
         """Makes the model what it was, after something was left in it."""
         self.notify(f"{self.loaded.label}: {found}; its weights are loaded again")
         # An adapter is merged where it was merged before: another device rounds otherwise.
@@ -257,7 +294,7 @@ def open_model(
     compositions = make_compositions(suite, loaded.inventory, built)
     return ModelRun(
         suite, spec, loaded, plan, tasks, scorer, base, calibration, compositions,
-        trust_remote_code=trust_remote_code, notify=notify,
+        methods=built, trust_remote_code=trust_remote_code, notify=notify,
     )  # fmt: skip
 
 

@@ -7,13 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from lrbench.environment import environment
 from lrbench.evaluate.bound import BoundEngine
 from lrbench.evaluate.engine import Step
 from lrbench.faults import point
 from lrbench.manifest import Manifest, Part
-from lrbench.model_run import ModelRun, Scored, setting_of
-from lrbench.models.load import weight_hash
+from lrbench.model_run import Keep, ModelRun, Scored, setting_of
 from lrbench.partials import RunPartials
 from lrbench.plan import Cell, Plan
 from lrbench.store import Row, RunDirectory, Selection
@@ -247,7 +245,7 @@ class Records:
         self._unverified.clear()
         if not scored:
             return
-        if weight_hash(share.loaded.model) == share.loaded.weight_hash:
+        if share.intact():
             point("cells.verified")
             return
         labels = ", ".join(dict.fromkeys(row.label for row in scored if row.label)) or "the engine"
@@ -268,17 +266,14 @@ class Records:
         )
 
     def _begin(self, share: ModelRun, engine: BoundEngine) -> RunPartials:
-        """Names the environment, and keeps what the engine is answered part by part."""
-        memory = share.suite.frontier_memory
-        here = environment(
-            share.loaded.device, engine=engine.name, batch_size=engine.lm.batch_size, frontier_memory=memory
-        )
-        self.directory.add_environment(here)
-        share.environment = here["hash"]
+        """Has the environment named, and kept what the engine is answered part by part."""
         asked = [engine.lm.max_length, list(engine.requests.hashes().items())]
-        partials = engine.partials = RunPartials(self.directory, asked, here, self.stop.check)
-        engine.report = self.progress.scoring
-        return partials
+
+        def partials(here: dict[str, Any]) -> RunPartials:
+            return RunPartials(self.directory, asked, here, self.stop.check)
+
+        here = share.begin(engine, Keep(self.directory.add_environment, partials, self.progress.scoring))
+        return partials(here)
 
 
 def _with(row: Row, selected: Mapping[str, Selection]) -> Row:

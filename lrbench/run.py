@@ -10,9 +10,9 @@ from pathlib import Path
 
 from lrbench.errors import InputError, ModelError, one_line
 from lrbench.evaluate import ENGINES
+from lrbench.executors import Executor, LocalExecutor
 from lrbench.faults import point
 from lrbench.manifest import Manifest
-from lrbench.model_run import open_model
 from lrbench.models.load import choose_device, has_chat_template, load_structure
 from lrbench.models.slots import Inventory
 from lrbench.plan import make_plan, methods
@@ -34,6 +34,7 @@ def run_suite(
     progress: Progress,
     device: str | None = None,
     engine: str = ENGINES[0],
+    executor: Executor | None = None,
     force: bool = False,
     retry_failed: bool = False,
     trust_remote_code: bool = False,
@@ -48,6 +49,7 @@ def run_suite(
         progress: told what happens.
         device: instead of the suite's.
         engine: one of `ENGINES`; how cells are scored, not what they score.
+        executor: where cells are computed; None: in this process. Whoever made it closes it.
         force: score again what has a row.
         retry_failed: score again what has a failed row.
         trust_remote_code: lets the models whose suite asks for it run their repositories' own code.
@@ -62,8 +64,10 @@ def run_suite(
     started = time.perf_counter()
     point("plan.begun")
     built = methods(suite, registry)
+    executor = executor or LocalExecutor()
+    present = device if executor.here else "cpu"  # other machines have their own devices
     for spec in suite.models:  # a mistake in the last one is said before the first is scored
-        inventory = structure_of(suite, spec, device, trust_remote_code=trust_remote_code)
+        inventory = structure_of(suite, spec, present, trust_remote_code=trust_remote_code)
         point("plan.structure")
         check_base(suite, inventory, make_plan(suite, inventory, built), trust_remote_code=trust_remote_code)
         point("plan.made")
@@ -81,8 +85,8 @@ def run_suite(
         records = Records(directory, manifest, result, progress, done, retry_failed, stop or Stop())
         point("directory.read")
         for spec in suite.models:
-            share = open_model(
-                suite, spec, built, engine=engine, device=device, trust_remote_code=trust_remote_code,
+            share = executor.open(
+                suite, spec, built, registry, engine=engine, device=device, trust_remote_code=trust_remote_code,
                 notify=progress.note,
             )  # fmt: skip
             point("model.opened")

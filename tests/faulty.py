@@ -91,7 +91,7 @@ def write_parts(folder: Path) -> None:
     torch.manual_seed(0)
     config = AutoConfig.for_model("llama", **{**LLAMA, "num_hidden_layers": 2}, bos_token_id=1, eos_token_id=2)
     AutoModelForCausalLM.from_config(config).eval().save_pretrained(folder / "model")
-    save_tokenizer(folder / "model")
+    save_tokenizer(folder / "model", "llama")
     write_task(folder / "tasks")
     (folder / "tasks" / "said.yaml").write_text(SAID.replace("FILE", str(folder / "tasks" / "which.jsonl")))
     (folder / "calibration.txt").write_text(

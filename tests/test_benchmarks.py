@@ -166,3 +166,25 @@ def test_the_race_benchmark_races_over_a_runs_scores_and_says_what_it_spares_and
     assert sweep["same_choice"] == 1.0
     assert 1 < sweep["least"] <= sweep["times_fewer"] <= sweep["most"] <= 5
     assert "svd on t" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_scaling_benchmark_sets_workers_against_the_ideal_and_names_the_limit(tmp_path):
+    pytest.importorskip("ray", reason="needs Ray: pip install 'lrbench[ray]'")
+    file = tmp_path / "figures.json"
+    command = "--documents 4 --workers 1 --simulate 8 512"
+    done = subprocess.run(
+        [sys.executable, FOLDER / "scaling.py", *command.split(), "--json", file],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for words in ("Measured: almanac", "Simulated: 80 blocks × 7 weights × 8 ranks", "limited by"):
+        assert words in done.stdout
+    report = json.loads(file.read_text())
+    assert report["cells"] == 97
+    assert [run["workers"] for run in report["runs"]] == [0, 1]
+    assert all(run["sweep"] > 0 for run in report["runs"])
+    for schedule in report["schedules"]:
+        assert schedule["makespan"] >= schedule["ideal"] == schedule["work"] / schedule["workers"]
+        rest = sum(schedule["parts"].values())
+        assert schedule["makespan"] == pytest.approx(schedule["ideal"] + rest)

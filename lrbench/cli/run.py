@@ -6,14 +6,17 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrbench.cli.output import say
+from lrbench.errors import InputError
 from lrbench.evaluate import ENGINES
+from lrbench.executors import EXECUTORS
 
 if TYPE_CHECKING:
+    from lrbench.executors import Executor
     from lrbench.records import RunResult, Stop
     from lrbench.registry import Registry
     from lrbench.suite import Suite
@@ -91,6 +94,20 @@ def add_parser(subparsers: Any) -> None:
         help="sweep (the default): each cell from its first edited block on; frozen: lm-eval's forward passes on "
              "requests built once; harness: lm-eval's own evaluator per cell",
     )  # fmt: skip
+    parser.add_argument(
+        "--executor", choices=EXECUTORS, default=EXECUTORS[0],
+        help="local: in this process; ray: on a Ray cluster (pip install 'lrbench[ray]')",
+    )  # fmt: skip
+    parser.add_argument(
+        "--address", metavar="A",
+        help="with ray: HOST:PORT of the cluster, or auto (default: RAY_ADDRESS, else a cluster on this machine alone)",
+    )  # fmt: skip
+    parser.add_argument("--ray-workers", type=int, metavar="N", help="how many (default: as many as there is room for)")
+    parser.add_argument("--ray-cpus", type=int, metavar="N", help="CPUs, and threads, of each worker (default 1)")
+    parser.add_argument(
+        "--ray-gpus", type=float, metavar="X",
+        help="GPUs of each worker, or a fraction of one (default 1, where the cluster has any)",
+    )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="score every cell again")
     parser.add_argument("--retry-failed", action="store_true", help="try failed cells again")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop, as `lrbench check`")
@@ -98,7 +115,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 @contextmanager
-def _signals(stop: Stop, note: Callable[[str], None]) -> Iterator[None]:
+def _signals(stop: Stop, executor: Executor, note: Callable[[str], None]) -> Iterator[None]:
     """^C once asks a run to stop after the cell at work, twice stops it at once.
 
     What ends a job on a cluster (SIGTERM) stops it at once, too: there the time left is short, and no one knows how
@@ -109,6 +126,7 @@ def _signals(stop: Stop, note: Callable[[str], None]) -> Iterator[None]:
         if number == signal.SIGTERM or stop.asked or not stop.at_work:
             raise KeyboardInterrupt
         stop.asked = True
+        executor.stop()
         with suppress(RuntimeError):  # the signal may have come in the middle of printing
             note("finishing the cell at work; ^C again stops now")
 
@@ -118,6 +136,24 @@ def _signals(stop: Stop, note: Callable[[str], None]) -> Iterator[None]:
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
+
+
+def executor_of(args: argparse.Namespace) -> Executor:
+    """Where cells are to be computed. Raises InputError: an option of Ray's without Ray, or a wrong one."""
+    given = {
+        "address": args.address, "workers": args.ray_workers, "cpus": args.ray_cpus, "gpus": args.ray_gpus,
+    }  # fmt: skip
+    given = {name: value for name, value in given.items() if value is not None}
+    if args.executor == "ray":
+        from lrbench.executors.ray import RayExecutor, RayOptions
+
+        return RayExecutor(RayOptions(**given))
+    for name in given:
+        option = "--address" if name == "address" else f"--ray-{name}"
+        raise InputError(f"{option} goes with --executor ray; add that, or leave it out")
+    from lrbench.executors import LocalExecutor
+
+    return LocalExecutor()
 
 
 def run(args: argparse.Namespace) -> int:
@@ -154,11 +190,12 @@ def execute(
     from lrbench.render import renderer, terminal
     from lrbench.run import run_suite
 
+    executor = executor_of(args)
     stop = Stop()
     try:
-        with TerminalProgress() as progress, _signals(stop, progress.note):
+        with TerminalProgress() as progress, closing(executor), _signals(stop, executor, progress.note):
             result = run_suite(
-                suite, registry, out, device=args.device or device, engine=engine, force=args.force,
+                suite, registry, out, device=args.device or device, engine=engine, executor=executor, force=args.force,
                 retry_failed=args.retry_failed, progress=progress, trust_remote_code=args.trust_remote_code, stop=stop,
             )  # fmt: skip
     except KeyboardInterrupt as interrupt:

@@ -36,12 +36,7 @@ def make_engine(
         ModelError: lm-eval cannot take the model.
         TaskError: the tasks' requests cannot be built.
     """
-    options: dict[str, Any] = {
-        "batch_size": batch_size or DEFAULT_BATCH_SIZE,
-        "max_length": spec.max_length,
-        "add_bos": spec.add_bos,
-        "chat_template": spec.chat_template,
-    }
+    options = engine_options(spec, batch_size)
     Engine: type[BoundEngine]
     if name == "sweep":
         from lrbench.evaluate.sweep import SweepEngine as Engine
@@ -55,3 +50,13 @@ def make_engine(
     else:
         from lrbench.evaluate.harness import HarnessEngine as Engine
     return Engine(loaded.model, loaded.tokenizer, tasks, **options)
+
+
+def engine_options(spec: ModelSpec, batch_size: int | None = None) -> dict[str, Any]:
+    """What every engine is told of a model, as its suite describes it."""
+    return {
+        "batch_size": batch_size or DEFAULT_BATCH_SIZE,
+        "max_length": spec.max_length,
+        "add_bos": spec.add_bos,
+        "chat_template": spec.chat_template,
+    }

@@ -1,0 +1,173 @@
+"""What a worker is told and answers, without a cluster: all that goes between it and the run is text."""
+
+import socket
+
+import pytest
+
+from lrbench.cli import main
+from lrbench.errors import InputError
+from lrbench.evaluate.sweep import memory
+from lrbench.executors.ray import RayOptions
+from lrbench.executors.wire import cell_data, cell_from
+from lrbench.models.load import load_structure
+from lrbench.plan import make_plan, methods
+from lrbench.registry import Registry
+from lrbench.suite import load_suite
+from tests.suites import SMALL, Heard, run, write_suite
+from tests.test_delta import tuned_suite
+from tests.workers import KILLS, InProcess, facts, machines
+
+TIGHT = "frontier_memory=1.0e-7"  # GiB: a batch is a part
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    monkeypatch.setitem(memory.TOKENS, "cpu", 256)
+
+
+@pytest.mark.parametrize("overrides", [[], [TIGHT]], ids=["roomy", "tight"])
+def test_a_run_without_weights_gives_the_rows_of_one_with_them(tmp_path, small_batches, overrides):
+    suite = write_suite(tmp_path)
+    local = run(suite, tmp_path / "local", overrides=overrides)
+    executor, heard = InProcess(share=2), Heard()
+    remote = run(suite, tmp_path / "remote", executor=executor, overrides=overrides, heard=heard)
+    assert facts(remote.directory) == facts(local.directory)
+    assert remote.directory.manifest() == local.directory.manifest()
+    assert machines(remote.directory) == machines(local.directory)
+    assert ("partial" in executor.kinds) == bool(overrides)
+    assert len(heard.steps) == executor.kinds.count("step") > 0
+
+
+def test_calibrated_methods_of_two_models_give_the_same_rows(tmp_path):
+    one = "model: {name: almanac, device: cpu}"
+    both = "models: [{name: almanac, device: cpu}, {name: almanac, device: cpu, label: again}]"
+    suite = write_suite(tmp_path, SMALL.replace(one, both), layers="[6]", reducers="[svd, svd-llm, fwsvd]")
+    calibrated = ["calibration={name: almanac, samples: 16, length: 128}"]
+    local = run(suite, tmp_path / "local", overrides=calibrated)
+    remote = run(suite, tmp_path / "remote", executor=InProcess(), overrides=calibrated)
+    assert (local.computed, local.failed) == (8, 0)
+    assert facts(remote.directory) == facts(local.directory)
+    assert remote.directory.manifest() == local.directory.manifest()
+
+
+def test_updates_give_the_same_rows(tmp_path):
+    suite = tuned_suite(tmp_path)
+    local = run(suite, tmp_path / "local")
+    remote = run(suite, tmp_path / "remote", executor=InProcess(share=2))
+    assert (local.computed, local.failed) == (4, 0)
+    assert facts(remote.directory) == facts(local.directory)
+    assert remote.directory.manifest() == local.directory.manifest()
+
+
+def test_answers_to_parts_are_written_before_the_cell_is_done_and_used_again(tmp_path, small_batches):
+    suite = write_suite(tmp_path)
+
+    class Stops(Heard):
+        def scoring(self, step):
+            super().scoring(step)
+            if len(self.steps) == 4:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(suite, tmp_path / "out", executor=InProcess(), overrides=[TIGHT], heard=Stops())
+    kept = sum(len(file.read_text().splitlines()) for file in (tmp_path / "out" / "partial").iterdir())
+    assert kept == 3  # the fourth was under way
+    whole, heard = Heard(), Heard()
+    local = run(suite, tmp_path / "local", overrides=[TIGHT], heard=whole)
+    again = run(suite, tmp_path / "out", executor=InProcess(), overrides=[TIGHT], heard=heard)
+    assert len(heard.steps) == len(whole.steps) - kept
+    assert facts(again.directory) == facts(local.directory)
+
+
+def test_a_stopped_worker_finishes_its_cell_and_begins_no_other(tmp_path):
+    executor = InProcess(share=5)
+
+    class Stops(Heard):
+        def finished(self, row):
+            super().finished(row)
+            executor.stop()
+
+    heard = Stops()
+    with pytest.raises(KeyboardInterrupt):
+        run(write_suite(tmp_path), tmp_path / "out", executor=executor, heard=heard)
+    assert 1 <= len(heard.rows) <= 3
+
+
+@pytest.mark.parametrize(
+    ("altered", "words"),
+    [
+        (lambda order: {**order, "lrbench": "0.0.1"}, "the run's is 0.0.1; install the same"),
+        (lambda order: {**order, "methods": {**order["methods"], "kills": "0" * 64}}, "'kills': its code"),
+        (lambda order: {**order, "plugins": ["/nowhere/kills.py"]}, "/nowhere/kills.py: no such plugin file here"),
+    ],
+)
+def test_a_worker_with_other_code_is_refused_in_one_line(tmp_path, altered, words):
+    (tmp_path / "kills.py").write_text(KILLS)
+    suite = write_suite(tmp_path, reducers="[kills]")
+    with pytest.raises(AssertionError) as error:
+        run(suite, tmp_path / "out", tmp_path / "kills.py", executor=InProcess(altered=altered))
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_worker_that_reads_other_documents_is_refused_in_one_line(tmp_path):
+    def fewer(order):
+        tasks = [{**task, "limit": 2} for task in order["suite"]["tasks"]]
+        return {**order, "suite": {**order["suite"], "tasks": tasks}}
+
+    with pytest.raises(AssertionError) as error:
+        run(write_suite(tmp_path), tmp_path / "out", executor=InProcess(altered=fewer))
+    assert "its tasks is not the run's" in str(error.value)
+
+
+def test_cells_come_back_as_they_were(tmp_path):
+    suite = load_suite(write_suite(tmp_path, reducers="[svd, rsvd]"), overrides=["seeds=2"])
+    built = methods(suite, Registry.load())
+    inventory = load_structure(suite.models[0])
+    by_label = {method.label: method for method in built}
+    slots = {slot.name: slot for slot in inventory.slots}
+    cells = make_plan(suite, inventory, built).cells
+    again = [cell_from(cell_data(cell), by_label, slots) for cell in cells]
+    assert [vars(cell) for cell in again] == [vars(cell) for cell in cells]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"address": "ray://head:10001"}, "Ray's client is not supported"),
+        ({"gpus": 1.5}, "a whole number of GPUs, or a fraction of one"),
+        ({"gpus": -1.0}, "a whole number of GPUs, or a fraction of one"),
+        ({"workers": 0}, "--ray-workers 0: must be at least 1"),
+        ({"cpus": 0}, "--ray-cpus 0: must be at least 1"),
+    ],
+)
+def test_wrong_options_are_refused_in_one_line(options, words):
+    with pytest.raises(InputError, match=words):
+        RayOptions(**options)
+
+
+@pytest.mark.parametrize("option", ["--address auto", "--ray-workers 2", "--ray-cpus 2", "--ray-gpus 0.5"])
+def test_options_of_ray_without_ray_are_refused(tmp_path, capsys, option):
+    assert main(["run", str(write_suite(tmp_path)), *option.split()]) == 2
+    assert (
+        capsys.readouterr().err == f"lrbench: {option.split()[0]} goes with --executor ray; add that, or leave it out\n"
+    )
+
+
+def test_an_address_where_nothing_answers_is_said_at_once(tmp_path, capsys):
+    pytest.importorskip("ray", reason="needs Ray: pip install 'lrbench[ray]'")
+    with socket.socket() as unused:  # bound, and not listening
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        command = ["run", str(write_suite(tmp_path)), "--out", str(tmp_path / "out"), "--executor", "ray"]
+        assert main([*command, "--address", address]) == 2
+    error = capsys.readouterr().err
+    assert f"--address {address}: nothing answers there" in error
+    assert error.count("\n") == 1
+
+
+def test_without_ray_installed_one_line_says_how_to_have_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    out = tmp_path / "out"
+    assert main(["run", str(write_suite(tmp_path)), "--out", str(out), "--executor", "ray"]) == 2
+    assert "needs Ray, which is not installed; pip install 'lrbench[ray]'" in capsys.readouterr().err

@@ -1,0 +1,103 @@
+"""Workers without a cluster, reducers that end their process, and what rows say."""
+
+from lrbench.executors.remote import open_remote, order_of, unit_of
+from lrbench.executors.wire import pack, partials_from, scored_from, step_from, unpack
+from lrbench.executors.worker import Worker
+from lrbench.store import RunDirectory
+
+KILLS = """
+import os
+
+import lrbench
+
+
+class Kills(lrbench.Reducer):
+    name = "kills"
+
+    def reduce(self, weight, rank, context):
+        if context.slot.layer == 4:
+            os.kill(os.getpid(), 9)
+        return lrbench.LowRank(weight[:, :rank].clone(), weight[:rank].clone())
+
+
+@lrbench.hookimpl
+def lrbench_reducers():
+    return [Kills]
+"""
+
+
+def facts(directory: RunDirectory):
+    """All that rows and samples say, apart from times and environments."""
+    aside = {"calibrate_seconds", "decompose_seconds", "evaluate_seconds", "environment"}
+    return {key: (row.model_dump(exclude=aside), directory.samples(key)) for key, row in directory.rows().items()}
+
+
+def machines(directory: RunDirectory):
+    """The environments, but for the state of the checkout: git takes long on a busy machine, and then says nothing."""
+    return [
+        {key: value for key, value in entry.items() if key not in ("git", "hash")}
+        for entry in directory.environments().values()
+    ]
+
+
+class InProcess:
+    """An executor with one worker, in this process: all that goes between them is text, as on a cluster.
+
+    Args:
+        share: cells that it is given at a time.
+        altered: changes what the worker is told to open.
+    """
+
+    here = stopped = False
+
+    def __init__(self, share=4, altered=lambda order: order):
+        self.share, self.altered = share, altered
+        self.worker = Worker(1)
+        self.kinds = []
+
+    def open(self, suite, spec, built, registry, *, engine, device, trust_remote_code, notify):
+        order = order_of(
+            suite, spec, built, registry, engine=engine, device=device, gpus=0.0, trust_remote_code=trust_remote_code
+        )
+        self.opened = unpack(self.worker.open(pack(self.altered(order))))
+        if "error" in self.opened:
+            raise AssertionError(self.opened["error"])
+        return open_remote(suite, spec, built, order, self.opened, self.compute, notify)
+
+    def compute(self, run, plan, keys, engine):
+        here = self.opened["environment"]
+        run.keep.environment(here)
+        for start in range(0, len(plan.cells), self.share):
+            unit = unit_of(run, plan.cells[start : start + self.share], keys, engine, here)
+            messages = self.worker.work(pack(unit))
+            try:
+                yield from self.heard(run, engine, here, messages)
+            finally:
+                self.worker.stop()  # its thread ends before the test goes on
+                for _ in messages:
+                    pass
+                self.worker._stopping.clear()
+            if self.stopped:
+                raise KeyboardInterrupt
+
+    def heard(self, run, engine, here, messages):
+        for message in map(unpack, messages):
+            self.kinds.append(message["kind"])
+            if message["kind"] == "row":
+                yield scored_from(message)
+            elif message["kind"] == "partial":
+                [partial] = partials_from([message["partial"]])
+                run.keep.partials(here).add(message["cell"], partial)
+            elif message["kind"] == "step":
+                run.keep.step(step_from(message["step"]))
+            elif message["kind"] == "end":
+                if "error" in message or "bug" in message:
+                    raise AssertionError(message)
+                engine.described = message.get("engine") or engine.described
+
+    def stop(self):
+        self.stopped = True
+        self.worker.stop()
+
+    def close(self):
+        pass
