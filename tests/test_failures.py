@@ -309,3 +309,17 @@ def test_a_model_that_nobody_touched_is_not_loaded_twice(made, tmp_path, monkeyp
     monkeypatch.setattr(lrbench.model_run, "load", lambda *a, **k: loads.append(1) or load(*a, **k))
     assert made().run(tmp_path / "out").failed == 0
     assert len(loads) == 1
+
+
+def test_statistics_that_were_collected_in_a_run_whose_weights_changed_unseen_are_thrown_away(
+    made, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("LRBENCH_CACHE", str(tmp_path / "cache"))
+    text = PLAIN + "calibration: {text: ./calibration.txt, samples: 4, length: 16}\n"
+    subject = made(text, reducers="[asvd]")
+    monkeypatch.setattr(faults, "hook", at("row.made", writes_unseen))
+    assert subject.run(tmp_path / "out").failed == 3
+    monkeypatch.setattr(faults, "hook", None)
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    assert subject.run(tmp_path / "out", retry_failed=True).failed == 0
+    assert list((tmp_path / "cache").rglob("*.safetensors"))
