@@ -16,6 +16,7 @@ test: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest -n 2 -m "not gpu and not slow"
 
 slow: $(VENV)/.installed-dev
+	$(PIP) 'ray<3'
 	$(BIN)/python -m pytest -n 2 -m "slow and not gpu"
 
 lint: $(VENV)/.installed-dev
