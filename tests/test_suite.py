@@ -201,7 +201,7 @@ def test_reading_a_suite_imports_no_torch(suite_file):
         ),
         ({"l15": "xyz: {}"}, "suite.yaml:15:1: unknown key 'xyz'; known keys: name, model, models, task_paths, "
          "plugins, tasks, reducers, sweep, calibration, delta, seed, seeds, batch_size, frontier_memory, inference, "
-         "measure"),
+         "measure, select, race"),
         ({"l15": "name: again"}, "suite.yaml:15:1: duplicate key 'name' (first at line 1, column 1)"),
         (
             {"l8": "  - rsvd: {oversample: 8, oversample: 9}"},
