@@ -246,7 +246,7 @@ def test_samples_are_plain_enough_for_json(make, job):
     assert json.loads(json.dumps(outcome.samples)) == outcome.samples
     kinds = {frozenset(sample) for sample in outcome.samples}
     assert kinds == {
-        frozenset({"task", "doc", "metrics", "loglikelihoods", "greedy"}),
+        frozenset({"task", "doc", "metrics", "loglikelihoods", "greedy", "gold"}),
         frozenset({"task", "doc", "metrics", "loglikelihoods"}),
         frozenset({"task", "doc", "metrics", "text"}),
     }

@@ -15,9 +15,13 @@ from lrbench.edits_in_words import describe, ranks, relative_error
 from lrbench.environment import in_words
 from lrbench.export.description import Description
 from lrbench.export.subject import Subject
+<<<<<<< HEAD
 from lrbench.plain_text import clean, printable
 from lrbench.render.markdown import escape
 from lrbench.store import Edit
+=======
+from lrbench.store import Edit, Row
+>>>>>>> wt-sel
 
 LOAD_DENSE = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -137,7 +141,21 @@ def _scores(subject: Subject) -> str:
             stderr = "" if score.stderr is None else f"{score.stderr:.4g}"
             lines.append(f"| {_cell(task)} | {_cell(metric)} | {score.value:.6g} | {stderr} | {score.n} |")
     how = "through the factors" if any(e.evaluated_as == "factors" for e in subject.row.edits) else "as matrices"
-    return "\n".join(lines) + f"\n\nScores are lm-eval's, with the edited weights run {how}."
+    return "\n".join(lines) + f"\n\nScores are lm-eval's, with the edited weights run {how}.{_documents(subject.row)}"
+
+
+def _documents(row: Row) -> str:
+    """Of which of the tasks' documents the scores are, where a suite chose."""
+    selection = row.selection
+    if selection is None:
+        return ""
+    if selection.chosen_for is None:
+        return " They are of the documents that cells were chosen on, so the best of many looks better than it is."
+    chosen = f"{selection.candidates} cells on {sum((selection.validated_on or {}).values())} other documents"
+    return (
+        f" They are of the tasks' {selection.split} documents; the cell was chosen for {_cell(selection.chosen_for)}, "
+        f"among {chosen}."
+    )
 
 
 def _summary(subject: Subject) -> str:

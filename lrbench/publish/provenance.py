@@ -122,6 +122,13 @@ def row_facts(row: Row) -> list[tuple[str, str]]:
         ("least error of these ranks", optimum), ("calibration, s", row.calibrate_seconds),
         ("decomposition, s", row.decompose_seconds), ("evaluation, s", row.evaluate_seconds),
     ]  # fmt: skip
+    if row.selection is not None:
+        pairs += [
+            ("scored on", f"{row.selection.split} documents"), ("chosen for", row.selection.chosen_for),
+            ("chosen among cells", row.selection.candidates),
+            ("chosen on documents", sum((row.selection.validated_on or {}).values()) or None),
+            ("stopped in a race after", sum(row.selection.documents.values()) if row.selection.stopped else None),
+        ]  # fmt: skip
     return [(name, _word(value)) for name, value in pairs if value not in (None, "")]
 
 

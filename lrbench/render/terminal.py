@@ -38,7 +38,7 @@ _EXPENDABLE = (
     *("among", "seed", "run"),
 )
 # Before the value of a column that says the same on every line.
-_SAID_ONCE = {"edited": "edited: ", "seed": "seed ", "chosen_for": "chosen for ", "among": "each of "}
+_SAID_ONCE = {"edited": "edited: ", "seed": "seed ", "chosen_for": "chosen for ", "among": "among "}
 _GAP = 2  # one from the box, one of padding
 
 
