@@ -15,13 +15,9 @@ from lrbench.edits_in_words import describe, ranks, relative_error
 from lrbench.environment import in_words
 from lrbench.export.description import Description
 from lrbench.export.subject import Subject
-<<<<<<< HEAD
 from lrbench.plain_text import clean, printable
 from lrbench.render.markdown import escape
-from lrbench.store import Edit
-=======
 from lrbench.store import Edit, Row
->>>>>>> wt-sel
 
 LOAD_DENSE = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
