@@ -134,9 +134,10 @@ def structure_of(
 
 def _refuse_other_suite(directory: RunDirectory, suite: Suite) -> None:
     if not directory.manifest_file.exists():
-        own = [LOCK, directory.manifest_file.with_suffix(".tmp").name, "environments.jsonl"]
+        # a screening keeps what it finds in `partial` before anything else is known
+        own = [LOCK, directory.manifest_file.with_suffix(".tmp").name, "environments.jsonl", "partial"]
         if (directory.path / "environments.jsonl").exists():  # the manifest was deleted before the first row
-            own += ["samples", "partial"]
+            own += ["samples"]
         if not directory.rows_file.exists() and any(path.name not in own for path in directory.path.iterdir()):
             raise InputError(f"{directory.path}: not empty, and not a run; choose another --out")
         return

@@ -203,7 +203,7 @@ def test_the_weights_are_looked_at_after_a_stop_too(made, tmp_path, monkeypatch)
 def test_nothing_is_hashed_where_nothing_was_scored(made, tmp_path, monkeypatch):
     subject = made()
     subject.run(tmp_path / "out")
-    monkeypatch.setattr("lrbench.records.weight_hash", lambda model: pytest.fail("hashed"))
+    monkeypatch.setattr("lrbench.model_run.weight_hash", lambda model: pytest.fail("hashed"))
     assert subject.run(tmp_path / "out").computed == 0
 
 

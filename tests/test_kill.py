@@ -15,6 +15,7 @@ from lrbench import faults
 from lrbench.cli import main
 from lrbench.cli.run import _signals
 from lrbench.errors import InputError
+from lrbench.executors import LocalExecutor
 from lrbench.records import Stop
 from lrbench.store import RunDirectory
 from tests.faulty import PARTS, PLAIN, Subject, facts, quicken, scored_lines, write_parts
@@ -50,14 +51,14 @@ def test_fifty_kills_at_random_moments_cost_no_row():
 def test_where_no_cell_is_at_work_a_signal_stops_at_once(number):
     stop = Stop()
     kept = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt), _signals(stop, pytest.fail):
+    with pytest.raises(KeyboardInterrupt), _signals(stop, LocalExecutor(), pytest.fail):
         os.kill(os.getpid(), number)
     assert not stop.asked
     assert signal.getsignal(number) is kept
 
 
 def test_the_end_of_a_job_does_not_wait_for_the_cell():
-    with pytest.raises(KeyboardInterrupt), _signals(Stop(at_work=True), pytest.fail):
+    with pytest.raises(KeyboardInterrupt), _signals(Stop(at_work=True), LocalExecutor(), pytest.fail):
         os.kill(os.getpid(), signal.SIGTERM)
 
 

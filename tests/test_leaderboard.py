@@ -246,7 +246,7 @@ def test_the_pareto_front_is_what_nothing_beats_in_keep_and_score(tmp_path):
 
 def limited(path, limit, correct, weights="w"):
     """A run of one cell on the first `limit` documents, as its manifest says."""
-    run = simple_run(path, [(reduced(f"limit{limit}{weights}"), {"t": correct})])
+    run = simple_run(path, [(reduced(f"limit{limit}{weights[0]}"), {"t": correct})])
     hashes = {"documents": f"first {limit}", "prompts": "p"}
     tasks = {"t": {"hashes": hashes}}
     run.write_manifest({"models": [{"label": "almanac", "weight_hash": weights, "engine": {"tasks": tasks}}]})

@@ -77,20 +77,21 @@ def test_the_arenas_suites_ask_its_tasks_at_its_two_sizes():
     for suite in (hub, almanac):
         (sweep,) = suite.sweep
         assert sweep.mode == "together"
-        assert sweep.rank.resolved() == {"keep": [0.8, 0.6]}
+        assert sweep.rank.resolved() == {"keep_model": [0.8, 0.6]}
         assert methods(suite, Registry.load(()))
 
 
 def test_lasers_sweep_runs_and_scores_the_thirds(tmp_path):
 
     overrides = ["sweep.0.layers=[7]", "sweep.0.weights=[fc_in]", "sweep.0.rank.fraction=[0.05]"]
-    overrides.append("tasks=[{task: almanac_facts, limit: 10}]")
+    overrides += ["tasks=[{task: almanac_facts, limit: 10}]", "select.validation=0.5"]
 
     result = run(bundled_suites()["laser"], tmp_path / "out", overrides=overrides)
 
     rows = list(result.directory.rows().values())
-    assert [row.status for row in rows] == ["ok"] * 3
-    assert {row.label for row in rows} == {None, "svd", "laser-svd"}
+    assert [row.status for row in rows] == ["ok"] * 6
+    for side in ("validation", "test"):
+        assert {row.label for row in rows if row.selection.split == side} == {None, "svd", "laser-svd"}
     for row in rows:
         assert row.scores.keys() == {"almanac_facts", *(f"almanac_facts_{t}" for t in ("frequent", "middle", "rare"))}
 
@@ -101,6 +102,8 @@ def test_the_arenas_protocol_runs_on_almanac(tmp_path):
         "sweep.0.layers=[7]",
         "calibration={name: almanac, samples: 16, length: 64}",
         "tasks=[{task: almanac_tokens, limit: 4}, {task: almanac_facts, limit: 5}]",
+        "derived={MCQ: {mean: [almanac_facts]}}",
+        "sweep.0.rank={keep_model: [0.98, 0.96]}",
     ]
 
     result = run(suite, tmp_path / "out", overrides=overrides)

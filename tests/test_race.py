@@ -212,11 +212,11 @@ def test_answers_kept_by_another_environment_are_not_mixed_in(suite, whole, tmp_
     directory, _, heard = whole
     with pytest.raises(KeyboardInterrupt):
         run(suite, tmp_path / "out", heard=Stopping(12))
-    import lrbench.records as records
+    import lrbench.model_run as model_run
 
-    here = records.environment
+    here = model_run.environment
     monkeypatch.setattr(
-        records, "environment", lambda *a, **k: {**here(*a, **k), "torch": "another", "hash": "elsewhere"}
+        model_run, "environment", lambda *a, **k: {**here(*a, **k), "torch": "another", "hash": "elsewhere"}
     )
     rest = Heard()
     again = run(suite, tmp_path / "out", heard=rest)
