@@ -79,7 +79,9 @@ def test_every_structured_reducer_keeps_its_contract_and_its_promises(reducer):
     assert not failed, "\n".join(failed)
 
 
-@pytest.mark.parametrize("reducer", ALL, ids=lambda reducer: repr(reducer).replace(" ", ""))
+@pytest.mark.parametrize(
+    "reducer", [one for one in ALL if not one.needs], ids=lambda reducer: repr(reducer).replace(" ", "")
+)
 def test_every_structured_reducer_keeps_its_accuracy_in_float32(reducer):
     W = slow(40, 60)
     for rank in (3, 13):
