@@ -21,6 +21,7 @@ COLUMNS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_sweep_benchmark_prints_engine_floor_and_rivals_side_by_side(tmp_path):
     file = tmp_path / "figures.json"
     command = "--config tiny --workload piqa --vocabulary 64 --documents 4 --quick --lm-eval-cells 2 --laser-requests 2"
@@ -139,6 +140,7 @@ def test_the_inference_benchmark_sets_speed_up_against_multiply_adds_and_finds_t
     assert {entry["what"] for entry in report["blocks"]} == {"prefill", "decode"}
 
 
+@pytest.mark.slow
 def test_the_race_benchmark_races_over_a_runs_scores_and_says_what_it_spares_and_chooses(tmp_path):
     dice = numpy.random.default_rng(0)
 

@@ -74,6 +74,7 @@ def test_calibrated_methods_run_and_their_rows_say_what_they_lost_and_cost(tmp_p
     assert not column.detail
 
 
+@pytest.mark.slow
 def test_a_model_loses_less_where_its_truncations_are_calibrated(tmp_path, own_cache):
     suite = write_suite(tmp_path, CALIBRATED, reducers="[svd, svd-llm]", layers="all",
                         calibration="{name: almanac, samples: 32, length: 128}")  # fmt: skip

@@ -133,6 +133,7 @@ def test_what_is_no_layer_cannot_run_on_factors():
         pass
 
 
+@pytest.mark.slow
 def test_measured_rows_hold_speed_and_memory_of_both_forms(tmp_path, capsys):
     plugin = tmp_path / "bad.py"
     plugin.write_text(MISBEHAVING)

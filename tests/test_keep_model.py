@@ -443,6 +443,7 @@ calibration: {name: almanac, samples: 8, length: 128}
 """
 
 
+@pytest.mark.slow
 def test_allocations_by_text_run_and_are_of_the_text(tmp_path, monkeypatch):
     monkeypatch.setenv("LRBENCH_CACHE", str(tmp_path / "cache"))
     suite = write_suite(tmp_path, CALIBRATED)

@@ -98,6 +98,7 @@ def test_parts_that_are_now_divided_otherwise_are_known_by_their_requests(suite,
     assert facts(again.directory) == facts(result.directory)
 
 
+@pytest.mark.slow
 def test_a_killed_process_loses_one_cells_part_at_most(suite, whole, tmp_path):
     result, all_steps = whole
     script = tmp_path / "swept.py"

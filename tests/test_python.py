@@ -145,6 +145,7 @@ def test_a_reduced_model_is_exported_and_restored(format, tmp_path):
         reduced.export(tmp_path / "more", format="onnx")
 
 
+@pytest.mark.slow
 def test_a_frame_has_a_line_for_each_row_and_a_column_for_each_score(tmp_path):
     pytest.importorskip("pandas")
     run(write_family_suite(tmp_path, "llama", measure="inference"), tmp_path / "run")

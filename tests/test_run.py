@@ -416,6 +416,7 @@ def test_two_processes_do_not_write_to_one_run(tmp_path):
         run(suite, directory.path)
 
 
+@pytest.mark.slow
 def test_a_cell_is_known_by_what_defines_its_result(tmp_path):
     """Documents, prompts, seed, dtype, parameters, rank, labels: a change of each gives other cells."""
 

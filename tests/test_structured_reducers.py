@@ -73,7 +73,13 @@ def error(W, factors):
     return float(torch.linalg.matrix_norm(W - factors.dense().double()))
 
 
-@pytest.mark.parametrize("reducer", ALL, ids=lambda reducer: repr(reducer).replace(" ", ""))
+def _slow_if_clustered(reducer):
+    return pytest.param(reducer, marks=pytest.mark.slow) if isinstance(reducer, ClusteredSVD) else reducer
+
+
+@pytest.mark.parametrize(
+    "reducer", [_slow_if_clustered(one) for one in ALL], ids=lambda reducer: repr(reducer).replace(" ", "")
+)
 def test_every_structured_reducer_keeps_its_contract_and_its_promises(reducer):
     failed = [f"{r.name}: {r.detail}" for r in check_reducer(reducer) if not r.passed]
     assert not failed, "\n".join(failed)

@@ -128,6 +128,7 @@ def test_an_unknown_task_is_refused_with_the_nearest_name_before_lm_evals_own_ar
     assert told == []
 
 
+@pytest.mark.slow
 def test_a_word_that_is_no_task_is_refused_by_lm_evals_own_index(folder):
     told = []
     (folder / "more.yaml").write_text("include: colours.yaml\ntask: shades\ndescription:\n  - teal\n")

@@ -191,6 +191,7 @@ def test_c4s_file_is_read_compressed_and_joined_by_spaces_up_to_1100_documents(a
     assert [token for window in windows for token in window["tokens"]] == tokens[: len(windows) * 64]
 
 
+@pytest.mark.slow
 def test_differences_between_rows_are_paired_by_window(tmp_path):
     text = write_suite(tmp_path, reducers="[svd]").read_text()
     tasks = text[text.index("tasks:") : text.index("reducers:")]

@@ -38,6 +38,7 @@ def test_a_run_without_weights_gives_the_rows_of_one_with_them(tmp_path, small_b
     assert len(heard.steps) == executor.kinds.count("step") > 0
 
 
+@pytest.mark.slow
 def test_calibrated_methods_of_two_models_give_the_same_rows(tmp_path):
     one = "model: {name: almanac, device: cpu}"
     both = "models: [{name: almanac, device: cpu}, {name: almanac, device: cpu, label: again}]"
