@@ -245,7 +245,7 @@ def damaged(run, damage):
         number = line % len(lines)
         try:
             data = json.loads(lines[number])
-        except ValueError:  # what was done before
+        except (ValueError, RecursionError):  # what was done before
             return
         path = list(places(data))[place % len(list(places(data)))]
         if how == "deep":
