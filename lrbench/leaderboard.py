@@ -51,8 +51,9 @@ def build(runs: Sequence[RunDirectory], sort: str | None = None, *, validation: 
         _entry(run, Line((row,)), unpaired(row), tasks, overall)
         for run in scored
         for row in run.rows.values()
-        if row.status != "ok"
+        if row.status != "ok" and not _screened_out(row)
     ]
+    screened_out = sum(_screened_out(row) for run in scored for row in run.rows.values())
     family_of = {column.name: family.get((column.task, column.metric), 0) for column in tasks}
     entries, family_of["score"] = _scores_judged(entries)
     everything = [*entries, *failures]
@@ -109,8 +110,13 @@ def build(runs: Sequence[RunDirectory], sort: str | None = None, *, validation: 
         without_samples=without_samples,
         family=family_of,
         below_chance=_below_chance(scored),
+        screened_out=screened_out,
         waiting=sum(run.waiting for run in scored),
     )
+
+
+def _screened_out(row: Row) -> bool:
+    return row.status == "skipped" and row.selection is not None and bool(row.selection.predicted)
 
 
 def _run_names(runs: Sequence[RunDirectory]) -> list[str]:

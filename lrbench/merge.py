@@ -27,7 +27,7 @@ from lrbench.store import Row, RunDirectory, open_run
 LOCK = ".lock"  # that of `lrbench run`
 _OWN = frozenset(
     {
-        *("manifest.json", "environments.jsonl", "rows.jsonl", "samples", "partials"),
+        *("manifest.json", "environments.jsonl", "rows.jsonl", "samples", "partial"),
         *("leaderboard.md", "leaderboard.csv", "leaderboard.json"),
     }
 )

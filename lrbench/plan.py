@@ -153,7 +153,7 @@ class Plan:
         group: list[Cell] = []
         for cell in self.cells:
             first = group[0] if group else cell
-            alike = (cell.slots, cell.seed, cell.allocation) == (first.slots, first.seed, first.allocation)
+            alike = _but_for_the_rank(cell) == _but_for_the_rank(first)
             if cell.method is not first.method or not alike:
                 yield group
                 group = []
@@ -175,6 +175,11 @@ class Plan:
             except ReducerError as error:
                 found.append((cell, str(error)))
         return found
+
+
+def _but_for_the_rank(cell: Cell) -> tuple[Any, ...]:
+    """Equal for cells of one method that differ in the (last) rank alone."""
+    return cell.slots, cell.seed, cell.allocation, cell.requests[:-1]
 
 
 def methods(suite: Suite, registry: Registry) -> list[Method]:

@@ -19,7 +19,7 @@ from lrbench.rerun import SuiteAgain, reopen
 from lrbench.store import Row, RunDirectory
 
 #: What of a row is a time, or names the machine: it says how the cell was done, not what came out.
-TIMES = frozenset({"calibrate_seconds", "decompose_seconds", "evaluate_seconds", "inference"})
+TIMES = frozenset({"allocate_seconds", "calibrate_seconds", "decompose_seconds", "evaluate_seconds", "inference"})
 _NAMING = frozenset({"cell", "environment", "suite"})
 
 

@@ -15,10 +15,11 @@ from typing import Any
 
 import lrbench
 from lrbench.calibration.statistics import prepare_again
+from lrbench.compositions import GREEDY
 from lrbench.errors import InputError, LrbenchError, ModelError, PluginError
 from lrbench.models.base import Base
 from lrbench.models.load import LoadedModel, load
-from lrbench.plan import Cell, Method, make_plan, methods
+from lrbench.plan import Cell, Method, first_block_of, make_plan, methods
 from lrbench.ranks import WHOLE, RankRequest
 from lrbench.reduction import Reduction
 from lrbench.reductions import Reductions
@@ -146,7 +147,10 @@ def compute_again(
         _check_code(again.manifest, method)
     loaded = load(spec, device=device, trust_remote_code=trust_remote_code)
     _check_model(loaded, entry)
-    cell = _cell_of(row, make_plan(again.suite, loaded.inventory, again.methods).cells, again.suite.seed)
+    if row.mode == GREEDY:
+        cell = _composed(row, run.rows(), method, loaded)
+    else:
+        cell = _cell_of(row, make_plan(again.suite, loaded.inventory, again.methods).cells, again.suite.seed)
     calibration = None
     if cell.calibrated:
         calibration = prepare_again(again.suite, loaded, entry["calibration"]["length"], _silent)
@@ -224,6 +228,25 @@ def _cell_of(row: Row, cells: Sequence[Cell], seed: int) -> Cell:
         if same and {slot.name for slot in cell.slots} == weights:
             return cell
     raise InputError(f"cell {row.cell[:10]}: the suite no longer makes it from this model; run the suite again")
+
+
+def _composed(row: Row, rows: Mapping[str, Row], method: Method, loaded: LoadedModel) -> Cell:
+    """The composition that a row is of: the edits that its decisions accepted, at the ranks of their own rows."""
+    if row.selection is None or row.selection.decisions is None:
+        raise InputError(f"cell {row.cell[:10]}: a step of a composition; choose the row on test that came of it")
+    accepted = [one for one in row.selection.decisions if one.accepted]
+    slots = {slot.name: slot for slot in loaded.inventory.slots}
+    missing = next((one for one in accepted if one.cell not in rows or one.weight not in slots), None)
+    if missing is not None or not accepted:
+        why = "it is the unedited model" if not accepted else "rows that it was decided by are gone"
+        raise InputError(f"cell {row.cell[:10]}: {why}; choose another")
+    edited = tuple(slots[one.weight] for one in accepted)
+    asked = [item for one in accepted for item in rows[one.cell].requested.items()]
+    requests = tuple(RankRequest(kind, value) for kind, value in asked)  # type: ignore[arg-type]
+    return Cell(
+        method, GREEDY, edited, first_block=first_block_of(edited, len(loaded.inventory.blocks)),
+        seed=row.seed if method.reducer.randomized else None, requests=requests,
+    )  # fmt: skip
 
 
 def _as_allocated(cell: Cell, row: Row) -> Cell:

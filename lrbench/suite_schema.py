@@ -216,6 +216,7 @@ class Suite(Spec):
 
     @model_validator(mode="after")
     def _greedy_of_a_selection(self) -> Suite:
+        composed: set[str] = set()
         for index, sweep in enumerate(self.sweep):
             if sweep.mode != "greedy":
                 continue
@@ -226,6 +227,15 @@ class Suite(Spec):
                 )  # fmt: skip
             if self.delta is not None:
                 raise misplaced("'mode: greedy' does not go with 'delta'; take another mode", "sweep", index, "mode")
+            labels = sweep.reducers or tuple(reducer.label for reducer in self.reducers)
+            twice = next((label for label in labels if label in composed), None)
+            if twice is not None:
+                raise misplaced(
+                    f"{twice!r} is composed by another sweep already, and each method has one composition for each "
+                    "choice; name other 'reducers', such as the same one under another label",
+                    "sweep", index, "mode",
+                )  # fmt: skip
+            composed.update(labels)
         return self
 
     @model_validator(mode="after")
@@ -233,6 +243,13 @@ class Suite(Spec):
         if self.screen is not None and self.select is None:
             raise misplaced(
                 "'screen' looks at validation documents, so that those reported stay unseen; it needs 'select'",
+                "screen",
+                key=True,
+            )
+        if self.screen is not None and self.delta is not None:
+            raise misplaced(
+                "'screen' predicts what dropping components of a weight does, not of an update; with 'delta', leave "
+                "it out",
                 "screen",
                 key=True,
             )

@@ -115,6 +115,7 @@ class Leaderboard:
         family: how many comparisons with the unedited model Holm's correction is over, by the name of the column.
         without_samples: scored cells whose per-document scores are not there, so that they cannot be paired.
         below_chance: what unedited models know no better than chance: (model, task, value, chance).
+        screened_out: cells that a screening left out; they are in no list.
         waiting: cells scored on validation documents in runs where nothing is reported yet.
     """
 
@@ -127,6 +128,7 @@ class Leaderboard:
     without_samples: int = 0
     below_chance: tuple[tuple[str, str, float, float], ...] = ()
     waiting: int = 0
+    screened_out: int = 0
 
     @property
     def selected(self) -> bool:

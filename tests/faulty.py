@@ -26,7 +26,7 @@ from tests.exports import save_tokenizer, write_task
 from tests.suites import Heard
 from tests.tiny_models import LLAMA
 
-TIMES = ("calibrate_seconds", "decompose_seconds", "evaluate_seconds", "inference")
+TIMES = ("allocate_seconds", "calibrate_seconds", "decompose_seconds", "evaluate_seconds", "inference")
 
 PLAIN = """\
 name: faulty

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import lrbench.model_run
-from lrbench.errors import SuiteError
+from lrbench.errors import InputError, SuiteError
 from lrbench.models.load import load
+from lrbench.rerun import compute_again
 from lrbench.store import RunDirectory
 from lrbench.suite import load_suite
 from tests.suites import Heard, run, write_suite
@@ -144,3 +145,20 @@ def test_a_composition_needs_documents_to_decide_on(tmp_path):
     text = "\n".join(line for line in SUITE.splitlines() if not line.startswith("select"))
     with pytest.raises(SuiteError, match=r"suite\.yaml:8:11: 'mode: greedy' decides on validation documents"):
         load_suite(write_suite(tmp_path, text))
+
+
+def test_a_method_is_composed_by_one_sweep_of_a_suite(tmp_path):
+    twice = SUITE.replace("select:", "  - {mode: greedy, layers: [7], weights: [mlp.up], rank: {keep: 0.5}}\nselect:")
+    with pytest.raises(SuiteError, match=r"suite\.yaml:\d+:\d+: 'svd' is composed by another sweep already"):
+        load_suite(write_suite(tmp_path, twice))
+
+
+def test_a_composition_can_be_made_again_for_an_export_and_its_steps_cannot(done):
+    rows = done.rows()
+    composed = next(row for row in rows.values() if row.selection.decisions and row.edits)
+    again = compute_again(done, composed.cell[:12])
+    assert [reduction.edit.weight for reduction in again.reductions] == [edit.weight for edit in composed.edits]
+    assert [reduction.edit.rank for reduction in again.reductions] == [edit.rank for edit in composed.edits]
+    step = composed.selection.decisions[0].cell
+    with pytest.raises(InputError, match="a step of a composition"):
+        compute_again(done, step[:12])

@@ -7,8 +7,10 @@ import pytest
 
 from lrbench.errors import SuiteError
 from lrbench.foreseen import foreseen
+from lrbench.leaderboard import build
 from lrbench.protocols import screen
 from lrbench.publish import publish
+from lrbench.render.selection import remarks
 from lrbench.store import RunDirectory
 from lrbench.suite import load_suite
 from tests.suites import Heard, run, write_suite
@@ -169,3 +171,19 @@ def test_a_site_shows_cells_of_both_sides_and_the_predictions(done, tmp_path):
     index = published.index.read_text(encoding="utf-8")
     assert "documents of the selection" in index
     assert "Screening: predicted against measured" in (tmp_path / "site" / "figures.html").read_text(encoding="utf-8")
+
+
+def test_a_table_says_how_many_were_screened_out_and_lists_none_of_them(done):
+    folder, _ = done
+    skipped = [row for row in _validation(folder) if row.status == "skipped"]
+    board = build([RunDirectory(folder / "run")])
+    assert board.failures == []
+    assert board.screened_out == len(skipped)
+    assert any(f"{len(skipped)} cells were screened out" in sentence for sentence in remarks(board))
+    assert all(row.reason.endswith("mlp.up_proj.weight)") for row in skipped)
+
+
+def test_a_screening_does_not_go_with_updates(tmp_path):
+    text = SUITE.replace("select:", "delta: {base: almanac}\nselect:")
+    with pytest.raises(SuiteError, match="'screen' predicts what dropping components of a weight does"):
+        load_suite(write_suite(tmp_path, text))

@@ -28,7 +28,7 @@ def lrbench_reducers():
 
 def facts(directory: RunDirectory):
     """All that rows and samples say, apart from times and environments."""
-    aside = {"calibrate_seconds", "decompose_seconds", "evaluate_seconds", "environment"}
+    aside = {"allocate_seconds", "calibrate_seconds", "decompose_seconds", "evaluate_seconds", "environment"}
     return {key: (row.model_dump(exclude=aside), directory.samples(key)) for key, row in directory.rows().items()}
 
 

@@ -5,6 +5,8 @@ objective.py  what a choice is made by: a task's main metric, or the mean over t
 choice.py     the best of several candidates
 screen.py     which cells are scored at all
 greedy.py     edits composed block by block
+course.py     in which order a race takes documents
+race.py       cells that cannot be the choice are given up
 select.py     the protocol: choose on validation, report on test
 """
 

@@ -50,6 +50,9 @@ def compose(
     samples = records.directory.samples
     chain = _Chain(None, unedited, aim.value(unedited), aim.log_loss(samples(unedited.cell)))
     engine = share.engine.restricted(split.validation)
+    if share.calibration is not None:  # so that one pass serves all blocks
+        levels = range(len(composition.levels))
+        share.calibration.expect(cell for level in levels for cell in composition.trials(None, level))
     on_validation = Selection(split="validation", documents=split.sizes("validation"))
     for level in range(len(composition.levels)):
         trials = Plan(tuple(composition.trials(chain.accepted, level)))

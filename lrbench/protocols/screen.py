@@ -59,7 +59,9 @@ def screened(records: Records, share: ModelRun, split: Split, aims: Sequence[Obj
         change = predicted[id(cell)]
         if change is not None and id(cell) not in stays:
             text = ", ".join(f"{name} {value:+.3g}" for name, value in change.items())
-            cell = replace(cell, skip=f"screened out: log-loss is predicted to change by {text} nats a document")
+            names = ", ".join(slot.name for slot in cell.slots[:3]) + (", ..." if len(cell.slots) > 3 else "")
+            why = f"screened out: log-loss is predicted to change by {text} nats a document ({names})"
+            cell = replace(cell, skip=why)
         cells.append(replace(cell, predicted=change))
     return Plan(tuple(cells))
 
@@ -125,8 +127,8 @@ def _predicted(cell: Cell, aims: Sequence[Objective], terms: Terms) -> dict[str,
                 rank = closed_rank(cell.request_of(slot), cell.method.reducer, slot.about, sensitivity.singular_values)
             except ReducerError:  # it will fail, and say so itself
                 return None
-            if rank is None or cell.method.reducer.rank_of != "weight":
-                return None
+            if rank is None or cell.method.reducer.rank_of != "weight" or slot.users > 1:
+                return None  # of a tied weight the gradient is that of all its users, and the edit is one's
             changes[task].append(sensitivity.change(rank))
     total = {task: sum(of_slots) for task, of_slots in changes.items()}
     found = {}

@@ -174,7 +174,7 @@ class _Site:
 
     def _index(self) -> None:
         models = Names()
-        page = tables.page(self._board, self._row_page, lambda model: models(f"model-{model}"))
+        page = tables.page(self._board, self._row_page, lambda model: models(f"model-{model}"), self._reported)
         environments = {
             key: _words(entry) for run in self._runs for key, entry in run.environments.items() if _used(run, key)
         }

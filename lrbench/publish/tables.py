@@ -159,13 +159,16 @@ class Page:
         return list({head.name: head for table in self.tables for head in table.heads if not head.task}.values())
 
 
-def page(board: Leaderboard, page_of: PageOf, key_of: Callable[[str], str]) -> Page:
+def page(
+    board: Leaderboard, page_of: PageOf, key_of: Callable[[str], str], reported: Leaderboard | None = None
+) -> Page:
     """The leaderboard's page.
 
     Args:
         board: as built.
         page_of: (run, cell) -> where the row's own page is.
         key_of: a model's name -> a name for its anchor.
+        reported: of it what is not there for having been chosen from; None: all.
     """
     best, ties = board.best(), board.ties()
     tables: list[Table] = []
@@ -214,7 +217,7 @@ def page(board: Leaderboard, page_of: PageOf, key_of: Callable[[str], str]) -> P
             )
         )
     shown = [column for column in board.columns if not column.detail]
-    return Page(tables, units(shown), marks(board), remarks(board))
+    return Page(tables, units(shown), marks(board), remarks(reported or board))
 
 
 def _parts(board: Leaderboard) -> list[tuple[str, Split, bool]]:

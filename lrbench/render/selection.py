@@ -20,10 +20,16 @@ def remarks(board: Leaderboard) -> list[str]:
             f"Nothing is chosen yet: the run has {board.waiting} rows on validation documents (--validation shows "
             "them); the same command goes on where it stopped."
         ]
+    screened = []
+    if board.screened_out:
+        screened = [
+            f"{board.screened_out} cells were screened out by what a gradient predicts of them, and not scored; their "
+            "rows say what was predicted."
+        ]
     if any(selection.split == "validation" for selection in found):
-        return _on_validation(found)
+        return [*_on_validation(found), *screened]
     if found:
-        return [*_on_test([one for one in found if one.decisions is None]), *composed]
+        return [*_on_test([one for one in found if one.decisions is None]), *composed, *screened]
     return _not_selected(board)
 
 
