@@ -182,6 +182,37 @@ def test_memos_are_forgotten_when_the_frontier_moves_and_when_another_weight_is_
     assert sweeper._memos.bytes == 0
 
 
+@pytest.mark.parametrize("family", EVERY)
+def test_the_frontier_moves_up_by_what_cells_remembered_and_comes_to_the_same_bit_for_bit(family):
+    model = tiny(family)
+    fresh, moved = Sweeper(model, QUERIES), Sweeper(model, QUERIES)
+    (part,) = moved.parts
+    remembered = 0
+    for block, target in ((0, 1), (1, 3), (3, 4)):  # from tokens, past a block, and behind the last
+        for slot in [slot for slot in find_slots(model).slots if slot.about.layer == block]:
+            scored(moved, block, [slot], -0.5)
+            remembered += moved._memos.bytes
+            states = [state.clone() for state in moved.advance(part, target)]
+            for mine, plain in zip(states, fresh.advance(fresh.parts[0], target), strict=True):
+                assert torch.equal(mine, plain), slot.name
+            fresh._frontier.drop()
+    assert remembered
+
+
+def test_moving_the_frontier_up_computes_only_what_the_last_edit_left_open(model):
+    sweeper = Sweeper(model, QUERIES)
+    block = find_slots(model).blocks[1]
+    (slot,) = (slot for slot in find_slots(model).slots if slot.name == "model.layers.1.mlp.down_proj.weight")
+    scored(sweeper, 1, [slot], 0.5)
+    attention, gate, down = (counted(module) for module in (block.self_attn, block.mlp.gate_proj, block.mlp.down_proj))
+
+    sweeper.advance(sweeper.parts[0], 2)
+
+    assert not attention
+    assert not gate
+    assert len(down) == len(sweeper.parts[0].batches)
+
+
 def test_what_was_edited_below_the_named_modules_is_never_replayed(model):
     """An embedding is edited with a block: the engine is told of no modules, and remembers nothing."""
     slots = [slot for slot in find_slots(model).slots if slot.about.role == "embed" or slot.about.layer == 0]

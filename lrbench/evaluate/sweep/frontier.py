@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from lrbench.evaluate.sweep.batches import Batch
+from lrbench.evaluate.sweep.memos import Memos
 from lrbench.evaluate.sweep.passes import Passes
 from lrbench.faults import point
 
@@ -24,10 +25,13 @@ class Frontier:
         self._batches: Sequence[Batch] = ()
         self._states: list[torch.Tensor | None] = []
 
-    def at(self, batches: Sequence[Batch], block: int) -> list[torch.Tensor | None]:
+    def at(self, batches: Sequence[Batch], block: int, memos: Memos | None = None) -> list[torch.Tensor | None]:
         """The states of each batch that enter `block`; for block 0 None, and what is kept stays as it is.
 
         Moving down, or to other batches, starts anew from the tokens.
+
+        Args:
+            memos: of the block that is left behind, whose parts before the edit need not be computed once more.
         """
         if block == 0 or not self._passes.resume:
             return [None] * len(batches)
@@ -37,7 +41,8 @@ class Frontier:
         if self.block < block:
             try:
                 for index, batch in enumerate(batches):
-                    self._states[index] = self._passes.states(batch, self.block, self._states[index], block)
+                    inside = memos.known(batches, self.block, index) if memos else None
+                    self._states[index] = self._passes.states(batch, self.block, self._states[index], block, inside)
                     point("frontier.moving")
             except BaseException:  # some states would be of one block and some of another
                 self.drop()

@@ -56,6 +56,11 @@ class Memos:
             self._to_come = sum(batch.ids.numel() for batch in batches)
         self._states = states
 
+    def known(self, batches: Sequence[Batch], block: int, index: int) -> Memo | None:
+        """What is remembered of a batch in a block, whatever was edited there; None where that is nothing."""
+        here = self._batches is batches and self._of is not None and self._of[0] == block
+        return self._memos.get(index) if here else None
+
     def keep_only(self, batches: Sequence[Batch], block: int) -> None:
         """Forgets what belongs to other batches or another block."""
         if self._batches is not batches or self._of is None or self._of[0] != block:

@@ -143,8 +143,9 @@ class Sweeper:
 
     def advance(self, part: Part, block: int) -> list[torch.Tensor | None]:
         """What enters `block`, batch by batch, for `score`. The model must be unedited."""
+        states = self._frontier.at(part.batches, block, self._memos)
         self._memos.keep_only(part.batches, block)
-        return self._frontier.at(part.batches, block)
+        return states
 
     def score(
         self,
