@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from lrbench.calibration.statistics import Calibration, prepare
 from lrbench.compositions import Composition, make_compositions
@@ -89,6 +89,7 @@ class ModelRun:
     notify: Callable[[str], None] = field(kw_only=True)
     numbers: int = field(init=False)
     originals: Originals = field(init=False)
+    here: ClassVar[bool] = True  # computed in this process, which a stop reaches between two cells
 
     def __post_init__(self) -> None:
         self.numbers = count_numbers(self.loaded.model)
@@ -113,8 +114,16 @@ class ModelRun:
         }
 
     def intact(self) -> bool:
-        """Whether the weights are, to the last bit, those that were loaded."""
-        return weight_hash(self.loaded.model) == self.loaded.weight_hash
+        """Whether the weights are, to the last bit, those that were loaded; else calibration is thrown away."""
+        if weight_hash(self.loaded.model) == self.loaded.weight_hash:
+            return True
+        if self.calibration is not None:
+            self.calibration.distrust()
+        return False
+
+    def unsound(self, cells: Collection[str]) -> Collection[str]:
+        """Of cells that were scored, those that may have been scored on other weights than were loaded."""
+        return () if self.intact() else cells
 
     def begin(self, engine: BoundEngine, keep: Keep) -> dict[str, Any]:
         """Names where rows are made, and has kept what the engine is answered part by part; before the first row."""

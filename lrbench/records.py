@@ -183,7 +183,7 @@ class Records:
                 found = rows(missing, keys) if rows is not None else share.rows(missing, keys, asked)
                 for count, scored in enumerate(found, 1):
                     self.write(scored if scored.row.selection else replace(scored, row=_with(scored.row, selected)))
-                    if count < len(missing.cells):
+                    if count < len(missing.cells) and share.here:
                         self.stop.check()
             finally:
                 self.stop.at_work = False
@@ -245,9 +245,11 @@ class Records:
         self._unverified.clear()
         if not scored:
             return
-        if share.intact():
+        unsound = set(share.unsound([row.cell for row in scored]))
+        if not unsound:
             point("cells.verified")
             return
+        scored = [row for row in scored if row.cell in unsound]
         labels = ", ".join(dict.fromkeys(row.label for row in scored if row.label)) or "the engine"
         reason = (
             "the model's weights were changed unseen while this cell or one before it was at work (by one of "
@@ -258,8 +260,6 @@ class Records:
             self.directory.append(taken_back)
             self.done[row.cell] = taken_back
             self.result.failed += 1
-        if share.calibration is not None:
-            share.calibration.distrust()
         self.progress.note(
             f"{share.loaded.label}: {reason.replace('this cell or one before it', 'its cells')}: {len(scored)} cells "
             "failed; --retry-failed scores them again"
@@ -270,7 +270,7 @@ class Records:
         asked = [engine.lm.max_length, list(engine.requests.hashes().items())]
 
         def partials(here: dict[str, Any]) -> RunPartials:
-            return RunPartials(self.directory, asked, here, self.stop.check)
+            return RunPartials(self.directory, asked, here, self.stop.check if share.here else None)
 
         here = share.begin(engine, Keep(self.directory.add_environment, partials, self.progress.scoring))
         return partials(here)

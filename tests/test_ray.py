@@ -6,8 +6,9 @@ import signal
 import pytest
 
 from lrbench.executors import schedule
+from lrbench.records import Interrupted, Stop
 from tests.suites import Heard, run, write_suite
-from tests.workers import KILLS, facts, machines
+from tests.workers import KILLS, UNSEEN, facts, machines
 
 pytest.importorskip("ray", reason="needs Ray: pip install 'lrbench[ray]'")
 pytestmark = pytest.mark.slow
@@ -105,3 +106,44 @@ def test_a_cell_that_kills_its_workers_is_a_failed_row_and_a_stopped_run_goes_on
     [failed] = [row for row in rows.values() if row.status == "failed"]
     assert (failed.label, result.failed) == ("kills", 1)
     assert "workers died on it" in failed.reason
+
+
+def test_a_stop_as_by_the_command_line_lets_every_worker_finish_its_cell(tmp_path, executor):
+    suite = write_suite(tmp_path, layers="all", reducers="[svd, rsvd]", rank="{keep: [0.5, 0.25]}")
+    stop = Stop()
+    at_work = []
+
+    def interrupted():
+        stop.asked = True
+        executor.stop()
+        at_work.extend(hand.name for hand in executor.hands if hand.share)
+
+    heard = Disturbed({6: interrupted})
+    with pytest.raises(Interrupted) as error:
+        run(suite, tmp_path / "out", executor=executor, heard=heard, stop=stop)
+    assert len(at_work) == 2
+    assert {hand.name for hand in executor.hands} >= set(at_work)  # none was ended with its cell unfinished
+    assert not any(hand.share for hand in executor.hands)
+    assert error.value.result.computed == len(heard.rows) < 33
+
+
+def test_a_worker_whose_weights_changed_unseen_has_its_scores_taken_back_and_no_others(tmp_path, executor):
+    (tmp_path / "unseen.py").write_text(UNSEEN)
+    suite = write_suite(tmp_path, layers="all", reducers="[svd, unseen]", rank="{keep: [0.5, 0.25]}")
+    heard = Heard()
+    result = run(suite, tmp_path / "out", tmp_path / "unseen.py", executor=executor, heard=heard)
+    assert len(executor.hands) == 2
+    failed = [row for row in result.directory.rows().values() if row.status == "failed"]
+    assert 0 < len(failed) == result.failed < result.computed == 33
+    assert {row.cell for row in heard.rows} == set(result.directory.rows())
+    assert all("changed unseen" in row.reason and not row.scores for row in failed)
+    executor.close()
+    second = RayExecutor(executor._options)
+    try:
+        only = write_suite(tmp_path, layers="all", reducers="[svd]", rank="{keep: [0.5, 0.25]}")
+        again = run(only, tmp_path / "again", executor=second)
+    finally:
+        second.close()
+    right = facts(again.directory)
+    kept = {key: value for key, value in facts(result.directory).items() if value[0]["status"] == "ok"}
+    assert {key: value for key, value in kept.items() if key in right}.items() <= right.items()

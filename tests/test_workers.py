@@ -15,7 +15,7 @@ from lrbench.registry import Registry
 from lrbench.suite import load_suite
 from tests.suites import SMALL, Heard, run, write_suite
 from tests.test_delta import tuned_suite
-from tests.workers import KILLS, InProcess, facts, machines
+from tests.workers import KILLS, UNSEEN, InProcess, facts, machines
 
 TIGHT = "frontier_memory=1.0e-7"  # GiB: a batch is a part
 
@@ -78,6 +78,18 @@ def test_answers_to_parts_are_written_before_the_cell_is_done_and_used_again(tmp
     again = run(suite, tmp_path / "out", executor=InProcess(), overrides=[TIGHT], heard=heard)
     assert len(heard.steps) == len(whole.steps) - kept
     assert facts(again.directory) == facts(local.directory)
+
+
+def test_weights_that_a_worker_has_no_longer_as_they_were_loaded_take_back_the_scores_that_it_made(tmp_path):
+    (tmp_path / "unseen.py").write_text(UNSEEN)
+    suite = write_suite(tmp_path, layers="[2, 4]", reducers="[svd, unseen]")
+    heard = Heard()
+    result = run(suite, tmp_path / "out", tmp_path / "unseen.py", executor=InProcess(), heard=heard)
+    assert (result.computed, result.failed) == (5, 5)
+    for row in result.directory.rows().values():
+        assert "changed unseen" in row.reason
+        assert not row.scores
+    assert any("5 cells failed; --retry-failed" in note for note in heard.notes)
 
 
 def test_a_stopped_worker_finishes_its_cell_and_begins_no_other(tmp_path):

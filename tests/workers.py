@@ -3,6 +3,7 @@
 from lrbench.executors.remote import open_remote, order_of, unit_of
 from lrbench.executors.wire import pack, partials_from, scored_from, step_from, unpack
 from lrbench.executors.worker import Worker
+from lrbench.records import Interrupted
 from lrbench.store import RunDirectory
 
 KILLS = """
@@ -23,6 +24,30 @@ class Kills(lrbench.Reducer):
 @lrbench.hookimpl
 def lrbench_reducers():
     return [Kills]
+"""
+
+UNSEEN = """
+import gc
+
+import torch
+import lrbench
+
+
+class Unseen(lrbench.Reducer):
+    name = "unseen"
+
+    def reduce(self, weight, rank, context):
+        if context.slot.layer == 4:
+            gc.collect()
+            for one in gc.get_objects():
+                if isinstance(one, torch.nn.Module) and hasattr(one, "lm_head") and not one.lm_head.weight.is_meta:
+                    one.model.norm.weight.data.mul_(1.01)
+        return lrbench.LowRank(weight[:, :rank].clone(), weight[:rank].clone())
+
+
+@lrbench.hookimpl
+def lrbench_reducers():
+    return [Unseen]
 """
 
 
@@ -62,7 +87,10 @@ class InProcess:
         self.opened = unpack(self.worker.open(pack(self.altered(order))))
         if "error" in self.opened:
             raise AssertionError(self.opened["error"])
-        return open_remote(suite, spec, built, order, self.opened, self.compute, notify)
+        return open_remote(suite, spec, built, order, self.opened, self, notify)
+
+    def spoilt(self):
+        return [] if self.worker.intact() else ["the only one"]
 
     def compute(self, run, plan, keys, engine):
         here = self.opened["environment"]
@@ -78,13 +106,15 @@ class InProcess:
                     pass
                 self.worker._stopping.clear()
             if self.stopped:
-                raise KeyboardInterrupt
+                raise Interrupted
 
     def heard(self, run, engine, here, messages):
         for message in map(unpack, messages):
             self.kinds.append(message["kind"])
             if message["kind"] == "row":
-                yield scored_from(message)
+                scored = scored_from(message)
+                run.made[scored.row.cell] = "the only one"
+                yield scored
             elif message["kind"] == "partial":
                 [partial] = partials_from([message["partial"]])
                 run.keep.partials(here).add(message["cell"], partial)

@@ -119,11 +119,13 @@ def _signals(stop: Stop, executor: Executor, note: Callable[[str], None]) -> Ite
     """^C once asks a run to stop after the cell at work, twice stops it at once.
 
     What ends a job on a cluster (SIGTERM) stops it at once, too: there the time left is short, and no one knows how
-    short. It is treated as ^C all the same, so that the terminal is left in order and the way on is said.
+    short. It is treated as ^C all the same, so that the terminal is left in order and the way on is said. Where others
+    compute, it is as ^C in that, too: many cells are under way, and the scheduler can be told to send it in time.
     """
 
     def interrupted(number: int, _frame: Any) -> None:
-        if number == signal.SIGTERM or stop.asked or not stop.at_work:
+        at_once = number == signal.SIGTERM and executor.here
+        if at_once or stop.asked or not stop.at_work:
             raise KeyboardInterrupt
         stop.asked = True
         executor.stop()

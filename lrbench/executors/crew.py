@@ -146,6 +146,16 @@ class Crew:
             self._without_since = time.monotonic()
         return time.monotonic() - self._without_since
 
+    def spoilt(self) -> Iterator[Hand | Lost]:
+        """Workers whose weights are not, to the last bit, what they loaded; and those that are lost as they look."""
+        asked = [(hand, hand.actor.intact.remote()) for hand in self.hands if hand.opened]
+        for hand, answer in asked:
+            try:
+                if not self._ray.get(answer):
+                    yield hand
+            except self._ray.exceptions.RayError as error:
+                yield self._lose(hand, error)
+
     def stop(self) -> None:
         """Has every worker finish its cell and begin no other."""
         for hand in self.hands:

@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from lrbench.executors.schedule import Group, Queue, cost_of
 from lrbench.executors.wire import pack, partials_from, scored_from, step_from, unpack
 from lrbench.models.load import load_structure
 from lrbench.plan import make_plan
+from lrbench.records import Interrupted
 
 if TYPE_CHECKING:
     from lrbench.model_run import ModelRun, Scored
@@ -125,7 +126,7 @@ class RayExecutor:
             opened = next((hand.opened for hand in crew.hands if hand.opened), None)
         for note in opened["notes"]:
             self._say(note)
-        self._run = open_remote(suite, spec, built, order, opened, self._compute, self._say)
+        self._run = open_remote(suite, spec, built, order, opened, self, self._say)
         for hand in crew.hands:
             if hand.opened:
                 self._check(hand)
@@ -184,11 +185,22 @@ class RayExecutor:
                 signal.signal(signal.SIGTERM, handler)  # Ray takes it for itself
         self._connected = True
 
-    def _compute(self, run: RemoteRun, plan: Plan, keys: Mapping[int, str], engine: RemoteEngine) -> Iterator[Scored]:
+    def spoilt(self) -> Collection[str]:
+        """See `Workers.spoilt`. Of workers that were lost nobody knows; of one that is lost meanwhile, it is said."""
+        assert self._crew is not None
+        found = []
+        for one in self._crew.spoilt():
+            if isinstance(one, Lost):
+                self._notify(f"{one.hand.name}: lost ({one.reason}) before its weights were looked at")
+            else:
+                found.append(one.name)
+        return found
+
+    def compute(self, run: RemoteRun, plan: Plan, keys: Mapping[int, str], engine: RemoteEngine) -> Iterator[Scored]:
         """Hands out a plan's cells, and yields their rows as they come.
 
         Raises:
-            KeyboardInterrupt: after the rows of the cells under way, where it was raised in here or `stop` was called.
+            Interrupted: after the rows of the cells under way, where ^C was pressed in here or `stop` was called.
             InputError: a worker has not the run's model, code or data.
             LrbenchError: there have been no workers for long, or none can open the model.
         """
@@ -208,7 +220,7 @@ class RayExecutor:
             crew.stop()
             while any(hand.share for hand in crew.hands):
                 yield from self._heard(work)
-            raise
+            raise Interrupted from None
         finally:
             crew.dismiss(only=[hand for hand in crew.hands if hand.share])
 
@@ -254,6 +266,7 @@ class RayExecutor:
         if kind == "row":
             scored = scored_from(message)
             if work.queue.delivered(work.cells[scored.row.cell]):
+                work.run.made[scored.row.cell] = hand.name
                 yield scored
         elif kind == "partial" and keep is not None:
             [partial] = partials_from([message["partial"]])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import torch
 
@@ -31,8 +31,21 @@ if TYPE_CHECKING:
     from lrbench.suite import ModelSpec, Suite
     from lrbench.tasks.score import Samples, Scores
 
-#: Reduces and scores cells elsewhere: the run, the cells, their hashes, the engine they are asked of.
-Compute = Callable[["RemoteRun", Plan, Mapping[int, str], "RemoteEngine"], Iterator[Scored]]
+
+class Workers(Protocol):
+    """Those who hold the model, as a run sees them."""
+
+    def compute(self, run: RemoteRun, plan: Plan, keys: Mapping[int, str], engine: RemoteEngine) -> Iterator[Scored]:
+        """Has cells reduced and scored on an engine's requests, and notes in `run.made` who did it.
+
+        Raises:
+            Interrupted: the run is to stop; after the rows of the cells under way.
+        """
+        ...
+
+    def spoilt(self) -> Collection[str]:
+        """Names of those whose weights are not, to the last bit, what they loaded."""
+        ...
 
 
 def order_of(
@@ -104,18 +117,28 @@ class RemoteBase(Base):
 
 @dataclass
 class RemoteRun(ModelRun):
-    """A model whose cells are computed elsewhere."""
+    """A model whose cells are computed elsewhere.
 
-    compute: Compute | None = None
+    Attributes:
+        workers: who computes them.
+        order: what they were told; see `order_of`.
+        keep: where what they send is kept.
+        made: cell -> the name of the worker that made its row.
+    """
+
+    workers: Workers = field(kw_only=True)
     order: Mapping[str, Any] = field(default_factory=dict)
     keep: Keep | None = None
+    made: dict[str, str] = field(default_factory=dict)
+    here: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self.numbers = count_numbers(self.loaded.model)
 
-    def intact(self) -> bool:
-        """Yes: this process holds no weights. A worker sees before each cell that its own are the original ones."""
-        return True
+    def unsound(self, cells: Collection[str]) -> Collection[str]:
+        """As of every model: those that workers made who no longer have the weights that they loaded."""
+        spoilt = self.workers.spoilt()
+        return [cell for cell in cells if self.made.get(cell) in spoilt]
 
     def begin(self, engine: BoundEngine, keep: Keep) -> dict[str, Any]:
         """Notes where to keep what workers send; each names its own environment."""
@@ -130,9 +153,8 @@ class RemoteRun(ModelRun):
         Workers measure what the suite measures.
         """
         engine = engine or self.engine
-        assert self.compute is not None
         assert isinstance(engine, RemoteEngine)
-        return self.compute(self, plan, keys, engine)
+        return self.workers.compute(self, plan, keys, engine)
 
 
 def open_remote(
@@ -141,7 +163,7 @@ def open_remote(
     built: Sequence[Method],
     order: Mapping[str, Any],
     opened: Mapping[str, Any],
-    compute: Compute,
+    workers: Workers,
     notify: Callable[[str], None],
 ) -> RemoteRun:
     """A model that workers hold, from what the first of them says of it.
@@ -175,7 +197,7 @@ def open_remote(
         calibration = prepare(suite, loaded, engine.requests, engine.lm.max_length, notify)
     return RemoteRun(
         suite, spec, loaded, plan, tasks, engine, base, calibration, make_compositions(suite, loaded.inventory, built),
-        methods=built, trust_remote_code=order["trust_remote_code"], notify=notify, compute=compute, order=order,
+        methods=built, trust_remote_code=order["trust_remote_code"], notify=notify, workers=workers, order=order,
     )  # fmt: skip
 
 

@@ -91,6 +91,10 @@ class Worker:
             if message["kind"] == "end":
                 return
 
+    def intact(self) -> bool:
+        """Whether the model's weights are, to the last bit, those that were loaded; else calibration is thrown away."""
+        return self._share is None or self._share.intact()
+
     def stop(self) -> None:
         """Has the cell under way finished and no other begun."""
         self._stopping.set()
