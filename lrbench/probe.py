@@ -21,7 +21,7 @@ from lrbench.models.base import Base
 from lrbench.models.slots import WeightSlot
 from lrbench.plan import Cell, Method
 from lrbench.protocols.choice import is_reference
-from lrbench.protocols.objective import objectives
+from lrbench.protocols.objective import Objective, objectives
 from lrbench.protocols.split import split_of
 from lrbench.ranks import RankRequest
 from lrbench.reductions import Reductions
@@ -49,6 +49,7 @@ class Prediction:
         score_seconds: the sweep, with edits put in place and metrics computed.
         calibrated: whether there are statistics to collect; what that takes is in nothing here.
         allocated: whether curves are needed to share out `keep_model`; what they take is in nothing here.
+        composed: cells that compositions try at most, those with a row included; not in `to_score`, but in the time.
         reported: cells that are scored on test documents, where the suite chooses; their time is in nothing here.
         failures: reducers that failed when they were timed, with the reason.
     """
@@ -63,6 +64,7 @@ class Prediction:
     setup_seconds: float
     reduce_seconds: float
     score_seconds: float
+    composed: int = 0
     reported: int = 0
     calibrated: bool = False
     allocated: bool = False
@@ -110,10 +112,13 @@ def probe(
     missing = [cell for cell in plan.cells if keys[id(cell)] not in rows and not cell.skip and not cell.failure]
     notify("timing some of the work")
     sweep = cost(cast(SweepEngine, engine))
-    starts = [cell.first_block or 0 for cell in missing]
-    asked = [_alike(cell) for cell in missing if cell.method and cell.request]
+    levels = _composed(share)
+    composed = [cell for level in levels for cell in level]
+    sweeps = [[cell.first_block or 0 for cell in cells] for cells in (missing, *levels)]
+    asked = [_alike(cell) for cell in (*missing, *composed) if cell.method and cell.request]
     reducing = _reduce(asked, suite.seed, share.base)
-    score_seconds = sweep.seconds(starts) + reducing.placing_seconds + len(missing) * _metrics(engine)
+    score_seconds = sum(map(sweep.seconds, sweeps)) + reducing.placing_seconds
+    score_seconds += (len(missing) + len(composed)) * _metrics(engine)
     return Prediction(
         machine=in_words(environment(share.loaded.device)),
         to_score=len(missing),
@@ -121,10 +126,11 @@ def probe(
         requests=len(engine.requests.asked_pairs) + len(engine.requests.asked_rolling),
         texts=len(engine.requests.prompts),
         sweep=sweep,
-        block_tokens=sweep.block_tokens(starts),
+        block_tokens=sum(map(sweep.block_tokens, sweeps)),
         setup_seconds=setup_seconds,
         reduce_seconds=reducing.seconds,
         score_seconds=score_seconds,
+        composed=len(composed),
         reported=_reported(share),
         calibrated=share.calibration is not None and any(cell.calibrated for cell in missing),
         allocated=any(cell.allocation not in (None, "uniform") for cell in missing),
@@ -132,13 +138,31 @@ def probe(
     )
 
 
+def _composed(share: ModelRun) -> list[list[Cell]]:
+    """What compositions try, block by block, as if nothing were accepted: what was is scored and not reduced again.
+
+    For each objective apart, but for the first block, at which all of them try the same.
+    """
+    levels = []
+    for one in share.compositions:
+        for level in range(len(one.levels)):
+            cells = [cell for cell in one.trials(None, level) if not cell.skip and not cell.failure]
+            levels += [cells] * (len(_aims(share)) if level else 1)
+    return levels
+
+
+def _aims(share: ModelRun) -> Sequence[Objective]:
+    assert share.suite.select is not None
+    return objectives(share.engine.requests, share.tasks.named, share.suite.select.on)
+
+
 def _reported(share: ModelRun) -> int:
     """Cells that a selection scores on test: of each method one for each objective, and what they are compared with."""
     if share.suite.select is None:
         return 0
-    aims = objectives(share.engine.requests, share.tasks.named, share.suite.select.on)
     labels = {cell.method.label for cell in share.plan.cells if cell.method is not None and not is_reference(cell)}
-    return len(aims) * len(labels) + sum(is_reference(cell) for cell in share.plan.cells)
+    chosen = len(_aims(share)) * (len(labels) + len(share.compositions))
+    return chosen + sum(is_reference(cell) for cell in share.plan.cells)
 
 
 @dataclass

@@ -20,7 +20,7 @@ from lrbench.registry import Registry
 from lrbench.run import structure_of
 from lrbench.suite import load_suite
 from lrbench.tasks.load import load_tasks
-from tests.suites import MISBEHAVING, run, write_suite
+from tests.suites import MISBEHAVING, Heard, run, write_suite
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +87,51 @@ def test_the_tokens_predicted_are_those_that_a_run_computes(tmp_path, monkeypatc
     assert found.sweep.tokens_shared <= found.sweep.positions
     assert found.requests == 4 * 8 + 2 * 8 + 3
     assert 0 < found.seconds == found.setup_seconds + found.reduce_seconds + found.score_seconds
+
+
+GREEDY = """\
+name: composed
+model: {name: almanac, device: cpu}
+tasks:
+  - {task: almanac_facts_rare, limit: 24}
+reducers: [svd, random-subspace]
+sweep:
+  - mode: each
+    layers: [3]
+    weights: [mlp.up]
+    rank: {fraction: 0.5}
+  - mode: greedy
+    layers: [5, 7]
+    weights: [mlp.up, attn.q]
+    rank: {fraction: [0.1, 0.6]}
+select: {validation: 0.5}
+"""
+
+
+def test_what_compositions_try_is_predicted_too(tmp_path, monkeypatch, computed, capsys):
+    monkeypatch.setitem(memory.TOKENS, "cpu", 128)
+    suite = write_suite(tmp_path, GREEDY)
+    found = predicted(suite)
+    assert (found.to_score, found.composed) == (3, 2 * 2 * 4)
+    assert found.reported == 1 + 2 + 2  # the unedited model, each method's choice, each composition
+
+    class ChosenError(Exception):
+        pass
+
+    class UntilTest(Heard):
+        def note(self, message):
+            if "what was chosen on" in message:
+                raise ChosenError
+
+    heard = UntilTest()
+    computed.tokens = 0
+    with pytest.raises(ChosenError):
+        run(suite, tmp_path / "out", heard=heard)
+    assert len(heard.rows) == found.to_score + found.composed
+    assert computed.tokens == found.block_tokens
+
+    assert main(["check", "suite.yaml", "--probe"]) == 0
+    assert "composing  tries up to 16 cells more" in capsys.readouterr().out
 
 
 def test_cells_that_have_a_row_are_not_in_it(tmp_path, computed):

@@ -175,6 +175,8 @@ def _print_prediction(found: Prediction) -> None:
         say(f"  {'texts':10} {found.texts:,} a cell to generate, by lm-eval; not in the time predicted")
     if found.allocated:
         say(f"  {'ranks':10} of some cells are found from curves of every weight; not in the time predicted")
+    if found.composed:
+        say(f"  {'composing':10} tries up to {found.composed:,} cells more; they are in the time predicted")
     if found.reported:
         say(
             f"  {'selection':10} the above is on validation documents, and a race may spare much of it; up to "
