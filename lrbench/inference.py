@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
+from lrbench.clock import synchronize
 from lrbench.editing import in_place
 from lrbench.errors import one_line
 from lrbench.models.factored import runs_as_factors
@@ -118,11 +119,11 @@ def prompts_of(model: PreTrainedModel, batch: int, length: int) -> torch.Tensor:
 def time_once(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int) -> tuple[float, float | None]:
     """Seconds of reading prompts (batch, length), and of writing after them; None where the model keeps no cache."""
     last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    _synchronize(prompts.device)
+    synchronize(prompts.device)
     started = time.perf_counter()
     output: Any = model(input_ids=prompts, use_cache=True, **last)
     token = output.logits[:, -1:].argmax(-1)
-    _synchronize(prompts.device)
+    synchronize(prompts.device)
     read = time.perf_counter() - started
     cache = getattr(output, "past_key_values", None)
     if cache is None:
@@ -131,7 +132,7 @@ def time_once(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int) ->
     for _ in range(new_tokens):
         output = model(input_ids=token, past_key_values=cache, use_cache=True)
         cache, token = output.past_key_values, output.logits[:, -1:].argmax(-1)
-    _synchronize(prompts.device)
+    synchronize(prompts.device)
     return read, time.perf_counter() - started
 
 
@@ -187,8 +188,3 @@ class _Alive(TorchDispatchMode):
 
 def _is_plain(leaf: Any) -> bool:
     return isinstance(leaf, torch.Tensor) and leaf.layout == torch.strided
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from lrbench.budget import Budget, Choices, by_size
+from lrbench.clock import synchronize
 from lrbench.compositions import GREEDY
 from lrbench.editing import in_place
 from lrbench.errors import LrbenchError
@@ -36,7 +37,6 @@ from lrbench.work import (
     failing_as,
     random_state_kept,
     reduced_matrix,
-    synchronize,
 )
 
 _KEPT = 1 / 8  # of the free memory, for copies of weights and what is shared between methods

@@ -106,17 +106,19 @@ class Shared:
 def _make(make: Callable[..., Any], arguments: _Key) -> _Made:
     import torch
 
-    devices = {tensor.device for tensor in _tensors(arguments) if tensor.is_cuda}
+    from lrbench.clock import synchronize
 
-    def synchronize() -> None:
+    devices = {tensor.device for tensor in _tensors(arguments)}
+
+    def synchronized() -> None:
         for device in devices:
-            torch.cuda.synchronize(device)
+            synchronize(device)
 
-    synchronize()
+    synchronized()
     started = time.perf_counter()
     with torch.inference_mode(False), torch.no_grad():  # a tensor made in inference mode has no version to check
         result = make(*arguments)
-    synchronize()
+    synchronized()
     seconds = time.perf_counter() - started
     return _Made(arguments, result, seconds, tuple((tensor, tensor._version) for tensor in _tensors(result)))
 

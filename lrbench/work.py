@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from lrbench.clock import synchronize
 from lrbench.errors import LrbenchError, ReducerError, one_line
 from lrbench.factors import Dense, Factors
 from lrbench.models.slots import WeightSlot
@@ -252,9 +253,3 @@ def _of_first(statistic: torch.Tensor, inputs: int | None) -> torch.Tensor:
 
 def _norm(matrix: torch.Tensor) -> float:
     return float(torch.linalg.vector_norm(matrix, dtype=torch.float64))
-
-
-def synchronize(device: torch.device) -> None:
-    """Waits until a device has done what it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

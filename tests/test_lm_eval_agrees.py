@@ -1,8 +1,11 @@
 """lm-eval, pointed at a saved checkpoint, gives the numbers that lrbench's rows hold."""
 
+import json
+
 import pytest
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
+from transformers import AutoTokenizer
 
 from lrbench.models.edit import edited
 from lrbench.models.load import bundled, load
@@ -43,6 +46,10 @@ def rows(suite, tmp_path_factory):
     return list(result.directory.rows().values())
 
 
+def load_tokenizer():
+    return AutoTokenizer.from_pretrained(bundled()["almanac"])
+
+
 def lm_eval_says(checkpoint, tasks):
     results = simple_evaluate(
         model="hf",
@@ -68,6 +75,38 @@ def same(row, said):
     assert ours.keys() == said.keys()
     for task, scores in ours.items():
         assert scores == pytest.approx(said[task], rel=1e-5), task
+
+
+EMPTY = """\
+task: contexts
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{context}}}}"
+doc_to_choice: choices
+doc_to_target: gold
+target_delimiter: ""
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+
+
+def test_empty_and_one_token_contexts_are_what_lm_eval_makes_of_them(tmp_path):
+    """lm-eval puts its prefix token there, or takes the continuation's first one where that is the prefix token."""
+    prefix = load_tokenizer().bos_token or load_tokenizer().eos_token
+    choices = [" the sea", " a", f"{prefix} the sea"]
+    documents = [{"context": context, "choices": choices, "gold": 0} for context in ("", "a", " the", prefix)]
+    (tmp_path / "contexts.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
+    (tmp_path / "contexts.yaml").write_text(EMPTY.format(file=tmp_path / "contexts.jsonl"))
+    text = "name: contexts\nmodel: {name: almanac, device: cpu}\ntask_paths: [.]\ntasks: [contexts]\nreducers: [svd]\n"
+    sweep = "sweep: [{mode: each, layers: [0, 6], weights: [mlp.down], rank: {keep: 0.5}}]\n"
+    suite = write_suite(tmp_path, text + sweep)
+    ours, theirs = (run(suite, tmp_path / engine, engine=engine).directory for engine in ("sweep", "harness"))
+    assert len(ours.rows()) == 3
+    for cell in ours.rows():
+        for mine, other in zip(ours.samples(cell), theirs.samples(cell), strict=True):
+            assert mine["loglikelihoods"] == pytest.approx(other["loglikelihoods"], rel=1e-4, abs=1e-3)
+            assert mine["greedy"] == other["greedy"]
 
 
 def test_on_the_bundled_checkpoint_lm_eval_gives_the_baseline_row(suite, rows):

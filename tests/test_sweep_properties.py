@@ -154,6 +154,5 @@ def test_other_dtypes_are_checked_with_their_own_tolerance(dtype):
     sweeper = Sweeper(model, queries)
 
     assert sweeper.mode == "packed"
-    assert (
-        same(swept(sweeper, queries), plainly(model, queries), absolute=0.5, relative=0.05) or dtype == torch.bfloat16
-    )
+    absolute = 2.0 if dtype == torch.bfloat16 else 0.5  # as the engine's own check allows
+    assert same(swept(sweeper, queries), plainly(model, queries), absolute=absolute, relative=0.05)

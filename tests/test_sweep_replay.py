@@ -5,7 +5,9 @@ import torch
 
 from lrbench.evaluate.sweep.scoring import Tally
 from lrbench.evaluate.sweep.sweeper import Sweeper
+from lrbench.factors import LowRank
 from lrbench.models.edit import edited
+from lrbench.models.factored import factored
 from lrbench.models.slots import find_slots
 from lrbench.plan import Cell
 from tests.tiny_models import FAMILIES, plainly, query, same, some_queries, tiny
@@ -197,6 +199,45 @@ def test_the_frontier_moves_up_by_what_cells_remembered_and_comes_to_the_same_bi
                 assert torch.equal(mine, plain), slot.name
             fresh._frontier.drop()
     assert remembered
+
+
+@pytest.mark.parametrize("name", ["self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"])
+def test_what_a_cell_ran_as_factors_is_in_no_later_cell(model, name):
+    """A layer of factors stands in the place of the edited module, and is gone when its cell is scored."""
+    plain, sweeper = Sweeper(model, QUERIES), Sweeper(model, QUERIES)
+    (part,) = sweeper.parts
+    (slot,) = (slot for slot in find_slots(model).slots if slot.name == f"model.layers.1.{name}.weight")
+    (after,) = (slot for slot in find_slots(model).slots if slot.name == "model.layers.2.mlp.up_proj.weight")
+    weight = slot.read()
+    halves = [LowRank(weight[:, :8].clone(), torch.eye(8, weight.shape[1]) * scale) for scale in (1.0, 3.0)]
+
+    def answers(sweeper, factors, modules):
+        tally = Tally(len(QUERIES))
+        part = sweeper.parts[0]
+        states = sweeper.advance(part, 1)
+        with factored(model, {slot: factors}):
+            sweeper.score(part, 1, states, tally, modules)
+        return tally.answers()
+
+    scored(sweeper, 1, [slot], 0.5)  # a matrix, and what it remembers
+    found = [answers(sweeper, factors, (slot.module_name,)) for factors in halves * 2]
+    assert found[:2] == found[2:] == [answers(plain, factors, ()) for factors in halves]
+    assert found[0] != found[1]
+    assert scored(sweeper, 2, [after], 0.5) == scored(plain, 2, [after], 0.5)
+    for mine, other in zip(sweeper.advance(part, 4), plain.advance(plain.parts[0], 4), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_how_a_block_computes_is_found_out_once_for_all_parts(model, monkeypatch):
+    sweeper = Sweeper(model, EVEN, tokens=64, frontier_bytes=200 * TOKEN)
+    assert len(sweeper.parts) > 2
+    asked = []
+    recipes = sweeper._passes.recipes
+    monkeypatch.setattr(sweeper._passes, "recipes", lambda *given: asked.append(given[1]) or recipes(*given))
+    slots = {slot.name: slot for slot in find_slots(model).slots}
+    for name in ("1.mlp.down_proj", "1.mlp.up_proj", "2.mlp.down_proj", "1.mlp.down_proj"):
+        scored(sweeper, int(name[0]), [slots[f"model.layers.{name}.weight"]], 0.5)
+    assert asked == [1, 1, 2]
 
 
 def test_moving_the_frontier_up_computes_only_what_the_last_edit_left_open(model):

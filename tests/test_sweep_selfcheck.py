@@ -160,15 +160,27 @@ def test_logits_never_exceed_their_share_of_the_memory(model, monkeypatch):
     assert same(answers, plainly(model, QUERIES))
 
 
-def test_where_attention_runs_eager_rows_are_short_and_few():
+def test_where_attention_runs_eager_rows_are_short_and_few(monkeypatch):
     model = tiny("gemma2")
+    heads = model.config.num_attention_heads
     assert model.config._attn_implementation == "eager"
-    sweeper = Sweeper(model, QUERIES)
+    shapes = {}
+    for scores in (memory.SCORES["cpu"], 3 * 300**2 * heads):
+        monkeypatch.setitem(memory.SCORES, "cpu", scores)
+        sweeper = Sweeper(model, QUERIES)
+        shapes[scores] = [batch.ids.shape for batch in sweeper.parts[0].batches]
+        assert all(rows == 1 or rows * length**2 * heads <= scores for rows, length in shapes[scores])
+        assert same(swept(sweeper, QUERIES, 2), plainly(model, QUERIES))
+    free, bound = shapes.values()
+    assert max(rows for rows, _ in bound) < max(rows for rows, _ in free)
 
-    for batch in sweeper.parts[0].batches:
-        rows, length = batch.ids.shape
-        assert length <= memory.LONGEST
-        assert rows == 1 or rows * length**2 * 4 <= memory.SCORES["cpu"]
+
+def test_a_model_that_tells_no_heads_and_recurs_is_scored_in_plain_rows():
+    model = tiny("mamba2")
+    assert not hasattr(model.config, "num_attention_heads")
+    sweeper = falls_back(model, "log-likelihoods differ")
+    assert sweeper.mode == "padded"
+    assert same(swept(sweeper, QUERIES, 2), plainly(model, QUERIES))
 
 
 def test_halved_batches_give_the_same_answers(model):

@@ -38,6 +38,14 @@ FAMILIES = {
     "falcon_alibi": ("falcon", {**COMMON, "alibi": True}, "padded"),
     "bloom": ("bloom", {"vocab_size": VOCABULARY, "hidden_size": 32, "n_head": 4, "n_layer": 4}, "padded"),
     "mixtral": ("mixtral", {**LLAMA, "num_local_experts": 4}, "packed"),
+    "mamba2": (
+        "mamba2",
+        {
+            "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 4, "num_heads": 4, "head_dim": 16,
+            "state_size": 8, "n_groups": 1,
+        },
+        "padded",
+    ),
     "cohere_scaled": ("cohere", {**LLAMA, "logit_scale": 0.25}, "packed"),
 }  # fmt: skip
 

@@ -14,6 +14,7 @@ from typing import Any, Self
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lrbench.clock import synchronize
 from lrbench.errors import EvaluationError, LrbenchError, one_line
 from lrbench.evaluate.engine import Job, Outcome, Partials, Step
 from lrbench.evaluate.hflm import logits_are_finite, make_hflm
@@ -123,6 +124,7 @@ class BoundEngine(ABC):
         with ExitStack() as stack:  # an edit that cannot be undone is no matter of one cell: it goes up
             try:
                 stack.enter_context(job.edited())
+                synchronize(self.lm.device)
                 started = time.perf_counter()
                 with contained():
                     scores, samples = self.measure(job)

@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lrbench.clock import synchronize
 from lrbench.errors import EvaluationError, LrbenchError
 from lrbench.evaluate.engine import Job, Outcome, Partial, Step
 from lrbench.evaluate.frozen import FrozenEngine
@@ -189,10 +190,12 @@ class SweepEngine(FrozenEngine):
             try:
                 try:
                     states = sweeper.advance(part, one.block)
+                    synchronize(self._model.device)
                 finally:
                     self._unpaid += time.perf_counter() - started
                 point("scoring.advanced")
                 stack.enter_context(one.job.edited())
+                synchronize(self._model.device)
                 started, scoring = time.perf_counter(), True
                 with contained():
                     sweeper.score(part, one.block, states, one.tally, one.job.modules)

@@ -23,9 +23,10 @@ def of(sizes: dict[str, int], device: torch.device) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free memory of a device."""
+    """Free memory of a device, with what torch holds of it and does not use."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     return psutil.virtual_memory().available
 
 

@@ -11,6 +11,9 @@ from lrbench.evaluate.sweep.batches import Batch
 from lrbench.evaluate.sweep.passes import Passes
 from lrbench.evaluate.sweep.replay import Memo, Recipe, Recording
 
+#: A block, and the modules in it of which parameters are edited.
+Place = tuple[int, frozenset[nn.Module]]
+
 
 class Memos:
     """Remembers during the first cell that edits certain modules of a block, and gives back to those after it.
@@ -18,12 +21,14 @@ class Memos:
     Args:
         budget: bytes for all that is remembered at a time. What saves most for its bytes comes first; the rest is
             computed again in each cell.
+        recipes: those found so far, and to come: how a block computes is no matter of the tokens.
     """
 
-    def __init__(self, passes: Passes, budget: int) -> None:
+    def __init__(self, passes: Passes, budget: int, recipes: dict[Place, list[Recipe]]) -> None:
         self._passes = passes
         self._budget = budget
-        self._of: tuple[int, frozenset[nn.Module]] | None = None
+        self._known = recipes
+        self._of: Place | None = None
         self._batches: Sequence[Batch] = ()
         self._states: Sequence[torch.Tensor | None] = ()
         self._recipes: list[Recipe] = []
@@ -51,8 +56,10 @@ class Memos:
         if self._batches is not batches or self._of != (block, modules):
             self.drop()
             self._batches, self._of = batches, (block, modules)
-            smallest = min(range(len(batches)), key=lambda index: batches[index].ids.numel())
-            self._recipes = self._passes.recipes(batches[smallest], block, states[smallest], modules)
+            if self._of not in self._known:
+                smallest = min(range(len(batches)), key=lambda index: batches[index].ids.numel())
+                self._known[self._of] = self._passes.recipes(batches[smallest], block, states[smallest], modules)
+            self._recipes = self._known[self._of]
             self._to_come = sum(batch.ids.numel() for batch in batches)
         self._states = states
 

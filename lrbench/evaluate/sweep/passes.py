@@ -93,7 +93,7 @@ class Passes:
             entering = self._until_stopped(batch, start, states, inside)
         finally:
             hook.remove()
-        return entering.reshape(-1, entering.shape[-1]).index_select(0, batch.asked)
+        return entering.reshape(-1, entering.shape[-1]).index_select(0, batch.asked.to(entering.device))
 
     @torch.no_grad()
     def recipes(
@@ -128,7 +128,7 @@ class Passes:
         hook = self._head.register_forward_pre_hook(replaced)
         try:
             with changed(self._aside(len(self.blocks) if self.resume else 0, idle)):
-                return self.model(input_ids=one, use_cache=False).logits[0].float()
+                return self.model(input_ids=one, use_cache=False).logits[0].to(entering.device).float()
         finally:
             hook.remove()
 

@@ -6,8 +6,7 @@ import random
 import time
 from dataclasses import dataclass
 
-import torch
-
+from lrbench.clock import synchronize
 from lrbench.evaluate.sweep.batches import Batch
 from lrbench.evaluate.sweep.engine import SweepEngine
 from lrbench.evaluate.sweep.scoring import Tally
@@ -99,8 +98,7 @@ def _time(engine: SweepEngine, sweeper: Sweeper, part: Part, batch: Batch) -> tu
     tally = Tally(len(engine.requests.pairs) + len(engine.requests.windows))
     started = time.perf_counter()
     states = sweeper.advance(alone, engine.blocks)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    synchronize(batch.ids.device)
     reached = time.perf_counter()
     sweeper.score(alone, engine.blocks, states, tally)
     return reached - started, time.perf_counter() - reached

@@ -49,14 +49,15 @@ def predictions(passes: Passes, batch: Batch, entering: torch.Tensor) -> tuple[t
     Args:
         entering: the head at the asked positions, (positions, width).
     """
-    loglikelihoods = torch.empty(len(batch.entries), dtype=torch.float32, device=entering.device)
-    greedy = torch.empty(len(batch.entries), dtype=torch.bool, device=entering.device)
+    entries, targets = batch.entries.to(entering.device), batch.targets.to(entering.device)
+    loglikelihoods = torch.empty(len(entries), dtype=torch.float32, device=entering.device)
+    greedy = torch.empty(len(entries), dtype=torch.bool, device=entering.device)
     at_once = max(1, memory.of(memory.LOGITS, entering.device) // passes.vocabulary)
     for first in range(0, len(entering), at_once):
-        here = ((batch.entries >= first) & (batch.entries < first + at_once)).nonzero()[:, 0]
+        here = ((entries >= first) & (entries < first + at_once)).nonzero()[:, 0]
         logits = passes.logits(entering[first : first + at_once])  # (positions, vocabulary)
         highest, likeliest = logits.max(dim=-1)
-        position, target = batch.entries[here] - first, batch.targets[here]
+        position, target = entries[here] - first, targets[here]
         chosen = logits[position, target]
         normaliser = highest + logits.sub_(highest[:, None]).exp_().sum(-1).log()
         loglikelihoods[here] = chosen - normaliser[position]

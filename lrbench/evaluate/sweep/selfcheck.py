@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lrbench.evaluate.sweep.batches import Batch, Layout, make_batches
+from lrbench.evaluate.sweep.batches import PLAIN_FROM, Batch, Layout, make_batches
 from lrbench.evaluate.sweep.frontier import Frontier
 from lrbench.evaluate.sweep.passes import Passes
 from lrbench.evaluate.sweep.queries import Query
@@ -71,6 +72,8 @@ class Compared:
 def choose(queries: Sequence[Query], trees: Sequence[Tree]) -> list[Query]:
     """The longest query (past any sliding window, if one is), the longest and the bushiest tree, the shortest few.
 
+    Of trees that are chains the longest one that stands under a mask, too.
+
     The longest is asked for no more than half of what it could be: there must be positions that nobody asks about.
     """
     forked = [tree for tree in trees if not tree.chain]
@@ -80,7 +83,8 @@ def choose(queries: Sequence[Query], trees: Sequence[Tree]) -> list[Query]:
         *sorted(forked, key=lambda tree: -len(tree.asked) / tree.size)[:1],
     ):
         chosen.update((index, None) for index in _fork(tree))
-    for tree in sorted(trees, key=lambda tree: tree.size)[:3]:
+    masked = [tree for tree in trees if tree.chain and tree.size < PLAIN_FROM]
+    for tree in (*sorted(masked, key=lambda tree: -tree.size)[:1], *sorted(trees, key=lambda tree: tree.size)[:3]):
         chosen.setdefault(tree.asked[0][0])
     half = max(1, len(queries[next(iter(chosen))].tokens) // 2)
     return [queries[index].last(ASKED if place else min(ASKED, half)) for place, index in enumerate(chosen)]
@@ -101,8 +105,11 @@ def plainly(model: PreTrainedModel, query: Query) -> Plain:
     head: nn.Module = model.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda _module, args: entering.append(args[0]))
     asked = len(query.targets)
+    keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+    only = {"logits_to_keep": asked} if keeps else {}  # of a long window all logits are gigabytes
     try:
-        logits = model(torch.from_numpy(query.tokens)[None].to(model.device)).logits[0, -asked:].float()
+        tokens = torch.from_numpy(query.tokens)[None].to(model.device)
+        logits = model(tokens, use_cache=False, **only).logits[0, -asked:].float()
     finally:
         hook.remove()
     targets = torch.from_numpy(query.targets).to(logits.device)
@@ -146,7 +153,7 @@ def compare(
             exact = exact and torch.equal(found, first[index])
             tally.add(batch, *predictions(passes, batch, found))
             for owner in batch.owners.unique().tolist():
-                mine = found[batch.entries[(batch.owners == owner).to(batch.entries.device)]]
+                mine = found[batch.entries[(batch.owners == owner).to(batch.entries.device)].to(found.device)]
                 distance = float(torch.linalg.vector_norm((mine - plain[owner].entering).float()))
                 norm = float(torch.linalg.vector_norm(plain[owner].entering.float()))
                 entering = max(entering, distance / norm if norm else distance)

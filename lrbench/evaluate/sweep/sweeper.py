@@ -18,9 +18,10 @@ from lrbench.evaluate.out_of_memory import is_out_of_memory
 from lrbench.evaluate.sweep import memory
 from lrbench.evaluate.sweep.batches import Batch, Layout, make_batches
 from lrbench.evaluate.sweep.frontier import Frontier
-from lrbench.evaluate.sweep.memos import Memos
+from lrbench.evaluate.sweep.memos import Memos, Place
 from lrbench.evaluate.sweep.passes import Passes
 from lrbench.evaluate.sweep.queries import Query
+from lrbench.evaluate.sweep.replay import Recipe
 from lrbench.evaluate.sweep.scoring import Tally, predictions
 from lrbench.evaluate.sweep.selfcheck import (
     TOLERANCES,
@@ -94,6 +95,8 @@ class Sweeper:
         self._inventory = find_slots(model)
         self._blocks = self._inventory.blocks
         self._frontier_bytes = frontier_bytes
+        self._own = frozenset(model.modules())
+        self._recipes: dict[Place, list[Recipe]] = {}
         self.remembers = False
         self.mode = self._first_that_passes(MODES[MODES.index(mode) :])
         self.parts = self._divided()
@@ -120,7 +123,7 @@ class Sweeper:
         if len(parts) > 1 and self.remembers:  # more of them cost nothing, and leave room for memos
             parts = memory.split(batches, size, budget // 2)
         held = max(size * sum(batch.ids.numel() for batch in part) for part in parts)
-        self._memos = Memos(self._passes, max(0, budget - held))
+        self._memos = Memos(self._passes, max(0, budget - held), self._recipes)
         for part in parts:
             asked = {int(index) for batch in part for index in batch.owners.unique()}
             found.append(Part([index for index in self._order if index in asked], part))
@@ -159,11 +162,12 @@ class Sweeper:
 
         Args:
             modules: names of those whose parameters are edited in `block`, if that is all that is edited up to there;
-                what the block computes before them is then remembered for the next call with the same ones.
+                what the block computes before them is then remembered for the next call with the same ones. Not where
+                another module stands in the place of one of them: that is gone when the call is over.
         """
-        remembering = self.remembers and bool(modules) and block < len(self._blocks)
+        edited = frozenset(self._model.get_submodule(name) for name in modules)
+        remembering = self.remembers and bool(edited) and block < len(self._blocks) and edited <= self._own
         if remembering:
-            edited = frozenset(self._model.get_submodule(name) for name in modules)
             self._memos.use(part.batches, states, block, edited)
         start = block if self._passes.resume else 0
         for index, (batch, state) in enumerate(zip(part.batches, states, strict=True)):
@@ -216,6 +220,9 @@ class Sweeper:
                 "resuming_is_exact": found.exact,
             }
             if found.passed:
+                if not found.exact:
+                    rounding = "its numbers depend on where a pass begins, by rounding"
+                    self._do_without("resumed passes to the last bit", "the same up to rounding", rounding)
                 if self._passes.resume:
                     self._check_trimming(mode, chosen, plain, found.exact)
                     self._check_remembering(mode, chosen)
@@ -285,13 +292,13 @@ class Sweeper:
         block = sum(parameter.numel() for parameter in self._blocks[0].parameters())
         scores = self._scores()
         longest = memory.LONGEST if scores is None else min(memory.LONGEST, isqrt(scores))
-        return Costs(float(block), 4.0 * self._model.config.get_text_config().hidden_size, longest)
+        return Costs(float(block), 4.0 * getattr(self._model.config.get_text_config(), "hidden_size", 0), longest)
 
     def _scores(self) -> int | None:
-        """Attention scores of one head that a batch may have; None where the model does not hold them."""
-        if getattr(self._model.config, "_attn_implementation", "eager") != "eager":
+        """Attention scores of one head that a batch may have; None where the model does not hold them, or has none."""
+        heads = getattr(self._model.config.get_text_config(), "num_attention_heads", None)
+        if heads is None or getattr(self._model.config, "_attn_implementation", "eager") != "eager":
             return None
-        heads = self._model.config.get_text_config().num_attention_heads
         return memory.of(memory.SCORES, self._model.device) // heads
 
 
