@@ -121,7 +121,8 @@ def _cluster(workers: int) -> Any:
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # else 15, which is not how this process runs
-    ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    os.environ.pop("RAY_ADDRESS", None)
+    ray.init("local", num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
     class _Own(RayExecutor):
         def close(self) -> None:

@@ -121,9 +121,9 @@ class ModelRun:
             self.calibration.distrust()
         return False
 
-    def unsound(self, cells: Collection[str]) -> Collection[str]:
-        """Of cells that were scored, those that may have been scored on other weights than were loaded."""
-        return () if self.intact() else cells
+    def unsound(self, cells: Collection[str]) -> Collection[str] | None:
+        """Of cells that were scored, those that may have been on other weights than were loaded; None: all is well."""
+        return None if self.intact() else cells
 
     def begin(self, engine: BoundEngine, keep: Keep) -> dict[str, Any]:
         """Names where rows are made, and has kept what the engine is answered part by part; before the first row."""

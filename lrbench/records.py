@@ -127,7 +127,8 @@ class Records:
         """Holds a model's weights to their hash once its cells are scored, or the run is asked to end.
 
         Where they are others, though nobody was seen writing to them, no one knows since when: the scores of all cells
-        that were scored inside are taken back. Their rows fail, and say so.
+        that were scored inside are taken back, with those of cells that were chosen by them. Their rows fail, and say
+        so. Answers to parts of the requests are dropped.
         """
         try:
             yield
@@ -243,25 +244,30 @@ class Records:
     def _verify(self, share: ModelRun) -> None:
         scored = [row for row in self._unverified if row.status == "ok"]
         self._unverified.clear()
-        if not scored:
+        if not scored and not self.directory.has_partial():
             return
-        unsound = set(share.unsound([row.cell for row in scored]))
-        if not unsound:
+        found = share.unsound([row.cell for row in scored])
+        if found is None:
             point("cells.verified")
             return
+        self.directory.drop_partial()
+        unsound = set(found)
         scored = [row for row in scored if row.cell in unsound]
         labels = ", ".join(dict.fromkeys(row.label for row in scored if row.label)) or "the engine"
         reason = (
             "the model's weights were changed unseen while this cell or one before it was at work (by one of "
             f"{labels}, or by a task's code); its scores are taken back"
         )
-        for row in scored:
-            taken_back = row.model_copy(update={"status": "failed", "reason": reason, "scores": {}, "inference": None})
-            self.directory.append(taken_back)
-            self.done[row.cell] = taken_back
+        by_them = "cells that it was chosen by were scored on weights changed unseen; its scores are taken back"
+        chosen = [row for row in self.done.values() if row.status == "ok" and _chosen_by(row) & unsound - {row.cell}]
+        reasons = {row.cell: by_them for row in chosen} | {row.cell: reason for row in scored}
+        for cell, why in reasons.items():
+            taken_back: dict[str, Any] = {"status": "failed", "reason": why, "scores": {}, "inference": None}
+            self.done[cell] = self.done[cell].model_copy(update=taken_back)
+            self.directory.append(self.done[cell])
             self.result.failed += 1
         self.progress.note(
-            f"{share.loaded.label}: {reason.replace('this cell or one before it', 'its cells')}: {len(scored)} cells "
+            f"{share.loaded.label}: {reason.replace('this cell or one before it', 'its cells')}: {len(reasons)} cells "
             "failed; --retry-failed scores them again"
         )
 
@@ -274,6 +280,13 @@ class Records:
 
         here = share.begin(engine, Keep(self.directory.add_environment, partials, self.progress.scoring))
         return partials(here)
+
+
+def _chosen_by(row: Row) -> set[str]:
+    """The cells by which it was decided that this one is reported."""
+    if row.selection is None:
+        return set()
+    return {*(row.selection.validation_cells or ()), *(one.cell for one in row.selection.decisions or ())}
 
 
 def _with(row: Row, selected: Mapping[str, Selection]) -> Row:

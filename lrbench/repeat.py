@@ -7,7 +7,7 @@ what data and code, then cell by cell whatever a row or its documents say, times
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,31 +70,28 @@ class Repetition:
         return not (self.differences or self.comparison.only_first or self.comparison.only_second)
 
 
-def asked_of(run: RunDirectory, plugins: list[Path]) -> Asked:
+def asked_of(run: RunDirectory, plugins: list[Path], notify: Callable[[str], None]) -> Asked:
     """What a run was asked to do, from its directory alone.
 
     Args:
         plugins: files, instead of those that the run was given.
+        notify: told which files and folders of the run's are code, before it is run.
 
     Raises:
         InputError: no manifest, or not one that a suite can be read from; a plugin, model or task folder is gone.
     """
-    again = reopen(run, plugins)
+    again = reopen(run, plugins, notify)
     models = again.manifest.get("models") or ()
-    engines = dict.fromkeys((model.get("engine") or {}).get("name") for model in models)
-    if not engines or not engines.keys() <= set(ENGINES):
+    engines = [(model.get("engine") or {}).get("name") for model in models]
+    if not engines or any(engine not in ENGINES for engine in engines):
         raise InputError(f"{run.manifest_file}: names no engine that scored its cells; run the suite instead")
     known, wanted = run.environments(), set(again.manifest.get("cells") or ())
     used = {row.environment for cell, row in run.rows().items() if cell in wanted}
     entries = [known[name] for name in sorted(used) if name in known]
-    devices = {entry.get("device") for entry in entries}
-    threads = {entry.get("threads") for entry in entries}
-    return Asked(
-        again,
-        str(next(iter(engines))),
-        "cpu" if devices == {"cpu"} else None,
-        threads.pop() if len(threads) == 1 else None,
-    )
+    threads = [entry.get("threads") for entry in entries]
+    alike = bool(threads) and all(type(count) is int and 0 < count == threads[0] for count in threads)
+    on_cpu = bool(entries) and all(entry.get("device") == "cpu" for entry in entries)
+    return Asked(again, str(engines[0]), "cpu" if on_cpu else None, threads[0] if alike else None)
 
 
 def compare_repetition(first: RunDirectory, second: RunDirectory) -> Repetition:

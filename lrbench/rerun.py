@@ -8,7 +8,7 @@ parameters by their hashes, errors and sizes by their values.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,10 @@ from lrbench.updates import base_of, definition_of
 TOLERANCE = 1e-3
 
 _SHOWN = 5
+
+
+def _silent(message: str) -> None:
+    """Says nothing."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,14 @@ class SuiteAgain:
     methods: tuple[Method, ...]
 
 
-def reopen(run: RunDirectory, plugins: Iterable[Path] = (), *, with_tasks: bool = True) -> SuiteAgain:
+def reopen(
+    run: RunDirectory, plugins: Iterable[Path], notify: Callable[[str], None], *, with_tasks: bool = True
+) -> SuiteAgain:
     """The suite of a run, from its manifest.
 
     Args:
         plugins: files, instead of those that the run was given.
+        notify: told which files and folders of the run's are code, before it is run.
         with_tasks: whether its task folders must be there.
 
     Raises:
@@ -89,6 +96,9 @@ def reopen(run: RunDirectory, plugins: Iterable[Path] = (), *, with_tasks: bool 
     if plugins:
         data["plugins"], given = [], []
     suite = suite_again(data, run.manifest_file, paths, with_tasks=with_tasks)
+    code = dict.fromkeys(map(str, [*suite.plugins, *plugins, *given, *suite.task_paths]))
+    if code:
+        notify(f"{run.path}: runs the code in {', '.join(code)}")
     registry = Registry.load([*suite.plugins, *plugins, *given])
     return SuiteAgain(manifest, suite, registry, tuple(methods(suite, registry)))
 
@@ -116,6 +126,7 @@ def compute_again(
     prefix: str,
     *,
     plugins: Iterable[Path] = (),
+    notify: Callable[[str], None] = _silent,
     device: str | None = None,
     other_code: bool = False,
     trust_remote_code: bool = False,
@@ -126,6 +137,7 @@ def compute_again(
         run: where the cell was scored.
         prefix: of the cell's hash.
         plugins: files, instead of those that the run was given.
+        notify: told which of the run's files are code, before it is run.
         device: instead of the suite's.
         trust_remote_code: lets a model whose suite asks for it run its repository's own code.
         other_code: accept reducers, and an lrbench, other than the run's; what they give must still be the row's.
@@ -137,7 +149,7 @@ def compute_again(
     """
     row = find_row(run, prefix)
     _refuse_unscored(run, row)
-    again = reopen(run, plugins, with_tasks=False)
+    again = reopen(run, plugins, notify, with_tasks=False)
     entry = next((model for model in again.manifest.get("models") or () if model["label"] == row.model), None)
     spec = next((spec for spec in again.suite.models if spec.display_name == row.model), None)
     method = next((method for method in again.methods if method.label == row.label), None)
@@ -171,10 +183,6 @@ def compute_again(
     for mine, theirs in zip(_in_order([r.edit for r in outcome]), _in_order(row.edits), strict=True):
         _check_edit(mine, theirs)
     return CellAgain(row, again.suite, again.manifest["suite"], spec, loaded, cell, tuple(outcome), base)
-
-
-def _silent(message: str) -> None:
-    """Says nothing."""
 
 
 def _refuse_unscored(run: RunDirectory, row: Row) -> None:

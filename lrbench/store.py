@@ -250,6 +250,10 @@ class RunDirectory:
             with _to_disk(self._partial_file(cell)):
                 self._partial_file(cell).unlink(missing_ok=True)
 
+    def has_partial(self) -> bool:
+        """Whether there is anything that `add_partial` kept."""
+        return any((self.path / "partial").glob("*.jsonl"))
+
     def has_blocks(self) -> bool:
         """Whether there are rows on some documents that have not become rows on all they were to be scored on."""
         return any((self.path / "partial").glob(f"{BLOCK}*.jsonl"))

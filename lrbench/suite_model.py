@@ -101,6 +101,11 @@ class ModelSpec(Spec):
             raise misplaced(f"a {'bundled' if self.name else 'random'} model has no 'revision'", "revision")
         if self.seed is not None and self.config is None:
             raise misplaced("a model's 'seed' is that of random weights; it goes with 'config'", "seed")
+        if self.attn_implementation is not None and "/" in self.attn_implementation:
+            raise misplaced(
+                "a kernel of the hub is code that nobody here has read; give one of transformers' own (sdpa, eager, "
+                "flash_attention_2)", "attn_implementation",
+            )  # fmt: skip
         if self.device is not None and self.device_map is not None:
             raise misplaced("'device' or 'device_map', not both", "device_map", key=True)
         if self.device_map is not None and self.config is not None:

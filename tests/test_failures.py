@@ -184,6 +184,23 @@ def test_weights_that_were_changed_unseen_take_back_all_that_was_scored_since(ma
     assert facts(again.directory) == wholes[PLAIN]
 
 
+def test_answers_to_parts_that_were_given_on_changed_weights_are_dropped(made, wholes, tmp_path, monkeypatch):
+    """No row tells of them: they would be taken for right by the run that goes on."""
+    stop = Stop()
+    spoil = at("scoring.chunk", writes_unseen)
+
+    def hook(name):
+        spoil(name)
+        stop.asked = name == "scoring.chunk" or stop.asked
+
+    monkeypatch.setattr(faults, "hook", hook)
+    with pytest.raises(Interrupted):
+        made(PARTS).run(tmp_path / "out", stop=stop)
+    monkeypatch.setattr(faults, "hook", None)
+    assert not RunDirectory(tmp_path / "out").has_partial()
+    assert facts(made(PARTS).run(tmp_path / "out", retry_failed=True).directory) == wholes[PARTS]
+
+
 def test_the_weights_are_looked_at_after_a_stop_too(made, tmp_path, monkeypatch):
     stop = Stop()
     spoil = at("row.made", writes_unseen)

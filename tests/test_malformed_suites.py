@@ -71,6 +71,8 @@ MALFORMED = [
     (2, "model: {pretrained: ''}", "2:21", "'pretrained' must not be empty"),
     (2, 'model: {pretrained: 3}', "2:21", "'pretrained' takes a string, not 3; quote it"),
     (2, 'model: {pretrained: ../gone}', "2:21", 'no such checkpoint folder: {above}/gone'),
+    (2, 'model: {pretrained: a, attn_implementation: org/kernel}', "2:45",
+     "a kernel of the hub is code that nobody here has read; give one of transformers' own"),
     (2, 'model: {pretrained: a, revision: [x]}', "2:34", "'revision' takes a string, not a list"),
     (2, 'model: {pretrained: a, revision: 2024-01-01x, revison: b}', "2:47",
      "unknown key 'revison'; did you mean 'revision'?"),

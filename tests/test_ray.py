@@ -7,7 +7,7 @@ import pytest
 
 from lrbench.executors import schedule
 from lrbench.records import Interrupted, Stop
-from tests.suites import Heard, run, write_suite
+from tests.suites import SMALL, Heard, run, write_suite
 from tests.workers import KILLS, UNSEEN, facts, machines
 
 pytest.importorskip("ray", reason="needs Ray: pip install 'lrbench[ray]'")
@@ -106,6 +106,23 @@ def test_a_cell_that_kills_its_workers_is_a_failed_row_and_a_stopped_run_goes_on
     [failed] = [row for row in rows.values() if row.status == "failed"]
     assert (failed.label, result.failed) == ("kills", 1)
     assert "workers died on it" in failed.reason
+
+
+def test_workers_share_a_gpu_and_two_models_follow_one_another(tmp_path, cluster):
+    """A GPU is a number to Ray: the model itself runs on the CPU here."""
+    node = cluster.add_node(num_cpus=2, num_gpus=1)
+    one = "model: {name: almanac, device: cpu}"
+    both = "models: [{name: almanac, device: cpu}, {name: almanac, device: cpu, label: again}]"
+    suite = write_suite(tmp_path, SMALL.replace(one, both), reducers="[svd]")
+    local = run(suite, tmp_path / "local")
+    executor = RayExecutor(RayOptions(address=cluster.address, gpus=0.5))
+    try:
+        result = run(suite, tmp_path / "out", executor=executor)
+        assert [hand.where["node"] for hand in executor.hands] == [node.node_id] * 2
+    finally:
+        executor.close()
+        cluster.remove_node(node)
+    assert facts(result.directory) == facts(local.directory)
 
 
 def test_a_stop_as_by_the_command_line_lets_every_worker_finish_its_cell(tmp_path, executor):

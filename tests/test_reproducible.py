@@ -89,7 +89,9 @@ def test_a_run_is_repeated_from_its_directory_and_nothing_differs(subject, tmp_p
     assert facts(RunDirectory(again)) == facts(RunDirectory(tmp_path / "first"))
     assert RunDirectory(again).manifest()["models"][0]["engine"]["name"] == "frozen"
     assert main(["run", "--from-manifest", "../first"]) == 0
-    assert "nothing to compute" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "nothing to compute" in out
+    assert "15 cells are of an earlier repetition in this directory; --force computes them again" in out
 
 
 @pytest.fixture

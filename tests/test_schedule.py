@@ -2,7 +2,7 @@
 
 import pytest
 
-from lrbench.executors.schedule import DEATHS, Group, Queue, cost_of, room_for
+from lrbench.executors.schedule import DEATHS, LOSSES, Group, Queue, cost_of, room_for
 from lrbench.executors.simulation import Costs, laser_sweep, simulate
 
 
@@ -119,10 +119,14 @@ def test_a_suspect_that_is_innocent_costs_nobody_a_row():
     assert deaths == 1 + DEATHS
 
 
-def test_a_lost_machine_is_no_ones_fault():
-    queue = Queue(groups(1))
-    for _ in range(2 * DEATHS):
+def test_a_lost_machine_is_no_ones_fault_unless_it_happens_again_and_again():
+    [group] = groups(1)
+    queue = Queue([group])
+    assert LOSSES > 2 * DEATHS
+    for _ in range(LOSSES - 1):
         assert queue.lost(queue.take(1), died=False) == []
+    assert queue.lost(queue.take(1), died=False) == [group.cells[0]]
+    assert not queue.is_open(group.cells[0])
 
 
 @pytest.mark.parametrize(

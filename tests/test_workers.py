@@ -1,6 +1,8 @@
 """What a worker is told and answers, without a cluster: all that goes between it and the run is text."""
 
 import socket
+import threading
+import time
 
 import pytest
 
@@ -8,7 +10,8 @@ from lrbench.cli import main
 from lrbench.errors import InputError
 from lrbench.evaluate.sweep import memory
 from lrbench.executors.ray import RayOptions
-from lrbench.executors.wire import cell_data, cell_from
+from lrbench.executors.wire import cell_data, cell_from, pack
+from lrbench.executors.worker import Worker
 from lrbench.models.load import load_structure
 from lrbench.plan import make_plan, methods
 from lrbench.registry import Registry
@@ -92,6 +95,69 @@ def test_weights_that_a_worker_has_no_longer_as_they_were_loaded_take_back_the_s
     assert any("5 cells failed; --retry-failed" in note for note in heard.notes)
 
 
+def test_a_worker_opens_one_model_at_a_time(monkeypatch):
+    """Where a suite has several, the next may be asked for while the last is still being loaded."""
+    worker, opening, most = Worker(1), [], []
+
+    def opened(self):
+        opening.append(self._order["model"])
+        most.append(len(opening))
+        time.sleep(0.2)
+        return {"model": opening.pop()}
+
+    monkeypatch.setattr(Worker, "_opened", opened)
+    threads = [threading.Thread(target=worker.open, args=(pack({"model": number}),)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1, 1, 1]
+
+
+SELECTING = """\
+name: selecting
+model: {name: almanac, device: cpu}
+tasks:
+  - {task: almanac_facts_rare, limit: 24}
+reducers: [svd, random-subspace]
+sweep:
+  - {mode: each, layers: [3, 6], weights: [mlp.up], rank: {fraction: 0.5}}
+  - {mode: greedy, layers: [5, 7], weights: [mlp.up], rank: {fraction: [0.1, 0.6]}}
+select: {validation: 0.5}
+"""
+
+
+def test_choices_and_compositions_are_the_same_on_workers(tmp_path):
+    suite = write_suite(tmp_path, SELECTING)
+    local = run(suite, tmp_path / "local")
+    remote = run(suite, tmp_path / "remote", executor=InProcess(share=2))
+    assert local.failed == 0
+    assert facts(remote.directory) == facts(local.directory)
+
+
+def test_a_cell_that_was_chosen_by_scores_that_are_taken_back_is_taken_back_too(tmp_path):
+    """The worker that scored the choice may be another one, whose own weights are as they were."""
+    executor = InProcess(share=2)
+    executor.spoilt = lambda: ["the one on validation"]
+
+    class OnValidation(Heard):
+        def finished(self, row):
+            super().finished(row)
+            if row.selection.split == "validation":
+                executor.run.made[row.cell] = "the one on validation"
+
+    opened = executor.open
+    executor.open = lambda *given, **options: setattr(executor, "run", opened(*given, **options)) or executor.run
+    result = run(write_suite(tmp_path, SELECTING), tmp_path / "out", executor=executor, heard=OnValidation())
+    rows = result.directory.rows().values()
+    for row in rows:
+        chosen = row.selection.split == "test" and row.reducer is not None
+        unedited = row.selection.split == "test" and row.reducer is None
+        assert (row.status, bool(row.scores)) == (("ok", True) if unedited else ("failed", False)), row
+        assert ("chosen by" in (row.reason or "")) == chosen
+    assert result.failed == len(rows) - 1
+
+
 def test_a_stopped_worker_finishes_its_cell_and_begins_no_other(tmp_path):
     executor = InProcess(share=5)
 
@@ -150,6 +216,8 @@ def test_cells_come_back_as_they_were(tmp_path):
         ({"address": "ray://head:10001"}, "Ray's client is not supported"),
         ({"gpus": 1.5}, "a whole number of GPUs, or a fraction of one"),
         ({"gpus": -1.0}, "a whole number of GPUs, or a fraction of one"),
+        ({"gpus": float("nan")}, "a whole number of GPUs, or a fraction of one"),
+        ({"gpus": float("inf")}, "a whole number of GPUs, or a fraction of one"),
         ({"workers": 0}, "--ray-workers 0: must be at least 1"),
         ({"cpus": 0}, "--ray-cpus 0: must be at least 1"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
     refuse_occupied(args.directory)
     found = open_run(args.run_directory)
     again = compute_again(
-        found, args.cell, plugins=args.plugin, device=args.device, other_code=args.other_code,
-        trust_remote_code=args.trust_remote_code,
+        found, args.cell, plugins=args.plugin, notify=lambda message: say(message, sys.stderr), device=args.device,
+        other_code=args.other_code, trust_remote_code=args.trust_remote_code,
     )  # fmt: skip
     command = ["lrbench", "export", args.run_directory.name, again.row.cell[:10], "DIR", "--format", args.format]
     subject = Subject.of_cell(again, found, made=shlex.join(command))

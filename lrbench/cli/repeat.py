@@ -15,6 +15,7 @@ def run(args: argparse.Namespace) -> int:
     """
     import torch
 
+    from lrbench.cli.output import say
     from lrbench.cli.run import INTERRUPTED, execute
     from lrbench.errors import InputError
     from lrbench.render.repetition import lines
@@ -28,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
         if given:
             raise InputError(f"--from-manifest repeats a run as it was; leave {option} out")
     first = open_run(args.from_manifest)
-    asked = asked_of(first, [Path(file) for file in args.plugin])
+    asked = asked_of(first, [Path(file) for file in args.plugin], lambda message: say(message, sys.stderr))
     suite = asked.again.suite
     out = args.out or Path("results") / "local" / f"{suite.name}-{suite.hash}-again"
     if out.resolve() == first.path.resolve():
@@ -40,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
         return INTERRUPTED
     found = compare_repetition(first, result.directory)
     print(f"\n{first.path} -> {result.directory.path}")
+    if result.reused:
+        print(f"{result.reused} cells are of an earlier repetition in this directory; --force computes them again")
     for line in lines(found):
         print(line)
     sys.stdout.flush()

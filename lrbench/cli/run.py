@@ -122,11 +122,15 @@ def _signals(stop: Stop, executor: Executor, note: Callable[[str], None]) -> Ite
     short. It is treated as ^C all the same, so that the terminal is left in order and the way on is said. Where others
     compute, it is as ^C in that, too: many cells are under way, and the scheduler can be told to send it in time.
     """
+    from lrbench.records import Interrupted
 
     def interrupted(number: int, _frame: Any) -> None:
         at_once = number == signal.SIGTERM and executor.here
-        if at_once or stop.asked or not stop.at_work:
+        if at_once or stop.asked:
             raise KeyboardInterrupt
+        if not stop.at_work:  # nothing to finish, but what was scored is still to be looked at
+            stop.asked = True
+            raise Interrupted
         stop.asked = True
         executor.stop()
         with suppress(RuntimeError):  # the signal may have come in the middle of printing

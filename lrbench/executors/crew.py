@@ -11,7 +11,7 @@ from typing import Any
 from lrbench.errors import one_line
 from lrbench.executors.schedule import Group, room_for
 from lrbench.executors.wire import unpack
-from lrbench.executors.worker import Worker
+from lrbench.executors.worker import WAITING, Worker
 
 ROUND = 0.5  # seconds to listen before something else is seen to
 RECOUNT = 5.0  # seconds between looks at how much room there is
@@ -45,7 +45,9 @@ class Hand:
     def begin(self, share: list[Group[Any]], unit: str) -> None:
         """Gives it something to do."""
         self.share = share
-        self.stream = self.actor.work.options(num_returns="streaming").remote(unit)
+        self.stream = self.actor.work.options(
+            num_returns="streaming", _generator_backpressure_num_objects=WAITING
+        ).remote(unit)
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,9 @@ class Crew:
     Args:
         workers: how many; None: as many as there is room for, machines that come later included.
         cpus, gpus: of each; no number of GPUs: one, where the cluster has any and `device` is not the CPU.
+
+    Attributes:
+        wary: new workers have failed to open the model again and again: none is added while others have it.
     """
 
     def __init__(self, workers: int | None, cpus: int, gpus: float | None, device: str | None) -> None:
@@ -78,6 +83,7 @@ class Crew:
         self.gpus = gpus if gpus is not None else float(any_gpu and device != "cpu")
         self.hands: list[Hand] = []
         self._order, self._at_most = "", 0
+        self.wary = False
         self._without_since: float | None = None
         self._counted, self._room = 0.0, 0
 
@@ -102,6 +108,8 @@ class Crew:
     def staff(self, at_most: int | None = None) -> None:
         """Adds workers where there are fewer than there is room for, and than there is to do."""
         at_most = self._at_most if at_most is None else at_most
+        if self.wary and any(hand.opened for hand in self.hands):
+            return
         if time.monotonic() - self._counted > RECOUNT:
             self._counted = time.monotonic()
             self._room = self._workers or self.room()
@@ -126,11 +134,16 @@ class Crew:
         if not refs:
             time.sleep(ROUND / 10)
             return
-        ready, _ = self._ray.wait(list(refs), num_returns=1, timeout=ROUND)
+        self._ray.wait(list(refs), num_returns=1, timeout=ROUND)
+        ready, _ = self._ray.wait(list(refs), num_returns=len(refs), timeout=0)  # no one's turn comes before another's
         for ref in ready:
             hand = refs[ref]
             try:
                 said = self._said(hand, ref)
+                if said is None and hand.share and hand.stream is None:  # its last word was lost on its way
+                    self._end(hand)
+                    yield hand, Lost(hand, "it ended without a word", died=False)
+                    continue
             except self._ray.exceptions.RayError as error:
                 yield hand, self._lose(hand, error)
                 continue

@@ -6,6 +6,7 @@ Ray is an extra (`pip install lrbench[ray]`); nothing else in lrbench imports it
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -59,7 +60,8 @@ class RayOptions:
             raise InputError(f"--ray-workers {self.workers}: must be at least 1")
         if self.cpus < 1:
             raise InputError(f"--ray-cpus {self.cpus}: must be at least 1")
-        if self.gpus is not None and (self.gpus < 0 or (self.gpus > 1 and self.gpus != int(self.gpus))):
+        whole = self.gpus is None or not math.isfinite(self.gpus) or self.gpus <= 1 or self.gpus == int(self.gpus)
+        if self.gpus is not None and not (whole and 0 <= self.gpus < math.inf):
             raise InputError(f"--ray-gpus {self.gpus:g}: a whole number of GPUs, or a fraction of one, such as 0.5")
 
 
@@ -170,6 +172,7 @@ class RayExecutor:
             _refuse_silent(address)
         own: dict[str, Any] = {}
         if address is None and not os.environ.get("RAY_ADDRESS"):
+            address = "local"  # else Ray goes to whatever cluster somebody has started on this machine
             own = {"include_dashboard": False}
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of our own reports to nobody
             os.environ.setdefault("RAY_worker_niceness", "0")  # and works as this process does, not at 15
@@ -178,7 +181,7 @@ class RayExecutor:
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
         except Exception as error:  # ConnectionError, ValueError, RuntimeError (other versions), grpc's own
-            where = f"--address {address}" if address else "--executor ray"
+            where = f"--address {address}" if self._options.address else "--executor ray"
             raise InputError(f"{where}: no Ray cluster can be used: {one_line(error)}") from error
         finally:
             if main and handler is not None:
@@ -206,21 +209,23 @@ class RayExecutor:
         """
         assert self._crew is not None
         crew = self._crew
-        work = _Work(run, plan, keys, engine)
+        work = _Work(run, plan, keys, engine, crew)
         try:
-            while not work.queue.finished or any(hand.share for hand in crew.hands):
-                if self._stopping:
-                    raise KeyboardInterrupt
-                crew.staff(work.open_groups)
-                self._hand_out(work)
-                yield from self._heard(work)
-        except KeyboardInterrupt:
-            self._stopping = True
-            self._notify("stopping: each worker finishes its cell; ^C again stops now")
-            crew.stop()
-            while any(hand.share for hand in crew.hands):
-                yield from self._heard(work)
-            raise Interrupted from None
+            try:
+                while not (work.done or self._stopping):
+                    crew.staff(work.open_groups)
+                    self._hand_out(work)
+                    yield from self._heard(work)
+            except KeyboardInterrupt:
+                if self._stopping:  # the second one
+                    raise
+                self._stopping = True
+            if not work.done:
+                self._notify("stopping: each worker finishes its cell; ^C again stops now")
+                crew.stop()
+                while work.under_way:
+                    yield from self._heard(work)
+                raise Interrupted
         finally:
             crew.dismiss(only=[hand for hand in crew.hands if hand.share])
 
@@ -291,14 +296,13 @@ class RayExecutor:
                 if hand.opened is None:
                     self._refused += said.died
                     if self._refused >= _REFUSED:
-                        raise LrbenchError(
-                            f"{hand.name}: workers die while they open the model: {said.reason}; is there memory for "
-                            "it, and lrbench, on every machine? `ray logs` has more"
-                        )
+                        self._beware(said)
             elif hand.opened is None:
+                if self._stopping:  # it comes too late, whatever it is
+                    continue
                 opened = unpack(said)
                 _raise(hand, opened)
-                hand.opened, self._refused = opened, 0
+                hand.opened, self._refused, crew.wary = opened, 0, False
                 if self._run is not None:
                     self._check(hand)
             elif take is not None:
@@ -311,6 +315,18 @@ class RayExecutor:
         if crew.waited() > 30:
             self._say(f"waiting for a machine that has {crew.needs} for a worker")
         return lost
+
+    def _beware(self, last: Lost) -> None:
+        """After workers that died while they opened the model; raises LrbenchError where nobody else has it."""
+        assert self._crew is not None
+        words = (
+            f"{last.hand.name}: workers die while they open the model: {last.reason}; is there memory for it, and "
+            "lrbench, on every machine? `ray logs` has more"
+        )
+        if not any(hand.opened for hand in self._crew.hands):
+            raise LrbenchError(words)
+        self._crew.wary = True
+        self._say(f"{words}. The run goes on with the workers that have it")
 
     def _check(self, hand: Hand) -> None:
         assert self._run is not None
@@ -345,8 +361,8 @@ def _refuse_silent(address: str) -> None:
 class _Work:
     """A plan's cells at work."""
 
-    def __init__(self, run: RemoteRun, plan: Plan, keys: Mapping[int, str], engine: RemoteEngine) -> None:
-        self.run, self.keys, self.engine = run, keys, engine
+    def __init__(self, run: RemoteRun, plan: Plan, keys: Mapping[int, str], engine: RemoteEngine, crew: Crew) -> None:
+        self.run, self.keys, self.engine, self._crew = run, keys, engine, crew
         self.cells = {keys[id(cell)]: cell for cell in plan.cells}
         blocks = len(run.loaded.inventory.blocks)
         groups: list[Group[Cell]] = []
@@ -356,6 +372,16 @@ class _Work:
             groups.append(Group(tuple(cells), cells[0].first_block or 0, cost, names))
         self.queue: Queue[Cell] = Queue(groups)
         self._groups = groups
+
+    @property
+    def under_way(self) -> bool:
+        """Whether any worker is at work."""
+        return any(hand.share for hand in self._crew.hands)
+
+    @property
+    def done(self) -> bool:
+        """Whether every cell has its row, and no worker has anything left to say."""
+        return self.queue.finished and not self.under_way
 
     @property
     def open_groups(self) -> int:

@@ -135,10 +135,15 @@ class RemoteRun(ModelRun):
     def __post_init__(self) -> None:
         self.numbers = count_numbers(self.loaded.model)
 
-    def unsound(self, cells: Collection[str]) -> Collection[str]:
-        """As of every model: those that workers made who no longer have the weights that they loaded."""
+    def unsound(self, cells: Collection[str]) -> Collection[str] | None:
+        """As of every model: those that workers made who no longer have the weights that they loaded.
+
+        All of them where statistics are collected: what one worker has collected serves the others.
+        """
         spoilt = self.workers.spoilt()
-        return [cell for cell in cells if self.made.get(cell) in spoilt]
+        if not spoilt:
+            return None
+        return cells if self.calibration is not None else [cell for cell in cells if self.made.get(cell) in spoilt]
 
     def begin(self, engine: BoundEngine, keep: Keep) -> dict[str, Any]:
         """Notes where to keep what workers send; each names its own environment."""

@@ -11,6 +11,8 @@ from typing import Generic, TypeVar
 
 #: Deaths of workers on one cell after which it is given up.
 DEATHS = 3
+#: Machines lost under one cell after which it is given up: a cell that takes its whole machine down looks like that.
+LOSSES = 10
 #: A share is what is left, divided by this many for each worker: large at first, small at the end.
 SHARES = 2
 
@@ -49,6 +51,7 @@ class Queue(Generic[T]):
         self._open = {id(cell) for group in self._waiting for cell in group.cells}
         self._home = {id(cell): group for group in self._waiting for cell in group.cells}
         self._deaths: dict[int, int] = {}
+        self._losses: dict[int, int] = {}
 
     def __bool__(self) -> bool:
         """Whether any cell waits to be taken."""
@@ -97,17 +100,20 @@ class Queue(Generic[T]):
         machine under it, that cell may be the reason: it waits alone, so that the next death is surely its own.
 
         Returns:
-            Cells that are given up, since workers have died on them too often.
+            Cells that are given up, since workers have died on them too often, or far too many machines were lost.
         """
         left = [cell for group in share for cell in group.cells if id(cell) in self._open]
         given_up: list[T] = []
         suspect: list[T] = []
-        if died and left:
-            first = left.pop(0)
-            deaths = self._deaths[id(first)] = self._deaths.get(id(first), 0) + 1
-            (given_up if deaths >= DEATHS else suspect).append(first)
-            if given_up:
+        if left:
+            first = left[0]
+            counts, most = (self._deaths, DEATHS) if died else (self._losses, LOSSES)
+            counts[id(first)] = counts.get(id(first), 0) + 1
+            if counts[id(first)] >= most:
+                given_up.append(left.pop(0))
                 self._open.discard(id(first))
+            elif died:
+                suspect.append(left.pop(0))
         back = [self._again([cell], alone=True) for cell in suspect]
         together: dict[int, list[T]] = {}
         for cell in left:

@@ -43,6 +43,7 @@ class Worker:
     def __init__(self, threads: int) -> None:
         self._threads = threads
         self._stopping = threading.Event()
+        self._opening = threading.Lock()  # the next model may be asked for while this one is still being loaded
         self._order: dict[str, Any] = {}
         self._share: ModelRun | None = None
         self._environment: dict[str, Any] = {}
@@ -65,14 +66,15 @@ class Worker:
         Returns:
             What the run's process has to know of it; or `error`, in one line, where it cannot be had here.
         """
-        self._order = unpack(order)
-        self._share = self._part = None  # before the next one takes its place in memory
-        self._said = []
-        try:
-            self._use_threads()
-            return pack(self._opened())
-        except LrbenchError as error:
-            return pack({"error": one_line(error), "input": isinstance(error, InputError)})
+        with self._opening:
+            self._order = unpack(order)
+            self._share = self._part = None  # before the next one takes its place in memory
+            self._said = []
+            try:
+                self._use_threads()
+                return pack(self._opened())
+            except LrbenchError as error:
+                return pack({"error": one_line(error), "input": isinstance(error, InputError)})
 
     def work(self, unit: str) -> Iterator[str]:
         """Reduces and scores cells, and says what becomes of them as it happens.
