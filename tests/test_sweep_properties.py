@@ -67,21 +67,45 @@ def test_trees_hold_every_query_once_and_each_node_sees_its_own_path(asked, cost
 
 
 @settings(deadline=None)
-@given(asked=requests, costs=costs, style=st.sampled_from(["packed", "padded"]), tokens=st.integers(1, 200))
-def test_batches_ask_every_query_once_and_keep_to_their_budget(asked, costs, style, tokens):
+@given(
+    asked=requests,
+    costs=costs,
+    style=st.sampled_from(["packed", "padded"]),
+    tokens=st.integers(1, 200),
+    scores=st.none() | st.integers(1, 4000),
+)
+def test_batches_ask_every_query_once_and_keep_to_their_budget(asked, costs, style, tokens, scores):
     queries = make_queries(asked, LONGEST)
-    batches = make_batches(queries, ordered(queries), Layout(style, tokens, min(32, tokens), None, costs), CPU)
+    layout = Layout(style, tokens, min(32, tokens), scores, costs)
+    batches = make_batches(queries, ordered(queries), layout, CPU)
+    most = max(tree.size for tree in grow(queries, ordered(queries), costs if style == "packed" else None))
 
     owners = torch.cat([batch.owners for batch in batches]).bincount(minlength=len(queries))
     assert owners.tolist() == [len(one.targets) for one in queries]
     for batch in batches:
         rows, length = batch.ids.shape
         assert rows == 1 or rows * length <= tokens
+        assert rows == 1 or scores is None or rows * length**2 <= scores
+        assert length <= max(most, tokens)
         assert batch.tokens <= rows * length
         read = batch.ids.flatten()[batch.asked[batch.entries]]
         for index in batch.owners.unique().tolist():
             mine = read[batch.owners == index].tolist()
             assert mine == queries[index].tokens[-len(mine) :].tolist()
+
+
+def test_rows_are_filled_and_no_longer_than_that_pays():
+    random = np.random.default_rng(0)
+    asked = [
+        (None, random.integers(0, 50, n).tolist(), [1, 2]) for n in random.lognormal(4.2, 0.5, 600).astype(int) + 1
+    ]
+    queries = make_queries(asked, 1000)
+    costs = Costs(token=2e6, pair=1500.0, longest=4096)
+    batches = make_batches(queries, ordered(queries), Layout("packed", 1024, 1, None, costs), CPU)
+    trees = [tree.size for tree in grow(queries, ordered(queries), costs)]
+    paid = sum(batch.ids.shape[0] * costs.row(batch.ids.shape[1]) for batch in batches)
+    assert sum(batch.ids.numel() for batch in batches) < 1.02 * sum(trees)
+    assert paid < 1.03 * sum(costs.row(size) for size in trees)  # each tree in a row of its own, without padding
 
 
 def test_choices_share_their_context_and_documents_their_examples():

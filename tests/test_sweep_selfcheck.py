@@ -164,15 +164,16 @@ def test_where_attention_runs_eager_rows_are_short_and_few(monkeypatch):
     model = tiny("gemma2")
     heads = model.config.num_attention_heads
     assert model.config._attn_implementation == "eager"
-    shapes = {}
-    for scores in (memory.SCORES["cpu"], 3 * 300**2 * heads):
+    queries = [query([n, *range(20, 32)], [n + 1, n + 2]) for n in range(24)]
+    batches = {}
+    for scores in (memory.SCORES["cpu"], 5 * 20**2 * heads):
         monkeypatch.setitem(memory.SCORES, "cpu", scores)
-        sweeper = Sweeper(model, QUERIES)
-        shapes[scores] = [batch.ids.shape for batch in sweeper.parts[0].batches]
-        assert all(rows == 1 or rows * length**2 * heads <= scores for rows, length in shapes[scores])
-        assert same(swept(sweeper, QUERIES, 2), plainly(model, QUERIES))
-    free, bound = shapes.values()
-    assert max(rows for rows, _ in bound) < max(rows for rows, _ in free)
+        sweeper = Sweeper(model, queries)
+        batches[scores] = [batch.ids.shape for batch in sweeper.parts[0].batches]
+        assert all(rows * length**2 * heads <= scores for rows, length in batches[scores])
+        assert same(swept(sweeper, queries, 2), plainly(model, queries))
+    free, bound = batches.values()
+    assert len(free) == 1 < len(bound)
 
 
 def test_a_model_that_tells_no_heads_and_recurs_is_scored_in_plain_rows():

@@ -25,7 +25,7 @@ class Layout:
 
     Attributes:
         tokens: of a batch, about.
-        row: length up to which trees are put together, in tokens.
+        row: tokens that a row of trees has at least, if it can be filled.
         scores: numbers in the scores of one attention head over a batch; None: the model does not hold them.
         costs: decide what is shared.
     """
@@ -35,6 +35,10 @@ class Layout:
     row: int
     scores: int | None
     costs: Costs
+
+    def allows(self, length: int) -> bool:
+        """Whether trees may be put together to so long a row."""
+        return length <= min(self.tokens, self.costs.longest) and (self.scores is None or length**2 <= self.scores)
 
     def rows(self, length: int) -> int:
         """How many rows of a length a batch has."""
@@ -92,22 +96,43 @@ def _one_each(trees: list[Tree], layout: Layout) -> Iterator[tuple[list[list[Tre
 
 
 def _filled(trees: list[Tree], layout: Layout) -> Iterator[tuple[list[list[Tree]], bool]]:
-    """Rows as long as the longest tree left; what remains of each is filled with the longest trees that fit."""
-    trees = sorted(trees, key=lambda tree: tree.size)
-    sizes = [tree.size for tree in trees]
-    left = sum(sizes)
-    while trees:
-        length = max(sizes[-1], layout.row)
-        rows: list[list[Tree]] = []
-        for _ in range(min(layout.rows(length), -(-left // length))):
-            row, free = [], length
-            while trees and (place := bisect.bisect_right(sizes, free)):
-                row.append(trees.pop(place - 1))
-                free -= sizes.pop(place - 1)
-            if row:
-                rows.append(row)
-                left -= length - free
-        yield rows, True
+    """Batches of rows that hold one tree each or several, as many as make its tokens cost least.
+
+    Short rows cost little attention, and long ones are filled better. So each batch is tried with several lengths that
+    the longest tree left fits into.
+    """
+    left = sorted(trees, key=lambda tree: tree.size)
+    while left:
+        sizes = [tree.size for tree in left]
+        longest, shortest, middle = sizes[-1], sizes[0], sizes[len(sizes) // 2]
+        lengths = (longest, longest + shortest, longest + middle, 2 * longest, 3 * longest)
+        allowed = {max(length, layout.row) for length in lengths if length == longest or layout.allows(length)}
+        tried = [_fill(sizes, length, layout) for length in sorted(allowed)]
+        rows = min(tried, key=lambda rows: _cost(rows, sizes, layout.costs))
+        yield [[left[place] for place in row] for row in rows], True
+        taken = {place for row in rows for place in row}
+        left = [tree for place, tree in enumerate(left) if place not in taken]
+
+
+def _fill(sizes: list[int], length: int, layout: Layout) -> list[list[int]]:
+    """Rows of places in `sizes`, which ascend: in each row the longest first, then what is longest of what fits."""
+    rows: list[list[int]] = []
+    sizes, places = list(sizes), list(range(len(sizes)))
+    for _ in range(layout.rows(length)):
+        row, free = [], length
+        while sizes and (place := bisect.bisect_right(sizes, free)):
+            row.append(places.pop(place - 1))
+            free -= sizes.pop(place - 1)
+        if not row:
+            break
+        rows.append(row)
+    return rows
+
+
+def _cost(rows: list[list[int]], sizes: list[int], costs: Costs) -> tuple[float, int]:
+    """Of rows for each token that is no padding; of those that cost the same, the fullest come first."""
+    filled = [sum(sizes[place] for place in row) for row in rows]
+    return len(rows) * costs.row(max(filled)) / sum(filled), -max(filled)
 
 
 def _batch(queries: Sequence[Query], rows: list[list[Tree]], masked: bool, device: torch.device) -> Batch:

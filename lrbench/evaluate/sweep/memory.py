@@ -14,7 +14,6 @@ LEAST_TOKENS = 64  # below this, halving batches saves no memory to speak of
 LOGITS = {"cpu": 2**25, "cuda": 2**27}  # positions × vocabulary, float32, at once; fewer slow a large head down
 SCORES = {"cpu": 2**26, "cuda": 2**29}  # numbers, attention scores of a batch where the model holds them
 LONGEST = 4096  # tokens; how long a row may become by sharing, whatever its costs: its mask has the square of it
-ROW = 128  # tokens; shorter documents are put together up to this length
 
 
 def of(sizes: dict[str, int], device: torch.device) -> int:

@@ -285,8 +285,7 @@ class Sweeper:
 
     def _layout(self, mode: str) -> Layout:
         style = "packed" if mode == "packed" else "padded"
-        row = min(memory.ROW, self._tokens)
-        return Layout(style, self._tokens, row, self._scores(), self._costs())  # type: ignore[arg-type]
+        return Layout(style, self._tokens, 1, self._scores(), self._costs())  # type: ignore[arg-type]
 
     def _costs(self) -> Costs:
         block = sum(parameter.numel() for parameter in self._blocks[0].parameters())
