@@ -9,7 +9,7 @@ from lrbench.evaluate.sweep.passes import Passes
 from lrbench.evaluate.sweep.scoring import Tally
 from lrbench.evaluate.sweep.sweeper import Sweeper
 from lrbench.models.slots import find_slots
-from tests.tiny_models import plainly, same, some_queries, swept, tiny
+from tests.tiny_models import plainly, query, same, some_queries, swept, tiny
 
 QUERIES = some_queries(1)
 
