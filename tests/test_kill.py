@@ -16,9 +16,10 @@ from lrbench.cli import main
 from lrbench.cli.run import _signals
 from lrbench.errors import InputError
 from lrbench.executors import LocalExecutor
-from lrbench.records import Stop
+from lrbench.records import Interrupted, Stop
 from lrbench.store import RunDirectory
 from tests.faulty import PARTS, PLAIN, Subject, facts, quicken, scored_lines, write_parts
+from tests.workers import InProcess
 
 HERE = Path(__file__).parent.parent
 
@@ -51,10 +52,20 @@ def test_fifty_kills_at_random_moments_cost_no_row():
 def test_where_no_cell_is_at_work_a_signal_stops_at_once(number):
     stop = Stop()
     kept = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt), _signals(stop, LocalExecutor(), pytest.fail):
+    with pytest.raises(KeyboardInterrupt) as raised, _signals(stop, LocalExecutor(), pytest.fail):
         os.kill(os.getpid(), number)
-    assert not stop.asked
+    assert (raised.type is Interrupted) == (number == signal.SIGINT)  # what was scored is still looked at
     assert signal.getsignal(number) is kept
+
+
+def test_where_others_compute_the_end_of_a_job_lets_them_finish_and_the_second_one_does_not():
+    stop, executor, notes = Stop(at_work=True), InProcess(), []
+    with _signals(stop, executor, notes.append):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert (stop.asked, executor.stopped, len(notes)) == (True, True, 1)
+        with pytest.raises(KeyboardInterrupt) as raised:
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert raised.type is KeyboardInterrupt
 
 
 def test_the_end_of_a_job_does_not_wait_for_the_cell():

@@ -29,7 +29,7 @@ def lrbench_reducers():
 UNSEEN = """
 import gc
 
-import torch
+import transformers
 import lrbench
 
 
@@ -40,7 +40,7 @@ class Unseen(lrbench.Reducer):
         if context.slot.layer == 4:
             gc.collect()
             for one in gc.get_objects():
-                if isinstance(one, torch.nn.Module) and hasattr(one, "lm_head") and not one.lm_head.weight.is_meta:
+                if type(one) is transformers.LlamaForCausalLM and not one.lm_head.weight.is_meta:
                     one.model.norm.weight.data.mul_(1.01)
         return lrbench.LowRank(weight[:, :rank].clone(), weight[:rank].clone())
 
