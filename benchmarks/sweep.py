@@ -40,6 +40,7 @@ from sweep_report import show
 from sweep_rivals import LaserTime, LmEval, LmEvalTime, largest_difference, time_laser
 from sweep_workloads import CONFIGS, MAIN, WORKLOADS, Workload, make_model, write_task
 
+WEIGHTS = ("mlp.down", "mlp.up", "attn.o", "attn.q")
 RATES = {"all": 3, "last-third": 9}  # edits a block; LASER sweeps 9 rates of each of two matrices
 LASER_SWEEP = {"prompts": 65_000, "edits_per_block": 18}  # CounterFact on GPT-J, 28 blocks
 
@@ -95,7 +96,9 @@ def _workload(
     rival = LmEval(loaded, lm, task, folder)
     work = count(requests, workload.max_length)
     planned = {
-        which: make_cells(loaded, _layers(options, which, len(loaded.inventory.blocks)), _rates(options, which))
+        which: make_cells(
+            loaded, _layers(options, which, len(loaded.inventory.blocks)), _rates(options, which), options.weight
+        )
         for which in (["all", "last-third"] if options.cells == "both" else [options.cells])
     }
     first = next(iter(planned.values()))
@@ -148,7 +151,8 @@ def _entry(
     softmax = len(cells) * work.asked * (speed.head_seconds - speed.head_gemm_seconds)
     entry: dict[str, Any] = {
         "workload": workload.name, "about": workload.about, "vocabulary": vocabulary, "documents": documents,
-        "blocks": which, "blocks_edited": sorted({cell.layer for cell in cells}), "blocks_of_model": blocks,
+        "weight": options.weight, "blocks": which, "blocks_edited": sorted({cell.layer for cell in cells}),
+        "blocks_of_model": blocks,
         "cells": len(cells), "edits_per_block": _rates(options, which),
         "setup_seconds": swept.setup_seconds, "engine_seconds": swept.seconds, "cell_seconds": swept.cell_seconds,
         "slope": {"seconds_per_cell_and_block": slope, "seconds_per_cell": constant}, "frontier_seconds": frontier,
@@ -172,6 +176,7 @@ def _entry(
     if lm_eval.seconds:
         whole = sum(lm_eval.seconds) / len(lm_eval.seconds) * len(cells)
         entry["lm_eval"] |= {"extrapolated_seconds": whole, "ratio": whole / swept.seconds}
+        entry["lm_eval"]["ratio_with_setup"] = whole / (swept.setup_seconds + swept.seconds)
         shared = [key for key in lm_eval.samples or {} if key in swept.samples]
         pairs = [largest_difference(swept.samples[key], lm_eval.samples[key]) for key in shared]  # type: ignore[index]
         if pairs:
@@ -183,7 +188,8 @@ def _entry(
         entry["laser"] = {**asdict(laser), "extrapolated_seconds": whole, "ratio": whole / swept.seconds}
     if workload.name == "counterfact" and which == "all" and line:
         per_edit = sum(line[0] * n + line[1] for n in range(1, blocks + 1))
-        seconds = per_edit * LASER_SWEEP["edits_per_block"] * LASER_SWEEP["prompts"] / documents
+        matrices = 2 * line[2]  # each is once the first of its block
+        seconds = (per_edit * LASER_SWEEP["edits_per_block"] + matrices) * LASER_SWEEP["prompts"] / documents
         entry["laser_sweep_predicted"] = {**LASER_SWEEP, "blocks": blocks, "seconds": seconds}
     return entry
 
@@ -222,6 +228,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--rates", type=int, help="edits of each block; default 3 over all blocks, 9 over the last third"
+    )
+    parser.add_argument(
+        "--weight", choices=WEIGHTS, default=WEIGHTS[0], help="of each block, which is edited; see docs/benchmarks.md"
     )
     parser.add_argument("--config", choices=CONFIGS, default="llama-12x384")
     parser.add_argument("--device", help="default: the GPU where there is one")

@@ -26,7 +26,7 @@ KEPT = (0.05, 0.3)  # of the full rank, the smallest and the largest edit
 
 @dataclass(frozen=True)
 class Cell:
-    """One low-rank edit of one block's down projection: left (m, k), right (k, n)."""
+    """One low-rank edit of one matrix of a block: left (m, k), right (k, n)."""
 
     key: str
     layer: int
@@ -42,13 +42,13 @@ class Cell:
         return edited({self.slot: (self.left.float() @ self.right.float()).to(self.slot.tensor().dtype)})
 
 
-def make_cells(loaded: LoadedModel, layers: Sequence[int], rates: int) -> list[Cell]:
-    """`rates` edits of each block, in the blocks' order; factorized once for each block (randomized SVD).
+def make_cells(loaded: LoadedModel, layers: Sequence[int], rates: int, weight: str = "mlp.down") -> list[Cell]:
+    """`rates` edits of each block's `weight`, in the blocks' order; factorized once a block (randomized SVD).
 
     A block's edit at a rank does not depend on the other blocks and ranks asked for.
     """
     cells = []
-    for slot in loaded.inventory.select(layers, ["mlp.down"]):
+    for slot in loaded.inventory.select(layers, [weight]):
         layer, full = slot.about.layer, min(slot.about.shape)
         assert layer is not None
         torch.manual_seed(layer)

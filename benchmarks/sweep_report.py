@@ -86,6 +86,7 @@ def _notes(sweep: dict[str, Any], batch_size: int) -> list[str]:
     if lm_eval["seconds_per_cell"]:
         timed = ", ".join(f"{seconds:.1f}" for seconds in lm_eval["seconds_per_cell"])
         notes.append(f"  lm-eval (batch {batch_size}) timed on {lm_eval['cells_timed']} cells: {timed} s")
+        notes.append(f"  with the engine's set-up counted, {lm_eval['ratio_with_setup']:.1f} times lm-eval")
     elif lm_eval["reason"]:
         notes.append(f"  lm-eval not timed: {lm_eval['reason']}")
     if laser:
@@ -97,7 +98,8 @@ def _notes(sweep: dict[str, Any], batch_size: int) -> list[str]:
         predicted = sweep["laser_sweep_predicted"]
         notes.append(
             f"  LASER's published sweep, by the fitted line: {predicted['prompts']:,} prompts, "
-            f"{predicted['blocks']} blocks × {predicted['edits_per_block']} edits: {predicted['seconds'] / 3600:.1f} h"
+            f"{predicted['blocks']} blocks × {predicted['edits_per_block']} edits: {predicted['seconds'] / 3600:.1f} h "
+            "of scoring"
         )
     return notes
 

@@ -25,6 +25,7 @@ COLUMNS = [
 def test_the_sweep_benchmark_prints_engine_floor_and_rivals_side_by_side(tmp_path):
     file = tmp_path / "figures.json"
     command = "--config tiny --workload piqa --vocabulary 64 --documents 4 --quick --lm-eval-cells 2 --laser-requests 2"
+    command += " --weight attn.q"
     done = subprocess.run(
         [sys.executable, SWEEP, *command.split(), "--device", "cpu", "--json", file],
         capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"HF_HUB_OFFLINE": "1"},
@@ -39,6 +40,7 @@ def test_the_sweep_benchmark_prints_engine_floor_and_rivals_side_by_side(tmp_pat
         assert len(sweep["cell_seconds"]) == sweep["cells"]
         assert 0 < sweep["floor_without_softmax_seconds"] <= sweep["floor_seconds"]
         assert sweep["lm_eval"]["largest_difference"]["absolute"] < 1e-3
+        assert 0 < sweep["lm_eval"]["ratio_with_setup"] < sweep["lm_eval"]["ratio"]
         assert sweep["laser"]["requests"] == 2
         assert not sweep["targets"]
 
