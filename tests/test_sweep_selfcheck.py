@@ -42,6 +42,20 @@ def test_a_model_that_ignores_masks_or_positions_gets_plain_rows(model, dropped)
     assert falls_back(model, "differ by").mode == "padded"
 
 
+@pytest.mark.parametrize("of_rows", ["attention_mask", "position_ids"])
+def test_a_model_that_takes_the_first_row_for_all_gets_plain_rows(model, of_rows):
+    """As one does that makes a table of positions once for a batch."""
+    forward = model.forward
+
+    def first_for_all(*args, **options):
+        given = options.get(of_rows)
+        return forward(*args, **{**options, of_rows: given if given is None else given[:1].expand_as(given)})
+
+    model.forward = first_for_all
+
+    assert falls_back(model, "differ by").mode == "padded"
+
+
 @pytest.mark.parametrize("family", ["mistral", "qwen2_sliding", "gemma2"])
 def test_a_sliding_window_that_is_not_in_the_mask_is_noticed(family, monkeypatch):
     monkeypatch.setattr(Masks, "_near", lambda self, depths: depths[:, :, None] >= 0)

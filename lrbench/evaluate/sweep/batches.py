@@ -78,24 +78,37 @@ def make_batches(queries: Sequence[Query], order: Sequence[int], layout: Layout,
     Args:
         order: of the queries' tokens, as for `grow`; queries that are not in it are left out.
     """
+    plain, masked = _trees(queries, order, layout)
+    batches = [_batch(queries, rows, False, device) for rows in _one_each(plain, layout)]
+    return batches + [_batch(queries, rows, True, device) for rows in _filled(masked, layout)]
+
+
+def make_uneven(queries: Sequence[Query], order: Sequence[int], layout: Layout, device: torch.device) -> list[Batch]:
+    """Batches of the trees that stand under masks alone, each in a row of its own beside shorter ones."""
+    _, masked = _trees(queries, order, layout)
+    return [_batch(queries, rows, True, device) for rows in _one_each(masked, layout)]
+
+
+def _trees(queries: Sequence[Query], order: Sequence[int], layout: Layout) -> tuple[list[Tree], list[Tree]]:
+    """Trees for plain rows, and for rows under masks."""
     packed = layout.style == "packed"
-    trees = list(grow(queries, order, layout.costs if packed else None))
-    plain = [tree for tree in trees if not packed or (tree.chain and tree.size >= PLAIN_FROM)]
-    masked = [tree for tree in trees if packed and not (tree.chain and tree.size >= PLAIN_FROM)]
-    rows = [*_one_each(plain, layout), *_filled(masked, layout)]
-    return [_batch(queries, batch, masked, device) for batch, masked in rows]
+    plain: list[Tree] = []
+    masked: list[Tree] = []
+    for tree in grow(queries, order, layout.costs if packed else None):
+        (masked if packed and not (tree.chain and tree.size >= PLAIN_FROM) else plain).append(tree)
+    return plain, masked
 
 
-def _one_each(trees: list[Tree], layout: Layout) -> Iterator[tuple[list[list[Tree]], bool]]:
+def _one_each(trees: list[Tree], layout: Layout) -> Iterator[list[list[Tree]]]:
     trees = sorted(trees, key=lambda tree: -tree.size)
     start = 0
     while start < len(trees):
         end = start + layout.rows(trees[start].size)
-        yield [[tree] for tree in trees[start:end]], False
+        yield [[tree] for tree in trees[start:end]]
         start = end
 
 
-def _filled(trees: list[Tree], layout: Layout) -> Iterator[tuple[list[list[Tree]], bool]]:
+def _filled(trees: list[Tree], layout: Layout) -> Iterator[list[list[Tree]]]:
     """Batches of rows that hold one tree each or several, as many as make its tokens cost least.
 
     Short rows cost little attention, and long ones are filled better. So each batch is tried with several lengths that
@@ -109,7 +122,7 @@ def _filled(trees: list[Tree], layout: Layout) -> Iterator[tuple[list[list[Tree]
         allowed = {max(length, layout.row) for length in lengths if length == longest or layout.allows(length)}
         tried = [_fill(sizes, length, layout) for length in sorted(allowed)]
         rows = min(tried, key=lambda rows: _cost(rows, sizes, layout.costs))
-        yield [[left[place] for place in row] for row in rows], True
+        yield [[left[place] for place in row] for row in rows]
         taken = {place for row in rows for place in row}
         left = [tree for place, tree in enumerate(left) if place not in taken]
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lrbench.evaluate.sweep.batches import PLAIN_FROM, Batch, Layout, make_batches
+from lrbench.evaluate.sweep.batches import PLAIN_FROM, Batch, Layout, make_batches, make_uneven
 from lrbench.evaluate.sweep.frontier import Frontier
 from lrbench.evaluate.sweep.passes import Passes
 from lrbench.evaluate.sweep.queries import Query
@@ -68,11 +68,18 @@ class Compared:
     passed: bool
     exact: bool
 
+    def __and__(self, other: Compared) -> Compared:
+        """Both: the larger differences, tolerable if both are."""
+        return Compared(
+            max(self.entering, other.entering), max(self.loglikelihood, other.loglikelihood),
+            self.passed and other.passed, self.exact and other.exact,
+        )  # fmt: skip
+
 
 def choose(queries: Sequence[Query], trees: Sequence[Tree]) -> list[Query]:
-    """The longest query (past any sliding window, if one is), the longest and the bushiest tree, the shortest few.
+    """The longest query (past any sliding window, if one is), the shortest few, and forks.
 
-    Of trees that are chains the longest one that stands under a mask, too.
+    Of trees that fork the longest, the shortest and the bushiest; of chains the longest one that stands under a mask.
 
     The longest is asked for no more than half of what it could be: there must be positions that nobody asks about.
     """
@@ -81,10 +88,13 @@ def choose(queries: Sequence[Query], trees: Sequence[Tree]) -> list[Query]:
     for tree in (
         *sorted(forked, key=lambda tree: -tree.size)[:1],
         *sorted(forked, key=lambda tree: -len(tree.asked) / tree.size)[:1],
+        *sorted(forked, key=lambda tree: tree.size)[:1],
     ):
         chosen.update((index, None) for index in _fork(tree))
     masked = [tree for tree in trees if tree.chain and tree.size < PLAIN_FROM]
-    for tree in (*sorted(masked, key=lambda tree: -tree.size)[:1], *sorted(trees, key=lambda tree: tree.size)[:3]):
+    for tree in sorted(masked, key=lambda tree: -tree.size)[:1]:
+        chosen.setdefault(tree.asked[-1][0])  # in a chain, the last is the longest
+    for tree in sorted(trees, key=lambda tree: tree.size)[:3]:
         chosen.setdefault(tree.asked[0][0])
     half = max(1, len(queries[next(iter(chosen))].tokens) // 2)
     return [queries[index].last(ASKED if place else min(ASKED, half)) for place, index in enumerate(chosen)]
@@ -122,17 +132,32 @@ def make_check(queries: Sequence[Query], layout: Layout, device: torch.device) -
 
     Whatever can be shared is, and the shortest go into one row, so that nothing is left untested because it is dear.
     """
-    order = sorted(range(len(queries)), key=lambda index: queries[index].key)
     several = sum(sorted(len(query.tokens) for query in queries)[:3])
-    costs = Costs(token=1.0, pair=0.0, longest=layout.costs.longest)
-    batches = make_batches(queries, order, replace(layout, row=several, costs=costs), device)
+    batches = make_batches(queries, _order(queries), replace(layout, row=several, costs=_sharing(layout)), device)
     return sorted(batches, key=lambda batch: -batch.ids.numel())
+
+
+def make_side_by_side(queries: Sequence[Query], layout: Layout, device: torch.device) -> list[Batch]:
+    """Those of the chosen queries that stand under masks, in rows of different lengths beside each other.
+
+    So it is seen that a model looks at the masks and positions of every row, and that padding is nowhere seen.
+    """
+    return make_uneven(queries, _order(queries), replace(layout, costs=_sharing(layout)), device)
+
+
+def _order(queries: Sequence[Query]) -> list[int]:
+    return sorted(range(len(queries)), key=lambda index: queries[index].key)
+
+
+def _sharing(layout: Layout) -> Costs:
+    """Costs by which whatever can be shared is."""
+    return Costs(token=1.0, pair=0.0, longest=layout.costs.longest)
 
 
 def compare(
     passes: Passes, batches: Sequence[Batch], plain: Sequence[Plain], tolerance: Tolerance, starts: Collection[int]
 ) -> Compared:
-    """Scores `batches` of the queries from some block boundaries on and holds the answers against `plain`.
+    """Scores `batches` from some block boundaries on and holds the answers to their queries against `plain`.
 
     Raises:
         Exception: whatever the model raises where it does not take the mask, or blocks that stand aside.
@@ -140,6 +165,7 @@ def compare(
     entering = loglikelihood = 0.0
     passed = exact = True
     first: list[torch.Tensor] = []
+    answered = {owner for batch in batches for owner in batch.owners.tolist()}
     frontier = Frontier(passes)
     for place, start in enumerate(sorted(starts)):
         states = frontier.at(batches, start)
@@ -158,10 +184,12 @@ def compare(
                 norm = float(torch.linalg.vector_norm(plain[owner].entering.float()))
                 entering = max(entering, distance / norm if norm else distance)
                 passed = passed and distance <= tolerance.entering * norm
-        for (answer, _), reference in zip(tally.answers(), plain, strict=True):
-            difference = abs(answer - reference.loglikelihood)
+        answers = tally.answers()
+        for owner in answered:
+            reference = plain[owner].loglikelihood
+            difference = abs(answers[owner][0] - reference)
             loglikelihood = max(loglikelihood, difference)
-            bound = max(tolerance.absolute, tolerance.relative * abs(reference.loglikelihood))
+            bound = max(tolerance.absolute, tolerance.relative * abs(reference))
             passed = passed and difference <= bound
     return Compared(entering, loglikelihood, passed, exact)
 

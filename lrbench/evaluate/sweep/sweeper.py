@@ -30,6 +30,7 @@ from lrbench.evaluate.sweep.selfcheck import (
     choose,
     compare,
     make_check,
+    make_side_by_side,
     plainly,
     remembers_amiss,
 )
@@ -259,10 +260,13 @@ class Sweeper:
     def _compare(
         self, mode: str, chosen: Sequence[Query], plain: Sequence[Plain], starts: Collection[int], record: bool = False
     ) -> Compared:
-        batches = make_check(chosen, self._layout(mode), self._model.device)
+        layout, device, tolerance = self._layout(mode), self._model.device, TOLERANCES[self._model.dtype]
+        batches = make_check(chosen, layout, device)
         if record:
             self._passes.record(batches[-1])
-        return compare(self._passes, batches, plain, TOLERANCES[self._model.dtype], starts)
+        found = compare(self._passes, batches, plain, tolerance, starts)
+        uneven = make_side_by_side(chosen, layout, device)
+        return found & compare(self._passes, uneven, plain, tolerance, {min(starts)})
 
     def _tried(self, check: Callable[[], Checked]) -> Checked | str:
         """What a check finds, in smaller batches where memory runs out; or why the model does not allow it."""
