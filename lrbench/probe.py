@@ -132,8 +132,8 @@ def probe(
         score_seconds=score_seconds,
         composed=len(composed),
         reported=_reported(share),
-        calibrated=share.calibration is not None and any(cell.calibrated for cell in missing),
-        allocated=any(cell.allocation not in (None, "uniform") for cell in missing),
+        calibrated=share.calibration is not None and any(cell.calibrated for cell in (*missing, *composed)),
+        allocated=any(cell.allocation not in (None, "uniform") for cell in (*missing, *composed)),
         failures=tuple(reducing.failures),
     )
 

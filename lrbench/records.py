@@ -87,11 +87,11 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass
 class Stop:
-    """Whether a run is to end after the cell at work.
+    """Whether a run is to end after what is at work.
 
     Attributes:
         asked: set by whoever wants that; at work is then finished, and a part of it where requests go in parts.
-        at_work: whether there is a cell to be finished; where not, there is nothing to wait for.
+        at_work: whether there is a cell to be finished, or weights to be looked at; else there is nothing to wait for.
     """
 
     asked: bool = False
@@ -127,8 +127,8 @@ class Records:
         """Holds a model's weights to their hash once its cells are scored, or the run is asked to end.
 
         Where they are others, though nobody was seen writing to them, no one knows since when: the scores of all cells
-        that were scored inside are taken back, with those of cells that were chosen by them. Their rows fail, and say
-        so. Answers to parts of the requests are dropped.
+        that were scored inside are taken back, with those of cells that were chosen by them, or among them. Their rows
+        fail, and say so. Answers to parts of the requests are dropped.
         """
         try:
             yield
@@ -242,11 +242,15 @@ class Records:
         point("row.counted")
 
     def _verify(self, share: ModelRun) -> None:
-        scored = [row for row in self._unverified if row.status == "ok"]
-        self._unverified.clear()
-        if not scored and not self.directory.has_partial():
+        if not self._unverified and not self.directory.has_partial():
             return
-        found = share.unsound([row.cell for row in scored])
+        scored = [row for row in self._unverified if row.status == "ok"]
+        self.stop.at_work = True
+        try:
+            found = share.unsound([row.cell for row in scored])
+        finally:
+            self.stop.at_work = False
+        self._unverified.clear()
         if found is None:
             point("cells.verified")
             return
@@ -259,17 +263,21 @@ class Records:
             f"{labels}, or by a task's code); its scores are taken back"
         )
         by_them = "cells that it was chosen by were scored on weights changed unseen; its scores are taken back"
-        chosen = [row for row in self.done.values() if row.status == "ok" and _chosen_by(row) & unsound - {row.cell}]
+        among = {row.label for row in scored if row.selection is not None and row.selection.split == "validation"}
+        chosen = [
+            row for row in self.done.values()
+            if row.status == "ok" and row.selection is not None and row.selection.chosen_for is not None
+            and (row.label in among or _chosen_by(row.selection) & unsound)
+        ]  # fmt: skip
         reasons = {row.cell: by_them for row in chosen} | {row.cell: reason for row in scored}
         for cell, why in reasons.items():
             taken_back: dict[str, Any] = {"status": "failed", "reason": why, "scores": {}, "inference": None}
             self.done[cell] = self.done[cell].model_copy(update=taken_back)
             self.directory.append(self.done[cell])
             self.result.failed += 1
-        self.progress.note(
-            f"{share.loaded.label}: {reason.replace('this cell or one before it', 'its cells')}: {len(reasons)} cells "
-            "failed; --retry-failed scores them again"
-        )
+        what = "the model's weights were changed unseen, by a method or a task's code"
+        come = f"{len(reasons)} cells failed; --retry-failed scores them again" if reasons else "no row stands on them"
+        self.progress.note(f"{share.loaded.label}: {what}: {come}")
 
     def _begin(self, share: ModelRun, engine: BoundEngine) -> RunPartials:
         """Has the environment named, and kept what the engine is answered part by part."""
@@ -282,11 +290,9 @@ class Records:
         return partials(here)
 
 
-def _chosen_by(row: Row) -> set[str]:
+def _chosen_by(selection: Selection) -> set[str]:
     """The cells by which it was decided that this one is reported."""
-    if row.selection is None:
-        return set()
-    return {*(row.selection.validation_cells or ()), *(one.cell for one in row.selection.decisions or ())}
+    return {*(selection.validation_cells or ()), *(one.cell for one in selection.decisions or ())}
 
 
 def _with(row: Row, selected: Mapping[str, Selection]) -> Row:

@@ -53,7 +53,7 @@ def run_suite(
         force: score again what has a row.
         retry_failed: score again what has a failed row.
         trust_remote_code: lets the models whose suite asks for it run their repositories' own code.
-        stop: by which the run can be asked to end after the cell at work.
+        stop: by which the run can be asked to end after what is at work.
 
     Raises:
         InputError: anything wrong with the suite, its models, tasks or plugins; or the directory holds another
@@ -85,6 +85,7 @@ def run_suite(
         records = Records(directory, manifest, result, progress, done, retry_failed, stop or Stop())
         point("directory.read")
         for spec in suite.models:
+            records.stop.check()  # it may have been asked while the last model's weights were looked at
             share = executor.open(
                 suite, spec, built, registry, engine=engine, device=device, trust_remote_code=trust_remote_code,
                 notify=progress.note,

@@ -103,9 +103,9 @@ class ModelSpec(Spec):
             raise misplaced("a model's 'seed' is that of random weights; it goes with 'config'", "seed")
         if self.attn_implementation is not None and "/" in self.attn_implementation:
             raise misplaced(
-                "a kernel of the hub is code that nobody here has read; give one of transformers' own (sdpa, eager, "
-                "flash_attention_2)", "attn_implementation",
-            )  # fmt: skip
+                "a kernel of the hub is code that nobody here has read; give one of transformers' own (sdpa, eager)",
+                "attn_implementation",
+            )
         if self.device is not None and self.device_map is not None:
             raise misplaced("'device' or 'device_map', not both", "device_map", key=True)
         if self.device_map is not None and self.config is not None:

@@ -194,9 +194,11 @@ def test_answers_to_parts_that_were_given_on_changed_weights_are_dropped(made, w
         stop.asked = name == "scoring.chunk" or stop.asked
 
     monkeypatch.setattr(faults, "hook", hook)
+    heard = Heard()
     with pytest.raises(Interrupted):
-        made(PARTS).run(tmp_path / "out", stop=stop)
+        made(PARTS).run(tmp_path / "out", heard, stop=stop)
     monkeypatch.setattr(faults, "hook", None)
+    assert any("changed unseen, by a method or a task's code: no row stands on them" in note for note in heard.notes)
     assert not RunDirectory(tmp_path / "out").has_partial()
     assert facts(made(PARTS).run(tmp_path / "out", retry_failed=True).directory) == wholes[PARTS]
 
@@ -340,3 +342,18 @@ def test_statistics_that_were_collected_in_a_run_whose_weights_changed_unseen_ar
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
     assert subject.run(tmp_path / "out", retry_failed=True).failed == 0
     assert list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_so_are_those_of_a_run_in_which_every_cell_failed(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("LRBENCH_CACHE", str(tmp_path / "cache"))
+    spoil = at("scoring.answered", writes_unseen)
+
+    def hook(name):
+        spoil(name)
+        if name == "scoring.answered":
+            raise RuntimeError("no")
+
+    monkeypatch.setattr(faults, "hook", hook)
+    text = PLAIN + "calibration: {text: ./calibration.txt, samples: 4, length: 16}\n"
+    assert made(text, reducers="[asvd]").run(tmp_path / "out").failed == 3
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))

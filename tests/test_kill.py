@@ -16,6 +16,7 @@ from lrbench.cli import main
 from lrbench.cli.run import _signals
 from lrbench.errors import InputError
 from lrbench.executors import LocalExecutor
+from lrbench.model_run import ModelRun
 from lrbench.records import Interrupted, Stop
 from lrbench.store import RunDirectory
 from tests.faulty import PARTS, PLAIN, Subject, facts, quicken, scored_lines, write_parts
@@ -92,7 +93,7 @@ def test_control_c_once_finishes_the_cell_twice_stops_now_and_both_go_on(tmp_pat
     monkeypatch.setattr(faults, "hook", None)
     said = capsys.readouterr()
     assert "Traceback" not in said.out + said.err
-    assert "finishing the cell at work; ^C again stops now" in said.err
+    assert "finishing what is at work; ^C again stops now" in said.err
     finished = times == 1 and text is PLAIN
     last = said.err.splitlines()[-1]
     assert last.startswith(f"lrbench: interrupted; {int(finished)} cells done in ")
@@ -104,6 +105,23 @@ def test_control_c_once_finishes_the_cell_twice_stops_now_and_both_go_on(tmp_pat
     directory = RunDirectory(tmp_path / "out")
     assert facts(directory) == whole
     assert set(scored_lines(directory).values()) == {1}
+
+
+def test_control_c_while_the_weights_are_looked_at_lets_that_be_finished(tmp_path, monkeypatch, capsys):
+    write_parts(tmp_path)
+    Subject(tmp_path, PLAIN).run(tmp_path / "whole")
+    intact = []
+
+    def presses(run):
+        os.kill(os.getpid(), signal.SIGINT)
+        intact.append(False)
+        return False
+
+    monkeypatch.setattr(ModelRun, "intact", presses)
+    assert main(["run", str(tmp_path / "suite.yaml"), "--out", str(tmp_path / "out")]) == 1
+    assert "finishing what is at work; ^C again stops now" in capsys.readouterr().err
+    assert intact == [False]
+    assert {row.status for row in RunDirectory(tmp_path / "out").rows().values()} == {"failed"}
 
 
 def test_two_processes_do_not_write_to_one_run_and_the_lock_dies_with_its_owner(tmp_path):

@@ -158,6 +158,30 @@ def test_a_cell_that_was_chosen_by_scores_that_are_taken_back_is_taken_back_too(
     assert result.failed == len(rows) - 1
 
 
+def test_a_choice_among_scores_that_are_taken_back_is_taken_back_whoever_won(tmp_path):
+    """One that lost on weights changed unseen might have won."""
+    executor, heard = InProcess(share=2), Heard()
+
+    def spoilt():
+        rows = [row for row in heard.rows if row.label == "svd"]
+        chosen = [row.selection for row in rows if row.selection.split == "test"]
+        winners = {cell for one in chosen for cell in one.validation_cells or ()}
+        winners |= {one.cell for selection in chosen for one in selection.decisions or ()}
+        lost = [row.cell for row in rows if row.selection.split == "validation" and row.cell not in winners]
+        executor.run.made |= dict.fromkeys(lost, "another")
+        return ["another"]
+
+    executor.spoilt = spoilt
+    opened = executor.open
+    executor.open = lambda *given, **options: setattr(executor, "run", opened(*given, **options)) or executor.run
+    result = run(write_suite(tmp_path, SELECTING), tmp_path / "out", executor=executor, heard=heard)
+    on_test = [row for row in result.directory.rows().values() if row.selection.split == "test"]
+    assert {row.label for row in on_test} == {None, "svd", "random-subspace"}
+    for row in on_test:
+        assert (row.status == "failed") == (row.label == "svd")
+        assert (row.reason is not None) == (row.label == "svd")
+
+
 def test_a_stopped_worker_finishes_its_cell_and_begins_no_other(tmp_path):
     executor = InProcess(share=5)
 

@@ -116,7 +116,7 @@ def add_parser(subparsers: Any) -> None:
 
 @contextmanager
 def _signals(stop: Stop, executor: Executor, note: Callable[[str], None]) -> Iterator[None]:
-    """^C once asks a run to stop after the cell at work, twice stops it at once.
+    """^C once asks a run to stop after what is at work, twice stops it at once.
 
     What ends a job on a cluster (SIGTERM) stops it at once, too: there the time left is short, and no one knows how
     short. It is treated as ^C all the same, so that the terminal is left in order and the way on is said. Where others
@@ -128,13 +128,13 @@ def _signals(stop: Stop, executor: Executor, note: Callable[[str], None]) -> Ite
         at_once = number == signal.SIGTERM and executor.here
         if at_once or stop.asked:
             raise KeyboardInterrupt
-        if not stop.at_work:  # nothing to finish, but what was scored is still to be looked at
+        if not stop.at_work:  # nothing to finish, though the weights are still held to their hash
             stop.asked = True
             raise Interrupted
         stop.asked = True
         executor.stop()
         with suppress(RuntimeError):  # the signal may have come in the middle of printing
-            note("finishing the cell at work; ^C again stops now")
+            note("finishing what is at work; ^C again stops now")
 
     kept = {number: signal.signal(number, interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

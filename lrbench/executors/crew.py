@@ -71,7 +71,7 @@ class Crew:
         cpus, gpus: of each; no number of GPUs: one, where the cluster has any and `device` is not the CPU.
 
     Attributes:
-        wary: new workers have failed to open the model again and again: none is added while others have it.
+        wary: new workers have failed to open the model again and again: none is added while others have it, or open it.
     """
 
     def __init__(self, workers: int | None, cpus: int, gpus: float | None, device: str | None) -> None:
@@ -108,7 +108,7 @@ class Crew:
     def staff(self, at_most: int | None = None) -> None:
         """Adds workers where there are fewer than there is room for, and than there is to do."""
         at_most = self._at_most if at_most is None else at_most
-        if self.wary and any(hand.opened for hand in self.hands):
+        if self.wary and any(hand.where for hand in self.hands):
             return
         if time.monotonic() - self._counted > RECOUNT:
             self._counted = time.monotonic()
@@ -138,6 +138,8 @@ class Crew:
         ready, _ = self._ray.wait(list(refs), num_returns=len(refs), timeout=0)  # no one's turn comes before another's
         for ref in ready:
             hand = refs[ref]
+            if hand not in self.hands:  # lost a moment ago, and said so
+                continue
             try:
                 said = self._said(hand, ref)
                 if said is None and hand.share and hand.stream is None:  # its last word was lost on its way

@@ -116,6 +116,7 @@ class RayExecutor:
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
         plan = make_plan(suite, load_structure(spec, trust_remote_code=trust_remote_code), built)
+        self._refused, crew.wary = 0, False  # it may be another model's fault
         crew.open(pack(order), at_most=sum(1 for _ in plan.groups()))
         several = f"{len(crew.hands)} workers" if len(crew.hands) > 1 else "one worker"
         notify(f"loading {spec.display_name} on {several}")
@@ -260,8 +261,9 @@ class RayExecutor:
             hand.share = []
             if left:
                 self._notify(f"{hand.name}: lost ({one.reason}); its {left} cells go to others")
+            what = "workers died" if one.died else "machines were lost"
             for cell in given_up:
-                reason = f"workers died on it again and again, last {hand.name}: {one.reason}"
+                reason = f"{what} on it again and again, last {hand.name}: {one.reason}"
                 yield work.run.given_up(cell, work.keys[id(cell)], reason)
 
     def _taken(self, work: _Work, hand: Hand, message: Mapping[str, Any]) -> Iterator[Scored]:
@@ -293,8 +295,8 @@ class RayExecutor:
         for hand, said in crew.listen():
             if isinstance(said, Lost):
                 lost.append(said)
-                if hand.opened is None:
-                    self._refused += said.died
+                if hand.opened is None and said.died:
+                    self._refused += 1
                     if self._refused >= _REFUSED:
                         self._beware(said)
             elif hand.opened is None:
@@ -317,16 +319,17 @@ class RayExecutor:
         return lost
 
     def _beware(self, last: Lost) -> None:
-        """After workers that died while they opened the model; raises LrbenchError where nobody else has it."""
+        """After deaths of workers that opened the model; raises LrbenchError where nobody else has or opens it."""
         assert self._crew is not None
         words = (
             f"{last.hand.name}: workers die while they open the model: {last.reason}; is there memory for it, and "
             "lrbench, on every machine? `ray logs` has more"
         )
-        if not any(hand.opened for hand in self._crew.hands):
+        if not any(hand.where for hand in self._crew.hands):
             raise LrbenchError(words)
-        self._crew.wary = True
-        self._say(f"{words}. The run goes on with the workers that have it")
+        if not self._crew.wary:
+            self._crew.wary = True
+            self._say(f"{words}. The run goes on with the other workers")
 
     def _check(self, hand: Hand) -> None:
         assert self._run is not None

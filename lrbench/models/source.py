@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -106,12 +107,31 @@ def structure(source: Source, attn_implementation: str | None = None) -> PreTrai
         ModelError: transformers has no causal language model of that architecture, or not with that attention, or
             configured as it is, the model is an encoder.
     """
+    _refuse_kernels(source, attn_implementation)
     with failing(source.where, source.revision), quietly(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             source.config, trust_remote_code=source.trusted, attn_implementation=attn_implementation
         )
     _refuse_encoder(source, model)
     return model
+
+
+def _refuse_kernels(source: Source, attn_implementation: str | None) -> None:
+    """Where flash attention is not installed, transformers runs one that it downloads, if the kernels package is."""
+    asked = attn_implementation or getattr(source.config, "_attn_implementation", None) or ""
+    named = asked.removeprefix("paged|")
+    if "/" in named:
+        raise ModelError(
+            f"{source.where}: its configuration asks for the kernel {asked} of the hub, code that nobody here has "
+            "read; give an 'attn_implementation' of transformers' own (sdpa, eager)"
+        )
+    number = named.removeprefix("flash_attention_")
+    installed = getattr(transformers.utils, f"is_flash_attn_{number}_available", None) if number != named else None
+    if installed is not None and not installed():
+        raise ModelError(
+            f"{source.where}: {named} is not installed here, or there is no GPU for it; give another "
+            "'attn_implementation' (sdpa, eager)"
+        )
 
 
 def read_tokenizer(spec: ModelSpec, source: Source) -> PreTrainedTokenizerBase:
