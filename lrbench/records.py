@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -122,20 +121,25 @@ class Records:
     stop: Stop = field(default_factory=Stop)
     _unverified: list[Row] = field(default_factory=list)
 
-    @contextmanager
-    def verified(self, share: ModelRun) -> Iterator[None]:
-        """Holds a model's weights to their hash once its cells are scored, or the run is asked to end.
+    def verified(self, share: ModelRun, work: Callable[[], None]) -> None:
+        """Does what scores a model's cells, and holds its weights to their hash then, or when the run is asked to end.
 
         Where they are others, though nobody was seen writing to them, no one knows since when: the scores of all cells
         that were scored inside are taken back, with those of cells that were chosen by them, or among them. Their rows
         fail, and say so. Answers to parts of the requests are dropped.
         """
+        interrupted = None
         try:
-            yield
-        except Interrupted:
+            work()
+            self.stop.at_work = True  # from here on, who asks for the end waits until the weights were looked at
+        except Interrupted as asked:
+            interrupted, self.stop.at_work = asked, True
+        try:
             self._verify(share)
-            raise
-        self._verify(share)
+        finally:
+            self.stop.at_work = False
+        if interrupted is not None:
+            raise interrupted
 
     def score(
         self,
@@ -245,13 +249,9 @@ class Records:
         if not self._unverified and not self.directory.has_partial():
             return
         scored = [row for row in self._unverified if row.status == "ok"]
-        self.stop.at_work = True
-        try:
-            found = share.unsound([row.cell for row in scored])
-        finally:
-            self.stop.at_work = False
-        self._unverified.clear()
+        found = share.unsound([row.cell for row in scored])
         if found is None:
+            self._unverified.clear()
             point("cells.verified")
             return
         self.directory.drop_partial()
@@ -266,15 +266,17 @@ class Records:
         among = {row.label for row in scored if row.selection is not None and row.selection.split == "validation"}
         chosen = [
             row for row in self.done.values()
-            if row.status == "ok" and row.selection is not None and row.selection.chosen_for is not None
-            and (row.label in among or _chosen_by(row.selection) & unsound)
+            if row.status == "ok" and row.model == share.loaded.label and _chosen_among(row, among, unsound)
         ]  # fmt: skip
         reasons = {row.cell: by_them for row in chosen} | {row.cell: reason for row in scored}
-        for cell, why in reasons.items():
-            taken_back: dict[str, Any] = {"status": "failed", "reason": why, "scores": {}, "inference": None}
-            self.done[cell] = self.done[cell].model_copy(update=taken_back)
-            self.directory.append(self.done[cell])
-            self.result.failed += 1
+        taken_back = [
+            self.done[cell].model_copy(update={"status": "failed", "reason": why, "scores": {}, "inference": None})
+            for cell, why in reasons.items()
+        ]
+        self.directory.append(*taken_back)  # all or none: what is left would stand for good
+        self.done |= {row.cell: row for row in taken_back}
+        self.result.failed += len(taken_back)
+        self._unverified.clear()
         what = "the model's weights were changed unseen, by a method or a task's code"
         come = f"{len(reasons)} cells failed; --retry-failed scores them again" if reasons else "no row stands on them"
         self.progress.note(f"{share.loaded.label}: {what}: {come}")
@@ -290,9 +292,17 @@ class Records:
         return partials(here)
 
 
-def _chosen_by(selection: Selection) -> set[str]:
-    """The cells by which it was decided that this one is reported."""
-    return {*(selection.validation_cells or ()), *(one.cell for one in selection.decisions or ())}
+def _chosen_among(row: Row, labels: Collection[str | None], cells: Collection[str]) -> bool:
+    """Whether a row is reported because of some cells' scores, or of others' of some labels on validation.
+
+    A composition begins with the unedited model's, which has no label.
+    """
+    selection = row.selection
+    if selection is None or selection.chosen_for is None:
+        return False
+    by = {*(selection.validation_cells or ()), *(one.cell for one in selection.decisions or ())}
+    begins = selection.decisions is not None and None in labels
+    return row.label in labels or begins or not by.isdisjoint(cells)
 
 
 def _with(row: Row, selected: Mapping[str, Selection]) -> Row:

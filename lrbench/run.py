@@ -6,6 +6,7 @@ import fcntl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from lrbench.errors import InputError, ModelError, one_line
@@ -91,8 +92,7 @@ def run_suite(
                 notify=progress.note,
             )  # fmt: skip
             point("model.opened")
-            with records.verified(share):
-                run_model(records, share)
+            records.verified(share, partial(run_model, records, share))
             del share  # nothing holds the model when the next one is loaded
         point("partial.dropping")
         directory.drop_partial()  # every cell of the plan has its row

@@ -172,9 +172,11 @@ class RunDirectory:
             rows[row.cell] = row
         return rows
 
-    def append(self, row: Row) -> None:
-        """Writes one row durably."""
-        _append(self.rows_file, row.model_dump_json(by_alias=True), "rows")
+    def append(self, *rows: Row) -> None:
+        """Writes rows durably, in one step."""
+        if not rows:
+            return
+        _append(self.rows_file, "\n".join(row.model_dump_json(by_alias=True) for row in rows), "rows")
 
     def manifest(self) -> dict[str, Any]:
         """The manifest. Raises InputError where there is none or it is not JSON."""
@@ -346,7 +348,7 @@ def _replace(path: Path, text: str, kind: str) -> None:
 
 
 def _append(path: Path, line: str, kind: str) -> None:
-    """Adds a line durably, after cutting off one that is torn. Raises StorageError."""
+    """Adds a line, or several, durably, after cutting off one that is torn. Raises StorageError."""
     with _to_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:

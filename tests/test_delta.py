@@ -467,3 +467,11 @@ def test_a_base_may_be_a_bundled_name_alone(tmp_path):
     assert suites["almanac"].hash == suites["{name: almanac}"].hash
     assert suites["./base"].hash == suites["{pretrained: ./base}"].hash
     assert suites["org/almanac"].delta.base.pretrained == "org/almanac"
+
+
+def test_a_base_is_read_without_the_attention_that_it_asks_for(tmp_path):
+    """It is never run, and what it would run with need not be installed here."""
+    suite = tuned_suite(tmp_path)
+    file = tmp_path / "base" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "attn_implementation": "flash_attention_2"}))
+    assert run(suite, tmp_path / "out").failed == 0

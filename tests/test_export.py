@@ -14,6 +14,7 @@ import lrbench
 from lrbench import export
 from lrbench.cli import export as verb
 from lrbench.cli import main
+from lrbench.errors import ModelError
 from lrbench.export import card
 from lrbench.export.description import Description
 from lrbench.export.load import load
@@ -382,3 +383,13 @@ def test_half_precision_survives_the_round_trip(tmp_path):
 def test_the_verb_knows_the_formats_there_are():
     assert verb._FORMATS == export.FORMATS
     assert set(ARCHITECTURES) <= {*FAMILIES, *OTHERS}
+
+
+def test_an_export_that_asks_for_a_kernel_of_the_hub_is_refused(llama, tmp_path):
+    folder, rows = llama
+    done, target = folder / "factored-svd", tmp_path / "export"
+    shutil.copytree(done if done.exists() else exported(folder, rows["svd"], "factored"), target)
+    file = target / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "attn_implementation": "org/kernel"}))
+    with pytest.raises(ModelError, match="asks for the kernel org/kernel of the hub"):
+        load(target)

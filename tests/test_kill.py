@@ -124,6 +124,22 @@ def test_control_c_while_the_weights_are_looked_at_lets_that_be_finished(tmp_pat
     assert {row.status for row in RunDirectory(tmp_path / "out").rows().values()} == {"failed"}
 
 
+def test_control_c_while_scores_are_taken_back_leaves_none_of_them(tmp_path, monkeypatch):
+    write_parts(tmp_path)
+    Subject(tmp_path, PLAIN).run(tmp_path / "whole")
+    looked = []
+    monkeypatch.setattr(ModelRun, "intact", lambda _: looked.append(1))  # falsy
+
+    def presses(name):
+        if looked and name == "rows.opened":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(faults, "hook", presses)
+    assert main(["run", str(tmp_path / "suite.yaml"), "--out", str(tmp_path / "out")]) == 1
+    rows = RunDirectory(tmp_path / "out").rows().values()
+    assert [row.status for row in rows] == ["failed"] * 3
+
+
 def test_two_processes_do_not_write_to_one_run_and_the_lock_dies_with_its_owner(tmp_path):
     write_parts(tmp_path)
     subject, out = Subject(tmp_path, PLAIN), tmp_path / "out"

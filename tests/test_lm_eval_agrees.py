@@ -7,6 +7,7 @@ from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer
 
+from lrbench.evaluate import ENGINES
 from lrbench.models.edit import edited
 from lrbench.models.load import bundled, load
 from lrbench.plan import make_plan, methods
@@ -107,6 +108,39 @@ def test_empty_and_one_token_contexts_are_what_lm_eval_makes_of_them(tmp_path):
         for mine, other in zip(ours.samples(cell), theirs.samples(cell), strict=True):
             assert mine["loglikelihoods"] == pytest.approx(other["loglikelihoods"], rel=1e-4, abs=1e-3)
             assert mine["greedy"] == other["greedy"]
+
+
+def test_tokens_split_differently_are_no_matter(tmp_path):
+    """lm-eval's cache of logits would take one request's place of the continuation for the others."""
+    texts = [" the sea is", " the sea", " the"]
+    rest = [" blue and wide", " is blue and wide", " sea is blue and wide"]
+    documents = [{"context": a, "choices": [b, " a"], "gold": 0} for a, b in zip(texts, rest, strict=True)]
+    (tmp_path / "contexts.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
+    (tmp_path / "contexts.yaml").write_text(EMPTY.format(file=tmp_path / "contexts.jsonl"))
+    text = "name: contexts\nmodel: {name: almanac, device: cpu}\ntask_paths: [.]\ntasks: [contexts]\nreducers: [svd]\n"
+    suite = write_suite(tmp_path, text + "sweep: [{mode: each, layers: [6], weights: [mlp.down], rank: {keep: 0.5}}]\n")
+    ours, *theirs = (run(suite, tmp_path / engine, engine=engine).directory for engine in ENGINES)
+    for cell in ours.rows():
+        for directory in theirs:
+            for mine, other in zip(ours.samples(cell), directory.samples(cell), strict=True):
+                assert mine["loglikelihoods"] == pytest.approx(other["loglikelihoods"], rel=1e-4, abs=1e-3)
+
+
+def test_where_a_suite_chooses_few_shot_examples_are_those_of_all_documents(tmp_path):
+    text = (
+        TASKS[: TASKS.index("tasks:")] + "tasks: [{task: almanac_facts, limit: 12, num_fewshot: 1}]\nreducers: [svd]\n"
+    )
+    sweep = (
+        "sweep: [{mode: each, layers: [6], weights: [mlp.down], rank: {keep: [0.5, 0.3]}}]\nselect: {validation: 0.5}\n"
+    )
+    suite = write_suite(tmp_path, text + sweep)
+    ours, *theirs = (run(suite, tmp_path / engine, engine=engine).directory for engine in ENGINES)
+    assert len(ours.rows()) == 5
+    for directory in theirs:
+        assert directory.rows().keys() == ours.rows().keys()
+        for cell in ours.rows():
+            for mine, other in zip(ours.samples(cell), directory.samples(cell), strict=True):
+                assert mine["loglikelihoods"] == pytest.approx(other["loglikelihoods"], rel=1e-4, abs=1e-3)
 
 
 def test_on_the_bundled_checkpoint_lm_eval_gives_the_baseline_row(suite, rows):

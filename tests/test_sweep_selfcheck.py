@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -6,6 +7,7 @@ from lrbench.evaluate.sweep import memory
 from lrbench.evaluate.sweep.forwards import Trace
 from lrbench.evaluate.sweep.masks import Masks
 from lrbench.evaluate.sweep.passes import Passes
+from lrbench.evaluate.sweep.queries import Query
 from lrbench.evaluate.sweep.scoring import Tally
 from lrbench.evaluate.sweep.sweeper import Sweeper
 from lrbench.models.slots import find_slots
@@ -20,17 +22,17 @@ def model():
     return tiny("llama")
 
 
-def falls_back(model, *reasons):
+def falls_back(model, *reasons, queries=QUERIES):
     """The sweeper, after checking that it answers as the plain model does and gave these reasons."""
     said = []
-    sweeper = Sweeper(model, QUERIES, notify=said.append)
+    sweeper = Sweeper(model, queries, notify=said.append)
     told = [fallback["reason"] for fallback in sweeper.describe()["fallbacks"]]
     assert len(told) == len(said) == len(reasons)
     for reason, expected, line in zip(told, reasons, said, strict=True):
         assert expected in reason
         assert reason in line
     if sweeper.mode != "none":
-        assert same(swept(sweeper, QUERIES, 2), plainly(model, QUERIES))
+        assert same(swept(sweeper, queries, 2), plainly(model, queries))
     return sweeper
 
 
@@ -42,9 +44,13 @@ def test_a_model_that_ignores_masks_or_positions_gets_plain_rows(model, dropped)
     assert falls_back(model, "differ by").mode == "padded"
 
 
+@pytest.mark.parametrize("seed", [None, 1, 2, 3])
 @pytest.mark.parametrize("of_rows", ["attention_mask", "position_ids"])
-def test_a_model_that_takes_the_first_row_for_all_gets_plain_rows(model, of_rows):
-    """As one does that makes a table of positions once for a batch."""
+def test_a_model_that_takes_the_first_row_for_all_gets_plain_rows(model, of_rows, seed):
+    """As one does that makes a table of positions once for a batch. All requests may begin with one token."""
+    queries = (
+        QUERIES if seed is None else [Query(np.array([1, *one.tokens]), one.targets) for one in some_queries(seed)]
+    )
     forward = model.forward
 
     def first_for_all(*args, **options):
@@ -53,7 +59,7 @@ def test_a_model_that_takes_the_first_row_for_all_gets_plain_rows(model, of_rows
 
     model.forward = first_for_all
 
-    assert falls_back(model, "differ by").mode == "padded"
+    assert falls_back(model, "differ by", queries=queries).mode == "padded"
 
 
 @pytest.mark.parametrize("family", ["mistral", "qwen2_sliding", "gemma2"])

@@ -182,6 +182,38 @@ def test_a_choice_among_scores_that_are_taken_back_is_taken_back_whoever_won(tmp
         assert (row.reason is not None) == (row.label == "svd")
 
 
+def test_a_composition_that_began_with_a_score_that_is_taken_back_is_taken_back_too(tmp_path):
+    executor, heard = InProcess(share=2), Heard()
+
+    def spoilt():
+        unedited = [row.cell for row in heard.rows if row.label is None and row.selection.split == "validation"]
+        executor.run.made |= dict.fromkeys(unedited, "another")
+        return ["another"]
+
+    executor.spoilt = spoilt
+    opened = executor.open
+    executor.open = lambda *given, **options: setattr(executor, "run", opened(*given, **options)) or executor.run
+    result = run(write_suite(tmp_path, SELECTING), tmp_path / "out", executor=executor, heard=heard)
+    chosen = [row for row in result.directory.rows().values() if row.selection.chosen_for is not None]
+    assert {row.selection.decisions is not None for row in chosen} == {True, False}
+    for row in chosen:
+        assert (row.status == "failed") == (row.selection.decisions is not None)
+
+
+def test_scores_of_another_model_stay(tmp_path):
+    """Its weights were looked at when its last cell was scored."""
+    one = "model: {name: almanac, device: cpu}"
+    both = "models: [{name: almanac, device: cpu}, {name: almanac, device: cpu, label: again}]"
+    executor, opened = InProcess(share=2), []
+    executor.spoilt = lambda: ["the only one"] if len(opened) == 2 else []
+    opening = executor.open
+    executor.open = lambda *given, **options: opened.append(1) or opening(*given, **options)
+    result = run(write_suite(tmp_path, SELECTING.replace(one, both)), tmp_path / "out", executor=executor)
+    rows = result.directory.rows().values()
+    assert {row.status for row in rows if row.model == "almanac"} == {"ok"}
+    assert {row.status for row in rows if row.model == "again"} == {"failed"}
+
+
 def test_a_stopped_worker_finishes_its_cell_and_begins_no_other(tmp_path):
     executor = InProcess(share=5)
 
@@ -251,7 +283,9 @@ def test_wrong_options_are_refused_in_one_line(options, words):
         RayOptions(**options)
 
 
-@pytest.mark.parametrize("option", ["--address auto", "--ray-workers 2", "--ray-cpus 2", "--ray-gpus 0.5"])
+@pytest.mark.parametrize(
+    "option", ["--address auto", "--ray-workers 2", "--ray-cpus 2", "--ray-gpus 0.5", "--ray-gpus 0.5 --dry-run"]
+)
 def test_options_of_ray_without_ray_are_refused(tmp_path, capsys, option):
     assert main(["run", str(write_suite(tmp_path)), *option.split()]) == 2
     assert (

@@ -171,6 +171,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         from lrbench.cli import check
 
+        executor_of(args).close()  # wrong options are wrong all the same
         return check.show(args.suite, args)
     suite = read_suite(args.suite, args)
 

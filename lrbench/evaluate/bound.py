@@ -73,6 +73,8 @@ class BoundEngine(ABC):
         self.chat_template = chat_template
         self.seed = seed
         self.requests = freeze(self.tasks, self.lm, chat_template=chat_template, seed=seed)
+        if self.requests.split_differently():  # lm-eval's cache then takes the continuation's place from another one
+            self.lm.logits_cache = False
         self._asked_batch_size = batch_size
 
     def restricted(self, documents: Mapping[str, Collection[int]]) -> Self:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate
 
 from lrbench.evaluate.bound import BoundEngine
@@ -20,21 +23,28 @@ class HarnessEngine(BoundEngine):
 
     name = "harness"
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._whole = {name: frozen.indices for name, frozen in self.requests.tasks.items()}
+
     def measure(self, job: Job) -> tuple[Scores, Samples]:
         """One whole evaluation by lm-eval. Raises EvaluationError where an answer is not finite."""
         self.check_generation()
         asked = self.requests.tasks
         for task in self.tasks.tasks.values():
             task.set_fewshot_seed(seed=self.seed)
-        results = evaluate(
-            lm=self.lm,
-            task_dict={"tasks": {name: self.tasks.tasks[name] for name in asked}, "groups": self.requests.groups},
-            samples={name: frozen.indices for name, frozen in asked.items()},
-            bootstrap_iters=0,
-            log_samples=True,
-            apply_chat_template=self.chat_template,
-            fewshot_as_multiturn=self.chat_template,
-        )
+        with ExitStack() as stack:
+            for name, frozen in asked.items():
+                stack.enter_context(_as_among(self._whole[name], self.tasks.tasks[name], frozen.indices))
+            results = evaluate(
+                lm=self.lm,
+                task_dict={"tasks": {name: self.tasks.tasks[name] for name in asked}, "groups": self.requests.groups},
+                samples={name: frozen.indices for name, frozen in asked.items()},
+                bootstrap_iters=0,
+                log_samples=True,
+                apply_chat_template=self.chat_template,
+                fewshot_as_multiturn=self.chat_template,
+            )
         raw: dict[str, RawMetrics] = {}
         samples: Samples = []
         for name in asked:
@@ -55,6 +65,32 @@ class HarnessEngine(BoundEngine):
             }
             for name, metrics in scores.items()
         }
+
+
+@contextmanager
+def _as_among(whole: Sequence[int], task: Task, asked: Sequence[int]) -> Iterator[None]:
+    """Has lm-eval ask about some documents what it asks about them among all.
+
+    It draws few-shot examples document after document, so that on some documents alone it would draw others.
+
+    Args:
+        whole, asked: indices of documents, ascending.
+    """
+    build = task.build_all_requests
+    places = {whole.index(index): place for place, index in enumerate(asked)}  # lm-eval numbers what it goes through
+
+    def build_some(**options: Any) -> None:
+        build(**{**options, "samples": list(whole)})
+        task._instances = [instance for instance in task.instances if instance.doc_id in places]
+        for instance in task._instances:
+            instance.doc_id = places[instance.doc_id]
+
+    if len(asked) < len(whole):
+        task.build_all_requests = build_some
+    try:
+        yield
+    finally:
+        vars(task).pop("build_all_requests", None)
 
 
 def _read(name: str, logged: list[dict[str, Any]]) -> tuple[RawMetrics, Samples]:

@@ -261,7 +261,7 @@ class RayExecutor:
             hand.share = []
             if left:
                 self._notify(f"{hand.name}: lost ({one.reason}); its {left} cells go to others")
-            what = "workers died" if one.died else "machines were lost"
+            what = "workers died" if one.died else "workers were lost"
             for cell in given_up:
                 reason = f"{what} on it again and again, last {hand.name}: {one.reason}"
                 yield work.run.given_up(cell, work.keys[id(cell)], reason)

@@ -17,6 +17,7 @@ from lrbench.factors import Factors
 from lrbench.models.factored import install
 from lrbench.models.load import choose_device
 from lrbench.models.slots import find_slots, write_slot
+from lrbench.models.source import refuse_kernels
 
 
 def load(directory: str | Path, device: str | None = "cpu") -> PreTrainedModel:
@@ -39,8 +40,11 @@ def load(directory: str | Path, device: str | None = "cpu") -> PreTrainedModel:
     tensors = _read(folder)
     try:
         config = AutoConfig.from_pretrained(folder)
+        refuse_kernels(str(folder), config)
         with no_init_weights():
             model = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
+    except ModelError:
+        raise
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError, ...
         raise ModelError(f"{folder}: transformers cannot make this model: {one_line(error)}") from error
     try:

@@ -104,6 +104,11 @@ class Base:
                 yield Changed(name, None, rest)
 
 
+def not_run(spec: ModelSpec) -> ModelSpec:
+    """A base as it is read: without the attention that its configuration asks for, which may not be installed here."""
+    return spec.model_copy(update={"attn_implementation": "eager"})
+
+
 def load_base(spec: ModelSpec, tuned: LoadedModel, *, trust_remote_code: bool = False) -> Base:
     """Loads the base of a fine-tuned model on the CPU, in the fine-tuned one's dtype.
 
@@ -111,13 +116,15 @@ def load_base(spec: ModelSpec, tuned: LoadedModel, *, trust_remote_code: bool = 
         ModelError: as `lrbench.models.load.load`; or it holds NaN or infinities.
     """
     names = {dtype: name for name, dtype in DTYPES.items()}
-    read = spec.model_copy(update={"dtype": names.get(tuned.dtype, "auto")})
+    read = not_run(spec).model_copy(update={"dtype": names.get(tuned.dtype, "auto")})
     source = find(read, trust_remote_code=trust_remote_code)
-    model = load_weights(read, source, count_numbers(structure(source)), torch.device("cpu"))
+    model = load_weights(read, source, count_numbers(structure(source, read.attn_implementation)), torch.device("cpu"))
     broken = first_non_finite(model)
     if broken:
         raise ModelError(f"base {spec.display_name}: {broken}; mend the checkpoint")
-    return Base(spec.display_name, described(read, source), model, tuned)
+    return Base(
+        spec.display_name, described(read.model_copy(update={"attn_implementation": None}), source), model, tuned
+    )
 
 
 def refuse_other_base(label: str, base: Inventory, tuned: Inventory, slots: Iterable[WeightSlot]) -> None:

@@ -107,7 +107,7 @@ def structure(source: Source, attn_implementation: str | None = None) -> PreTrai
         ModelError: transformers has no causal language model of that architecture, or not with that attention, or
             configured as it is, the model is an encoder.
     """
-    _refuse_kernels(source, attn_implementation)
+    refuse_kernels(source.where, source.config, attn_implementation)
     with failing(source.where, source.revision), quietly(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             source.config, trust_remote_code=source.trusted, attn_implementation=attn_implementation
@@ -116,20 +116,32 @@ def structure(source: Source, attn_implementation: str | None = None) -> PreTrai
     return model
 
 
-def _refuse_kernels(source: Source, attn_implementation: str | None) -> None:
-    """Where flash attention is not installed, transformers runs one that it downloads, if the kernels package is."""
-    asked = attn_implementation or getattr(source.config, "_attn_implementation", None) or ""
+def refuse_kernels(where: str, config: PreTrainedConfig, attn_implementation: str | None = None) -> None:
+    """Refuses attention that transformers would download: code.
+
+    Where flash attention is not installed, it does so too, if the kernels package is there.
+
+    Args:
+        where: the model is, for the message.
+        config: what it says counts where no `attn_implementation` is given.
+
+    Raises:
+        ModelError: it is a kernel of the hub, or not installed, or no name at all.
+    """
+    asked = attn_implementation or getattr(config, "_attn_implementation", None) or ""
+    if not isinstance(asked, str):
+        raise ModelError(f"{where}: its configuration has an attn_implementation that is no name; give sdpa or eager")
     named = asked.removeprefix("paged|")
     if "/" in named:
         raise ModelError(
-            f"{source.where}: its configuration asks for the kernel {asked} of the hub, code that nobody here has "
+            f"{where}: its configuration asks for the kernel {asked} of the hub, code that nobody here has "
             "read; give an 'attn_implementation' of transformers' own (sdpa, eager)"
         )
     number = named.removeprefix("flash_attention_")
     installed = getattr(transformers.utils, f"is_flash_attn_{number}_available", None) if number != named else None
     if installed is not None and not installed():
         raise ModelError(
-            f"{source.where}: {named} is not installed here, or there is no GPU for it; give another "
+            f"{where}: {named} is not installed here, or there is no GPU for it; give another "
             "'attn_implementation' (sdpa, eager)"
         )
 

@@ -123,6 +123,15 @@ class FrozenRequests:
         }
         return {"tasks": tasks, "groups": _hash([groups])}
 
+    def split_differently(self) -> bool:
+        """Whether two requests have the same tokens but the last, and continuations of different lengths."""
+        lengths: dict[int, int] = {}
+        return any(
+            lengths.setdefault(hash((*context, *continuation[:-1])), len(continuation)) != len(continuation)
+            for asked in (self.pairs, self.windows)
+            for _, context, continuation in asked
+        )
+
     def restricted(self, documents: Mapping[str, Collection[int]]) -> FrozenRequests:
         """The same requests of some documents only, in the same order; no prompt changes, few-shot examples stay.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -78,25 +78,21 @@ def make_batches(queries: Sequence[Query], order: Sequence[int], layout: Layout,
     Args:
         order: of the queries' tokens, as for `grow`; queries that are not in it are left out.
     """
-    plain, masked = _trees(queries, order, layout)
+    trees = list(grow(queries, order, layout.costs if layout.style == "packed" else None))
+    masked = [tree for tree in trees if _is_masked(tree, layout)]
+    plain = [tree for tree in trees if not _is_masked(tree, layout)]
     batches = [_batch(queries, rows, False, device) for rows in _one_each(plain, layout)]
     return batches + [_batch(queries, rows, True, device) for rows in _filled(masked, layout)]
 
 
-def make_uneven(queries: Sequence[Query], order: Sequence[int], layout: Layout, device: torch.device) -> list[Batch]:
-    """Batches of the trees that stand under masks alone, each in a row of its own beside shorter ones."""
-    _, masked = _trees(queries, order, layout)
-    return [_batch(queries, rows, True, device) for rows in _one_each(masked, layout)]
+def make_uneven(queries: Sequence[Query], trees: Iterable[Tree], layout: Layout, device: torch.device) -> list[Batch]:
+    """Batches of those trees that stand under masks, each in a row of its own, the shortest first."""
+    masked = [tree for tree in trees if _is_masked(tree, layout)]
+    return [_batch(queries, rows[::-1], True, device) for rows in _one_each(masked, layout)]
 
 
-def _trees(queries: Sequence[Query], order: Sequence[int], layout: Layout) -> tuple[list[Tree], list[Tree]]:
-    """Trees for plain rows, and for rows under masks."""
-    packed = layout.style == "packed"
-    plain: list[Tree] = []
-    masked: list[Tree] = []
-    for tree in grow(queries, order, layout.costs if packed else None):
-        (masked if packed and not (tree.chain and tree.size >= PLAIN_FROM) else plain).append(tree)
-    return plain, masked
+def _is_masked(tree: Tree, layout: Layout) -> bool:
+    return layout.style == "packed" and not (tree.chain and tree.size >= PLAIN_FROM)
 
 
 def _one_each(trees: list[Tree], layout: Layout) -> Iterator[list[list[Tree]]]:

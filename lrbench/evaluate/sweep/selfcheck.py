@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -17,7 +18,7 @@ from lrbench.evaluate.sweep.passes import Passes
 from lrbench.evaluate.sweep.queries import Query
 from lrbench.evaluate.sweep.replay import Recording
 from lrbench.evaluate.sweep.scoring import Tally, predictions
-from lrbench.evaluate.sweep.trees import Costs, Tree
+from lrbench.evaluate.sweep.trees import Costs, Tree, grow
 from lrbench.models.edit import edited
 from lrbench.models.slots import WeightSlot
 
@@ -140,9 +141,23 @@ def make_check(queries: Sequence[Query], layout: Layout, device: torch.device) -
 def make_side_by_side(queries: Sequence[Query], layout: Layout, device: torch.device) -> list[Batch]:
     """Those of the chosen queries that stand under masks, in rows of different lengths beside each other.
 
-    So it is seen that a model looks at the masks and positions of every row, and that padding is nowhere seen.
+    So it is seen that a model looks at the masks and positions of every row, and that padding is nowhere seen; the
+    first row has most of it, so that what is its alone does for no other. Forks stay together, and nothing else: one
+    first token that all have in common would put them all into one row.
     """
-    return make_uneven(queries, _order(queries), replace(layout, costs=_sharing(layout)), device)
+    order, trees = _order(queries), list[Tree]()
+    while order:
+        together = 2 if len(order) > 1 and _fork_late(queries[order[0]], queries[order[1]]) else 1
+        trees += grow(queries, order[:together], _sharing(layout))
+        order = order[together:]
+    return make_uneven(queries, trees, layout, device)
+
+
+def _fork_late(one: Query, other: Query) -> bool:
+    """Whether the shorter of two queries has half of its tokens, or more, in common with the other."""
+    length = min(len(one.tokens), len(other.tokens))
+    different = np.flatnonzero(one.tokens[:length] != other.tokens[:length])
+    return 2 * (int(different[0]) if len(different) else length) >= length
 
 
 def _order(queries: Sequence[Query]) -> list[int]:

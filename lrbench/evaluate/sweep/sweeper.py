@@ -262,6 +262,7 @@ class Sweeper:
     ) -> Compared:
         layout, device, tolerance = self._layout(mode), self._model.device, TOLERANCES[self._model.dtype]
         batches = make_check(chosen, layout, device)
+        assert {owner for batch in batches for owner in batch.owners.tolist()} == set(range(len(chosen)))
         if record:
             self._passes.record(batches[-1])
         found = compare(self._passes, batches, plain, tolerance, starts)
