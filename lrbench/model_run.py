@@ -18,6 +18,7 @@ from lrbench.evaluate import make_engine
 from lrbench.evaluate.bound import BoundEngine
 from lrbench.evaluate.engine import Job, Outcome, Partials, Step
 from lrbench.faults import point
+from lrbench.foreign import FOREIGN
 from lrbench.inference import measure_inference
 from lrbench.models.base import Base
 from lrbench.models.load import LoadedModel, first_non_finite, load, weight_hash
@@ -30,7 +31,6 @@ from lrbench.store import Edit, Row
 from lrbench.suite import ModelSpec, Suite
 from lrbench.tasks.load import TaskSet, load_tasks
 from lrbench.updates import base_of, definition_of, without_unchanged
-from lrbench.work import FOREIGN
 
 HELD_BYTES = 2**30  # of factors that wait for an engine which prefers many jobs at once
 

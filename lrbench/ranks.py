@@ -307,11 +307,14 @@ def _stored_numbers(reducer: Reducer, slot: Slot, rank: int) -> int | None:
 
 def _ask(reducer: Reducer, slot: Slot, what: str, call: Callable[[], _T]) -> _T:
     """A reducer is foreign code: whatever it raises is a failure of that reducer on that slot."""
+    from lrbench.foreign import FOREIGN, random_state_kept  # with torch, which a suite is read without
+
     try:
-        return call()
+        with random_state_kept():
+            return call()
     except LrbenchError:
         raise
-    except (Exception, SystemExit) as error:
+    except FOREIGN as error:
         raise ReducerError(f"{slot.name}: {reducer.name}: {what} failed: {one_line(error)}") from error
 
 

@@ -19,6 +19,7 @@ from lrbench.editing import in_place
 from lrbench.errors import LrbenchError
 from lrbench.factors import Dense, Factors, LowRank
 from lrbench.faults import point
+from lrbench.foreign import FOREIGN, random_state_kept
 from lrbench.linalg import WeightedSpectrum, optimal_errors, output_error, root
 from lrbench.losses import Judge, choices_by_building, choices_by_rank, largest_rank, squared_error
 from lrbench.models.slots import WeightSlot
@@ -28,14 +29,12 @@ from lrbench.reduction import Reduction, beside
 from lrbench.shared import Shared
 from lrbench.store import Edit
 from lrbench.work import (
-    FOREIGN,
     Bases,
     Copy,
     Preparation,
     Statistics,
     Work,
     failing_as,
-    random_state_kept,
     reduced_matrix,
 )
 

@@ -48,6 +48,12 @@ def find_suite(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     name = str(name_or_path)
     known = bundled_suites()
+    try:
+        path.stat()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:  # too long, a NUL, a folder that may not be looked into
+        raise InputError(f"{name[:80]}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if path.is_file() or (name not in known and (path.suffix in (".yaml", ".yml") or len(path.parts) != 1)):
         return path
     if name in known:

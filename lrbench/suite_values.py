@@ -101,10 +101,15 @@ def memory(value: Any) -> Any:
     raise ValueError(f"'frontier_memory' takes auto, or GiB as a number above 0, not {describe(value)}")
 
 
+MOST_SEEDS = 10_000  # each is a row for each cell of a method that draws
+
+
 def seed_list(value: Any) -> int | tuple[int, ...] | None:
     """How many, or which; refuses all else."""
-    if value is None or (type(value) is int and value >= 1):
+    if value is None or (type(value) is int and 1 <= value <= MOST_SEEDS):
         return value
+    if type(value) is int and value > MOST_SEEDS:
+        raise misplaced(f"'seeds' is how many seeds, at most {MOST_SEEDS:,}, not {describe(value)}")
     if isinstance(value, list | tuple) and value:
         for index, seed in enumerate(value):
             if type(seed) is not int or not 0 <= seed < 2**63:

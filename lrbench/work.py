@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from lrbench.clock import synchronize
 from lrbench.errors import LrbenchError, ReducerError, one_line
 from lrbench.factors import Dense, Factors
+from lrbench.foreign import FOREIGN, random_state_kept
 from lrbench.models.slots import WeightSlot
 from lrbench.plan import Method
 from lrbench.ranks import RankRequest
@@ -25,9 +25,6 @@ from lrbench.store import Edit
 from lrbench.validate import validate_factors
 
 _T = TypeVar("_T")
-
-#: What foreign code may raise without ending the run: a plugin that calls sys.exit() is a failed row as well.
-FOREIGN = (Exception, SystemExit)
 
 
 @dataclass
@@ -221,19 +218,6 @@ def failing_as(slot: WeightSlot, method: Method) -> Iterator[None]:
         raise
     except FOREIGN as error:
         raise ReducerError(f"{slot.name}: {method.label}: {one_line(error)}") from error
-
-
-@contextlib.contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Puts back what plugins must not touch: the global random state, and the default dtype."""
-    dtype = torch.get_default_dtype()
-    python = random.getstate()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(dtype)
-            random.setstate(python)
 
 
 def reduced_matrix(slot: WeightSlot, base: torch.Tensor | None) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -357,3 +358,39 @@ def test_so_are_those_of_a_run_in_which_every_cell_failed(made, tmp_path, monkey
     text = PLAIN + "calibration: {text: ./calibration.txt, samples: 4, length: 16}\n"
     assert made(text, reducers="[asvd]").run(tmp_path / "out").failed == 3
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+GOES_AWAY = """
+import asyncio
+import os
+
+import lrbench
+
+
+class GoesAway(lrbench.Reducer):
+    name = "goes-away"
+
+    def reduce(self, weight, rank, context):
+        os.chdir("/")
+        if context.slot.layer == 1:
+            raise asyncio.CancelledError("enough")
+        return lrbench.LowRank(weight[:, :rank].clone(), weight[:rank].clone())
+
+
+@lrbench.hookimpl
+def lrbench_reducers():
+    return [GoesAway]
+"""
+
+
+def test_a_reducer_that_goes_elsewhere_or_gives_up_takes_nothing_with_it(made, tmp_path, monkeypatch):
+    (tmp_path / "goes_away.py").write_text(GOES_AWAY)
+    text = PLAIN + f"plugins: [{tmp_path / 'goes_away.py'}]\n"
+    subject = made(text, reducers="[goes-away]")
+    monkeypatch.chdir(tmp_path)
+    result = subject.run(Path("out"))
+    assert (result.computed, result.failed) == (3, 1)
+    [failed] = [row for row in result.directory.rows().values() if row.status == "failed"]
+    assert "CancelledError: enough" in failed.reason
+    assert (tmp_path / "out" / "rows.jsonl").is_file()
+    assert Path.cwd() == tmp_path

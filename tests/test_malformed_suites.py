@@ -97,6 +97,7 @@ MALFORMED = [
     (2, 'model: {name: almanac, trust_remote_code: 1}', "2:43", "'trust_remote_code' takes true or false, not 1"),
     (2, 'model: {name: almanac, attn_implementation: fast}', "2:8",
      'cannot be loaded: ValueError: Specified `attn_implementation="fast"` is not supported'),
+    (2, 'seeds: 1000000000', "2:8", "'seeds' is how many seeds, at most 10,000, not 1000000000"),
     (2, 'model: {name: almanac, attn_implementation: flash_attention_2}', "2:8",
      "flash_attention_2 is not installed here, or there is no GPU for it; give another 'attn_implementation'"),
     (2, 'model: {config: {model_type: llama, attn_implementation: 5}}', "2:8",
