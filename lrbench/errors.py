@@ -16,11 +16,15 @@ Every message says where, what, and what to do, in one line.
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
 from lrbench.plain_text import clean
+
+#: What foreign code may raise without ending the run: a plugin that calls sys.exit(), or gives a task up, fails alone.
+FOREIGN = (Exception, SystemExit, asyncio.CancelledError)
 
 _LONGEST = 2000  # of a message that is shown; a reason is read, and what is longer quotes the input at length
 

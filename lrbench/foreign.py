@@ -1,30 +1,35 @@
-"""Code that is not lrbench's: what it may raise, and what it must leave as it was."""
+"""What code that is not lrbench's may have changed in the process, put back: plugins, tasks, lm-eval."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 
-#: What foreign code may raise without ending the run: a plugin that calls sys.exit(), or gives a task up, is a failed
-#: row as well.
-FOREIGN = (Exception, SystemExit, asyncio.CancelledError)
 
-
-@contextlib.contextmanager
+@contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Puts back what plugins must not touch: the global random state, the default dtype, the working directory."""
-    dtype = torch.get_default_dtype()
-    here = os.getcwd()
-    python = random.getstate()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
+    """Puts back the global random states: Python's, numpy's, torch's."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+@contextmanager
+def process_state_kept() -> Iterator[None]:
+    """Puts back what plugins must not touch: the global random states, the default dtype, the working directory."""
+    dtype, here = torch.get_default_dtype(), os.getcwd()
+    with random_state_kept():
         try:
             yield
         finally:
             torch.set_default_dtype(dtype)
-            random.setstate(python)
             os.chdir(here)

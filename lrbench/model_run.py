@@ -13,12 +13,11 @@ from lrbench.calibration.statistics import Calibration, prepare
 from lrbench.compositions import Composition, make_compositions
 from lrbench.editing import in_place, noted
 from lrbench.environment import environment
-from lrbench.errors import LrbenchError, SpoiltModelError, TaskError, did_you_mean, one_line
+from lrbench.errors import FOREIGN, LrbenchError, SpoiltModelError, TaskError, did_you_mean, one_line
 from lrbench.evaluate import make_engine
 from lrbench.evaluate.bound import BoundEngine
 from lrbench.evaluate.engine import Job, Outcome, Partials, Step
 from lrbench.faults import point
-from lrbench.foreign import FOREIGN
 from lrbench.inference import measure_inference
 from lrbench.models.base import Base
 from lrbench.models.load import LoadedModel, first_non_finite, load, weight_hash

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
-from lrbench.errors import PluginError, did_you_mean, one_line
+from lrbench.errors import FOREIGN, PluginError, did_you_mean, one_line
 from lrbench.reducer import Reducer
 
 #: What a reducer declares about its method, by properties where parameters decide it.
@@ -118,7 +118,7 @@ def _unreadable(reducer: Reducer) -> str | None:
     for name in DECLARED:
         try:
             value = getattr(reducer, name)
-        except (Exception, SystemExit) as error:
+        except FOREIGN as error:
             return f"its {name} fails: {one_line(error)}; mend the property"
         if name in ("randomized", "one_preparation") and not isinstance(value, bool):
             return f"its {name} is {value!r}; it is True or False"

@@ -15,7 +15,7 @@ from typing import Any
 
 from lrbench.budget import ranks_by_shape, tied
 from lrbench.calibration.refusal import uncalibrated
-from lrbench.errors import ModelError, PluginError, ReducerError, one_line
+from lrbench.errors import FOREIGN, ModelError, PluginError, ReducerError, one_line
 from lrbench.models.factored import is_whole_layer
 from lrbench.models.slots import Inventory, WeightSlot
 from lrbench.parameters import ParameterError, values
@@ -301,7 +301,7 @@ def refusal(
     for slot in slots:
         try:
             reason = method.reducer.supports(slot.about)
-        except (Exception, SystemExit) as error:
+        except FOREIGN as error:
             return None, f"{slot.name}: {method.label}: supports() failed: {one_line(error)}"
         if not (reason is None or isinstance(reason, str)):
             return None, f"{slot.name}: {method.label}: supports() returned {reason!r}; return a reason, or None"

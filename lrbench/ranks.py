@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from lrbench.errors import LrbenchError, ReducerError, one_line
+from lrbench.errors import FOREIGN, LrbenchError, ReducerError, one_line
 from lrbench.reducer import Prepared, Reducer, Slot
 
 if TYPE_CHECKING:
@@ -307,10 +307,10 @@ def _stored_numbers(reducer: Reducer, slot: Slot, rank: int) -> int | None:
 
 def _ask(reducer: Reducer, slot: Slot, what: str, call: Callable[[], _T]) -> _T:
     """A reducer is foreign code: whatever it raises is a failure of that reducer on that slot."""
-    from lrbench.foreign import FOREIGN, random_state_kept  # with torch, which a suite is read without
+    from lrbench.foreign import process_state_kept  # with torch, which a suite is read without
 
     try:
-        with random_state_kept():
+        with process_state_kept():
             return call()
     except LrbenchError:
         raise

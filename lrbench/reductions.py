@@ -16,10 +16,10 @@ from lrbench.budget import Budget, Choices, by_size
 from lrbench.clock import synchronize
 from lrbench.compositions import GREEDY
 from lrbench.editing import in_place
-from lrbench.errors import LrbenchError
+from lrbench.errors import FOREIGN, LrbenchError
 from lrbench.factors import Dense, Factors, LowRank
 from lrbench.faults import point
-from lrbench.foreign import FOREIGN, random_state_kept
+from lrbench.foreign import process_state_kept
 from lrbench.linalg import WeightedSpectrum, optimal_errors, output_error, root
 from lrbench.losses import Judge, choices_by_building, choices_by_rank, largest_rank, squared_error
 from lrbench.models.slots import WeightSlot
@@ -350,7 +350,7 @@ class Reductions:
         self._warm.add(key)
         corner = work.weight[:64, :64].contiguous()
         # A method may refuse so small a matrix. On the real one its errors count.
-        with contextlib.suppress(*FOREIGN), random_state_kept():
+        with contextlib.suppress(*FOREIGN), process_state_kept():
             reducer = work.method.reducer
             reducer.prepare(corner, [1], work.context(corner.shape[1])).at_rank(1).dense()
         synchronize(corner.device)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from lrbench import hookspecs
-from lrbench.errors import PluginError, did_you_mean, one_line
+from lrbench.errors import FOREIGN, PluginError, did_you_mean, one_line
 
 if TYPE_CHECKING:
     from lrbench.parameters import Parameter
@@ -139,7 +139,7 @@ class Registry:
             offered = self._manager.subset_hook_caller("lrbench_reducers", others)()
             if not all(isinstance(classes, list | tuple) for classes in offered):
                 raise PluginError("lrbench_reducers() must return a list of classes")
-        except (Exception, SystemExit) as error:
+        except FOREIGN as error:
             if self._manager.has_plugin(source):
                 self._manager.unregister(name=source)
             self.broken.append(BrokenPlugin(source, _explain(error), (name,)))
@@ -151,7 +151,7 @@ class Registry:
     def _take(self, reducer: Any, source: str, plugin: str, asked_for: bool) -> None:
         try:
             problem = _problem(reducer)
-        except (Exception, SystemExit) as error:  # a class may do anything when looked at
+        except FOREIGN as error:  # a class may do anything when looked at
             problem = one_line(error)
         name = getattr(reducer, "name", None)
         if problem is None and name in self.reducers:

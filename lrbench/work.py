@@ -12,9 +12,9 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from lrbench.clock import synchronize
-from lrbench.errors import LrbenchError, ReducerError, one_line
+from lrbench.errors import FOREIGN, LrbenchError, ReducerError, one_line
 from lrbench.factors import Dense, Factors
-from lrbench.foreign import FOREIGN, random_state_kept
+from lrbench.foreign import process_state_kept
 from lrbench.models.slots import WeightSlot
 from lrbench.plan import Method
 from lrbench.ranks import RankRequest
@@ -182,7 +182,7 @@ class Work:
         charged, spent = bill.charged, bill.spent
         synchronize(self.weight.device)
         try:
-            with random_state_kept(), self.shared.billed(bill):
+            with process_state_kept(), self.shared.billed(bill):
                 started = time.perf_counter()
                 result = call()
                 synchronize(self.weight.device)

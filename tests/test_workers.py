@@ -135,47 +135,48 @@ def test_choices_and_compositions_are_the_same_on_workers(tmp_path):
     assert facts(remote.directory) == facts(local.directory)
 
 
+def with_spoilt(tmp_path, which):
+    """The rows of a suite that chooses, where another worker made some of them, on weights changed unseen.
+
+    Args:
+        which: of all rows those that it made.
+    """
+    executor, heard = InProcess(share=2), Heard()
+
+    def spoilt():
+        executor.run.made |= {row.cell: "another" for row in which(heard.rows)}
+        return ["another"]
+
+    executor.spoilt = spoilt
+    result = run(write_suite(tmp_path, SELECTING), tmp_path / "out", executor=executor, heard=heard)
+    rows = list(result.directory.rows().values())
+    assert result.failed == sum(row.status == "failed" for row in rows) > 0
+    return rows
+
+
+def on_validation(rows, *labels):
+    return [row for row in rows if row.selection.split == "validation" and row.label in labels]
+
+
 def test_a_cell_that_was_chosen_by_scores_that_are_taken_back_is_taken_back_too(tmp_path):
     """The worker that scored the choice may be another one, whose own weights are as they were."""
-    executor = InProcess(share=2)
-    executor.spoilt = lambda: ["the one on validation"]
-
-    class OnValidation(Heard):
-        def finished(self, row):
-            super().finished(row)
-            if row.selection.split == "validation":
-                executor.run.made[row.cell] = "the one on validation"
-
-    opened = executor.open
-    executor.open = lambda *given, **options: setattr(executor, "run", opened(*given, **options)) or executor.run
-    result = run(write_suite(tmp_path, SELECTING), tmp_path / "out", executor=executor, heard=OnValidation())
-    rows = result.directory.rows().values()
-    for row in rows:
+    for row in with_spoilt(tmp_path, lambda rows: on_validation(rows, None, "svd", "random-subspace")):
         chosen = row.selection.split == "test" and row.reducer is not None
         unedited = row.selection.split == "test" and row.reducer is None
         assert (row.status, bool(row.scores)) == (("ok", True) if unedited else ("failed", False)), row
         assert ("chosen by" in (row.reason or "")) == chosen
-    assert result.failed == len(rows) - 1
 
 
 def test_a_choice_among_scores_that_are_taken_back_is_taken_back_whoever_won(tmp_path):
     """One that lost on weights changed unseen might have won."""
-    executor, heard = InProcess(share=2), Heard()
 
-    def spoilt():
-        rows = [row for row in heard.rows if row.label == "svd"]
+    def lost(rows):
         chosen = [row.selection for row in rows if row.selection.split == "test"]
         winners = {cell for one in chosen for cell in one.validation_cells or ()}
         winners |= {one.cell for selection in chosen for one in selection.decisions or ()}
-        lost = [row.cell for row in rows if row.selection.split == "validation" and row.cell not in winners]
-        executor.run.made |= dict.fromkeys(lost, "another")
-        return ["another"]
+        return [row for row in on_validation(rows, "svd") if row.cell not in winners]
 
-    executor.spoilt = spoilt
-    opened = executor.open
-    executor.open = lambda *given, **options: setattr(executor, "run", opened(*given, **options)) or executor.run
-    result = run(write_suite(tmp_path, SELECTING), tmp_path / "out", executor=executor, heard=heard)
-    on_test = [row for row in result.directory.rows().values() if row.selection.split == "test"]
+    on_test = [row for row in with_spoilt(tmp_path, lost) if row.selection.split == "test"]
     assert {row.label for row in on_test} == {None, "svd", "random-subspace"}
     for row in on_test:
         assert (row.status == "failed") == (row.label == "svd")
@@ -183,18 +184,8 @@ def test_a_choice_among_scores_that_are_taken_back_is_taken_back_whoever_won(tmp
 
 
 def test_a_composition_that_began_with_a_score_that_is_taken_back_is_taken_back_too(tmp_path):
-    executor, heard = InProcess(share=2), Heard()
-
-    def spoilt():
-        unedited = [row.cell for row in heard.rows if row.label is None and row.selection.split == "validation"]
-        executor.run.made |= dict.fromkeys(unedited, "another")
-        return ["another"]
-
-    executor.spoilt = spoilt
-    opened = executor.open
-    executor.open = lambda *given, **options: setattr(executor, "run", opened(*given, **options)) or executor.run
-    result = run(write_suite(tmp_path, SELECTING), tmp_path / "out", executor=executor, heard=heard)
-    chosen = [row for row in result.directory.rows().values() if row.selection.chosen_for is not None]
+    rows = with_spoilt(tmp_path, lambda rows: on_validation(rows, None))
+    chosen = [row for row in rows if row.selection.chosen_for is not None]
     assert {row.selection.decisions is not None for row in chosen} == {True, False}
     for row in chosen:
         assert (row.status == "failed") == (row.selection.decisions is not None)

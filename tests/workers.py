@@ -87,7 +87,8 @@ class InProcess:
         self.opened = unpack(self.worker.open(pack(self.altered(order))))
         if "error" in self.opened:
             raise AssertionError(self.opened["error"])
-        return open_remote(suite, spec, built, order, self.opened, self, notify)
+        self.run = open_remote(suite, spec, built, order, self.opened, self, notify)
+        return self.run
 
     def spoilt(self):
         return [] if self.worker.intact() else ["the only one"]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate
 
 from lrbench.evaluate.bound import BoundEngine
 from lrbench.evaluate.engine import Job
+from lrbench.tasks.freeze import FrozenTask
 from lrbench.tasks.score import RawMetrics, Samples, Scores, aggregate, annotate, metric_name, sample
 
 
@@ -23,10 +23,6 @@ class HarnessEngine(BoundEngine):
 
     name = "harness"
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._whole = {name: frozen.indices for name, frozen in self.requests.tasks.items()}
-
     def measure(self, job: Job) -> tuple[Scores, Samples]:
         """One whole evaluation by lm-eval. Raises EvaluationError where an answer is not finite."""
         self.check_generation()
@@ -35,7 +31,7 @@ class HarnessEngine(BoundEngine):
             task.set_fewshot_seed(seed=self.seed)
         with ExitStack() as stack:
             for name, frozen in asked.items():
-                stack.enter_context(_as_among(self._whole[name], self.tasks.tasks[name], frozen.indices))
+                stack.enter_context(_as_among_all(frozen, self.tasks.limits[name]))
             results = evaluate(
                 lm=self.lm,
                 task_dict={"tasks": {name: self.tasks.tasks[name] for name in asked}, "groups": self.requests.groups},
@@ -68,29 +64,25 @@ class HarnessEngine(BoundEngine):
 
 
 @contextmanager
-def _as_among(whole: Sequence[int], task: Task, asked: Sequence[int]) -> Iterator[None]:
-    """Has lm-eval ask about some documents what it asks about them among all.
+def _as_among_all(frozen: FrozenTask, limit: int | None) -> Iterator[None]:
+    """Has lm-eval ask about a task's documents what it asks about them among all, or among the first `limit`.
 
     It draws few-shot examples document after document, so that on some documents alone it would draw others.
-
-    Args:
-        whole, asked: indices of documents, ascending.
     """
-    build = task.build_all_requests
-    places = {whole.index(index): place for place, index in enumerate(asked)}  # lm-eval numbers what it goes through
+    task, build = frozen.task, frozen.task.build_all_requests
+    places = {index: place for place, index in enumerate(frozen.indices)}  # lm-eval numbers what it goes through
 
     def build_some(**options: Any) -> None:
-        build(**{**options, "samples": list(whole)})
+        build(**{**options, "samples": None, "limit": limit})
         task._instances = [instance for instance in task.instances if instance.doc_id in places]
         for instance in task._instances:
             instance.doc_id = places[instance.doc_id]
 
-    if len(asked) < len(whole):
-        task.build_all_requests = build_some
+    task.build_all_requests = build_some
     try:
         yield
     finally:
-        vars(task).pop("build_all_requests", None)
+        del task.build_all_requests
 
 
 def _read(name: str, logged: list[dict[str, Any]]) -> tuple[RawMetrics, Samples]:

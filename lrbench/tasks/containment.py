@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from tqdm.std import tqdm
 
+from lrbench.foreign import random_state_kept
+
 CHATTY = ("lm_eval", "transformers", "datasets", "huggingface_hub", "accelerate", "evaluate")
 
 #: lm-eval's own defaults (`simple_evaluate`): with other seeds its numbers would not be reproduced
@@ -24,23 +26,11 @@ def contained() -> Iterator[None]:
 
     Entered afresh for every cell, so that a cell that samples does not depend on the cells before it.
     """
-    with _random_state(), _silence(), _no_bars():
+    with random_state_kept(), _silence(), _no_bars():
         random.seed(PYTHON_SEED)
         np.random.seed(OTHER_SEED)
         torch.manual_seed(OTHER_SEED)
         yield
-
-
-@contextmanager
-def _random_state() -> Iterator[None]:
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
 
 
 @contextmanager
