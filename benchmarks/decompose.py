@@ -28,8 +28,8 @@ from decompose_crossovers import crossovers
 from decompose_memory import peak_bytes
 from decompose_methods import RANKS, Contestant, almanac_weights, contestants, weight_like
 from decompose_report import show
-from lrbench.environment import environment, in_words
 from lrbench.linalg import gram, optimal_errors
+from lrbench.system.environment import environment, in_words
 
 SHAPES = ((1024, 4096), (4096, 1024), (2048, 2048), (384, 1024))
 LARGE, ON_GPU, QUICK = (4096, 4096), (4096, 16384), (384, 1024)

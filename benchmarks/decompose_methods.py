@@ -12,7 +12,7 @@ from torch import Tensor
 
 import lrbench
 import lrbench.models.almanac
-from lrbench.registry import Registry
+from lrbench.reducers.registry import Registry
 
 RANKS = (0.05, 0.10, 0.25, 0.50)  # of min(m, n)
 

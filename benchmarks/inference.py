@@ -31,12 +31,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 import lrbench
-from lrbench.environment import environment, in_words
-from lrbench.factors import Factors
-from lrbench.inference import prompts_of, time_once
-from lrbench.models.factored import factored
+from lrbench.models.factored_layers import factored
 from lrbench.models.load import DTYPES, choose_device
 from lrbench.models.slots import find_slots
+from lrbench.reducers.factors import Factors
+from lrbench.reduction.speed_benchmark import prompts_of, time_once
+from lrbench.system.environment import environment, in_words
 
 SHAPES = ["1024x1024", "4096x1024", "1024x4096", "4096x4096"]
 KEEPS = [0.1, 0.25, 0.5, 0.75, 0.9, 1.0]

@@ -30,14 +30,14 @@ from lm_eval.tasks import TaskManager
 from rich.console import Console
 from rich.table import Table
 
-from lrbench.environment import environment, in_words
-from lrbench.evaluate.engine import Job
-from lrbench.evaluate.hflm import make_hflm
-from lrbench.evaluate.sweep import SweepEngine
+from lrbench.evaluation.interface import Job
+from lrbench.evaluation.lm_eval_model import make_hflm
+from lrbench.evaluation.sweep import SweepEngine
 from lrbench.models.edit import edited
 from lrbench.models.load import LoadedModel, choose_device
+from lrbench.system.environment import environment, in_words
 from lrbench.tasks.containment import contained
-from lrbench.tasks.freeze import freeze
+from lrbench.tasks.frozen_requests import freeze
 from lrbench.tasks.load import load_tasks
 from sweep_cells import make_cells
 from sweep_workloads import CONFIGS, WORKLOADS, make_model, write_task

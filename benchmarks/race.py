@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from lrbench.metrics import is_share, primary
-from lrbench.protocols.course import Course
-from lrbench.scored_run import ScoredRun
+from lrbench.analysis.scored_run import ScoredRun
+from lrbench.results.store import open_run
+from lrbench.run.selection.document_order import Course
 from lrbench.stats.betting import Duels
-from lrbench.store import open_run
+from lrbench.stats.metric_names import is_share, primary
 
 CELLS, SIZES, ORDERS = 150, (120, 600, 2400, 13000), 20
 

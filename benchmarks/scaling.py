@@ -30,14 +30,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from lrbench.environment import environment, in_words
-from lrbench.executors import Executor, LocalExecutor
-from lrbench.executors.ray import RayExecutor, RayOptions
-from lrbench.executors.simulation import Costs, Schedule, laser_sweep, simulate
-from lrbench.registry import Registry
-from lrbench.run import run_suite
-from lrbench.store import Row, RunDirectory
-from lrbench.suite import load_suite
+from lrbench.reducers.registry import Registry
+from lrbench.results.store import Row, RunDirectory
+from lrbench.run.executors import Executor, LocalExecutor
+from lrbench.run.executors.ray import RayExecutor, RayOptions
+from lrbench.run.executors.simulation import Costs, Schedule, laser_sweep, simulate
+from lrbench.run.runner import run_suite
+from lrbench.suite.load import load_suite
+from lrbench.system.environment import environment, in_words
 
 SUITE = """\
 name: scaling

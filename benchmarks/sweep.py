@@ -27,12 +27,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 import torch
 
-from lrbench.environment import environment, in_words
-from lrbench.evaluate import ENGINES, make_engine
-from lrbench.evaluate.hflm import make_hflm
+from lrbench.evaluation import ENGINES, make_engine
+from lrbench.evaluation.lm_eval_model import make_hflm
 from lrbench.models.load import LoadedModel, choose_device
-from lrbench.suite import ModelSpec
-from lrbench.tasks.freeze import freeze
+from lrbench.suite.load import ModelSpec
+from lrbench.system.environment import environment, in_words
+from lrbench.tasks.frozen_requests import freeze
 from lrbench.tasks.load import load_tasks
 from sweep_cells import Cell, Swept, make_cells, run_sweep
 from sweep_floor import Speed, Work, count, flops, measure

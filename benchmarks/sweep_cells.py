@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from lrbench.evaluate.bound import BoundEngine
-from lrbench.evaluate.engine import Job
+from lrbench.evaluation.base_engine import BoundEngine
+from lrbench.evaluation.interface import Job
 from lrbench.models.edit import edited
 from lrbench.models.load import LoadedModel
 from lrbench.models.slots import WeightSlot

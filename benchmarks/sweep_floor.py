@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from lrbench.models.load import LoadedModel
-from lrbench.tasks.freeze import FrozenRequests, Pair
+from lrbench.tasks.frozen_requests import FrozenRequests, Pair
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lrbench.environment import in_words
+from lrbench.system.environment import in_words
 
 WIDTH = 180  # tables are for files and logs as much as for terminals
 

@@ -18,10 +18,10 @@ from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from lrbench.evaluate.engine import Job
+from lrbench.evaluation.interface import Job
 from lrbench.models.load import LoadedModel
 from lrbench.tasks.containment import contained
-from lrbench.tasks.freeze import FrozenRequests
+from lrbench.tasks.frozen_requests import FrozenRequests
 from lrbench.tasks.score import Samples, sample
 from sweep_floor import synchronize
 

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
+    from lrbench.api.reduced import Reduced, reduce
+    from lrbench.api.results import Results, read_results
     from lrbench.export.load import load
-    from lrbench.factors import (
+    from lrbench.reducers.base import Context, Prepared, Reducer, Slot
+    from lrbench.reducers.factors import (
         CUR,
         BlockDiagonalProduct,
         ClusteredLowRank,
@@ -23,10 +26,7 @@ if TYPE_CHECKING:
         Interpolative,
         LowRank,
     )
-    from lrbench.low_rank import LowRankReducer
-    from lrbench.reduced import Reduced, reduce
-    from lrbench.reducer import Context, Prepared, Reducer, Slot
-    from lrbench.results import Results, read_results
+    from lrbench.reducers.low_rank import LowRankReducer
 
 __version__ = "0.1.0"
 
@@ -34,24 +34,24 @@ __version__ = "0.1.0"
 hookimpl = pluggy.HookimplMarker("lrbench")
 
 _HOMES = {
-    "BlockDiagonalProduct": "lrbench.factors",
-    "CUR": "lrbench.factors",
-    "ClusteredLowRank": "lrbench.factors",
-    "ColumnSubset": "lrbench.factors",
-    "Dense": "lrbench.factors",
-    "Factors": "lrbench.factors",
-    "Interpolative": "lrbench.factors",
-    "LowRank": "lrbench.factors",
-    "LowRankReducer": "lrbench.low_rank",
-    "Context": "lrbench.reducer",
-    "Prepared": "lrbench.reducer",
-    "Reducer": "lrbench.reducer",
-    "Slot": "lrbench.reducer",
-    "Reduced": "lrbench.reduced",
-    "reduce": "lrbench.reduced",
+    "BlockDiagonalProduct": "lrbench.reducers.factors",
+    "CUR": "lrbench.reducers.factors",
+    "ClusteredLowRank": "lrbench.reducers.factors",
+    "ColumnSubset": "lrbench.reducers.factors",
+    "Dense": "lrbench.reducers.factors",
+    "Factors": "lrbench.reducers.factors",
+    "Interpolative": "lrbench.reducers.factors",
+    "LowRank": "lrbench.reducers.factors",
+    "LowRankReducer": "lrbench.reducers.low_rank",
+    "Context": "lrbench.reducers.base",
+    "Prepared": "lrbench.reducers.base",
+    "Reducer": "lrbench.reducers.base",
+    "Slot": "lrbench.reducers.base",
+    "Reduced": "lrbench.api.reduced",
+    "reduce": "lrbench.api.reduced",
     "load": "lrbench.export.load",
-    "Results": "lrbench.results",
-    "read_results": "lrbench.results",
+    "Results": "lrbench.api.results",
+    "read_results": "lrbench.api.results",
 }
 
 __all__ = [

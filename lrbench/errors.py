@@ -21,7 +21,7 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
-from lrbench.plain_text import clean
+from lrbench.system.text import clean
 
 #: What foreign code may raise without ending the run: a plugin that calls sys.exit(), or gives a task up, fails alone.
 FOREIGN = (Exception, SystemExit, asyncio.CancelledError)

@@ -15,13 +15,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lrbench import environment, faults, model_run
-from lrbench.evaluate.sweep import memory
-from lrbench.records import RunResult, Stop
-from lrbench.registry import Registry
-from lrbench.run import run_suite
-from lrbench.store import RunDirectory
-from lrbench.suite import Suite, load_suite
+from lrbench.evaluation.sweep import sizes as memory
+from lrbench.reducers.registry import Registry
+from lrbench.results.store import RunDirectory
+from lrbench.run import model_run
+from lrbench.run.recorder import RunResult, Stop
+from lrbench.run.runner import run_suite
+from lrbench.suite.load import Suite, load_suite
+from lrbench.system import environment, faults
 from tests.exports import save_tokenizer, write_task
 from tests.suites import Heard
 from tests.tiny_models import LLAMA

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lrbench import damage, splits
-from lrbench.publish import charts, tables
-from lrbench.store import Row, RunDirectory
+from lrbench.analysis import damage, splits
+from lrbench.reports.publish import charts, tables
+from lrbench.results.store import Row, RunDirectory
 from tests.synthetic_run import demo_run, edit, row, samples_of, scores_of
 
 MODEL = "<script>alert(1)</script>"

@@ -3,12 +3,12 @@
 from pathlib import Path
 from textwrap import dedent
 
-from lrbench.evaluate.engine import Step
-from lrbench.records import RunResult
-from lrbench.registry import Registry
-from lrbench.run import run_suite
-from lrbench.store import Row
-from lrbench.suite import load_suite
+from lrbench.evaluation.interface import Step
+from lrbench.reducers.registry import Registry
+from lrbench.results.store import Row
+from lrbench.run.recorder import RunResult
+from lrbench.run.runner import run_suite
+from lrbench.suite.load import load_suite
 
 SMALL = """\
 name: small

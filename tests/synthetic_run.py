@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lrbench.scores import Score
-from lrbench.store import Edit, Row, RunDirectory
+from lrbench.results.scores import Score
+from lrbench.results.store import Edit, Row, RunDirectory
 
 ROLES = ("mlp.gate", "mlp.up", "mlp.down")
 SUBTASKS = ("almanac_facts_frequent", "almanac_facts_middle", "almanac_facts_rare")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrbench.allocation import Options, convex, equal_shares, increasing, least_loss, lower_hull
+from lrbench.reduction.allocation.knapsack import Options, convex, equal_shares, increasing, least_loss, lower_hull
 
 
 def options(sizes, losses):

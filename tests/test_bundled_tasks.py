@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lrbench.evaluate.engine import Job
-from lrbench.evaluate.frozen import FrozenEngine
+from lrbench.evaluation.frozen import FrozenEngine
+from lrbench.evaluation.interface import Job
 from lrbench.models.almanac.corpus import Corpus
 from lrbench.models.almanac.questions import sums, write
 from lrbench.models.edit import edited

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from lrbench.calibration import activations, cache, moments
-from lrbench.calibration.activations import Activations
-from lrbench.calibration.gradients import fisher
-from lrbench.calibration.samples import Samples
-from lrbench.calibration.statistics import Calibration
 from lrbench.errors import InputError, ReducerError
 from lrbench.models.load import LoadedModel, config_hash, weight_hash
 from lrbench.models.slots import find_slots
-from lrbench.suite import load_suite
+from lrbench.reduction.calibration import activations, cache, moments
+from lrbench.reduction.calibration.activations import Activations
+from lrbench.reduction.calibration.gradients import fisher
+from lrbench.reduction.calibration.samples import Samples
+from lrbench.reduction.calibration.statistics import Calibration
+from lrbench.suite.load import load_suite
 from tests.tiny_models import FAMILIES, VOCABULARY, tiny
 
 BOTH = frozenset({"second_moment", "absmean"})

@@ -6,18 +6,18 @@ from itertools import pairwise
 import pytest
 from transformers import AutoTokenizer
 
-from lrbench.calibration import sources
-from lrbench.calibration.overlap import RUN, Passages, evaluated_in
-from lrbench.calibration.samples import draw
-from lrbench.calibration.sources import read_text
 from lrbench.errors import SuiteError
-from lrbench.evaluate import make_engine
+from lrbench.evaluation import make_engine
 from lrbench.models.almanac.corpus import Corpus
 from lrbench.models.bundled_text import bundled_texts
 from lrbench.models.load import bundled, load
-from lrbench.plan import methods
-from lrbench.registry import Registry
-from lrbench.suite import ModelSpec, load_suite
+from lrbench.reducers.registry import Registry
+from lrbench.reduction.calibration import sources
+from lrbench.reduction.calibration.overlap import RUN, Passages, evaluated_in
+from lrbench.reduction.calibration.samples import draw
+from lrbench.reduction.calibration.sources import read_text
+from lrbench.reduction.plan import methods
+from lrbench.suite.load import ModelSpec, load_suite
 from lrbench.tasks.load import load_tasks
 from tests.suites import write_suite
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from lrbench.evaluate.sweep import SweepEngine
-from lrbench.model_run import open_model
-from lrbench.plan import methods
-from lrbench.registry import Registry
-from lrbench.run import run_suite
-from lrbench.suite import load_suite
+from lrbench.evaluation.sweep import SweepEngine
+from lrbench.reducers.registry import Registry
+from lrbench.reduction.plan import methods
+from lrbench.run.model_run import open_model
+from lrbench.run.runner import run_suite
+from lrbench.suite.load import load_suite
 from tests.faulty import quicken, write_parts
 from tests.suites import Heard
 
@@ -244,10 +244,11 @@ def test_code_that_all_reducers_share_is_part_of_them(monkeypatch):
     monkeypatch.setattr(Path, "read_bytes", remembered)
     assert registry.source_hash("svd") == first
     assert {
-        "plugins/svd.py", "lrbench/low_rank.py", "lrbench/reducer.py", "lrbench/ranks.py", "lrbench/reductions.py",
-        "lrbench/reduction.py", "lrbench/work.py", "linalg/gram.py", "factors/base.py", "factors/plain.py",
+        "plugins/svd.py", "reducers/low_rank.py", "reducers/base.py", "reducers/ranks.py", "reduction/cell_reducer.py",
+        "reduction/reduced_weight.py", "reduction/weight_job.py", "linalg/gram.py", "factors/base.py",
+        "factors/elementary.py",
     } <= seen  # fmt: skip
-    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + (b"#" if path.name == "plain.py" else b""))
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + (b"#" if path.name == "elementary.py" else b""))
     assert registry.source_hash("svd") != first
 
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from lrbench.claims import LOW, claims
+from lrbench.analysis.claims import LOW, claims
+from lrbench.analysis.spectra import measure
 from lrbench.models.slots import WeightSlot
-from lrbench.one_matrix import slot_of
-from lrbench.reducer import Slot
-from lrbench.spectra import measure
+from lrbench.reducers.base import Slot
+from lrbench.reduction.single_matrix import slot_of
 
 SIZE = 40
 

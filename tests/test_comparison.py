@@ -10,10 +10,10 @@ import re
 import pytest
 
 from lrbench import cli
+from lrbench.analysis.comparison import compare_rows, compare_runs
 from lrbench.cli import compare as verb
-from lrbench.comparison import compare_rows, compare_runs
 from lrbench.errors import InputError
-from lrbench.render.comparison import FORMATS, render
+from lrbench.reports.render.comparison import FORMATS, render
 from lrbench.stats import sign_test
 from tests.synthetic_run import demo_run, edit, row, simple_run
 

@@ -8,10 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lrbench.errors import TaskError
-from lrbench.evaluate.engine import Job
-from lrbench.evaluate.frozen import FrozenEngine
-from lrbench.evaluate.harness import HarnessEngine
-from lrbench.evaluate.sweep import SweepEngine
+from lrbench.evaluation.frozen import FrozenEngine
+from lrbench.evaluation.interface import Job
+from lrbench.evaluation.lm_eval_engine import HarnessEngine
+from lrbench.evaluation.sweep import SweepEngine
 from lrbench.models.edit import edited
 from lrbench.models.load import bundled
 from lrbench.tasks.counterfact import documents, from_hub

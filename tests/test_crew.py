@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from lrbench.errors import LrbenchError
-from lrbench.executors.crew import Crew, Hand, Lost
-from lrbench.executors.ray import RayExecutor
-from lrbench.executors.wire import pack
+from lrbench.run.executors.crew import Crew, Hand, Lost
+from lrbench.run.executors.ray import RayExecutor
+from lrbench.run.executors.wire import pack
 
 
 def hand(pid, opened=None, placed=True):

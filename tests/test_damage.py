@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
+from lrbench.analysis.damage import EVERY_ROLE, Prediction, predictions, weight_hashes
+from lrbench.analysis.leaderboard import build
 from lrbench.cli import main
-from lrbench.damage import EVERY_ROLE, Prediction, predictions, weight_hashes
-from lrbench.leaderboard import build
-from lrbench.publish.spectrum import Spectrum, read
-from lrbench.render import damage as render
-from lrbench.render.document import Table
-from lrbench.scores import Score
-from lrbench.store import RunDirectory
+from lrbench.reports.publish.spectrum import Spectrum, read
+from lrbench.reports.render import damage as render
+from lrbench.reports.render.document import Table
+from lrbench.results.scores import Score
+from lrbench.results.store import RunDirectory
 from tests.synthetic_run import demo_run, edit, row, samples_of, scores_of, simple_run
 
 SPECTRUM = Path(__file__).parent.parent / "results" / "published" / "almanac-spectrum" / "spectrum.json"

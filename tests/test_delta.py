@@ -8,16 +8,16 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lrbench.analysis.leaderboard import build
 from lrbench.cli import main
 from lrbench.errors import ModelError, SuiteError
-from lrbench.leaderboard import build
-from lrbench.models.base import load_base
+from lrbench.models.base_model import load_base
 from lrbench.models.load import load
 from lrbench.models.slots import count_numbers, find_slots
-from lrbench.render import markdown, terminal
-from lrbench.rerun import compute_again
-from lrbench.store import Row, open_run
-from lrbench.suite import ModelSpec, load_suite
+from lrbench.reports.render import markdown, terminal
+from lrbench.results.store import Row, open_run
+from lrbench.run.recompute import compute_again
+from lrbench.suite.load import ModelSpec, load_suite
 from tests.exports import lm_eval_says, write_family_suite, write_model
 from tests.suites import Heard, run
 from tests.tiny_models import tiny
@@ -212,7 +212,7 @@ def test_another_architecture_depth_or_shape_is_refused_at_the_suites_line_befor
 def test_a_base_without_a_slot_is_refused_by_its_name():
     from types import SimpleNamespace
 
-    from lrbench.models.base import refuse_other
+    from lrbench.models.base_model import refuse_other
 
     [slot] = find_slots(tiny("llama")).select([2], ["mlp.down"])
     with pytest.raises(ModelError, match=r"base org/b: it has no model\.layers\.2\.mlp\.down_proj\.weight"):
@@ -439,7 +439,7 @@ def test_calibrated_methods_see_the_update_and_the_fine_tuned_models_inputs(tmp_
     entering = []
     layer = tuned.model.layers[1].mlp.down_proj
     hook = layer.register_forward_pre_hook(lambda _, args: entering.append(args[0]))
-    from lrbench.calibration.samples import draw
+    from lrbench.reduction.calibration.samples import draw
 
     samples = draw(again.suite, [words], again.loaded.tokenizer, 64)
     with torch.no_grad():

@@ -3,9 +3,9 @@ import math
 import numpy as np
 import pytest
 
-from lrbench.derived import DerivedColumn, derive
+from lrbench.analysis.derived import DerivedColumn, derive
+from lrbench.analysis.score import Measured, compared
 from lrbench.errors import InputError
-from lrbench.measured import Measured, compared
 from lrbench.stats import paired_difference
 
 MCQ = ["boolq", "arc_easy", "arc_challenge", "winogrande", "piqa", "hellaswag", "openbookqa"]

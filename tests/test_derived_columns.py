@@ -4,11 +4,11 @@ import json
 
 import pytest
 
+from lrbench.analysis.leaderboard import build
 from lrbench.cli import main
 from lrbench.errors import SuiteError
-from lrbench.leaderboard import build
-from lrbench.store import RunDirectory
-from lrbench.suite import load_suite, suite_again
+from lrbench.results.store import RunDirectory
+from lrbench.suite.load import load_suite, suite_again
 from tests.suites import run, write_suite
 
 SUITE = """\

@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lrbench.errors import EvaluationError, ModelError, ReducerError, TaskError
-from lrbench.evaluate.engine import Job
-from lrbench.evaluate.frozen import FrozenEngine
-from lrbench.evaluate.harness import HarnessEngine
+from lrbench.evaluation.frozen import FrozenEngine
+from lrbench.evaluation.interface import Job
+from lrbench.evaluation.lm_eval_engine import HarnessEngine
 from lrbench.models.load import bundled
 from lrbench.tasks.load import load_tasks
 
@@ -359,7 +359,7 @@ def test_a_description_is_plain_json_and_says_what_was_scored_with(make):
 
 
 def test_the_engine_boundary_does_not_import_lm_eval():
-    code = "import sys, lrbench.evaluate.engine; print('lm_eval' in sys.modules, 'transformers' in sys.modules)"
+    code = "import sys, lrbench.evaluation.interface; print('lm_eval' in sys.modules, 'transformers' in sys.modules)"
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 

@@ -18,8 +18,8 @@ from lrbench.errors import ModelError
 from lrbench.export import card
 from lrbench.export.description import Description
 from lrbench.export.load import load
-from lrbench.factored_linear import FactoredLinear
-from lrbench.store import open_run
+from lrbench.reducers.factors.layer import FactoredLinear
+from lrbench.results.store import open_run
 from tests.exports import OTHERS, lm_eval_says, write_family_suite
 from tests.suites import MISBEHAVING, run
 from tests.tiny_models import FAMILIES

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lrbench.factors import (
+from lrbench.reducers.base import Reducer
+from lrbench.reducers.factors import (
     CUR,
     BlockDiagonalProduct,
     ClusteredLowRank,
@@ -18,8 +19,7 @@ from lrbench.factors import (
     Interpolative,
     LowRank,
 )
-from lrbench.reducer import Reducer
-from lrbench.validate import ReducerError, validate_factors
+from lrbench.reducers.output_check import ReducerError, validate_factors
 
 
 def normal(*shape, dtype=torch.float64):

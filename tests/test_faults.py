@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from lrbench import faults
-from lrbench.evaluate.sweep.sweeper import Sweeper
-from lrbench.faults import POINTS
-from lrbench.store import RunDirectory
+from lrbench.evaluation.sweep.sweeper import Sweeper
+from lrbench.results.store import RunDirectory
+from lrbench.system import faults
+from lrbench.system.faults import POINTS
 from tests.faulty import (
     CHOOSING,
     PARTS,

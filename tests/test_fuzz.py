@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from lrbench.cli import main
 from lrbench.errors import SuiteError
-from lrbench.store import RunDirectory
-from lrbench.suite import load_suite
+from lrbench.results.store import RunDirectory
+from lrbench.suite.load import load_suite
 from tests.synthetic_run import edit, row, samples_of, scores_of
 
 SUITE = """\

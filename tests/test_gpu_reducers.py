@@ -5,7 +5,7 @@ import torch
 
 import lrbench
 from lrbench import linalg
-from lrbench.registry import Registry
+from lrbench.reducers.registry import Registry
 from lrbench.testing import check_reducer
 
 pytestmark = [

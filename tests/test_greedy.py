@@ -5,12 +5,12 @@ import hashlib
 import pytest
 import torch
 
-import lrbench.model_run
+import lrbench.run.model_run
 from lrbench.errors import InputError, SuiteError
 from lrbench.models.load import load
-from lrbench.rerun import compute_again
-from lrbench.store import RunDirectory
-from lrbench.suite import load_suite
+from lrbench.results.store import RunDirectory
+from lrbench.run.recompute import compute_again
+from lrbench.suite.load import load_suite
 from tests.suites import Heard, run, write_suite
 
 SUITE = """\
@@ -131,7 +131,7 @@ def test_an_interrupted_composition_goes_on_from_its_last_decision(done, tmp_pat
 
 def test_after_all_decisions_the_model_is_the_original(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(lrbench.model_run, "load", lambda *a, **k: seen.append(load(*a, **k)) or seen[-1])
+    monkeypatch.setattr(lrbench.run.model_run, "load", lambda *a, **k: seen.append(load(*a, **k)) or seen[-1])
     run(write_suite(tmp_path, SUITE, reducers="[svd]"), tmp_path / "run")
 
     def digest(model):

@@ -6,20 +6,20 @@ from accelerate import dispatch_model
 from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module
 
 import lrbench
-from lrbench.editing import in_place
+from lrbench.analysis.leaderboard import build
 from lrbench.errors import EvaluationError, ModelError
-from lrbench.factored_linear import FactoredLinear
-from lrbench.factors import Dense, LowRank
-from lrbench.inference import Protocol, _Alive, measure_inference
-from lrbench.leaderboard import build
-from lrbench.models.factored import factored, is_whole_layer
+from lrbench.models.factored_layers import factored, is_whole_layer
 from lrbench.models.slots import find_slots
-from lrbench.plan import Cell, Method, methods
-from lrbench.ranks import RankRequest
-from lrbench.reductions import Reductions
-from lrbench.registry import Registry
-from lrbench.store import open_run
-from lrbench.suite import load_suite
+from lrbench.reducers.factors import Dense, LowRank
+from lrbench.reducers.factors.layer import FactoredLinear
+from lrbench.reducers.ranks import RankRequest
+from lrbench.reducers.registry import Registry
+from lrbench.reduction.apply import in_place
+from lrbench.reduction.cell_reducer import Reductions
+from lrbench.reduction.plan import Cell, Method, methods
+from lrbench.reduction.speed_benchmark import Protocol, _Alive, measure_inference
+from lrbench.results.store import open_run
+from lrbench.suite.load import load_suite
 from tests.exports import write_family_suite
 from tests.suites import MISBEHAVING, run, write_suite
 from tests.tiny_models import tiny
@@ -171,7 +171,9 @@ def test_the_protocol_fits_the_models_positions():
 
 def test_what_cannot_be_measured_is_a_reason_and_no_failure(monkeypatch):
     model = tiny("llama")
-    monkeypatch.setattr("lrbench.inference.time_once", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
+    monkeypatch.setattr(
+        "lrbench.reduction.speed_benchmark.time_once", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no"))
+    )
     found = measure_inference(model)
     assert found.reason == "batch 1: out of memory"
     assert found.batches == []

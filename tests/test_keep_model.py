@@ -5,24 +5,24 @@ import dataclasses
 import pytest
 import torch
 
-import lrbench.calibration.loss as loss_module
-from lrbench.budget import TOLERANCE, Budget, Choices, by_size, ranks_by_shape, tied
-from lrbench.calibration.loss import text_loss
+import lrbench.reduction.calibration.loss as loss_module
+from lrbench.analysis.leaderboard import build
+from lrbench.analysis.scored_run import lines_of
 from lrbench.cli import main
 from lrbench.errors import LrbenchError, ReducerError, SuiteError
-from lrbench.leaderboard import build
-from lrbench.losses import carried
 from lrbench.models.load import load, weight_hash
 from lrbench.models.slots import count_numbers, find_slots
-from lrbench.plan import Cell, Method, Plan, refusal
-from lrbench.ranks import RankRequest, worthwhile_ranks
-from lrbench.reducer import Prepared, Reducer, Slot
-from lrbench.reductions import Reductions
-from lrbench.registry import Registry
-from lrbench.rerun import compute_again
-from lrbench.scored_run import lines_of
-from lrbench.store import Row
-from lrbench.suite import ModelSpec, load_suite
+from lrbench.reducers.base import Prepared, Reducer, Slot
+from lrbench.reducers.ranks import RankRequest, worthwhile_ranks
+from lrbench.reducers.registry import Registry
+from lrbench.reduction.allocation.budget import TOLERANCE, Budget, Choices, by_size, ranks_by_shape, tied
+from lrbench.reduction.allocation.loss_curves import carried
+from lrbench.reduction.calibration.loss import text_loss
+from lrbench.reduction.cell_reducer import Reductions
+from lrbench.reduction.plan import Cell, Method, Plan, refusal
+from lrbench.results.store import Row
+from lrbench.run.recompute import compute_again
+from lrbench.suite.load import ModelSpec, load_suite
 from tests.suites import run, write_suite
 from tests.tiny_models import tiny
 

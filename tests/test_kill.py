@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from lrbench import faults
 from lrbench.cli import main
 from lrbench.cli.run import _signals
 from lrbench.errors import InputError
-from lrbench.executors import LocalExecutor
-from lrbench.model_run import ModelRun
-from lrbench.records import Interrupted, Stop
-from lrbench.store import RunDirectory
+from lrbench.results.store import RunDirectory
+from lrbench.run.executors import LocalExecutor
+from lrbench.run.model_run import ModelRun
+from lrbench.run.recorder import Interrupted, Stop
+from lrbench.system import faults
 from tests.faulty import PARTS, PLAIN, Subject, facts, quicken, scored_lines, write_parts
 from tests.workers import InProcess
 

@@ -15,16 +15,16 @@ import sys
 import pytest
 from rich.console import Console
 
+from lrbench.analysis.edit_summary import describe, ranks, relative_error
+from lrbench.analysis.leaderboard import build
+from lrbench.analysis.score import Overall, unpaired
 from lrbench.cli import leaderboard as verb
 from lrbench.cli.progress import TerminalProgress
-from lrbench.edits_in_words import describe, ranks, relative_error
 from lrbench.errors import InputError
-from lrbench.leaderboard import build
-from lrbench.measured import Overall, unpaired
-from lrbench.metrics import is_share, lower_is_better, primary
-from lrbench.render import FORMATS, markdown, terminal
-from lrbench.scores import Score
-from lrbench.store import RunDirectory
+from lrbench.reports.render import FORMATS, markdown, terminal
+from lrbench.results.scores import Score
+from lrbench.results.store import RunDirectory
+from lrbench.stats.metric_names import is_share, lower_is_better, primary
 from tests.synthetic_run import ROLES, demo_run, edit, row, simple_run
 
 ONES = [1.0] * 8
@@ -353,7 +353,7 @@ def test_documents_of_one_group_count_once(tmp_path):
 
 
 def test_an_unedited_model_below_chance_is_said_under_the_table(tmp_path):
-    from lrbench.render.text import remarks
+    from lrbench.reports.render.number_format import remarks
 
     run = simple_run(
         tmp_path, [(row("base"), {"t": [1.0] + [0.0] * 9, "u": [1.0] * 3 + [0.0] * 7}), (reduced("a"), {})]
@@ -508,7 +508,7 @@ def test_the_best_row_of_the_progress_is_the_best_of_the_leaderboard(tmp_path):
 
 
 def test_a_table_is_made_without_torch():
-    code = "import sys, lrbench.leaderboard, lrbench.render.terminal; sys.exit('torch' in sys.modules)"
+    code = "import sys, lrbench.analysis.leaderboard, lrbench.reports.render.terminal; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -7,14 +7,14 @@ from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer
 
-from lrbench.evaluate import ENGINES
+from lrbench.evaluation import ENGINES
 from lrbench.models.edit import edited
 from lrbench.models.load import bundled, load
-from lrbench.plan import make_plan, methods
-from lrbench.reductions import Reductions
-from lrbench.registry import Registry
-from lrbench.store import RunDirectory
-from lrbench.suite import ModelSpec, load_suite
+from lrbench.reducers.registry import Registry
+from lrbench.reduction.cell_reducer import Reductions
+from lrbench.reduction.plan import make_plan, methods
+from lrbench.results.store import RunDirectory
+from lrbench.suite.load import ModelSpec, load_suite
 from lrbench.tasks.folders import BUNDLED
 from tests.suites import run, write_suite
 

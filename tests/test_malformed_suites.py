@@ -12,7 +12,7 @@ import time
 import pytest
 import yaml
 
-import lrbench.run  # noqa: F401 - so that importing it is no part of what is timed
+import lrbench.run.runner  # noqa: F401 - so that importing it is no part of what is timed
 from lrbench.cli import main
 
 BASE = """\

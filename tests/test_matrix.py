@@ -14,14 +14,14 @@ from safetensors.torch import save_file
 
 from lrbench.cli import main
 from lrbench.errors import InputError, PluginError
-from lrbench.matrix_file import read_matrix
 from lrbench.models.load import bundled, load
-from lrbench.one_matrix import method, reduce_matrix, slot_of
-from lrbench.plan import Cell, Method
-from lrbench.ranks import RankRequest
-from lrbench.reductions import Reductions
-from lrbench.registry import Registry
-from lrbench.suite import ModelSpec
+from lrbench.reducers.ranks import RankRequest
+from lrbench.reducers.registry import Registry
+from lrbench.reduction.cell_reducer import Reductions
+from lrbench.reduction.matrix_file import read_matrix
+from lrbench.reduction.plan import Cell, Method
+from lrbench.reduction.single_matrix import method, reduce_matrix, slot_of
+from lrbench.suite.load import ModelSpec
 from tests.suites import MISBEHAVING
 
 W = np.random.default_rng(0).standard_normal((24, 40))
@@ -472,7 +472,7 @@ def test_methods_are_read_as_they_are_typed(text, params):
 
 
 def test_a_value_may_hold_commas_in_brackets_and_quotes():
-    from lrbench.one_matrix import _split
+    from lrbench.reduction.single_matrix import _split
 
     assert _split('a=[1, 2],b="x,y",c={d: 1, e: 2}') == ["a=[1, 2]", 'b="x,y"', "c={d: 1, e: 2}"]
     with pytest.raises(PluginError):

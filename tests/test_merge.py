@@ -11,11 +11,11 @@ import shutil
 import pytest
 
 from lrbench import cli
-from lrbench import merge as module
+from lrbench.analysis.leaderboard import build
 from lrbench.errors import InputError
-from lrbench.leaderboard import build
-from lrbench.merge import merge
-from lrbench.store import RunDirectory
+from lrbench.results import merge as module
+from lrbench.results.merge import merge
+from lrbench.results.store import RunDirectory
 from tests.suites import run as run_suite_file
 from tests.suites import write_suite
 from tests.synthetic_run import edit, row, simple_run
@@ -221,7 +221,7 @@ def test_a_torn_last_line_is_not_a_row(two, tmp_path):
 
 
 def test_the_lock_is_that_of_a_run():
-    from lrbench.run import LOCK
+    from lrbench.run.runner import LOCK
 
     assert module.LOCK == LOCK
 

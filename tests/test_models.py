@@ -16,10 +16,10 @@ from transformers import (
 from lrbench.errors import EvaluationError, ModelError
 from lrbench.models.edit import edited
 from lrbench.models.load import bundled, choose_device, load, load_structure, weight_hash
-from lrbench.models.roles import is_fused, is_router, role_of
 from lrbench.models.slots import count_numbers, find_slots
-from lrbench.reduction import sizes as sizes_of
-from lrbench.suite import ModelSpec
+from lrbench.reduction.reduced_weight import sizes as sizes_of
+from lrbench.suite.load import ModelSpec
+from lrbench.suite.roles import is_fused, is_router, role_of
 from tests.architectures import build, shared
 
 LLAMA = LlamaConfig(

@@ -12,12 +12,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 from lrbench.cli import main
 from lrbench.errors import ModelError
 from lrbench.models import load as loading
-from lrbench.models import memory
 from lrbench.models.edit import edited
 from lrbench.models.load import bundled, load, load_structure
 from lrbench.models.slots import find_slots
-from lrbench.store import RunDirectory
-from lrbench.suite import ModelSpec, load_suite
+from lrbench.results.store import RunDirectory
+from lrbench.suite.load import ModelSpec, load_suite
+from lrbench.system import memory
 from tests.architectures import COMMON, LLAMA
 
 TINY = {**LLAMA, "vocab_size": 2048, "model_type": "llama"}

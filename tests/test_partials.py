@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from lrbench.evaluate.engine import Partial
-from lrbench.evaluate.sweep import SweepEngine, memory
-from lrbench.evaluate.sweep.sweeper import Sweeper
-from lrbench.partials import RunPartials
-from lrbench.store import RunDirectory
+from lrbench.evaluation.interface import Partial
+from lrbench.evaluation.sweep import SweepEngine
+from lrbench.evaluation.sweep import sizes as memory
+from lrbench.evaluation.sweep.sweeper import Sweeper
+from lrbench.results.store import RunDirectory
+from lrbench.run.partial_answers import RunPartials
 from tests.suites import Heard, run, write_suite
 
 TIGHT = "frontier_memory=1.0e-7"  # GiB: a batch is a part
@@ -105,7 +106,7 @@ def test_a_killed_process_loses_one_cells_part_at_most(suite, whole, tmp_path):
     script.write_text(
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from lrbench.evaluate.sweep import memory\n"
+        "from lrbench.evaluation.sweep import memory\n"
         "from tests.suites import Heard, run\n"
         "memory.TOKENS['cpu'] = 64\n"
         "class Slow(Heard):\n"

@@ -7,18 +7,19 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from lrbench import probe as probing
 from lrbench.cli import main
 from lrbench.cli.run import default_directory
-from lrbench.evaluate.sweep import SweepEngine, memory
-from lrbench.evaluate.sweep.passes import Passes
-from lrbench.evaluate.sweep.probe import SweepCost, cost
-from lrbench.evaluate.sweep.sweeper import Sweeper
+from lrbench.evaluation.sweep import SweepEngine
+from lrbench.evaluation.sweep import sizes as memory
+from lrbench.evaluation.sweep.cost_model import SweepCost, cost
+from lrbench.evaluation.sweep.partial_forward import Passes
+from lrbench.evaluation.sweep.sweeper import Sweeper
 from lrbench.models.load import bundled
-from lrbench.plan import make_plan, methods
-from lrbench.registry import Registry
-from lrbench.run import structure_of
-from lrbench.suite import load_suite
+from lrbench.reducers.registry import Registry
+from lrbench.reduction.plan import make_plan, methods
+from lrbench.run import estimate as probing
+from lrbench.run.runner import structure_of
+from lrbench.suite.load import load_suite
 from lrbench.tasks.load import load_tasks
 from tests.suites import MISBEHAVING, Heard, run, write_suite
 

@@ -1,9 +1,9 @@
 import pytest
 
 from lrbench.models.load import load_structure
-from lrbench.plan import make_plan, methods
-from lrbench.registry import Registry
-from lrbench.suite import bundled_suites, load_suite
+from lrbench.reducers.registry import Registry
+from lrbench.reduction.plan import make_plan, methods
+from lrbench.suite.load import bundled_suites, load_suite
 from tests.suites import run
 
 #: suite -> its architecture in full size, as transformers' defaults or changes to them, and its types of matrices

@@ -15,14 +15,14 @@ import pytest
 
 from lrbench.cli import main
 from lrbench.errors import InputError
-from lrbench.figures import heat, keep, ticks, vector
-from lrbench.figures.pdf import ordered
-from lrbench.publish import files
-from lrbench.publish.names import Names, slug
-from lrbench.publish.provenance import Run
-from lrbench.publish.spectrum import read
-from lrbench.store import RunDirectory
-from lrbench.suite import load_suite
+from lrbench.reports.figures import heat, keep, ticks, vector
+from lrbench.reports.figures.pdf import ordered
+from lrbench.reports.publish import files
+from lrbench.reports.publish.names import Names, slug
+from lrbench.reports.publish.provenance import Run
+from lrbench.reports.publish.spectrum import read
+from lrbench.results.store import RunDirectory
+from lrbench.suite.load import load_suite
 from tests.publishing import HOSTILE, each_run, hostile_run, select_by_cell
 from tests.synthetic_run import demo_run
 

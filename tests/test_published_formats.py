@@ -9,11 +9,11 @@ import subprocess
 
 import pytest
 
-from lrbench.leaderboard import build
-from lrbench.render import FORMATS, renderer
-from lrbench.render.templating import html as html_environment
-from lrbench.render.templating import latex as latex_environment
-from lrbench.render.templating import tex
+from lrbench.analysis.leaderboard import build
+from lrbench.reports.render import FORMATS, renderer
+from lrbench.reports.render.templating import html as html_environment
+from lrbench.reports.render.templating import latex as latex_environment
+from lrbench.reports.render.templating import tex
 from tests.synthetic_run import demo_run, edit, row, simple_run
 
 HOSTILE = (

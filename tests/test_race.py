@@ -7,15 +7,15 @@ import math
 import numpy as np
 import pytest
 
+from lrbench.analysis.leaderboard import build
 from lrbench.errors import SuiteError
-from lrbench.evaluate.sweep.sweeper import Sweeper
-from lrbench.leaderboard import build
-from lrbench.protocols.course import Course, course_of
-from lrbench.protocols.objective import Objective, objectives
-from lrbench.render import renderer
-from lrbench.scores import Score
-from lrbench.store import RunDirectory
-from lrbench.suite import load_suite
+from lrbench.evaluation.sweep.sweeper import Sweeper
+from lrbench.reports.render import renderer
+from lrbench.results.scores import Score
+from lrbench.results.store import RunDirectory
+from lrbench.run.selection.document_order import Course, course_of
+from lrbench.run.selection.objective import Objective, objectives
+from lrbench.suite.load import load_suite
 from tests.suites import Heard, run, write_suite
 from tests.synthetic_run import row
 from tests.test_select import frozen, question, write_task
@@ -212,7 +212,7 @@ def test_answers_kept_by_another_environment_are_not_mixed_in(suite, whole, tmp_
     directory, _, heard = whole
     with pytest.raises(KeyboardInterrupt):
         run(suite, tmp_path / "out", heard=Stopping(12))
-    import lrbench.model_run as model_run
+    import lrbench.run.model_run as model_run
 
     here = model_run.environment
     monkeypatch.setattr(

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrbench.errors import ReducerError
-from lrbench.factors import LowRank
-from lrbench.ranks import RankRequest, closed_rank, find_rank, ranks_to_prepare
-from lrbench.reducer import Context, Prepared, Reducer, Slot
+from lrbench.reducers.base import Context, Prepared, Reducer, Slot
+from lrbench.reducers.factors import LowRank
+from lrbench.reducers.ranks import RankRequest, closed_rank, find_rank, ranks_to_prepare
 
 torch.set_num_threads(1)
 

@@ -5,8 +5,8 @@ import signal
 
 import pytest
 
-from lrbench.executors import schedule
-from lrbench.records import Interrupted, Stop
+from lrbench.run.executors import schedule
+from lrbench.run.recorder import Interrupted, Stop
 from tests.suites import SMALL, Heard, run, write_suite
 from tests.workers import KILLS, UNSEEN, facts, machines
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from lrbench.executors.ray import RayExecutor, RayOptions  # noqa: E402
+from lrbench.run.executors.ray import RayExecutor, RayOptions  # noqa: E402
 
 
 @pytest.fixture(scope="module")

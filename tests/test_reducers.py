@@ -15,8 +15,8 @@ from sklearn.utils.extmath import randomized_svd
 import lrbench
 from lrbench import linalg
 from lrbench.linalg import RowRefit, gaussian, lupp_pivots, optimal_errors
+from lrbench.reducers.output_check import validate_factors
 from lrbench.testing import check_reducer
-from lrbench.validate import validate_factors
 
 SVD, RandomizedSVD, RandomColumns = svd.SVD, rsvd.RandomizedSVD, random_columns.RandomColumns
 ID, CR, CUR = id.InterpolativeDecomposition, cr.CR, cur.CURDecomposition

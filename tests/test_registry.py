@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lrbench.errors import PluginError
-from lrbench.parameters import ParameterError, values
-from lrbench.registry import Registry, source_hash
+from lrbench.reducers.parameters import ParameterError, values
+from lrbench.reducers.registry import Registry, source_hash
 
 ROOT = Path(__file__).parents[1]
 
@@ -102,7 +102,7 @@ def test_an_installed_distribution_gives_its_reducers(plugin, tmp_path):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: some-distribution\nVersion: 1.2\n")
     (info / "entry_points.txt").write_text("[lrbench]\nmine = some_distribution\nbad = no_such_module_at_all\n")
     code = (
-        "from lrbench.registry import Registry; r = Registry(); print(r.source('mine'));"
+        "from lrbench.reducers.registry import Registry; r = Registry(); print(r.source('mine'));"
         "print([b for b in r.broken if b.names == ('bad',)][0].error)"
     )
     path = f"{tmp_path}:{ROOT}"
@@ -133,13 +133,13 @@ def test_every_built_in_plugin_loads_under_its_own_name():
 
 
 def test_no_top_level_module_called_plugins_is_imported():
-    code = "import sys; from lrbench.registry import Registry; Registry(); assert 'plugins' not in sys.modules"
+    code = "import sys; from lrbench.reducers.registry import Registry; Registry(); assert 'plugins' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_importing_the_registry_imports_no_torch():
     subprocess.run(
-        [sys.executable, "-c", "import sys, lrbench.registry; assert 'torch' not in sys.modules"], check=True
+        [sys.executable, "-c", "import sys, lrbench.reducers.registry; assert 'torch' not in sys.modules"], check=True
     )
 
 

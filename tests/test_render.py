@@ -13,14 +13,14 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from lrbench.leaderboard import Column, build
-from lrbench.measured import Measured
-from lrbench.render import FORMATS, renderer, terminal
-from lrbench.render.markdown import escape
-from lrbench.render.text import clean, pieces, plain
-from lrbench.scores import Score
-from lrbench.speed import AtBatch, InferenceSpeed, Speed
-from lrbench.store import RunDirectory
+from lrbench.analysis.leaderboard import Column, build
+from lrbench.analysis.score import Measured
+from lrbench.reports.render import FORMATS, renderer, terminal
+from lrbench.reports.render.markdown import escape
+from lrbench.reports.render.number_format import clean, pieces, plain
+from lrbench.results.scores import Score
+from lrbench.results.speed import AtBatch, InferenceSpeed, Speed
+from lrbench.results.store import RunDirectory
 from tests.synthetic_run import SUBTASKS, demo_run, edit, row, simple_run
 
 METHODS = ("svd", "laser-svd", "id", "cr", "cur", "random-columns")

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrbench import environment as environments
 from lrbench.cli import main
-from lrbench.environment import environment
-from lrbench.store import RunDirectory
+from lrbench.results.store import RunDirectory
+from lrbench.system import environment as environments
+from lrbench.system.environment import environment
 from tests.faulty import PLAIN, Subject, facts, quicken, write_parts
 
 SUITE = PLAIN.replace("reducers: [svd]", "reducers: [rsvd, asvd, random-subspace, mine]") + (
@@ -63,7 +63,7 @@ def test_two_runs_give_bit_equal_rows_apart_from_times(subject, tmp_path, monkey
     assert facts(subject.run(tmp_path / "second").directory) == facts(first)
     code = (
         "import sys; from pathlib import Path; from lrbench import environment\n"
-        "from lrbench.evaluate.sweep import memory; from tests.faulty import SUITES, Subject\n"
+        "from lrbench.evaluation.sweep import memory; from tests.faulty import SUITES, Subject\n"
         "environment._git_state = lambda: None; memory.TOKENS['cpu'] = 32\n"
         "Subject(Path(sys.argv[1]), Path(sys.argv[2]).read_text()).run(Path('third'))\n"
     ).replace("SUITES, ", "")

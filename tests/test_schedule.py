@@ -2,8 +2,8 @@
 
 import pytest
 
-from lrbench.executors.schedule import DEATHS, LOSSES, Group, Queue, cost_of, room_for
-from lrbench.executors.simulation import Costs, laser_sweep, simulate
+from lrbench.run.executors.schedule import DEATHS, LOSSES, Group, Queue, cost_of, room_for
+from lrbench.run.executors.simulation import Costs, laser_sweep, simulate
 
 
 class Cell:

@@ -5,14 +5,14 @@ import math
 import numpy as np
 import pytest
 
+from lrbench.analysis.leaderboard import build
+from lrbench.analysis.screening_accuracy import foreseen
 from lrbench.errors import SuiteError
-from lrbench.foreseen import foreseen
-from lrbench.leaderboard import build
-from lrbench.protocols import screen
-from lrbench.publish import publish
-from lrbench.render.selection import remarks
-from lrbench.store import RunDirectory
-from lrbench.suite import load_suite
+from lrbench.reports.publish import publish
+from lrbench.reports.render.selection_notes import remarks
+from lrbench.results.store import RunDirectory
+from lrbench.run.selection import screen
+from lrbench.suite.load import load_suite
 from tests.suites import Heard, run, write_suite
 
 SUITE = """\

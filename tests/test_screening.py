@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from lrbench import screening
 from lrbench.models.edit import edited
 from lrbench.models.slots import find_slots
-from lrbench.screening import Asked, sensitivities
+from lrbench.reduction import gradient_sensitivity as screening
+from lrbench.reduction.gradient_sensitivity import Asked, sensitivities
 from tests.tiny_models import tiny
 
 

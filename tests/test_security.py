@@ -20,20 +20,20 @@ import lrbench
 from lrbench.cli import main
 from lrbench.cli.progress import TerminalProgress
 from lrbench.errors import InputError, ModelError, one_line
-from lrbench.evaluate.engine import Step
+from lrbench.evaluation.interface import Step
 from lrbench.export.card import card
 from lrbench.export.subject import Subject
-from lrbench.file_names import is_plain
 from lrbench.models.adapter import find_adapter
-from lrbench.models.base import load_base
+from lrbench.models.base_model import load_base
 from lrbench.models.load import load
-from lrbench.plain_text import clean, printable
-from lrbench.publish.names import slug
-from lrbench.render import FORMATS
-from lrbench.render.document import csv_text
-from lrbench.render.templating import tex
-from lrbench.store import RunDirectory
-from lrbench.suite import ModelSpec, load_suite
+from lrbench.reports.publish.names import slug
+from lrbench.reports.render import FORMATS
+from lrbench.reports.render.document import csv_text
+from lrbench.reports.render.templating import tex
+from lrbench.results.store import RunDirectory
+from lrbench.suite.load import ModelSpec, load_suite
+from lrbench.system.file_names import is_plain
+from lrbench.system.text import clean, printable
 from tests.suites import write_suite
 from tests.synthetic_run import edit, row, samples_of, scores_of
 
@@ -96,7 +96,7 @@ def refuse_pickles_and_text(path):
             assert given["trust_remote_code"] in ("source.trusted", "trusted")
 
 
-@pytest.mark.parametrize("module", ["lrbench.yaml_positions", "lrbench.tasks.folders"])
+@pytest.mark.parametrize("module", ["lrbench.suite.yaml_reader", "lrbench.tasks.folders"])
 def test_loaders_of_yaml_are_safe_ones(module):
     import importlib
 

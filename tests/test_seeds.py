@@ -8,11 +8,11 @@ import statistics
 import pytest
 
 import lrbench
+from lrbench.analysis.leaderboard import build
 from lrbench.errors import SuiteError
-from lrbench.leaderboard import build
-from lrbench.registry import Registry
-from lrbench.render import FORMATS, renderer
-from lrbench.suite import load_suite
+from lrbench.reducers.registry import Registry
+from lrbench.reports.render import FORMATS, renderer
+from lrbench.suite.load import load_suite
 from lrbench.testing import check_reducer
 from tests.suites import run, write_suite
 from tests.synthetic_run import edit, row, simple_run
@@ -172,7 +172,7 @@ def test_other_weights_settings_or_labels_are_no_repetition(tmp_path):
 def test_the_built_in_methods_say_whether_they_draw_and_it_is_so(name, params, draws):
     import torch
 
-    from lrbench.reducer import Context, Slot
+    from lrbench.reducers.base import Context, Slot
 
     reducer = Registry.load().build(name, params)
     assert reducer.randomized is draws

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from lrbench.analysis.leaderboard import build
 from lrbench.errors import InputError, SuiteError, TaskError
-from lrbench.leaderboard import build
-from lrbench.protocols.choice import Candidate, choose
-from lrbench.protocols.objective import Objective, objectives
-from lrbench.protocols.split import split
-from lrbench.render import renderer
-from lrbench.scores import Score
-from lrbench.store import RunDirectory
-from lrbench.suite import load_suite
+from lrbench.reports.render import renderer
+from lrbench.results.scores import Score
+from lrbench.results.store import RunDirectory
+from lrbench.run.selection.choice import Candidate, choose
+from lrbench.run.selection.objective import Objective, objectives
+from lrbench.run.selection.split import split
+from lrbench.suite.load import load_suite
 from tests.suites import MISBEHAVING, Heard, run, write_suite
 from tests.synthetic_run import edit, row, simple_run
 
@@ -122,9 +122,9 @@ def question(number: int, **fields) -> dict:
 
 def frozen(folder: Path, tasks: str):
     """The requests of a suite's tasks."""
-    from lrbench.evaluate import make_engine
-    from lrbench.model_run import tasks_of
+    from lrbench.evaluation import make_engine
     from lrbench.models.load import load
+    from lrbench.run.model_run import tasks_of
 
     path = folder / "suite.yaml"
     path.write_text(
@@ -176,7 +176,7 @@ def test_samples_say_which_choice_is_right_and_what_belongs_together(tmp_path):
     write_task(tmp_path / "tasks", "asked", documents, group="fact")
     engine = frozen(tmp_path, "[asked]")
     for part in (engine, engine.restricted({"asked": [1, 4]})):
-        from lrbench.evaluate.engine import Job
+        from lrbench.evaluation.interface import Job
         from lrbench.models.edit import edited
 
         _, samples = part.measure(Job("x", None, lambda: edited({})))
@@ -476,7 +476,7 @@ def test_a_table_of_many_cells_on_the_same_documents_says_that_the_best_is_no_fa
 
 
 def test_a_chosen_cell_can_be_computed_again_from_its_run(whole):
-    from lrbench.rerun import compute_again
+    from lrbench.run.recompute import compute_again
 
     for one in whole.rows().values():
         if one.selection.split == "test" and one.reducer is not None:
@@ -488,7 +488,7 @@ def test_a_chosen_cell_can_be_computed_again_from_its_run(whole):
 
 
 def test_an_interrupted_selection_merges_with_a_whole_one(suite, whole, tmp_path):
-    from lrbench.merge import merge
+    from lrbench.results.merge import merge
 
     with pytest.raises(KeyboardInterrupt):
         run(suite, tmp_path / "part", heard=Heard(4))

@@ -7,11 +7,11 @@ import torch
 
 import lrbench
 from lrbench import linalg
-from lrbench.plan import Cell, Method
-from lrbench.ranks import RankRequest
-from lrbench.reductions import Reductions
-from lrbench.registry import Registry
-from lrbench.shared import Bill, Shared
+from lrbench.reducers.ranks import RankRequest
+from lrbench.reducers.registry import Registry
+from lrbench.reducers.shared_results import Bill, Shared
+from lrbench.reduction.cell_reducer import Reductions
+from lrbench.reduction.plan import Cell, Method
 
 
 def slow_double(W):
@@ -219,12 +219,12 @@ def test_what_is_kept_of_slots_is_bounded_and_the_latest(monkeypatch):
     reductions, of = Reductions(0), slots(6, (64, 64))
     svd = Registry.load().build("svd", {})
     one = 64 * 64 * 4 + 2 * 64 * 64 * 8 + 64 * 8  # the copy, the Gram, its vectors and values
-    monkeypatch.setattr("lrbench.reductions._free_memory", lambda device: 8 * 3 * one)
-    monkeypatch.setattr("lrbench.reductions._KEPT", 1 / 8)
+    monkeypatch.setattr("lrbench.reduction.cell_reducer._free_memory", lambda device: 8 * 3 * one)
+    monkeypatch.setattr("lrbench.reduction.cell_reducer._KEPT", 1 / 8)
     for _, outcome in reductions.of_group(cells(svd, of, ranks=(2,))):
         seconds(outcome)
     assert list(reductions._copies) == [slot.name for slot in of[-3:]]
-    monkeypatch.setattr("lrbench.reductions._free_memory", lambda device: 0)
+    monkeypatch.setattr("lrbench.reduction.cell_reducer._free_memory", lambda device: 0)
     for _, outcome in reductions.of_group(cells(svd, of[:1], ranks=(2,))):
         assert seconds(outcome)  # with no room at all it works all the same
 
@@ -246,7 +246,7 @@ def test_what_a_method_chose_stands_in_the_edit_and_values_that_are_not_plain_ar
 
 
 def test_a_row_merges_what_was_chosen_for_its_weights():
-    from lrbench.model_run import _chosen
+    from lrbench.run.model_run import _chosen
 
     outcome = next(Reductions(0).of_group(cells(Sleeps(), slots(2))))[1]
     edits = [reduction.edit for reduction in outcome]

@@ -8,15 +8,9 @@ import pytest
 import scipy.linalg
 import scipy.stats
 import torch
+from lrbench.testing.matrices import kinds, odd
 
-from lrbench.errors import ModelError
-from lrbench.linalg import optimal_errors
-from lrbench.models.load import load
-from lrbench.models.slots import WeightSlot, find_slots
-from lrbench.one_matrix import slot_of
-from lrbench.reducer import Slot
-from lrbench.specimens import kinds, odd
-from lrbench.spectra import (
+from lrbench.analysis.spectra import (
     GRID,
     NAMES,
     by_group,
@@ -27,7 +21,13 @@ from lrbench.spectra import (
     singular_values,
     summary,
 )
-from lrbench.suite import ModelSpec
+from lrbench.errors import ModelError
+from lrbench.linalg import optimal_errors
+from lrbench.models.load import load
+from lrbench.models.slots import WeightSlot, find_slots
+from lrbench.reducers.base import Slot
+from lrbench.reduction.single_matrix import slot_of
+from lrbench.suite.load import ModelSpec
 from tests.tiny_models import tiny
 
 
@@ -134,7 +134,7 @@ def test_energy_agrees_with_the_optimal_errors_of_the_kernels():
 @pytest.mark.parametrize("shape", [(30, 30), (16, 80), (1, 5), (5, 1), (1, 1)])
 def test_the_random_matrix_is_drawn_like_a_gaussian_one(shape, monkeypatch):
     """The mean of many draws of the bidiagonal form is that of plain Gaussian matrices, value by value."""
-    from lrbench import spectra
+    from lrbench.analysis import spectra
 
     random, seeds = np.random.default_rng(5), iter(range(10**6))
     plain = np.array([scipy.linalg.svdvals(random.standard_normal(shape)) for _ in range(400)])
@@ -153,7 +153,7 @@ def test_the_random_matrix_is_drawn_like_a_gaussian_one(shape, monkeypatch):
 
 def test_one_random_matrix_a_shape_always_the_same():
     first = random_singular_values((24, 40))
-    from lrbench import spectra
+    from lrbench.analysis import spectra
 
     spectra._random.cache_clear()
     assert torch.equal(random_singular_values((24, 40)), first)

@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from lrbench.analysis.spectra import GRID, NAMES, measure
 from lrbench.cli import main
 from lrbench.errors import InputError
-from lrbench.figures import energy, to_bytes
 from lrbench.models.load import bundled
-from lrbench.one_matrix import slot_of
-from lrbench.spectra import GRID, NAMES, measure
+from lrbench.reduction.single_matrix import slot_of
+from lrbench.reports.figures import energy, to_bytes
 from tests.tiny_models import tiny
 
 
@@ -98,7 +98,7 @@ def test_the_formats_say_the_same(capsys, monkeypatch):
     ],
 )
 def test_what_names_share_is_said_once(names, ends):
-    from lrbench.render.spectrum import _shared_ends
+    from lrbench.reports.render.spectrum import _shared_ends
 
     assert _shared_ends(names) == ends
 
@@ -252,7 +252,7 @@ def test_the_curves_are_the_mean_and_range_of_the_layers():
 
 
 def test_a_figure_cannot_be_written_over_a_folder(tmp_path):
-    from lrbench.figures import save
+    from lrbench.reports.figures import save
 
     (tmp_path / "a.svg").mkdir()
     with pytest.raises(InputError, match="cannot write"):

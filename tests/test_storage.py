@@ -12,7 +12,7 @@ import pytest
 
 from lrbench.cli import main
 from lrbench.errors import InputError, StorageError
-from lrbench.store import RunDirectory
+from lrbench.results.store import RunDirectory
 from tests.faulty import PLAIN, Subject, facts, quicken, scored_lines, write_parts
 from tests.synthetic_run import row
 
@@ -169,7 +169,7 @@ def test_a_directory_that_cannot_be_written_to_is_refused_before_a_model_is_load
         return opened(path, mode, *given, **named)
 
     monkeypatch.setattr(Path, "open", refused)
-    monkeypatch.setattr("lrbench.model_run.load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("lrbench.run.model_run.load", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(InputError, match=f"cannot be a run directory: {os.strerror(code)}; choose another --out"):
         done.run(tmp_path / "out")
 

@@ -9,12 +9,12 @@ from lrbench.plugins import bottom, clustered_svd, monarch, random_subspace, rsv
 
 import lrbench
 from lrbench.linalg import DOMINANCE, block_errors, k_subspaces, optimal_errors, skeleton_rows
-from lrbench.low_rank import pivoted
-from lrbench.parameters import ParameterError, build
-from lrbench.ranks import RankRequest, closed_rank
-from lrbench.registry import Registry
+from lrbench.reducers.low_rank import pivoted
+from lrbench.reducers.output_check import validate_factors
+from lrbench.reducers.parameters import ParameterError, build
+from lrbench.reducers.ranks import RankRequest, closed_rank
+from lrbench.reducers.registry import Registry
 from lrbench.testing import check_reducer
-from lrbench.validate import validate_factors
 
 SVD, RandomizedSVD, Monarch = svd.SVD, rsvd.RandomizedSVD, monarch.Monarch
 ClusteredSVD, RandomSubspace, Bottom = clustered_svd.ClusteredSVD, random_subspace.RandomSubspace, bottom.Bottom

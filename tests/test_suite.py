@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lrbench.errors import InputError, SuiteError
-from lrbench.layers import Layers
-from lrbench.suite import bundled_suites, find_suite, load_suite
+from lrbench.suite.layers import Layers
+from lrbench.suite.load import bundled_suites, find_suite, load_suite
 
 DESIGN = """\
 name: quickstart
@@ -180,7 +180,7 @@ def test_a_sweep_may_name_the_labels_it_is_for(suite_file):
 
 
 def test_reading_a_suite_imports_no_torch(suite_file):
-    code = f"import sys; from lrbench.suite import load_suite; load_suite({str(suite_file(DESIGN))!r}); "
+    code = f"import sys; from lrbench.suite.load import load_suite; load_suite({str(suite_file(DESIGN))!r}); "
     subprocess.run([sys.executable, "-c", code + "assert 'torch' not in sys.modules"], check=True)
 
 

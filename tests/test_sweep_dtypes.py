@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lrbench.evaluate.sweep.scoring import Tally
-from lrbench.evaluate.sweep.sweeper import Sweeper
+from lrbench.evaluation.sweep.answers import Tally
+from lrbench.evaluation.sweep.sweeper import Sweeper
 from tests.tiny_models import plainly, some_queries, tiny
 
 FAMILIES = ("llama", "gpt2", "gptj", "gemma2", "bloom", "mixtral")

@@ -8,12 +8,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lrbench.errors import EvaluationError, ReducerError
-from lrbench.evaluate.engine import Job
-from lrbench.evaluate.frozen import FrozenEngine
-from lrbench.evaluate.harness import HarnessEngine
-from lrbench.evaluate.sweep import SweepEngine
-from lrbench.evaluate.sweep.queries import make_queries
-from lrbench.evaluate.sweep.sweeper import Sweeper
+from lrbench.evaluation.frozen import FrozenEngine
+from lrbench.evaluation.interface import Job
+from lrbench.evaluation.lm_eval_engine import HarnessEngine
+from lrbench.evaluation.sweep import SweepEngine
+from lrbench.evaluation.sweep.queries import make_queries
+from lrbench.evaluation.sweep.sweeper import Sweeper
 from lrbench.models.load import bundled
 from lrbench.tasks.load import load_tasks
 from tests.tiny_models import same, swept

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lrbench.evaluate.sweep.sweeper import Sweeper
+from lrbench.evaluation.sweep.sweeper import Sweeper
 from lrbench.models.slots import find_slots
 from tests.tiny_models import FAMILIES, plainly, same, some_queries, swept, tiny
 

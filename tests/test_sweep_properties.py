@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrbench.errors import EvaluationError
-from lrbench.evaluate.sweep.batches import Layout, make_batches
-from lrbench.evaluate.sweep.queries import make_queries
-from lrbench.evaluate.sweep.sweeper import Sweeper
-from lrbench.evaluate.sweep.trees import Costs, grow
+from lrbench.evaluation.sweep.batches import Layout, make_batches
+from lrbench.evaluation.sweep.prefix_trees import Costs, grow
+from lrbench.evaluation.sweep.queries import make_queries
+from lrbench.evaluation.sweep.sweeper import Sweeper
 from tests.tiny_models import VOCABULARY, plainly, query, same, swept, tiny
 
 LONGEST = 12

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from lrbench.evaluate.sweep.scoring import Tally
-from lrbench.evaluate.sweep.sweeper import Sweeper
-from lrbench.factors import LowRank
+from lrbench.evaluation.sweep.answers import Tally
+from lrbench.evaluation.sweep.sweeper import Sweeper
 from lrbench.models.edit import edited
-from lrbench.models.factored import factored
+from lrbench.models.factored_layers import factored
 from lrbench.models.slots import find_slots
-from lrbench.plan import Cell
+from lrbench.reducers.factors import LowRank
+from lrbench.reduction.plan import Cell
 from tests.tiny_models import FAMILIES, plainly, query, same, some_queries, tiny
 
 #: The rest differ from these in nothing that the tricks tested here look at, as far as is known.

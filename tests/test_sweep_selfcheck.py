@@ -2,15 +2,15 @@ import numpy as np
 import pytest
 import torch
 
-from lrbench.evaluate.out_of_memory import is_out_of_memory
-from lrbench.evaluate.sweep import memory
-from lrbench.evaluate.sweep.forwards import Trace
-from lrbench.evaluate.sweep.masks import Masks
-from lrbench.evaluate.sweep.passes import Passes
-from lrbench.evaluate.sweep.queries import Query
-from lrbench.evaluate.sweep.scoring import Tally
-from lrbench.evaluate.sweep.sweeper import Sweeper
+from lrbench.evaluation.sweep import sizes as memory
+from lrbench.evaluation.sweep.answers import Tally
+from lrbench.evaluation.sweep.forward_patching import Trace
+from lrbench.evaluation.sweep.masks import Masks
+from lrbench.evaluation.sweep.partial_forward import Passes
+from lrbench.evaluation.sweep.queries import Query
+from lrbench.evaluation.sweep.sweeper import Sweeper
 from lrbench.models.slots import find_slots
+from lrbench.system.out_of_memory import is_out_of_memory
 from tests.tiny_models import plainly, query, same, some_queries, swept, tiny
 
 QUERIES = some_queries(1)

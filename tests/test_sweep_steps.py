@@ -8,10 +8,11 @@ import torch
 from rich.console import Console
 
 from lrbench.cli.progress import TerminalProgress
-from lrbench.evaluate.engine import Step
-from lrbench.evaluate.out_of_memory import is_out_of_memory
-from lrbench.evaluate.sweep import engine, memory
-from lrbench.evaluate.sweep.sweeper import Sweeper
+from lrbench.evaluation.interface import Step
+from lrbench.evaluation.sweep import engine
+from lrbench.evaluation.sweep import sizes as memory
+from lrbench.evaluation.sweep.sweeper import Sweeper
+from lrbench.system.out_of_memory import is_out_of_memory
 from tests.suites import MISBEHAVING, Heard, run, write_suite
 
 

@@ -7,18 +7,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lrbench.calibration.overlap import evaluated_in
+from lrbench.analysis.scored_run import ScoredRun, lines_of
 from lrbench.errors import TaskError
-from lrbench.evaluate.engine import Job
-from lrbench.evaluate.frozen import FrozenEngine
-from lrbench.evaluate.harness import HarnessEngine
-from lrbench.evaluate.hflm import WindowedHFLM
-from lrbench.evaluate.sweep import SweepEngine
+from lrbench.evaluation.frozen import FrozenEngine
+from lrbench.evaluation.interface import Job
+from lrbench.evaluation.lm_eval_engine import HarnessEngine
+from lrbench.evaluation.lm_eval_model import WindowedHFLM
+from lrbench.evaluation.sweep import SweepEngine
 from lrbench.models.edit import edited
 from lrbench.models.load import bundled
 from lrbench.models.slots import find_slots
-from lrbench.scored_run import ScoredRun, lines_of
-from lrbench.store import RunDirectory
+from lrbench.reduction.calibration.overlap import evaluated_in
+from lrbench.results.store import RunDirectory
 from lrbench.tasks.folders import BUNDLED
 from lrbench.tasks.load import load_tasks
 from lrbench.tasks.token_windows import Layout

@@ -8,14 +8,14 @@ import pytest
 
 from lrbench.cli import main
 from lrbench.errors import InputError
-from lrbench.evaluate.sweep import memory
-from lrbench.executors.ray import RayOptions
-from lrbench.executors.wire import cell_data, cell_from, pack
-from lrbench.executors.worker import Worker
+from lrbench.evaluation.sweep import sizes as memory
 from lrbench.models.load import load_structure
-from lrbench.plan import make_plan, methods
-from lrbench.registry import Registry
-from lrbench.suite import load_suite
+from lrbench.reducers.registry import Registry
+from lrbench.reduction.plan import make_plan, methods
+from lrbench.run.executors.ray import RayOptions
+from lrbench.run.executors.wire import cell_data, cell_from, pack
+from lrbench.run.executors.worker import Worker
+from lrbench.suite.load import load_suite
 from tests.suites import SMALL, Heard, run, write_suite
 from tests.test_delta import tuned_suite
 from tests.workers import KILLS, UNSEEN, InProcess, facts, machines

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from lrbench.evaluate.sweep.queries import Query
-from lrbench.evaluate.sweep.scoring import Tally
-from lrbench.evaluate.sweep.sweeper import Sweeper
+from lrbench.evaluation.sweep.answers import Tally
+from lrbench.evaluation.sweep.queries import Query
+from lrbench.evaluation.sweep.sweeper import Sweeper
 
 VOCABULARY = 97
 COMMON = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 4}

@@ -15,7 +15,7 @@ from typing import NoReturn
 import lrbench
 from lrbench.cli import check, compare, damage, env, export, leaderboard, matrix, merge, plugins, publish, run, spectrum
 from lrbench.errors import LrbenchError, one_line
-from lrbench.plain_text import clean
+from lrbench.system.text import clean
 
 VERBS = (run, check, leaderboard, compare, damage, merge, publish, export, spectrum, matrix, plugins, env)
 

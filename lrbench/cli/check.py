@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from lrbench.cli.output import say
 from lrbench.cli.run import add_suite_options, default_directory, load_registry, read_suite
-from lrbench.models.roles import ROLES
+from lrbench.suite.roles import ROLES
 
 if TYPE_CHECKING:
     from lrbench.models.slots import Inventory
-    from lrbench.plan import Cell, Plan
-    from lrbench.probe import Prediction
-    from lrbench.suite import RaceSpec, SelectSpec
+    from lrbench.reduction.plan import Cell, Plan
+    from lrbench.run.estimate import Prediction
+    from lrbench.suite.load import RaceSpec, SelectSpec
 
 
 def add_parser(subparsers: Any) -> None:
@@ -47,12 +47,12 @@ def show(name: str, args: argparse.Namespace) -> int:
     suite = read_suite(name, args)
 
     # a suite that is wrong in itself is refused before torch is imported
-    from lrbench.calibration.sources import read_text
-    from lrbench.compositions import compositions_in_words, make_compositions
-    from lrbench.model_run import tasks_of
-    from lrbench.plan import make_plan, methods
-    from lrbench.run import structure_of
-    from lrbench.updates import check_base
+    from lrbench.reduction.calibration.sources import read_text
+    from lrbench.reduction.delta import check_base
+    from lrbench.reduction.greedy_plan import compositions_in_words, make_compositions
+    from lrbench.reduction.plan import make_plan, methods
+    from lrbench.run.model_run import tasks_of
+    from lrbench.run.runner import structure_of
 
     registry = load_registry(suite.plugins, args.plugin)
     built = methods(suite, registry)
@@ -86,7 +86,7 @@ def show(name: str, args: argparse.Namespace) -> int:
         for line in compositions_in_words(make_compositions(suite, inventory, built)):
             say(f"  {line}")
         if getattr(args, "probe", False):
-            from lrbench.probe import probe
+            from lrbench.run.estimate import probe
 
             prediction = probe(suite, spec, built, out, device=args.device, trust_remote_code=trusted, notify=_say)
             _print_prediction(prediction)

@@ -9,7 +9,7 @@ from typing import Any
 
 from lrbench.errors import InputError
 
-# Not lrbench.render.comparison.FORMATS, so that --help stays quick; a test holds the two together.
+# Not lrbench.reports.render.comparison.FORMATS, so that --help stays quick; a test holds the two together.
 _FORMATS = ("terminal", "markdown", "csv", "json")
 
 
@@ -41,10 +41,10 @@ def run(args: argparse.Namespace) -> int:
         InputError: a RUN is no run directory, there are too few or too many, no row has such a hash, or the file cannot
             be written.
     """
+    from lrbench.analysis.comparison import compare_rows, compare_runs
     from lrbench.cli.leaderboard import write
-    from lrbench.comparison import compare_rows, compare_runs
-    from lrbench.render import comparison as pages
-    from lrbench.store import open_run
+    from lrbench.reports.render import comparison as pages
+    from lrbench.results.store import open_run
 
     if len(args.runs) > 2 or (len(args.runs) < 2 and not args.rows):
         count = len(args.runs)

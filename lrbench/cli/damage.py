@@ -12,8 +12,8 @@ from lrbench.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lrbench.publish.spectrum import Spectrum
-    from lrbench.store import RunDirectory
+    from lrbench.reports.publish.spectrum import Spectrum
+    from lrbench.results.store import RunDirectory
 
 
 def add_parser(subparsers: Any) -> None:
@@ -43,12 +43,12 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: a RUN or FILE cannot be read, FILE is of other weights, or nothing can be drawn.
     """
-    from lrbench import figures
-    from lrbench.damage import predictions, weight_hashes
-    from lrbench.leaderboard import build
-    from lrbench.publish.spectrum import read_all
-    from lrbench.render import damage as render
-    from lrbench.store import open_run
+    from lrbench.analysis.damage import predictions, weight_hashes
+    from lrbench.analysis.leaderboard import build
+    from lrbench.reports import figures
+    from lrbench.reports.publish.spectrum import read_all
+    from lrbench.reports.render import damage as render
+    from lrbench.results.store import open_run
 
     output.check(args.output)
     if args.figure is not None:
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     board = build(runs)
     found = predictions(board, render.titles(board), read_all(args.spectrum, runs), hashes)
     if args.figure is not None:
-        from lrbench.figures import correlations, theme
+        from lrbench.reports.figures import correlations, theme
 
         bars = [bar for prediction in found for bar in correlations.bars(prediction, with_model=len(found) > 1)]
         if not bars:

@@ -17,7 +17,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the environment."""
-    from lrbench.environment import environment
+    from lrbench.system.environment import environment
 
     entry = environment()
     if args.format == "json":

@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
     from lrbench.export.folder import refuse_occupied
     from lrbench.export.peft_adapter import write_adapter
     from lrbench.export.subject import Subject
-    from lrbench.rerun import compute_again
-    from lrbench.store import open_run
+    from lrbench.results.store import open_run
+    from lrbench.run.recompute import compute_again
 
     refuse_occupied(args.directory)
     found = open_run(args.run_directory)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lrbench.leaderboard import Leaderboard
+    from lrbench.analysis.leaderboard import Leaderboard
 
-# Not lrbench.render.FORMATS, so that --help stays quick; a test holds the two together.
+# Not lrbench.reports.render.FORMATS, so that --help stays quick; a test holds the two together.
 _FORMATS = ("terminal", "markdown", "latex", "html", "csv", "json")
 
 
@@ -58,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: a RUN is no run directory, there is no such column, or the file cannot be written.
     """
-    from lrbench.leaderboard import build
-    from lrbench.store import open_run
+    from lrbench.analysis.leaderboard import build
+    from lrbench.results.store import open_run
 
     paths = {path.resolve(): path for path in reversed(args.runs)}
     board = build([open_run(path) for path in reversed(paths.values())], args.sort, validation=args.validation)
@@ -74,14 +74,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _text(board: Leaderboard, name: str) -> str:
-    from lrbench.render import renderer
+    from lrbench.reports.render import renderer
 
     return renderer(name)(board)
 
 
 def _print(board: Leaderboard, name: str) -> None:
     if name == "terminal":
-        from lrbench.render.terminal import show
+        from lrbench.reports.render.terminal import show
 
         show(board)
     else:

@@ -14,9 +14,9 @@ from lrbench.cli.run import load_registry
 from lrbench.errors import InputError, PluginError
 
 if TYPE_CHECKING:
-    from lrbench.one_matrix import Outcome
-    from lrbench.plan import Method
-    from lrbench.ranks import RankRequest
+    from lrbench.reducers.ranks import RankRequest
+    from lrbench.reduction.plan import Method
+    from lrbench.reduction.single_matrix import Outcome
 
 #: Where no rank is asked for.
 DEFAULT = ("keep", (0.75, 0.5, 0.25))
@@ -58,13 +58,13 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: the file, a reducer, a plugin or the device cannot be used.
     """
-    from lrbench.environment import environment
+    from lrbench.analysis.spectra import figures_of, singular_values
     from lrbench.linalg import in_range, times_power
-    from lrbench.matrix_file import read_matrix
     from lrbench.models.load import choose_device
-    from lrbench.one_matrix import reduce_matrix, slot_of
-    from lrbench.render import matrix as render
-    from lrbench.spectra import figures_of, singular_values
+    from lrbench.reduction.matrix_file import read_matrix
+    from lrbench.reduction.single_matrix import reduce_matrix, slot_of
+    from lrbench.reports.render import matrix as render
+    from lrbench.system.environment import environment
 
     output.check(args.output)
     methods = _methods(args.reducer, args.plugin)
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _methods(asked: Sequence[str] | None, plugins: Sequence[str]) -> list[Method]:
     """The methods asked for; without any, every reducer there is."""
-    from lrbench.one_matrix import method
+    from lrbench.reduction.single_matrix import method
 
     registry = load_registry(plugins)
     if asked is None:
@@ -111,7 +111,7 @@ def _methods(asked: Sequence[str] | None, plugins: Sequence[str]) -> list[Method
 
 
 def _requests(args: argparse.Namespace) -> list[RankRequest]:
-    from lrbench.ranks import RankRequest
+    from lrbench.reducers.ranks import RankRequest
 
     kinds = ("rank", "keep", "fraction", "energy", "error")
     kind, values = next(((kind, getattr(args, kind)) for kind in kinds if getattr(args, kind) is not None), DEFAULT)

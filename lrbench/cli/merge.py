@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: the runs cannot be one run; nothing is written then.
     """
-    from lrbench.merge import merge
+    from lrbench.results.merge import merge
 
     say(merge(args.runs, args.out).summary())
     return 0

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from lrbench.errors import InputError
-from lrbench.plain_text import printable
+from lrbench.system.text import printable
 
 if TYPE_CHECKING:
-    from lrbench.render.document import Document
+    from lrbench.reports.render.document import Document
 
 FORMATS = ("terminal", "markdown", "csv", "json")
 
@@ -54,7 +54,7 @@ def emit(args: argparse.Namespace, document: Callable[[], Document], data: Mappi
         InputError: the file cannot be written.
     """
     from lrbench.cli.leaderboard import write
-    from lrbench.render.document import markdown, show, terminal
+    from lrbench.reports.render.document import markdown, show, terminal
 
     if args.format == "terminal" and args.output is None:
         show(document())

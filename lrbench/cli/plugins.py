@@ -11,7 +11,7 @@ from lrbench.cli.output import say
 from lrbench.errors import InputError, PluginError
 
 if TYPE_CHECKING:
-    from lrbench.registry import Registry
+    from lrbench.reducers.registry import Registry
 
 REDUCER = Template('''"""$title: say here what the method does, and where it is published."""
 
@@ -49,7 +49,7 @@ from pathlib import Path
 
 import pytest
 
-from lrbench.registry import Registry
+from lrbench.reducers.registry import Registry
 from lrbench.testing import check_reducer
 
 registry = Registry.load([Path(__file__).with_name("$file")])
@@ -95,7 +95,7 @@ def run_list(args: argparse.Namespace) -> int:
 
 def run_show(args: argparse.Namespace) -> int:
     """Prints one reducer."""
-    from lrbench.reducer import PROMISES
+    from lrbench.reducers.base import PROMISES
 
     registry = _registry(args.plugin)
     reducer = registry.get(args.name)
@@ -116,7 +116,7 @@ def run_show(args: argparse.Namespace) -> int:
 
 def run_new(args: argparse.Namespace) -> int:
     """Writes NAME.py and test_NAME.py; never over a file that is there."""
-    from lrbench.reducer import NAME
+    from lrbench.reducers.base import NAME
 
     if not NAME.fullmatch(args.name) or not args.name[0].isalpha():
         raise InputError(
@@ -144,7 +144,7 @@ def run_new(args: argparse.Namespace) -> int:
 
 def run_test(args: argparse.Namespace) -> int:
     """Prints every check; 1 where one failed."""
-    from lrbench.testing import check_reducer
+    from lrbench.reducers.testing import check_reducer
 
     is_file = args.name.endswith(".py")
     file = str(Path(args.name))  # as the registry records it
@@ -167,7 +167,7 @@ def run_test(args: argparse.Namespace) -> int:
 
 
 def _registry(files: list[str]) -> Registry:
-    from lrbench.registry import Registry
+    from lrbench.reducers.registry import Registry
 
     return Registry.load(files)
 

@@ -13,10 +13,10 @@ from rich import markup
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lrbench.evaluate.engine import Step
-from lrbench.measured import Overall, unpaired
-from lrbench.plain_text import clean
-from lrbench.store import Row
+from lrbench.analysis.score import Overall, unpaired
+from lrbench.evaluation.interface import Step
+from lrbench.results.store import Row
+from lrbench.system.text import clean
 
 WINDOW = 10.0  # seconds of scoring over which the speed is a mean
 

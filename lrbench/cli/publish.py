@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> int:
     """
     from rich.console import Console
 
-    from lrbench.publish import publish
-    from lrbench.store import open_run
+    from lrbench.reports.publish import publish
+    from lrbench.results.store import open_run
 
     console = Console(stderr=True)
     runs = [open_run(path) for path in args.runs]

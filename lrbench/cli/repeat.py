@@ -18,9 +18,9 @@ def run(args: argparse.Namespace) -> int:
     from lrbench.cli.output import say
     from lrbench.cli.run import INTERRUPTED, execute
     from lrbench.errors import InputError
-    from lrbench.render.repetition import lines
-    from lrbench.repeat import asked_of, compare_repetition
-    from lrbench.store import open_run
+    from lrbench.reports.render.repetition import lines
+    from lrbench.results.store import open_run
+    from lrbench.run.repeat import asked_of, compare_repetition
 
     for given, option in (
         (args.overrides, "--set"), (args.limit, "--limit"), (args.dtype, "--dtype"),

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from lrbench.cli.output import say
 from lrbench.errors import InputError
-from lrbench.evaluate import ENGINES
-from lrbench.executors import EXECUTORS
+from lrbench.evaluation import ENGINES
+from lrbench.run.executors import EXECUTORS
 
 if TYPE_CHECKING:
-    from lrbench.executors import Executor
-    from lrbench.records import RunResult, Stop
-    from lrbench.registry import Registry
-    from lrbench.suite import Suite
+    from lrbench.reducers.registry import Registry
+    from lrbench.run.executors import Executor
+    from lrbench.run.recorder import RunResult, Stop
+    from lrbench.suite.load import Suite
 
 INTERRUPTED = 130  # as shells count a process that ^C ended
 
@@ -46,7 +46,7 @@ def default_directory(suite: Suite) -> Path:
 
 def load_registry(*files: Iterable[str | Path]) -> Registry:
     """The reducers there are, with those in `files`. A named file that cannot be loaded is said at once."""
-    from lrbench.registry import Registry
+    from lrbench.reducers.registry import Registry
 
     named = [Path(file) for group in files for file in group]
     registry = Registry.load(named)
@@ -63,7 +63,7 @@ def read_suite(name: str, args: argparse.Namespace) -> Suite:
         InputError: there is no such suite, or it is wrong; a task that no file defines is refused here, before lm-eval
             is imported.
     """
-    from lrbench.suite import load_suite
+    from lrbench.suite.load import load_suite
     from lrbench.tasks.names import unknown
 
     suite = load_suite(name, overrides=args.overrides, limit=args.limit, dtype=args.dtype)
@@ -122,7 +122,7 @@ def _signals(stop: Stop, executor: Executor, note: Callable[[str], None]) -> Ite
     short. It is treated as ^C all the same, so that the terminal is left in order and the way on is said. Where others
     compute, it is as ^C in that, too: many cells are under way, and the scheduler can be told to send it in time.
     """
-    from lrbench.records import Interrupted
+    from lrbench.run.recorder import Interrupted
 
     def interrupted(number: int, _frame: Any) -> None:
         at_once = number == signal.SIGTERM and executor.here
@@ -151,13 +151,13 @@ def executor_of(args: argparse.Namespace) -> Executor:
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     if args.executor == "ray":
-        from lrbench.executors.ray import RayExecutor, RayOptions
+        from lrbench.run.executors.ray import RayExecutor, RayOptions
 
         return RayExecutor(RayOptions(**given))
     for name in given:
         option = "--address" if name == "address" else f"--ray-{name}"
         raise InputError(f"{option} goes with --executor ray; add that, or leave it out")
-    from lrbench.executors import LocalExecutor
+    from lrbench.run.executors import LocalExecutor
 
     return LocalExecutor()
 
@@ -190,12 +190,12 @@ def execute(
     Args:
         args: `--force`, `--retry-failed`, `--trust-remote-code`, and `--device`, which wins over `device`.
     """
+    from lrbench.analysis.leaderboard import build
     from lrbench.cli.leaderboard import write
     from lrbench.cli.progress import TerminalProgress
-    from lrbench.leaderboard import build
-    from lrbench.records import Stop
-    from lrbench.render import renderer, terminal
-    from lrbench.run import run_suite
+    from lrbench.reports.render import renderer, terminal
+    from lrbench.run.recorder import Stop
+    from lrbench.run.runner import run_suite
 
     executor = executor_of(args)
     stop = Stop()

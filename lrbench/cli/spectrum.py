@@ -11,10 +11,10 @@ from lrbench.cli import output
 from lrbench.errors import InputError, ModelError, did_you_mean
 
 if TYPE_CHECKING:
+    from lrbench.analysis.spectra import SlotSpectrum
     from lrbench.models.load import LoadedModel
     from lrbench.models.slots import WeightSlot
-    from lrbench.spectra import SlotSpectrum
-    from lrbench.suite import ModelSpec
+    from lrbench.suite.load import ModelSpec
 
 
 def add_parser(subparsers: Any) -> None:
@@ -48,11 +48,11 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: the model, a layer, a weight or a file cannot be used.
     """
-    from lrbench import figures
-    from lrbench.claims import claims
-    from lrbench.environment import environment
+    from lrbench.analysis.claims import claims
     from lrbench.models.load import load
-    from lrbench.render import spectrum as render
+    from lrbench.reports import figures
+    from lrbench.reports.render import spectrum as render
+    from lrbench.system.environment import environment
 
     output.check(args.output)
     if args.figure is not None:
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         about, spectra, claims(spectra), environment(model.device), left_out=model.inventory.left_out
     )
     if args.figure is not None:
-        from lrbench.figures import energy
+        from lrbench.reports.figures import energy
 
         figures.save(energy.chart(spectra, model.label), args.figure)
     output.emit(
@@ -88,7 +88,7 @@ def model_spec(name: str, revision: str | None, dtype: str | None) -> ModelSpec:
         ModelError: a revision of a bundled model, or a name that is nearly a bundled one's and no folder.
     """
     from lrbench.models.load import bundled
-    from lrbench.suite import ModelSpec
+    from lrbench.suite.load import ModelSpec
 
     if not name:
         raise ModelError("MODEL is empty; give a bundled model, a checkpoint folder, or a hub id")
@@ -104,8 +104,8 @@ def model_spec(name: str, revision: str | None, dtype: str | None) -> ModelSpec:
 
 
 def _chosen(model: LoadedModel, layers: str, weights: Sequence[str] | None) -> list[WeightSlot]:
-    from lrbench.layers import Layers
-    from lrbench.yaml_positions import parse_yaml
+    from lrbench.suite.layers import Layers
+    from lrbench.suite.yaml_reader import parse_yaml
 
     inventory = model.inventory
     try:
@@ -127,7 +127,7 @@ def _measured(slots: Sequence[WeightSlot]) -> list[SlotSpectrum]:
     from rich.console import Console
     from rich.progress import track
 
-    from lrbench.spectra import measure
+    from lrbench.analysis.spectra import measure
 
     console = Console(stderr=True)
     shown = track(slots, "singular values", console=console, transient=True, disable=not console.is_terminal)

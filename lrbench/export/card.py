@@ -11,13 +11,13 @@ from typing import Any
 import yaml
 
 import lrbench
-from lrbench.edits_in_words import describe, ranks, relative_error
-from lrbench.environment import in_words
+from lrbench.analysis.edit_summary import describe, ranks, relative_error
 from lrbench.export.description import Description
 from lrbench.export.subject import Subject
-from lrbench.plain_text import clean, printable
-from lrbench.render.markdown import escape
-from lrbench.store import Edit, Row
+from lrbench.reports.render.markdown import escape
+from lrbench.results.store import Edit, Row
+from lrbench.system.environment import in_words
+from lrbench.system.text import clean, printable
 
 LOAD_DENSE = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lrbench.editing import in_place
 from lrbench.export.card import card
 from lrbench.export.folder import new_folder
 from lrbench.export.subject import Subject
+from lrbench.reduction.apply import in_place
 
 
 def write_dense(subject: Subject, directory: Path) -> None:

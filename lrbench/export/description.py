@@ -9,8 +9,8 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, ValidationError
 
 from lrbench.errors import InputError, one_line
-from lrbench.scores import Strict
-from lrbench.store import Row
+from lrbench.results.scores import Strict
+from lrbench.results.store import Row
 
 FILE = "lrbench.json"
 TENSORS = (

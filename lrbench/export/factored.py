@@ -18,10 +18,10 @@ from lrbench.export.card import card
 from lrbench.export.description import TENSORS, Description, StoredWeight
 from lrbench.export.folder import new_folder
 from lrbench.export.subject import Subject
-from lrbench.factors import Dense, Factors, LowRank
 from lrbench.models.edit import edited
-from lrbench.models.factored import runs_as_factors
+from lrbench.models.factored_layers import runs_as_factors
 from lrbench.models.slots import WeightSlot
+from lrbench.reducers.factors import Dense, Factors, LowRank
 
 SHARD = "5GB"
 

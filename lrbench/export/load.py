@@ -13,11 +13,11 @@ from transformers.initialization import no_init_weights
 
 from lrbench.errors import InputError, ModelError, one_line
 from lrbench.export.description import TENSORS, Description, StoredWeight
-from lrbench.factors import Factors
-from lrbench.models.factored import install
+from lrbench.models.factored_layers import install
 from lrbench.models.load import choose_device
 from lrbench.models.slots import find_slots, write_slot
 from lrbench.models.source import refuse_kernels
+from lrbench.reducers.factors import Factors
 
 
 def load(directory: str | Path, device: str | None = "cpu") -> PreTrainedModel:

@@ -16,10 +16,10 @@ from lrbench.errors import ModelError
 from lrbench.export.card import card
 from lrbench.export.folder import new_folder
 from lrbench.export.subject import Subject
-from lrbench.factors import Factors, LowRank
-from lrbench.models.base import Base
-from lrbench.models.factored import is_whole_layer
+from lrbench.models.base_model import Base
+from lrbench.models.factored_layers import is_whole_layer
 from lrbench.models.slots import WeightSlot
+from lrbench.reducers.factors import Factors, LowRank
 
 #: What may be left of a difference, over the norm of the weight: single precision's rounding.
 LEFT = 1e-6

@@ -10,13 +10,13 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lrbench.models.base import Base
+from lrbench.models.base_model import Base
 from lrbench.models.load import bundled
 from lrbench.models.slots import Inventory, WeightSlot
-from lrbench.reduction import Reduction
-from lrbench.rerun import CellAgain
-from lrbench.store import Edit, Row, RunDirectory
-from lrbench.suite import ModelSpec
+from lrbench.reduction.reduced_weight import Reduction
+from lrbench.results.store import Edit, Row, RunDirectory
+from lrbench.run.recompute import CellAgain
+from lrbench.suite.load import ModelSpec
 
 
 @dataclass(frozen=True)

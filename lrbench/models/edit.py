@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from lrbench.errors import SpoiltModelError
-from lrbench.faults import point
 from lrbench.models.slots import WeightSlot
+from lrbench.system.faults import point
 
 
 @contextmanager

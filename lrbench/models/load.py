@@ -13,13 +13,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from lrbench.errors import ModelError, one_line
 from lrbench.models.adapter import find_adapter, merge_adapter
-from lrbench.models.checkpoints import bundled
-from lrbench.models.memory import check_room
 from lrbench.models.slots import Inventory, count_numbers, find_slots
 from lrbench.models.source import Source, failing, find, quietly, read_tokenizer, says_causal, structure
+from lrbench.suite.bundled import bundled
+from lrbench.system.memory import check_room
 
 if TYPE_CHECKING:
-    from lrbench.suite import ModelSpec
+    from lrbench.suite.load import ModelSpec
 
 __all__ = [
     "LoadedModel", "bundled", "choose_device", "config_hash", "first_non_finite", "has_chat_template", "load",

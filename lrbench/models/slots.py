@@ -15,8 +15,8 @@ from transformers.pytorch_utils import Conv1D
 from lrbench.errors import ModelError, did_you_mean
 from lrbench.models.families import PART_ROLES, expert_layouts, fused_layouts, stack_of
 from lrbench.models.layouts import Layout
-from lrbench.models.roles import ALIASES, GROUPS, ROLES, is_fused, is_router, role_of
-from lrbench.reducer import Slot
+from lrbench.reducers.base import Slot
+from lrbench.suite.roles import ALIASES, GROUPS, ROLES, is_fused, is_router, role_of
 
 #: The package in which transformers puts the code that comes with a checkpoint.
 REPOSITORIES = "transformers_modules"

@@ -32,10 +32,10 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from lrbench.errors import ModelError, did_you_mean, one_line
-from lrbench.models.checkpoints import bundled
+from lrbench.suite.bundled import bundled
 
 if TYPE_CHECKING:
-    from lrbench.suite import ModelSpec
+    from lrbench.suite.load import ModelSpec
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from lrbench.metrics import base_name
+from lrbench.stats.metric_names import base_name
 
 #: One document's metric as lm-eval hands it to the aggregation: a number, or (log-likelihood, weight) of a perplexity.
 PerDocument = float | Sequence[float]

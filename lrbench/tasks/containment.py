@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm.std import tqdm
 
-from lrbench.foreign import random_state_kept
+from lrbench.system.isolation import random_state_kept
 
 CHATTY = ("lm_eval", "transformers", "datasets", "huggingface_hub", "accelerate", "evaluate")
 

@@ -13,9 +13,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import acc_all, acc_all_stderr, mean, mean_stderr
 
 from lrbench.errors import EvaluationError
-from lrbench.scores import Score
+from lrbench.results.scores import Score
 from lrbench.stats import jackknife_stderr
-from lrbench.tasks.freeze import FrozenRequests, FrozenTask
+from lrbench.tasks.frozen_requests import FrozenRequests, FrozenTask
 
 #: lm-eval's closed forms. Its `stderr_for_metric` would give them only together with bootstraps for other metrics.
 CLOSED_FORM: dict[Callable, Callable] = {mean: mean_stderr, acc_all: acc_all_stderr}

@@ -1,0 +1,1 @@
+"""From rows to what they say: tables, comparisons, spectra, damage."""

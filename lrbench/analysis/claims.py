@@ -1,0 +1,157 @@
+"""Claims that are often made of trained weights, answered for one model from its spectra: yes or no, with figures."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lrbench.analysis.spectra import SlotSpectrum, by_group
+from lrbench.suite.roles import ATTENTION
+
+#: Claim 3: from which share of a random matrix's effective rank on a rank is not called low.
+LOW = 0.5
+_QKV = ATTENTION[:3]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim and its answer.
+
+    Attributes:
+        name: for JSON and CSV.
+        statement: the claim as it is made.
+        criterion: when the answer is yes, exactly.
+        answer: None where the weights that were measured cannot tell; `numbers` then says why.
+        numbers: the figures in words.
+        values: the same as data.
+    """
+
+    name: str
+    statement: str
+    criterion: str
+    answer: bool | None
+    numbers: str
+    values: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str:
+        """`yes`, `no` or `cannot be told`."""
+        return "cannot be told" if self.answer is None else "yes" if self.answer else "no"
+
+
+def claims(spectra: Sequence[SlotSpectrum]) -> tuple[Claim, ...]:
+    """The claims, answered from all these weights; zero matrices, which have no spectrum, are left out."""
+    known = [spectrum for spectrum in spectra if not spectrum.figures.zero]
+    return _energy(known), _qkv_share(known), _qkv_against_random(known), _low_rank(known)
+
+
+def _energy(spectra: Sequence[SlotSpectrum]) -> Claim:
+    name = "top-20-holds-90"
+    statement = "The top 10–20 % of the singular values hold 90 % of the energy."
+    criterion = (
+        "yes where in at least half of the matrices the first int(0.2·min(m, n)) singular values hold at least 90 % "
+        "of Σσ²"
+    )
+    if not spectra:
+        return _unknown(name, statement, criterion, "there is no matrix with a spectrum")
+    count = len(spectra)
+    at_20 = sum(spectrum.figures.rank_90 <= _top(spectrum, 0.2) for spectrum in spectra)
+    at_10 = sum(spectrum.figures.rank_90 <= _top(spectrum, 0.1) for spectrum in spectra)
+    held = [spectrum.figures.energy_20 for spectrum in spectra]
+    first = [spectrum.figures.energy_10 for spectrum in spectra]
+    random = statistics.fmean(spectrum.random.energy_20 for spectrum in spectra)
+    needed = [spectrum.figures.rank_90 / spectrum.figures.size for spectrum in spectra]
+    numbers = (
+        f"the top 20 % do so in {at_20} of {count} matrices, the top 10 % in {at_10}; the top 20 % hold "
+        f"{_spread(held)} of the energy (of random matrices {_percent(random)}), the top 10 % {_spread(first)}; 90 % "
+        f"of it takes {_spread(needed)} of the singular values"
+    )
+    values = {
+        "matrices": count, "matrices_at_20": at_20, "matrices_at_10": at_10, "energy_20_mean": statistics.fmean(held),
+        "energy_20_random": random, "energy_10_mean": statistics.fmean(first),
+        "rank_90_share_mean": statistics.fmean(needed), "rank_90_share_min": min(needed),
+        "rank_90_share_max": max(needed),
+    }  # fmt: skip
+    return Claim(name, statement, criterion, 2 * at_20 >= count, numbers, values)
+
+
+def _qkv_share(spectra: Sequence[SlotSpectrum]) -> Claim:
+    return _lowest(
+        spectra,
+        "qkv-lowest",
+        "Q, K and V are the matrices of the lowest effective rank.",
+        "effective rank over min(m, n), mean over a role's matrices",
+        {s.weight: s.figures.effective_rank / s.figures.size for s in spectra},
+    )
+
+
+def _qkv_against_random(spectra: Sequence[SlotSpectrum]) -> Claim:
+    return _lowest(
+        spectra,
+        "qkv-lowest-against-random",
+        "Q, K and V are the matrices of the lowest effective rank, each against a random matrix of its shape.",
+        "effective rank over that of the random matrix of the same shape, mean over a role's matrices",
+        {s.weight: s.against_random for s in spectra},
+    )
+
+
+def _lowest(
+    spectra: Sequence[SlotSpectrum], name: str, statement: str, what: str, figure: Mapping[str, float]
+) -> Claim:
+    """Whether `figure` (by weight) is lower for each of Q, K and V than for every other role."""
+    criterion = f"yes where the {what}, is lower for each of {', '.join(_QKV)} than for every other role"
+    means = {
+        role: statistics.fmean(figure[spectrum.weight] for spectrum in group)
+        for role, group in by_group(s for s in spectra if s.role is not None).items()
+    }
+    missing = [role for role in _QKV if role not in means]
+    if missing:
+        return _unknown(name, statement, criterion, f"no matrix of role {', '.join(missing)} was measured")
+    if len(means) == len(_QKV):
+        return _unknown(name, statement, criterion, "no matrix of another role was measured")
+    answer = max(means[role] for role in _QKV) < min(mean for role, mean in means.items() if role not in _QKV)
+    ascending = sorted(means.items(), key=lambda item: item[1])
+    numbers = "ascending: " + ", ".join(f"{role} {_percent(mean)}" for role, mean in ascending)
+    return Claim(name, statement, criterion, answer, numbers, means)
+
+
+def _low_rank(spectra: Sequence[SlotSpectrum]) -> Claim:
+    name = "low-effective-rank"
+    statement = "Trained weights are of low effective rank."
+    criterion = (
+        f"yes where in at least half of the matrices the effective rank is at most {LOW:g} of that of the random "
+        "matrix of the same shape"
+    )
+    if not spectra:
+        return _unknown(name, statement, criterion, "there is no matrix with a spectrum")
+    ratios = [spectrum.against_random for spectrum in spectra]
+    low, below, count = sum(ratio <= LOW for ratio in ratios), sum(ratio < 1 for ratio in ratios), len(ratios)
+    numbers = (
+        f"so low in {low} of {count} matrices, lower than random in {below}; the effective rank is {_spread(ratios)} "
+        f"of the random one, in the median {_percent(statistics.median(ratios))}"
+    )
+    values = {
+        "matrices": count, "matrices_low": low, "matrices_below_random": below, "ratio_mean": statistics.fmean(ratios),
+        "ratio_median": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios),
+    }  # fmt: skip
+    return Claim(name, statement, criterion, 2 * low >= count, numbers, values)
+
+
+def _top(spectrum: SlotSpectrum, share: float) -> int:
+    return max(int(spectrum.figures.size * share), 1)
+
+
+def _unknown(name: str, statement: str, criterion: str, why: str) -> Claim:
+    return Claim(name, statement, criterion, None, why)
+
+
+def _spread(shares: Sequence[float]) -> str:
+    """`45.1 % on average (31.0–60.2)`."""
+    low, high = (f"{100 * value:.1f}" for value in (min(shares), max(shares)))
+    return f"{_percent(statistics.fmean(shares))} on average ({low}–{high})"
+
+
+def _percent(share: float) -> str:
+    return "—" if math.isnan(share) else f"{100 * share:.1f} %"

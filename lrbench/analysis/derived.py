@@ -1,0 +1,292 @@
+"""Columns made of a row's scores: the mean of several, and how much of the unedited model's is retained.
+
+    derived:
+      mcq: {mean: [boolq, {arc_easy: acc_norm}, ...]}
+      retained: {retention: [wikitext2_tokens, mcq, ...]}
+
+A term is a task (by the metric that stands for it), `{TASK: METRIC}`, or the name of a mean that stands above. Both
+kinds are LowRankArena's (github.com/Zishan-Shao/lowrankarena): its MCQ average is the unweighted mean of seven
+accuracies; its quality retention the mean, over two perplexities, that average and two tasks of mathematics, of the
+ratio to the dense model's: ours / dense where higher is better, dense / ours where lower is. Ratios above 1 are not cut
+off.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from lrbench.analysis.score import Measured, mean
+from lrbench.errors import InputError
+from lrbench.stats import Difference, bca_interval
+from lrbench.stats.metric_names import lower_is_better, primary
+
+#: What a row scored: task -> metric -> measurement.
+Table = Mapping[str, Mapping[str, Measured]]
+#: One of a row's measurements: (task, metric).
+Leaf = tuple[str, str]
+
+Kind = Literal["mean", "retention"]
+KINDS: tuple[Kind, ...] = ("mean", "retention")
+
+
+@dataclass(frozen=True)
+class Term:
+    """What a column is made of: a task by one of its metrics, or (then without one) perhaps an earlier mean.
+
+    Attributes:
+        metric: None for the one that stands for the task.
+    """
+
+    name: str
+    metric: str | None = None
+
+    @classmethod
+    def parse(cls, given: Any) -> Term:
+        """From `TASK` or `{TASK: METRIC}`. Raises ValueError: it is something else."""
+        if isinstance(given, str) and given:
+            return cls(given)
+        if isinstance(given, dict) and len(given) == 1:
+            [(name, metric)] = given.items()
+            if isinstance(name, str) and isinstance(metric, str) and name and metric:
+                return cls(name, metric)
+        raise ValueError(f"a term is TASK or {{TASK: METRIC}}, not {given!r}")
+
+    def resolved(self) -> str | dict[str, str]:
+        """As it is written."""
+        return self.name if self.metric is None else {self.name: self.metric}
+
+
+@dataclass(frozen=True)
+class DerivedColumn:
+    """A column made of others."""
+
+    name: str
+    kind: Kind
+    terms: tuple[Term, ...]
+
+    @classmethod
+    def parse(cls, name: str, given: Any, above: Sequence[DerivedColumn] = ()) -> DerivedColumn:
+        """From `{mean: [TERM, ...]}` or `{retention: [TERM, ...]}`.
+
+        Args:
+            above: the columns before it.
+
+        Raises:
+            ValueError: it is no such thing, has a term twice, or a retention for a term.
+        """
+        if not isinstance(given, dict) or len(given) != 1 or next(iter(given)) not in KINDS:
+            raise ValueError(f"column {name!r} is {{mean: [...]}} or {{retention: [...]}}, not {given!r}")
+        [(kind, listed)] = given.items()
+        if not isinstance(listed, list) or not listed:
+            raise ValueError(f"column {name!r}: {kind} takes a list of terms, not {listed!r}")
+        terms = tuple(Term.parse(term) for term in listed)
+        for index, term in enumerate(terms):
+            if term in terms[:index]:
+                raise ValueError(f"column {name!r}: {term.name!r} is listed twice")
+            if term.name == name or any(other.name == term.name and other.kind == "retention" for other in above):
+                raise ValueError(
+                    f"column {name!r}: a term is a task, or a mean that stands above; {term.name!r} is not"
+                )
+        return cls(name, kind, terms)
+
+    def resolved(self) -> dict[str, Any]:
+        """As it is written."""
+        return {self.kind: [term.resolved() for term in self.terms]}
+
+
+def derive(
+    columns: Sequence[DerivedColumn],
+    ours: Table,
+    theirs: Table | None,
+    lower: Callable[[str, str], bool] | None = None,
+) -> dict[str, Measured]:
+    """The derived columns of one row.
+
+    A mean has what `analysis.score.mean` gives it: a standard error, the difference from the unedited model, its
+    interval and its test, from the tasks' documents, of which none are shared. A retention has, by the delta method, a
+    standard error that takes the documents to be the same for both models where that is known (`Measured.difference`),
+    and else both scores to be independent; its interval is a bootstrap's, where all is paired; `delta` is its distance
+    from 1. It has no test of its own: those of its terms say what is more than chance.
+
+    Args:
+        columns: in order; a mean may be a term of those after it.
+        ours: the row.
+        theirs: the unedited model it is compared with; None where the row is that model.
+        lower: (task, metric) -> whether lower is better; None: as the metric's name tells.
+
+    Returns:
+        Column -> measurement, without the columns of which a term is missing, or whose value is not defined: a
+        retention of nothing (an accuracy of 0 in the unedited model), or of an infinite perplexity.
+
+    Raises:
+        InputError: a mean of what is better higher and what is better lower.
+    """
+    lower = lower or (lambda _, metric: lower_is_better(metric))
+    found: dict[str, Measured] = {}
+    means: dict[str, _Term] = {}
+    for column in columns:
+        parts = [means.get(term.name) if term.metric is None else None for term in column.terms]
+        terms = [part or _term(term, ours, theirs, lower) for part, term in zip(parts, column.terms, strict=True)]
+        known = [term for term in terms if term is not None]
+        if len(known) < len(terms):
+            continue
+        if column.kind == "mean" and len({term.lower for term in known}) > 1:
+            raise InputError(
+                f"column {column.name!r}: higher is better for some of its terms, lower for others; a mean of both "
+                "says nothing: take them apart, or take their retention"
+            )
+        if column.kind == "mean":
+            found[column.name] = mean([term.ours for term in known])
+            means[column.name] = _mean(found[column.name], known)
+        elif theirs is None:
+            found[column.name] = Measured(1.0)
+        elif (retained := _retention(known)) is not None:
+            found[column.name] = retained
+    return found
+
+
+@dataclass(frozen=True)
+class _Term:
+    """A term's values in both models.
+
+    Attributes:
+        ours: in the row.
+        theirs: in the unedited model; NaN where there is none.
+        leaves: the measurements that it is a weighted sum of: (task, metric) -> (weight, ours, theirs).
+        lower: whether lower is better.
+    """
+
+    ours: Measured
+    theirs: float
+    leaves: Mapping[Leaf, tuple[float, Measured, Measured | None]] = field(repr=False)
+    lower: bool = False
+
+
+def _term(term: Term, ours: Table, theirs: Table | None, lower: Callable[[str, str], bool]) -> _Term | None:
+    scored = ours.get(term.name)
+    if not scored:
+        return None
+    metric = term.metric or primary(scored)
+    if metric not in scored:
+        return None
+    base = None if theirs is None else theirs.get(term.name, {}).get(metric)
+    if theirs is not None and base is None:
+        return None
+    leaves = {(term.name, metric): (1.0, scored[metric], base)}
+    return _Term(scored[metric], math.nan if base is None else base.value, leaves, lower(term.name, metric))
+
+
+def _mean(whole: Measured, terms: Sequence[_Term]) -> _Term:
+    leaves: dict[Leaf, tuple[float, Measured, Measured | None]] = {}
+    for term in terms:
+        for leaf, (weight, ours, theirs) in term.leaves.items():
+            before = leaves[leaf][0] if leaf in leaves else 0.0
+            leaves[leaf] = before + weight / len(terms), ours, theirs
+    theirs_mean = math.fsum(term.theirs for term in terms) / len(terms)
+    return _Term(whole, theirs_mean, leaves, all(term.lower for term in terms))
+
+
+def _retention(terms: Sequence[_Term]) -> Measured | None:
+    value = _retained([term.ours.value for term in terms], [term.theirs for term in terms], terms)
+    if value is None:
+        return None
+    seeds = {len(term.ours.by_seed) for term in terms}
+    by_seed: list[float] = []
+    if len(seeds) == 1:
+        for values in zip(*(term.ours.by_seed for term in terms), strict=True):
+            of_seed = _retained(values, [term.theirs for term in terms], terms)
+            by_seed += [] if of_seed is None else [of_seed]
+    retained = Measured(value, delta=value - 1, by_seed=tuple(by_seed))
+    slopes = _slopes(terms)
+    influence = _influence(slopes)
+    stderr = _stderr(slopes) if influence is None else float(np.sqrt((influence**2).sum()))
+    if stderr is None or not math.isfinite(stderr):
+        return retained
+    draws = _draws(terms) if influence is not None else None
+    interval = None if draws is None or influence is None else bca_interval(draws - 1, value - 1, influence)
+    return replace(retained, stderr=stderr, delta_stderr=stderr, interval=interval)
+
+
+def _retained(ours: Sequence[float], theirs: Sequence[float], terms: Sequence[_Term]) -> float | None:
+    """The mean of the ratios; None where one is not defined."""
+    ratios = []
+    for our, their, term in zip(ours, theirs, terms, strict=True):
+        above, below = (their, our) if term.lower else (our, their)
+        if not below > 0 or not math.isfinite(above):
+            return None
+        ratios.append(above / below)  # an infinite perplexity retains nothing
+    return math.fsum(ratios) / len(ratios)
+
+
+@dataclass
+class _Slope:
+    """What a retention changes by with one measurement: of the row, and of the unedited model."""
+
+    ours: Measured
+    theirs: Measured | None
+    by_ours: float = 0.0
+    by_theirs: float = 0.0
+
+
+def _slopes(terms: Sequence[_Term]) -> dict[Leaf, _Slope]:
+    slopes: dict[Leaf, _Slope] = {}
+    for term in terms:
+        our, their = term.ours.value, term.theirs
+        by_ours, by_theirs = (-their / our**2, 1 / our) if term.lower else (1 / their, -our / their**2)
+        for leaf, (weight, ours, theirs) in term.leaves.items():
+            slope = slopes.setdefault(leaf, _Slope(ours, theirs))
+            slope.by_ours += by_ours * weight / len(terms)
+            slope.by_theirs += by_theirs * weight / len(terms)
+    return slopes
+
+
+def _influence(slopes: Mapping[Leaf, _Slope]) -> np.ndarray | None:
+    """(units of all tasks,) what each unit moves the retention by; None where not all is paired by document."""
+    by_task: dict[str, np.ndarray] = {}
+    for (task, _), slope in slopes.items():
+        difference = slope.ours.difference
+        if difference is None:
+            return None
+        moved = slope.by_ours * difference.ours.influence + slope.by_theirs * difference.theirs.influence
+        if task in by_task and by_task[task].shape != moved.shape:
+            return None
+        by_task[task] = by_task[task] + moved if task in by_task else moved  # two metrics of the same documents
+    return np.concatenate(list(by_task.values()))
+
+
+def _stderr(slopes: Mapping[Leaf, _Slope]) -> float | None:
+    """Where documents do not tell: of independent scores, but of those that are paired, by document."""
+    terms: list[float] = []
+    if len({task for task, _ in slopes}) < len(slopes):
+        return None  # two metrics of the same documents are not independent
+    for slope in slopes.values():
+        difference = slope.ours.difference
+        if difference is not None:
+            moved = slope.by_ours * difference.ours.influence + slope.by_theirs * difference.theirs.influence
+            terms.append(float(np.sqrt((moved**2).sum())))
+        elif slope.ours.stderr is None or slope.theirs is None or slope.theirs.stderr is None:
+            return None
+        else:
+            terms += [slope.by_ours * slope.ours.stderr, slope.by_theirs * slope.theirs.stderr]
+    return math.hypot(*terms)
+
+
+def _draws(terms: Sequence[_Term]) -> np.ndarray:
+    """(resamples,) the retention on each resample of the documents."""
+
+    def drawn(term: _Term, side: Callable[[Difference], np.ndarray]) -> Any:
+        return sum(
+            weight * side(ours.difference) for weight, ours, _ in term.leaves.values() if ours.difference is not None
+        )
+
+    total = np.zeros(1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for term in terms:
+            our, their = drawn(term, lambda of: of.ours.draws), drawn(term, lambda of: of.theirs.draws)
+            total = total + (their / our if term.lower else our / their)
+    return total / len(terms)

@@ -1,0 +1,429 @@
+"""Rows as a table: one line a cell, with differences from the unedited model, the Pareto front and an order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from lrbench.analysis.derived import derive
+from lrbench.analysis.edit_summary import describe, optimal_error, ranks, relative_error
+from lrbench.analysis.score import Measured, Overall, unpaired
+from lrbench.analysis.scored_run import Line, ScoredRun, lines_of
+from lrbench.analysis.table import Column, Entry, Kind, Leaderboard, Value, as_number
+from lrbench.errors import InputError, did_you_mean
+from lrbench.results.store import Row, RunDirectory
+from lrbench.stats import holm
+from lrbench.stats.metric_names import is_share, lower_is_better, primary
+
+__all__ = ["Column", "Entry", "Kind", "Leaderboard", "Value", "as_number", "build"]
+
+
+def build(runs: Sequence[RunDirectory], sort: str | None = None, *, validation: bool = False) -> Leaderboard:
+    """The leaderboard of one or several runs.
+
+    The default order is by model, then by setting (what keeps most first), then by score. Every model's unedited row
+    stands above the others. Where suites choose (`select`), lines are of what was chosen, scored on test documents,
+    and stand by what they were chosen for.
+
+    Args:
+        runs: run directories; several get a column that tells them apart.
+        sort: a column's name, with a leading `-` for descending. Lines without a value come last.
+        validation: where suites choose, show all cells on the documents that they are chosen on.
+
+    Raises:
+        InputError: no such column, or a run's files cannot be read.
+    """
+    names, split = _run_names(runs), "validation" if validation else "test"
+    scored = [ScoredRun(run, name, split) for run, name in zip(runs, names, strict=True)]  # type: ignore[arg-type]
+    tasks = _task_columns(scored)
+    top = [column for column in tasks if not column.subtask]
+    overall = Overall.of(
+        {column.task: column.metric for column in top}, {column.task for column in top if column.better == "lower"}
+    )
+    lines = [(run, line) for run in scored for line in lines_of(r for r in run.rows.values() if r.status == "ok")]
+    measured, family = _judged(
+        [metrics for run in scored for metrics in run.measure([x for r, x in lines if r is run])]
+    )
+    entries = [_entry(run, line, of_line, tasks, overall) for (run, line), of_line in zip(lines, measured, strict=True)]
+    derived = _derived(entries, lines, measured)
+    failures = [
+        _entry(run, Line((row,)), unpaired(row), tasks, overall)
+        for run in scored
+        for row in run.rows.values()
+        if row.status != "ok" and not _screened_out(row)
+    ]
+    screened_out = sum(_screened_out(row) for run in scored for row in run.rows.values())
+    family_of = {column.name: family.get((column.task, column.metric), 0) for column in tasks}
+    entries, family_of["score"] = _scores_judged(entries)
+    everything = [*entries, *failures]
+    for column in derived:
+        for entry in everything:
+            entry.values.setdefault(column.name, None)
+    aims = dict.fromkeys(entry.chosen_for for entry in entries if entry.chosen_for is not None)
+    score = Column(
+        name="score",
+        heading=("score", "mean" if overall.higher_is_better else "geomean"),
+        kind="share" if overall.higher_is_better else "score",
+        better="higher" if overall.higher_is_better else "lower",
+        detail=len(overall.metrics) < 2 or len(aims) > 1,  # lines chosen for one task are scored on that alone
+    )
+    columns = [
+        *([Column("run", ("run", ""), "text")] if len(runs) > 1 else []),
+        Column("model", ("model", ""), "text"),
+        *(_SELECTION if aims else []),
+        Column("method", ("method", ""), "text"),
+        Column("setting", ("setting", ""), "text"),
+        Column("edited", ("edited", ""), "text"),
+        *([Column("seed", ("seed", ""), "text")] if len({entry.values["seed"] for entry in everything}) > 1 else []),
+        *tasks,
+        *derived,
+        score,
+        *([_DOCUMENTS] if any(entry.values["documents"] != "" for entry in entries) else []),
+        Column("keep", ("keep", "targets"), "ratio", "lower"),
+        Column("keep_model", ("keep", "model"), "ratio", "lower"),
+        Column("compression", ("size", "smaller"), "times", "higher"),
+        Column("error", ("error", "rel."), "error", "lower"),
+        Column("optimum", ("error", "/ opt."), "times", "lower"),
+        Column("decompose", ("time", "s"), "seconds", "lower"),
+        Column("rank", ("rank", ""), "text", detail=True),
+        Column("optimal_error", ("error", "optimal"), "error", detail=True),
+        Column(
+            "calibrate",
+            ("calibrate", "s"),
+            "seconds",
+            detail=not any(entry.row.calibrate_seconds for entry in everything),
+        ),
+        Column("evaluate", ("evaluate", "s"), "seconds", detail=True),
+        *_speed_columns(everything),
+        Column("pareto", ("Pareto", "front"), "flag", detail=True),
+    ]
+    _mark_pareto(entries, score)
+    without_samples = sum(
+        row.status == "ok" and not run.run.has_samples(row.cell) for run in scored for row in run.rows.values()
+    )
+    return Leaderboard(
+        columns,
+        _ordered(entries, columns, sort),
+        failures,
+        sort,
+        without_samples=without_samples,
+        family=family_of,
+        below_chance=_below_chance(scored),
+        screened_out=screened_out,
+        waiting=sum(run.waiting for run in scored),
+    )
+
+
+def _screened_out(row: Row) -> bool:
+    return row.status == "skipped" and row.selection is not None and bool(row.selection.predicted)
+
+
+def _run_names(runs: Sequence[RunDirectory]) -> list[str]:
+    short = [run.path.resolve().name for run in runs]
+    return short if len(set(short)) == len(short) else [str(run.path) for run in runs]
+
+
+# A task of one of these names is called `task:NAME`.
+_FIXED = frozenset(
+    {
+        *("run", "model", "method", "setting", "edited", "seed", "score", "keep", "keep_model", "compression", "error"),
+        *("optimum", "decompose", "rank", "optimal_error", "calibrate", "evaluate", "pareto"),
+        *("prefill", "decode", "memory", "chosen_for", "among", "validated_on", "documents"),
+        *("status", "reason", "cell", "environment"),
+    }
+)
+
+
+def _task_columns(runs: Sequence[ScoredRun]) -> list[Column]:
+    metrics: dict[str, dict[str, None]] = {}
+    top = set()
+    for run in runs:
+        for row in run.rows.values():
+            for task, scores in row.scores.items():
+                if scores:
+                    metrics.setdefault(task, {}).update(dict.fromkeys(scores))
+                if run.top_level(task):
+                    top.add(task)
+    place = {task: index for index, task in enumerate(dict.fromkeys(task for run in runs for task in run.order))}
+    columns = []
+    for task, names in sorted(metrics.items(), key=lambda entry: place.get(entry[0], len(place))):
+        metric = primary(names)
+        said = (run.higher_is_better(task, metric) for run in runs)
+        higher = next((higher for higher in said if higher is not None), not lower_is_better(metric))
+        columns.append(
+            Column(
+                name=f"task:{task}" if task in _FIXED else task,
+                heading=(task, metric),
+                kind="share" if higher and is_share(metric) else "score",
+                better="higher" if higher else "lower",
+                task=task,
+                metric=metric,
+                subtask=task not in top,
+            )
+        )
+    return columns
+
+
+def _derived(
+    entries: Sequence[Entry],
+    lines: Sequence[tuple[ScoredRun, Line]],
+    measured: Sequence[Mapping[str, Mapping[str, Measured]]],
+) -> list[Column]:
+    """Columns that suites have made of their tasks', put into the entries; not those that no line has a value of."""
+    of_row = {(id(run), line.row.cell): table for (run, line), table in zip(lines, measured, strict=True)}
+    columns: dict[str, Column] = {}
+    for entry, (run, line), ours in zip(entries, lines, measured, strict=True):
+        unedited = run.baseline_of(line.row)
+        theirs = of_row.get((id(run), unedited.cell)) if unedited is not None and line.row.reducer else None
+
+        def lower(task: str, metric: str, run: ScoredRun = run) -> bool:
+            higher = run.higher_is_better(task, metric)
+            return lower_is_better(metric) if higher is None else not higher
+
+        for name, value in derive(run.derived, ours, theirs, lower).items():
+            (about,) = [column for column in run.derived if column.name == name]
+            retention = about.kind == "retention"
+            better: Literal["higher", "lower"] = "higher"
+            share = retention
+            if not retention:
+                terms = [(t.name, t.metric or primary(ours[t.name])) for t in about.terms if ours.get(t.name)]
+                better = "lower" if terms and all(lower(*term) for term in terms) else "higher"
+                share = better == "higher" and all(is_share(metric) for _, metric in terms)
+            key = f"derived:{name}" if name in _FIXED else name
+            heading = (name, "retained" if retention else "mean")
+            columns.setdefault(key, Column(key, heading, "share" if share else "score", better, derived=True))
+            entry.values[key] = value
+            entry.scored_on[key] = entry.scored_on["score"]
+    return list(columns.values())
+
+
+def _judged(
+    lines: Sequence[Mapping[str, Mapping[str, Measured]]],
+) -> tuple[list[dict[str, dict[str, Measured]]], dict[tuple[str, str], int]]:
+    """All metrics with Holm's correction over the lines of each, and how many lines that was."""
+    columns = dict.fromkeys((task, metric) for line in lines for task, metrics in line.items() for metric in metrics)
+    judged: list[dict[str, dict[str, Measured]]] = [{} for _ in lines]
+    family = {}
+    for task, metric in columns:
+        values = [line.get(task, {}).get(metric) for line in lines]
+        p_values = [value.p_value if value is not None else None for value in values]
+        family[task, metric] = sum(p is not None for p in p_values)
+        for of_line, value, p in zip(judged, values, holm(p_values), strict=True):
+            if value is not None:
+                of_line.setdefault(task, {})[metric] = value.judged(p)
+    return judged, family
+
+
+def _scores_judged(entries: Sequence[Entry]) -> tuple[list[Entry], int]:
+    """The same for the one score of each line."""
+    scores = [entry.values["score"] for entry in entries]
+    p_values = [score.p_value if isinstance(score, Measured) else None for score in scores]
+    for entry, score, p in zip(entries, scores, holm(p_values), strict=True):
+        if isinstance(score, Measured):
+            entry.values["score"] = score.judged(p)
+    return list(entries), sum(p is not None for p in p_values)
+
+
+def _below_chance(runs: Sequence[ScoredRun]) -> tuple[tuple[str, str, float, float], ...]:
+    """Unedited models whose accuracy is below that of guessing: there, an improvement may be a way back to chance."""
+    found = []
+    for run in runs:
+        for row in run.rows.values():
+            for task, scores in row.scores.items() if row.reducer is None else ():
+                chance = run.chance.get((row.model, task))
+                if chance is not None and "acc" in scores and scores["acc"].value < chance:
+                    found.append((row.model, task, scores["acc"].value, chance))
+    return tuple(dict.fromkeys(found))
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else None
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    """`0`, `0–4`, `1, 7`."""
+    seeds = sorted(row.seed for row in rows)
+    if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
+        return f"{seeds[0]}–{seeds[-1]}"
+    return ", ".join(map(str, seeds))
+
+
+def _entry(
+    run: ScoredRun,
+    line: Line,
+    measured: dict[str, dict[str, Measured]],
+    tasks: Sequence[Column],
+    overall: Overall,
+) -> Entry:
+    row, rows = line.row, line.rows
+    top = {task: scores for task, scores in measured.items() if run.top_level(task)}
+    weights, documents = run.weights_of(row), {task: run.documents_of(row, task) for task in measured}
+    scored_on: dict[str, Hashable] = {
+        column.name: (weights, documents[column.task]) for column in tasks if column.task in documents
+    }
+    scored_on["score"] = (weights, *((task, documents[task]) for task in overall.metrics if task in top))
+    baseline, unedited = row.reducer is None, run.baseline_of(row)
+    error, optimum = _mean(relative_error(r.edits) for r in rows), _mean(optimal_error(r.edits) for r in rows)
+    keep, keep_model, smaller = (
+        _mean(getattr(r, name) for r in rows) for name in ("keep_targets", "keep_model", "compression_ratio")
+    )
+    values: dict[str, Value] = {
+        "run": run.name,
+        "model": row.model,
+        **_chosen(row),
+        "documents": _scored_on(rows),
+        "method": "unedited" if baseline else row.method,
+        "setting": row.setting,
+        "edited": describe(row.edits, run.blocks.get(row.model)),
+        "seed": _seeds(rows),
+        **{column.name: measured.get(column.task, {}).get(column.metric) for column in tasks},
+        "score": overall.score(top),
+        "keep": keep if keep is not None or not baseline else 1.0,
+        "keep_model": keep_model if keep_model is not None or not baseline else 1.0,
+        "compression": smaller if smaller is not None or not baseline else 1.0,
+        "error": error,
+        # Below single precision's rounding the optimum is zero, and a ratio to it would be noise.
+        "optimum": error / optimum if error is not None and optimum is not None and optimum > 1e-6 else None,
+        "decompose": None if baseline else _mean(r.decompose_seconds for r in rows),
+        "rank": ranks([edit for r in rows for edit in r.edits]),
+        "optimal_error": optimum,
+        "calibrate": None
+        if baseline or not any(r.calibrate_seconds for r in rows)
+        else _mean(r.calibrate_seconds for r in rows),
+        "evaluate": _mean(r.evaluate_seconds for r in rows),
+        **_speeds(row),
+        "pareto": False,
+    }
+    elsewhere = not baseline and unedited is not None and any(r.environment != unedited.environment for r in rows)
+    return Entry(row, run.name, values, measured, scored_on, elsewhere, tuple(rows[1:]))
+
+
+#: Where cells are chosen: for what, among how many, on how many documents.
+_SELECTION = (
+    Column("chosen_for", ("chosen", "for"), "text"),
+    Column("among", ("chosen", "among"), "text"),
+    Column("validated_on", ("chosen", "on"), "text", detail=True),
+)
+
+
+#: Where cells race: on how many documents each was scored.
+_DOCUMENTS = Column("documents", ("scored on", "documents"), "text")
+
+
+def _scored_on(rows: Sequence[Row]) -> str:
+    """Of how many documents the scores are; empty where that is all there are."""
+    found = sorted({sum(r.selection.documents.values()) for r in rows if r.selection and r.selection.stopped})
+    return "–".join(map(str, found[:: max(1, len(found) - 1)]))
+
+
+def _chosen(row: Row) -> dict[str, Value]:
+    selection = row.selection
+    if selection is None or selection.chosen_for is None:
+        return {column.name: "" for column in _SELECTION}
+    documents = sum((selection.validated_on or {}).values())
+    values = selection.chosen_for, f"{selection.candidates} cells", f"{documents} documents"
+    return {column.name: value for column, value in zip(_SELECTION, values, strict=True)}
+
+
+#: Figure of `lrbench.results.speed.Speed` -> the column of factored over dense.
+_SPEEDS = {
+    "prefill_tokens_per_second": Column("prefill", ("prefill", "/ dense"), "times", "higher"),
+    "decode_tokens_per_second": Column("decode", ("decode", "/ dense"), "times", "higher"),
+    "peak_bytes": Column("memory", ("memory", "/ dense"), "times", "lower"),
+}
+
+
+def _speed_columns(entries: Sequence[Entry]) -> list[Column]:
+    """Those that some line has: only suites with `measure: inference` do."""
+    return [column for column in _SPEEDS.values() if any(e.values[column.name] is not None for e in entries)]
+
+
+def _speeds(row: Row) -> dict[str, Value]:
+    """One prompt at a time; memory at the largest batch."""
+    if row.inference is None or not row.inference.batches:
+        return {column.name: None for column in _SPEEDS.values()}
+    batches = [entry.batch for entry in row.inference.batches]
+    return {
+        column.name: row.inference.ratio(what, max(batches) if what == "peak_bytes" else min(batches))
+        for what, column in _SPEEDS.items()
+    }
+
+
+def _mark_pareto(entries: Sequence[Entry], score: Column) -> None:
+    """Marks the lines that none beats: keeps no more and scores no less, and is better in one of the two.
+
+    Lines compete within a model (and, where they are updates, within a base, since their sizes are on top of that), and
+    only where the same documents of the same tasks make up their score.
+    """
+    sign = 1 if score.better == "higher" else -1
+    fields: dict[Any, list[tuple[float, float, Entry]]] = {}
+    for entry in entries:
+        keep, number = as_number(entry.values["keep_model"]), as_number(entry.values["score"])
+        if keep is not None and number is not None:
+            field_of = entry.row.model, entry.row.delta, entry.scored_on["score"]
+            fields.setdefault(field_of, []).append((keep, sign * number, entry))
+    for points in fields.values():
+        points.sort(key=lambda point: (point[0], -point[1]))
+        best: tuple[float, float] | None = None
+        for keep, number, entry in points:
+            if best is None or number > best[1] or (keep, number) == best:  # equals of a line on the front are on it
+                entry.values["pareto"] = True
+                best = keep, number
+
+
+def _ordered(entries: list[Entry], columns: Sequence[Column], sort: str | None) -> list[Entry]:
+    models = {model: place for place, model in enumerate(dict.fromkeys(entry.row.model for entry in entries))}
+    by_name = {column.task or column.name: column for column in columns}
+    aims = {name: place for place, name in enumerate(by_name)}
+
+    def default(entry: Entry) -> tuple[Any, ...]:
+        judged_by = by_name.get(entry.chosen_for or "score", by_name["score"])
+        number = as_number(entry.values[judged_by.name])
+        sign = -1 if judged_by.better == "higher" else 1
+        return (
+            models[entry.row.model],
+            not entry.baseline,
+            _setting_order(entry.row.requested)
+            if entry.chosen_for is None
+            else (aims.get(entry.chosen_for, len(aims)),),
+            (1, 0.0) if number is None else (0, sign * number),
+            str(entry.values["method"]),
+        )
+
+    entries = sorted(entries, key=default)
+    if sort is None:
+        return entries
+    name = sort.removeprefix("-")
+    known = [column.name for column in columns]
+    # Tables leave out what all task names begin with.
+    short = [column for column in known if column.endswith(f"_{name}")]
+    if name not in known and len(short) == 1:
+        name = short[0]
+    if name not in known:
+        raise InputError(f"--sort: unknown column {name!r} (there are {', '.join(known)}){did_you_mean(name, known)}")
+    missing = [entry for entry in entries if _sort_key(entry, name) is None]
+    there = [entry for entry in entries if _sort_key(entry, name) is not None]
+    there.sort(key=lambda entry: _sort_key(entry, name), reverse=sort.startswith("-"))
+    return sorted([*there, *missing], key=lambda entry: not entry.baseline)
+
+
+_SETTINGS = ("keep_model", "keep", "fraction", "rank", "energy", "error")
+
+
+def _setting_order(requested: Mapping[str, float]) -> tuple[Any, ...]:
+    """What keeps most comes first: the largest keep, rank or energy, the smallest error."""
+    return tuple(
+        (_SETTINGS.index(kind) if kind in _SETTINGS else len(_SETTINGS), kind, value if kind == "error" else -value)
+        for kind, value in requested.items()
+    )
+
+
+def _sort_key(entry: Entry, name: str) -> Any:
+    value = entry.values[name]
+    if name == "setting":
+        return tuple((kind, number) for kind, number in entry.row.requested.items()) or None
+    if isinstance(value, str):
+        return entry.row.seed if name == "seed" else value.casefold() or None
+    return as_number(value)

@@ -1,0 +1,268 @@
+"""What singular values say of a matrix and of a model: stable and effective rank, energy, against random matrices.
+
+Energy is the sum of squared singular values, ‖W‖_F². All figures are unchanged when W is scaled, so that the random
+matrix of the same shape is one of the same scale too.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lrbench.errors import ModelError
+from lrbench.linalg import GATE, gram, tail_errors
+from lrbench.models.slots import WeightSlot
+from lrbench.suite.roles import ROLES
+
+#: Where energy curves are sampled: shares of min(m, n).
+GRID = tuple(index / 200 for index in range(201))
+
+# A sum of squares that reaches a share of the whole but for rounding does reach it: of ten equal ones, nine hold 90 %.
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the singular values of one matrix say; of a zero matrix, ranks are 0 and ratios NaN.
+
+    Attributes:
+        size: min(m, n).
+        stable_rank: ‖W‖_F² / σ₁².
+        effective_rank: exp(−Σ p ln p) with p = σ / Σσ, the singular values (not their squares) normalised to sum to
+            one (Roy and Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007).
+        energy_10, energy_20: share of the energy in the first int(0.1 size) and int(0.2 size) singular values, one at
+            least.
+        rank_90, rank_99: the smallest k whose first k singular values hold 90 and 99 % of the energy.
+    """
+
+    size: int
+    stable_rank: float
+    effective_rank: float
+    energy_10: float
+    energy_20: float
+    rank_90: int
+    rank_99: int
+
+    def values(self) -> dict[str, float]:
+        """All of it by name, with `_share` for what ranks are of `size`."""
+        return {
+            "stable_rank": self.stable_rank,
+            "effective_rank": self.effective_rank,
+            "effective_rank_share": self.effective_rank / self.size,
+            "energy_10": self.energy_10,
+            "energy_20": self.energy_20,
+            "rank_90": self.rank_90,
+            "rank_90_share": self.rank_90 / self.size,
+            "rank_99": self.rank_99,
+            "rank_99_share": self.rank_99 / self.size,
+        }
+
+    @property
+    def zero(self) -> bool:
+        """Whether it is a zero matrix, of which there is no spectrum to speak of."""
+        return math.isnan(self.stable_rank)
+
+
+#: The names of `Figures.values()`.
+NAMES = (
+    *("stable_rank", "effective_rank", "effective_rank_share", "energy_10", "energy_20"),
+    *("rank_90", "rank_90_share", "rank_99", "rank_99_share"),
+)
+
+
+@dataclass(frozen=True)
+class SlotSpectrum:
+    """One weight beside a random matrix of its shape.
+
+    Attributes:
+        weight, layer, role, shape: as of the slot.
+        group: the role; without one, the parameter's name with `*` for the number of the layer.
+        figures: of the weight.
+        random: of the Gaussian matrix of the same shape.
+        curve: share of the energy held by the first share x of the singular values, for x in `GRID`; linear between
+            whole ranks. None of a zero matrix.
+        random_curve: the same of the random matrix.
+    """
+
+    weight: str
+    layer: int | None
+    role: str | None
+    group: str
+    shape: tuple[int, int]
+    figures: Figures
+    random: Figures
+    curve: tuple[float, ...] | None
+    random_curve: tuple[float, ...]
+
+    @property
+    def against_random(self) -> float:
+        """Effective rank over that of the random matrix."""
+        return self.figures.effective_rank / self.random.effective_rank
+
+
+def singular_values(W: Tensor) -> Tensor:
+    """All singular values of W (m, n), descending: (min(m, n),) float64, on the device of W.
+
+    From the eigenvalues of the float64 Gram of the shorter side where its relative tails are above `GATE`, else from an
+    SVD of W in float64.
+
+    Raises:
+        torch.linalg.LinAlgError: W holds NaN or Inf.
+    """
+    short = (W if W.shape[0] <= W.shape[1] else W.T).double()  # (s, l)
+    largest = short.abs().amax()
+    if not float(largest):
+        return short.new_zeros(len(short))
+    short = short / largest  # so that no square over- or underflows
+    squares = torch.linalg.eigvalsh(gram(short)).flip(0).clamp(min=0)  # (s,)
+    tails = tail_errors(squares)
+    if float(tails[-2]) >= GATE * float(tails[0]):
+        return squares.sqrt() * largest
+    driver = "gesvd" if short.is_cuda else None  # the default on CUDA, Jacobi, is less exact in the tail
+    return torch.linalg.svdvals(short, driver=driver) * largest
+
+
+def figures_of(values: Tensor) -> Figures:
+    """The figures of a matrix with these singular values.
+
+    Args:
+        values: (s,) descending, not negative, s at least 1.
+    """
+    sigma = values.detach().double().cpu().numpy()
+    size = len(sigma)
+    if not sigma[0]:
+        return Figures(size, math.nan, math.nan, math.nan, math.nan, 0, 0)
+    sigma = sigma / sigma[0]  # so that no square over- or underflows
+    shares = np.cumsum(sigma**2)
+    energy = float(shares[-1])
+    shares = shares / energy
+    p = sigma[sigma > 0] / sigma.sum()
+
+    def held(share: float) -> float:
+        return float(shares[max(int(size * share), 1) - 1])
+
+    def rank_for(share: float) -> int:
+        return int((shares < share * (1 - _ROUNDING)).sum()) + 1
+
+    return Figures(
+        size=size,
+        stable_rank=energy,
+        effective_rank=float(np.exp(-(p * np.log(p)).sum())),
+        energy_10=held(0.1),
+        energy_20=held(0.2),
+        rank_90=rank_for(0.9),
+        rank_99=rank_for(0.99),
+    )
+
+
+def energy_curve(values: Tensor) -> tuple[float, ...] | None:
+    """Share of the energy in the first share x of the singular values, for x in `GRID`; None of a zero matrix."""
+    sigma = values.detach().double().cpu().numpy()
+    if not sigma[0]:
+        return None
+    held = np.concatenate([[0.0], np.cumsum((sigma / sigma[0]) ** 2)])
+    return tuple(np.interp(GRID, np.linspace(0, 1, len(held)), held / held[-1]).tolist())
+
+
+def random_singular_values(shape: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
+    """Singular values of an (m, n) matrix of independent N(0, 1) entries: (min(m, n),) descending, float64, on CPU.
+
+    One draw a shape, seeded by it, and kept. (m, n) and (n, m) share it. What is drawn is the bidiagonal matrix of χ
+    variables to which Householder reflections bring a Gaussian one, and which has its singular values in distribution
+    (Silverstein 1985; Dumitriu and Edelman 2002, arXiv math-ph/0206043): the long side is never made.
+
+    Args:
+        shape: (m, n).
+        device: where eigenvalues are computed.
+    """
+    return _random(min(shape), max(shape), str(device))
+
+
+@functools.lru_cache(maxsize=256)
+def _random(short: int, long: int, device: str) -> Tensor:
+    seed = int.from_bytes(hashlib.sha256(f"gaussian {short} x {long}".encode()).digest()[:8], "big")
+    generator = np.random.default_rng(seed)
+    B = np.zeros((short, short))
+    B[np.diag_indices(short)] = np.sqrt(generator.chisquare(long - np.arange(short)))
+    if short > 1:
+        below = np.arange(1, short)
+        B[below, below - 1] = np.sqrt(generator.chisquare(short - below))
+    return singular_values(torch.from_numpy(B).to(device)).cpu()
+
+
+def measure(slot: WeightSlot) -> SlotSpectrum:
+    """The spectrum of one slot's weight as it is now, computed on its device.
+
+    Raises:
+        ModelError: the weight holds NaN or Inf.
+    """
+    weight = slot.read()  # (out, in)
+    if not bool(weight.isfinite().all()):
+        row, column = (~weight.isfinite()).nonzero()[0].tolist()
+        value = float(weight[row, column])
+        raise ModelError(f"{slot.name}: the weight holds {value} at [{row}, {column}]; mend the checkpoint")
+    values = singular_values(weight)
+    reference = random_singular_values(slot.about.shape, weight.device)
+    random_curve = energy_curve(reference)
+    assert random_curve is not None
+    return SlotSpectrum(
+        weight=slot.name,
+        layer=slot.about.layer,
+        role=slot.about.role,
+        group=slot.about.role or _pattern(slot.name, slot.about.layer),
+        shape=slot.about.shape,
+        figures=figures_of(values),
+        random=figures_of(reference),
+        curve=energy_curve(values),
+        random_curve=random_curve,
+    )
+
+
+def by_group(spectra: Iterable[SlotSpectrum]) -> dict[str, list[SlotSpectrum]]:
+    """Spectra by their group: roles in their usual order, then the others in the model's."""
+    found: dict[str, list[SlotSpectrum]] = {}
+    for spectrum in spectra:
+        found.setdefault(spectrum.group, []).append(spectrum)
+    order = {role: place for place, role in enumerate(ROLES)}
+    return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
+
+
+#: How the figures of several matrices become one.
+STATISTICS: dict[str, Callable[[Sequence[float]], float]] = {
+    "mean": lambda values: sum(values) / len(values),
+    "min": min,
+    "max": max,
+}
+
+
+def summary(spectra: Sequence[SlotSpectrum]) -> dict[str, dict[str, float]]:
+    """`mean`, `min` and `max` of each figure over these weights, and `random`: its mean over the random matrices.
+
+    Zero matrices do not count in figures that they do not have; a figure that none has is NaN.
+    """
+    weights = [spectrum.figures.values() for spectrum in spectra]
+    references = [spectrum.random.values() for spectrum in spectra]
+    table = {
+        statistic: {name: _over(function, [values[name] for values in weights]) for name in NAMES}
+        for statistic, function in STATISTICS.items()
+    }
+    mean = STATISTICS["mean"]
+    return table | {"random": {name: _over(mean, [values[name] for values in references]) for name in NAMES}}
+
+
+def _over(function: Callable[[Sequence[float]], float], values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return float(function(known)) if known else math.nan
+
+
+def _pattern(name: str, layer: int | None) -> str:
+    """`transformer.h.3.attn.c_attn.weight` of layer 3 -> `transformer.h.*.attn.c_attn.weight`."""
+    return name if layer is None else re.sub(rf"(^|\.){layer}(?=\.)", r"\1*", name, count=1)

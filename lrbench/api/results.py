@@ -1,0 +1,81 @@
+"""`lrbench.read_results`: a run's rows, for notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lrbench.analysis.edit_summary import describe, optimal_error, ranks, relative_error
+from lrbench.analysis.scored_run import ScoredRun
+from lrbench.errors import InputError
+from lrbench.results.store import Row, open_run
+
+if TYPE_CHECKING:
+    import pandas
+
+
+class Results(list[Row]):
+    """The rows of a run, in order, the unedited model's among them (`reducer` is None).
+
+    Attributes:
+        path: the run's directory.
+    """
+
+    def __init__(self, rows: Iterable[Row] = (), path: Path | None = None) -> None:
+        super().__init__(rows)
+        self.path = path
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One line a row; scores as `task/metric` and `task/metric_stderr`, parameters as `params.NAME`.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise InputError("pandas is not installed; pip install 'lrbench[pandas]'") from None
+        return pandas.DataFrame([flat(row) for row in self])
+
+
+def read_results(run: str | Path) -> Results:
+    """The rows of a run that its suite asks for.
+
+    Args:
+        run: a run's directory, which holds `rows.jsonl`.
+
+    Raises:
+        InputError: there is no run, or its files cannot be read.
+    """
+    directory = open_run(Path(run))
+    return Results(ScoredRun(directory, directory.path.name).rows.values(), directory.path)
+
+
+def flat(row: Row) -> dict[str, Any]:
+    """A row as plain values, one level deep."""
+    kind, value = next(iter(row.requested.items()), (None, None))
+    line: dict[str, Any] = {
+        "cell": row.cell, "status": row.status, "reason": row.reason, "suite": row.suite, "model": row.model,
+        "method": row.label, "reducer": row.reducer, "delta": row.delta, "mode": row.mode,
+        "rank_kind": kind, "rank_value": value, "allocation": row.allocation,
+        "seed": row.seed, "edited": describe(row.edits), "weights": len(row.edits), "rank": ranks(row.edits),
+        "keep_targets": row.keep_targets, "keep_model": row.keep_model, "compression_ratio": row.compression_ratio,
+        "relative_error": relative_error(row.edits), "optimal_error": optimal_error(row.edits),
+        "calibrate_seconds": row.calibrate_seconds, "decompose_seconds": row.decompose_seconds,
+        "allocate_seconds": row.allocate_seconds,
+        "evaluate_seconds": row.evaluate_seconds, "environment": row.environment,
+    }  # fmt: skip
+    line |= {f"params.{name}": value for name, value in row.params.items()}
+    if row.selection is not None:
+        line |= {key: getattr(row.selection, key) for key in ("split", "chosen_for", "candidates")}
+    for task, scores in row.scores.items():
+        for metric, score in scores.items():
+            line[f"{task}/{metric}"] = score.value
+            line[f"{task}/{metric}_stderr"] = score.stderr
+    for entry in row.inference.batches if row.inference is not None else ():
+        for form in ("dense", "factored"):
+            speed = getattr(entry, form)
+            if speed is not None:
+                line |= {f"inference/{form}/batch{entry.batch}/{what}": value for what, value in speed}
+    return line

@@ -1,0 +1,219 @@
+"""What all factors have in common: they apply, count, check, cast, save and load themselves by their fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lrbench.reducers.factors.layer import FactoredLinear
+
+#: Bytes that one stored position costs, in `stored_bytes` and in files.
+INDEX_BYTES = 4
+
+
+class Factors(ABC):
+    """What a reducer returns. A subclass is a frozen dataclass of tensors, and of plain values that JSON can hold.
+
+    A subclass gives `shape`, `rank`, `apply` and what `_check` must know; everything else follows from its fields.
+    """
+
+    _types: ClassVar[dict[str, type[Factors]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Factors._types[cls.__name__] = cls
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of the matrix stood in for."""
+
+    @property
+    @abstractmethod
+    def rank(self) -> int:
+        """An upper bound of the rank of `dense()`, read off the shapes."""
+
+    @abstractmethod
+    def apply(self, x: Tensor) -> Tensor:
+        """`x @ dense().T` through the factors, without forming `dense()`.
+
+        Args:
+            x: (..., in), of the factors' dtype and on their device.
+
+        Returns:
+            (..., out).
+        """
+
+    def _check(self) -> None:  # noqa: B027  (a type with one field has nothing to contradict)
+        """Raises ValueError where the fields, known to be of the right kinds and dimensions, contradict each other."""
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiply-adds to apply the factors to one token: each stored number is used once."""
+        return self.stored_numbers
+
+    def dense(self) -> Tensor:
+        """(out, in): the matrix itself, in the factors' dtype."""
+        dtype, device = self.dtype, self.device
+        return self.apply(torch.eye(self.shape[1], dtype=dtype, device=device)).T
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name: floating ones are numbers, integer ones are positions."""
+        return {name: value for name, value in self._fields().items() if isinstance(value, Tensor)}
+
+    def _fields(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+    def _numbers(self) -> list[Tensor]:
+        return [tensor for tensor in self.tensors().values() if tensor.is_floating_point()]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the numbers."""
+        return self._numbers()[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the numbers are."""
+        return self._numbers()[0].device
+
+    @property
+    def stored_numbers(self) -> int:
+        """How many floating numbers are stored; positions are not counted."""
+        return sum(tensor.numel() for tensor in self._numbers())
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all numbers in their dtype, and of all positions at `INDEX_BYTES` each."""
+        return sum(
+            tensor.numel() * (tensor.element_size() if tensor.is_floating_point() else INDEX_BYTES)
+            for tensor in self.tensors().values()
+        )
+
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Factors:
+        """The same factors in another floating dtype or on another device; positions keep their integer dtype."""
+        moved = {
+            name: tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+            for name, tensor in self.tensors().items()
+        }
+        return dataclasses.replace(self, **moved)  # type: ignore[type-var]
+
+    def check(self) -> Factors:
+        """Returns these factors if they are consistent.
+
+        Raises:
+            ValueError: a tensor has the wrong number of dimensions, dtype or device; shapes contradict each other;
+                positions repeat or are out of range. The message names the type and the field.
+        """
+        name = type(self).__name__
+        for declared in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, declared.name)
+            if "Tensor" in str(declared.type) and not isinstance(value, Tensor):
+                raise ValueError(f"{name}.{declared.name} must be a torch.Tensor, not a {type(value).__name__}")
+        for field, tensor in self.tensors().items():
+            floating, dimensions = tensor.is_floating_point(), tensor.dim()
+            is_positions = field in self._positions()
+            declared_dimensions = self._dimensions().get(field, 1 if is_positions else 2)
+            if is_positions and (floating or tensor.dtype == torch.bool or tensor.is_complex()):
+                raise ValueError(f"{name}.{field} must be positions of an integer dtype, not {tensor.dtype}")
+            if not is_positions and not floating:
+                raise ValueError(f"{name}.{field} must be of a floating dtype, not {tensor.dtype}")
+            if dimensions != declared_dimensions:
+                raise ValueError(f"{name}.{field} must have {declared_dimensions} dimensions, not {dimensions}")
+            if tensor.device != self.device:
+                raise ValueError(f"{name}.{field} is on {tensor.device}, the other tensors on {self.device}")
+            if floating and tensor.dtype != self.dtype:
+                raise ValueError(f"{name}.{field} is {tensor.dtype}, the other tensors {self.dtype}")
+        self._check()
+        return self
+
+    def _positions(self) -> frozenset[str]:
+        """The names of the tensors that hold positions."""
+        return frozenset()
+
+    def _dimensions(self) -> dict[str, int]:
+        """How many dimensions a tensor has, by name, where it is not 2 for numbers and 1 for positions."""
+        return {}
+
+    def settings(self) -> dict[str, Any]:
+        """The fields that are no tensors: plain values that JSON can hold."""
+        return {name: value for name, value in self._fields().items() if not isinstance(value, Tensor)}
+
+    @staticmethod
+    def made(kind: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Factors:
+        """Factors from `tensors()` as they were stored, and `settings()`; positions become int64.
+
+        Raises:
+            ValueError: an unknown type, or fields that do not fit it.
+        """
+        if kind not in Factors._types:
+            raise ValueError(f"unknown factors {kind!r}")
+        wide = {name: t if t.is_floating_point() else t.to(torch.int64) for name, t in tensors.items()}
+        try:
+            return Factors._types[kind](**wide, **settings).check()
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+
+    def module(self, bias: Tensor | None = None) -> FactoredLinear:
+        """An `nn.Module` whose forward is `apply`, plus `bias` (out,) where given."""
+        from lrbench.reducers.factors.layer import FactoredLinear
+
+        return FactoredLinear(self, bias)
+
+    def save(self, path: str | Path) -> None:
+        """Writes a safetensors file whose header names the type; positions take `INDEX_BYTES` each."""
+        from safetensors.torch import save_file
+
+        tensors = {
+            name: (tensor if tensor.is_floating_point() else tensor.to(torch.int32)).detach().cpu().contiguous().clone()
+            for name, tensor in self.tensors().items()
+        }
+        header = {"version": 1, "type": type(self).__name__, **self.settings()}
+        save_file(tensors, str(path), metadata={"lrbench": json.dumps(header, sort_keys=True)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Factors:
+        """Reads what `save` wrote, whichever type of factors it was.
+
+        Raises:
+            ValueError: the file is not safetensors, not from `save`, of an unknown type, or inconsistent.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                header = json.loads((file.metadata() or {}).get("lrbench", "null"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+        except SafetensorError as error:
+            raise ValueError(f"{path}: not a safetensors file ({error})") from error
+        if not isinstance(header, dict) or header.get("type") not in Factors._types:
+            kind = header.get("type") if isinstance(header, dict) else None
+            raise ValueError(f"{path}: " + (f"unknown factors {kind!r}" if kind else "holds no lrbench factors"))
+        settings = {name: value for name, value in header.items() if name not in ("type", "version")}
+        try:
+            return Factors.made(header["type"], tensors, settings)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def agree(condition: bool, message: str) -> None:
+    """Raises ValueError with the message unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def check_positions(name: str, positions: Tensor, count: int, size: int) -> None:
+    """Raises ValueError unless positions are `count` different ones below `size`."""
+    agree(len(positions) == count, f"{name} has {len(positions)} entries for {count} rows or columns")
+    if count:
+        low, high = int(positions.min()), int(positions.max())
+        agree(low >= 0 and high < size, f"{name} holds {low if low < 0 else high}, out of range 0..{size - 1}")
+        agree(len(positions.unique()) == count, f"{name} holds a position twice")

@@ -1,0 +1,284 @@
+"""Finds reducers: entry points of group `lrbench`, and plugin files. Whatever a plugin does wrong stays with it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from lrbench.errors import FOREIGN, PluginError, did_you_mean, one_line
+from lrbench.reducers import hookspecs
+
+if TYPE_CHECKING:
+    from lrbench.reducers.base import Reducer
+    from lrbench.reducers.parameters import Parameter
+
+GROUP = "lrbench"
+
+
+@dataclass(frozen=True)
+class BrokenPlugin:
+    """A plugin, or one class of it, that cannot be used.
+
+    Attributes:
+        source: the file, or the distribution and module.
+        error: why, in one line.
+        names: what its reducers may be called, as far as can be told.
+    """
+
+    source: str
+    error: str
+    names: tuple[str, ...] = ()
+
+
+class Registry:
+    """The reducers that can be used, and the plugins that cannot.
+
+    Attributes:
+        reducers: classes by name, the built-in ones first.
+        broken: what failed to load; only asking for one of its names raises.
+    """
+
+    def __init__(self, files: Iterable[Path | str] = (), *, entries: Iterable[EntryPoint] | None = None) -> None:
+        """Loads everything.
+
+        Args:
+            files: plugin files, and folders of them (`_*.py` and `test_*.py` stand aside).
+            entries: entry points instead of the installed ones.
+
+        Raises:
+            PluginError: a file that is not there, or one that takes a name already taken.
+        """
+        self.reducers: dict[str, type[Reducer]] = {}
+        self.broken: list[BrokenPlugin] = []
+        self._sources: dict[str, str] = {}
+        self._from_files: set[str] = set()
+        self._manager = pluggy.PluginManager(GROUP)
+        self._manager.add_hookspecs(hookspecs)
+        # Built-in reducers first: nobody takes their names from them.
+        installed = entry_points(group=GROUP) if entries is None else entries
+        for entry in sorted(installed, key=lambda e: (_distribution(e) != "lrbench", _distribution(e), e.name)):
+            self._add(_source_of(entry), entry.name, entry.load)
+        for file in _plugin_files(files):
+            self._add(str(file), file.stem.replace("_", "-"), partial(_load_file, file), asked_for=True)
+
+    @classmethod
+    def load(cls, files: Iterable[Path | str] = ()) -> Registry:
+        """The installed plugins and those in `files`; see the constructor."""
+        return cls(files)
+
+    def get(self, name: str) -> type[Reducer]:
+        """The reducer called `name`.
+
+        Raises:
+            PluginError: there is none; names the broken plugin it comes from, or the nearest name.
+        """
+        if name in self.reducers:
+            return self.reducers[name]
+        for broken in self.broken:
+            if name in broken.names:
+                raise PluginError(f"reducer {name!r} cannot be used: {broken.source}: {broken.error}")
+        hint = did_you_mean(name, self.reducers) or f"; known: {', '.join(sorted(self.reducers)) or 'none'}"
+        suspects = "".join(f"; {broken.source} is broken: {broken.error}" for broken in self.broken)
+        raise PluginError(f"unknown reducer {name!r}{hint}{suspects}")
+
+    def source(self, name: str) -> str:
+        """Where a reducer comes from: its file, or its distribution and module."""
+        self.get(name)
+        return self._sources[name]
+
+    def is_file(self, name: str) -> bool:
+        """Whether a reducer comes from a plugin file rather than an installed distribution."""
+        self.get(name)
+        return name in self._from_files
+
+    def build(self, name: str, params: Mapping[str, Any] | None = None) -> Reducer:
+        """A reducer with the given parameters.
+
+        Raises:
+            PluginError: no such reducer.
+            ParameterError: (a PluginError) an unknown parameter or a wrong value; its `parameter` names it.
+        """
+        from lrbench.reducers import parameters
+
+        return parameters.build(self.get(name), params or {})
+
+    def parameters(self, name: str) -> list[Parameter]:
+        """(name, type, default, doc) of each parameter of a reducer."""
+        from lrbench.reducers import parameters
+
+        return parameters.describe(self.get(name))
+
+    def source_hash(self, name: str) -> str:
+        """SHA-256 of the code that defines a reducer's result; see the function `source_hash`."""
+        return source_hash(self.get(name))
+
+    def _add(self, source: str, name: str, load: Callable[[], Any], *, asked_for: bool = False) -> None:
+        """Loads one plugin and takes its reducers; whatever goes wrong is recorded.
+
+        Of a plugin that was `asked_for` by its file, a name that is taken is more than a record: the person means one
+        reducer and would get another.
+        """
+        try:
+            plugin = load()
+            if self._manager.register(plugin, source) is None:
+                return
+            self._manager.check_pending()
+            if not self._manager.get_hookcallers(plugin):
+                raise PluginError("no lrbench_reducers() marked with @lrbench.hookimpl")
+            others = [other for other in self._manager.get_plugins() if other is not plugin]
+            offered = self._manager.subset_hook_caller("lrbench_reducers", others)()
+            if not all(isinstance(classes, list | tuple) for classes in offered):
+                raise PluginError("lrbench_reducers() must return a list of classes")
+        except FOREIGN as error:
+            if self._manager.has_plugin(source):
+                self._manager.unregister(name=source)
+            self.broken.append(BrokenPlugin(source, _explain(error), (name,)))
+            return
+        for classes in offered:
+            for reducer in classes:
+                self._take(reducer, source, name, asked_for)
+
+    def _take(self, reducer: Any, source: str, plugin: str, asked_for: bool) -> None:
+        try:
+            problem = _problem(reducer)
+        except FOREIGN as error:  # a class may do anything when looked at
+            problem = one_line(error)
+        name = getattr(reducer, "name", None)
+        if problem is None and name in self.reducers:
+            problem = f"the reducer name {name!r} is taken by {self._sources[name]}"
+            if asked_for:
+                raise PluginError(f"{source}: {problem}")
+            self.broken.append(BrokenPlugin(source, problem))
+        elif problem is not None:
+            names = {plugin, name} if isinstance(name, str) and name else {plugin}
+            self.broken.append(BrokenPlugin(source, problem, tuple(sorted(names))))
+        else:
+            self.reducers[name], self._sources[name] = reducer, source  # type: ignore[index]
+            if asked_for:
+                self._from_files.add(name)  # type: ignore[arg-type]
+
+
+#: modules of lrbench that are part of every reducer's result, beside the factors and `linalg`
+_SHARED = (
+    *("reducers.base", "reducers.low_rank", "reducers.ranks", "reducers.shared_results"),
+    *("reduction.cell_reducer", "reduction.reduced_weight", "reduction.weight_job"),
+)
+
+
+def source_hash(reducer: type[Reducer]) -> str:
+    """SHA-256 (hex) of the code that defines a reducer's result.
+
+    That is the module of the class and of each class it derives from, and what lrbench does for all: kernels, factors,
+    seeding, from request to rank, from factors to what is stored. What else a plugin imports is not seen: it should
+    keep to one file.
+
+    Raises:
+        PluginError: the source cannot be read.
+    """
+    from lrbench.reducers.base import Reducer
+
+    own = [cls for cls in reducer.__mro__ if issubclass(cls, Reducer) and cls is not Reducer]
+    here = Path(__file__).parent.parent
+    shared = [here / f"{name.replace('.', '/')}.py" for name in _SHARED]
+    shared += [path for package in ("reducers/factors", "linalg") for path in sorted((here / package).rglob("*.py"))]
+    digest = hashlib.sha256()
+    for module in dict.fromkeys(cls.__module__ for cls in own):
+        file = getattr(sys.modules.get(module), "__file__", None)
+        try:
+            digest.update(hashlib.sha256(Path(file or "").read_bytes()).digest())
+        except OSError as error:
+            raise PluginError(f"{reducer.name}: the source of {module} cannot be read: {one_line(error)}") from None
+    for path in shared:
+        digest.update(path.relative_to(here).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _problem(reducer: Any) -> str | None:
+    """Why something that a plugin offers is no usable reducer; None where it is one."""
+    from lrbench.reducers import parameters
+    from lrbench.reducers.base import NAME, PROMISES, STATISTICS, Reducer
+
+    if isinstance(reducer, Reducer):
+        return f"lrbench_reducers() must return classes; write {type(reducer).__name__} without parentheses"
+    if not (isinstance(reducer, type) and issubclass(reducer, Reducer)):
+        return f"lrbench_reducers() returned {reducer!r}, which is not a subclass of lrbench.Reducer"
+    if not reducer.name:
+        return f"{reducer.__name__} has no name"
+    if not isinstance(reducer.name, str) or not NAME.fullmatch(reducer.name):
+        return f"{reducer.__name__}: the name {reducer.name!r} is not lower-case words joined by hyphens"
+    if reducer.reduce is Reducer.reduce and reducer.prepare is Reducer.prepare:
+        return f"{reducer.name}: overrides neither reduce nor prepare"
+    for what, given, known in (("needs", reducer.needs, STATISTICS), ("promises", reducer.promises, PROMISES)):
+        if isinstance(given, str) or not all(word in known for word in given):
+            return f"{reducer.name}: {what} = {given!r}; it is a set of: {', '.join(sorted(known))}"
+    problem = parameters.problems(reducer)
+    return f"{reducer.name}: {problem}" if problem else None
+
+
+def _plugin_files(paths: Iterable[Path | str]) -> list[Path]:
+    files: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        if path.is_dir():
+            found = [f for f in sorted(path.glob("*.py")) if not f.name.startswith(("_", "test_", "conftest"))]
+            if not found:
+                raise PluginError(f"{path}: no plugin files (*.py) in this folder")
+        elif path.is_file():
+            found = [path]
+        else:
+            raise PluginError(f"{path}: no such plugin file")
+        for file in found:
+            files.setdefault(file.resolve(), file)
+    return list(files.values())
+
+
+def _load_file(path: Path) -> ModuleType:
+    """Executes a plugin file as a module with a name of its own, which no import statement can meet.
+
+    The bytecode cache is passed by: it knows files by size and second, and plugins are edited faster than that.
+    """
+    name = f"lrbench_plugin_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    if spec is None or not hasattr(spec.loader, "source_to_code"):
+        raise PluginError("not a Python file (*.py)")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and get_type_hints look the module up by name
+    try:
+        exec(spec.loader.source_to_code(path.read_bytes(), str(path)), module.__dict__)  # type: ignore[union-attr]
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
+    return module
+
+
+def _explain(error: BaseException) -> str:
+    """One line, with the last line of a plugin file that the error passed through."""
+    if isinstance(error, SystemExit):
+        code = "" if error.code is None else repr(error.code)
+        return " ".join(f"it calls sys.exit({code})".split())
+    text = one_line(error)
+    trace, line = error.__traceback__, None
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__", "").startswith("lrbench_plugin_"):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f"{text} (line {line})" if line and not isinstance(error, SyntaxError) else text
+
+
+def _distribution(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist is not None else ""
+
+
+def _source_of(entry: EntryPoint) -> str:
+    if entry.dist is None or entry.dist.name == "lrbench":
+        return entry.value
+    return f"{entry.dist.name} {entry.dist.version}: {entry.value}"

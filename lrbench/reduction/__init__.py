@@ -1,0 +1,1 @@
+"""From a plan to reduced weights: cells, ranks, allocations, calibration, and the edit of a model."""

@@ -1,0 +1,1 @@
+"""How the parameters of a whole model are shared out among its weights."""

@@ -1,0 +1,163 @@
+"""Statistics on disk, known by what they were made from. Safetensors only; each file is there whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from lrbench.errors import InputError, one_line
+from lrbench.system.faults import point
+
+#: Of how statistics are computed; a change of it makes all of them anew.
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One statistic of one input.
+
+    Attributes:
+        tensor: (n, n) or (n,), float32, on the CPU.
+        seconds: what collecting it cost when it was made.
+        shared: how many of the model's weights take this input.
+    """
+
+    tensor: torch.Tensor
+    seconds: float
+    shared: int
+
+
+class Cache:
+    """The statistics of one model on one set of windows.
+
+    Weights that take the same input share a file. `inputs.json` says which input each weight takes; a file's name is a
+    hash, since names of weights are not to be trusted as paths.
+
+    Args:
+        made_from: all that the statistics depend on; plain JSON data.
+        notify: told in one line of a file that cannot be used.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+
+    def __init__(self, made_from: Mapping[str, object], notify: Callable[[str], None]) -> None:
+        text = json.dumps({**made_from, "version": VERSION}, sort_keys=True)
+        self.key = hashlib.sha256(text.encode()).hexdigest()
+        self.folder = cache_root() / "calibration" / self.key[:32]
+        self._notify = notify
+        self._inputs: dict[str, str] | None = None
+        self._written: list[Path] = []
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise InputError(
+                f"{self.folder}: statistics cannot be kept there: {error.strerror or one_line(error)}; "
+                "set LRBENCH_CACHE to a folder that can be written to"
+            ) from None
+
+    def inputs(self) -> dict[str, str]:
+        """Weight -> the input that it takes, by the name of the first weight that takes it; as far as it is known."""
+        if self._inputs is None:
+            self._inputs = self._read_inputs()
+        return self._inputs
+
+    def _read_inputs(self) -> dict[str, str]:
+        try:
+            known = json.loads((self.folder / "inputs.json").read_text(encoding="utf-8"))
+            return {str(name): str(value) for name, value in known.items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, AttributeError) as error:
+            self._notify(f"{self.folder / 'inputs.json'}: not usable, made anew: {one_line(error)}")
+            return {}
+
+    def add_inputs(self, inputs: Mapping[str, str]) -> None:
+        """Records which inputs weights take."""
+        self._inputs = {**self._read_inputs(), **inputs}  # another process may have been here
+        self._write("inputs.json", json.dumps(self._inputs, indent=0, sort_keys=True).encode())
+
+    def has(self, kind: str, source: str) -> bool:
+        """Whether there is a file; `read` finds out whether it can be used."""
+        return (self.folder / _file(kind, source)).is_file()
+
+    def read(self, kind: str, source: str) -> Entry | None:
+        """A statistic; None where there is none, or none that can be used, which is said and removed.
+
+        Args:
+            kind: such as `second_moment`.
+            source: the input, or the weight.
+        """
+        path = self.folder / _file(kind, source)
+        try:
+            with safe_open(path, "pt") as file:
+                about, tensor = file.metadata() or {}, file.get_tensor("statistic").clone()  # no view of the file
+            if (about["key"], about["kind"], about["source"]) != (self.key, kind, source):
+                raise ValueError("it is of something else")
+            if about["sha256"] != _digest(tensor):
+                raise ValueError("its checksum is wrong")
+            return Entry(tensor, float(about["seconds"]), int(about["shared"]))
+        except FileNotFoundError:
+            return None
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
+            self._notify(f"{path}: not usable, collected again: {one_line(error)}")
+            path.unlink(missing_ok=True)
+            return None
+
+    def write(self, kind: str, source: str, entry: Entry) -> None:
+        """Keeps a statistic. Raises InputError where the disk does not take it."""
+        about = {
+            "key": self.key, "kind": kind, "source": source, "sha256": _digest(entry.tensor),
+            "seconds": repr(entry.seconds), "shared": str(entry.shared),
+        }  # fmt: skip
+        self._write(_file(kind, source), save({"statistic": entry.tensor.contiguous()}, about))
+
+    def remove_written(self) -> None:
+        """Removes the files that this process wrote."""
+        while self._written:
+            self._written.pop().unlink(missing_ok=True)
+        self._inputs = None
+
+    def _write(self, name: str, content: bytes) -> None:
+        try:
+            with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
+                try:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    point("cache.written")
+                    os.replace(file.name, self.folder / name)
+                    self._written.append(self.folder / name)
+                except BaseException:
+                    Path(file.name).unlink(missing_ok=True)
+                    raise
+        except OSError as error:
+            raise InputError(
+                f"{self.folder / name}: cannot be written: {error.strerror or one_line(error)}; "
+                "make room, or set LRBENCH_CACHE to another folder"
+            ) from None
+
+
+def cache_root() -> Path:
+    """`$LRBENCH_CACHE`, else `~/.cache/lrbench`."""
+    named = os.environ.get("LRBENCH_CACHE")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "lrbench"
+
+
+def _file(kind: str, source: str) -> str:
+    return f"{kind}-{hashlib.sha256(source.encode()).hexdigest()[:32]}.safetensors"
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()

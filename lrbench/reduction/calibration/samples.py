@@ -1,0 +1,100 @@
+"""Windows of tokens for calibration: where they lie is drawn once, and the same on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from lrbench.reduction.calibration.sources import LENGTH, NAME, TEXT
+from lrbench.suite.load import Suite
+
+JOINT = "\n\n"  # between documents
+MARGIN = 64  # tokens on either side of a window that are compared with what is evaluated as well
+_AT_ONCE = 1000  # pieces tokenised together
+_PIECE = 20_000  # characters; some tokenizers take more than linear time for a text
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Calibration windows.
+
+    Attributes:
+        windows: (samples, length) token ids, int64, on the CPU.
+        hash: SHA-256 (hex) of them.
+        passages: the text of each window and a margin around it.
+        tokens: of the whole text that they were drawn from.
+    """
+
+    windows: torch.Tensor
+    hash: str
+    passages: tuple[str, ...]
+    tokens: int
+
+
+def draw(suite: Suite, documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, longest: int) -> Samples:
+    """Draws the suite's calibration windows.
+
+    Each document is followed by a blank line and tokenised without special tokens, long ones in pieces of whole lines.
+    Windows are stretches of that, which may begin and end within a document and never overlap: of the tokens that no
+    window takes, a random number stands before each (`random.Random(seed)`).
+
+    Args:
+        suite: has a calibration.
+        documents: the text.
+        tokenizer: the model's.
+        longest: row that the model takes, in tokens.
+
+    Raises:
+        SuiteError: the text is too short, or the windows are too long for the model; at the suite's line.
+    """
+    spec = suite.calibration
+    assert spec is not None
+    if spec.length is not None and spec.length > longest:
+        place = ("calibration", "length")
+        raise suite.error(place, f"length {spec.length} is more than the model takes; at most {longest}")
+    length = spec.length or min(LENGTH, longest)
+    stream: list[int] = []
+    pieces = [piece for document in documents for piece in _pieces(document + JOINT)]
+    for start in range(0, len(pieces), _AT_ONCE):
+        for ids in tokenizer(pieces[start : start + _AT_ONCE], add_special_tokens=False, verbose=False)["input_ids"]:
+            stream.extend(ids)
+    free = len(stream) - spec.samples * length
+    if free < 0:
+        raise suite.error(
+            TEXT if spec.text is not None else NAME,
+            f"the calibration text has {len(stream):,} tokens, and {spec.samples} samples of {length} need "
+            f"{spec.samples * length:,}; take more text, or fewer or shorter samples",
+        )
+    random_state = random.Random(spec.seed)
+    gaps = sorted(random_state.randint(0, free) for _ in range(spec.samples))
+    starts = [gap + index * length for index, gap in enumerate(gaps)]
+    windows = torch.tensor([stream[start : start + length] for start in starts], dtype=torch.int64)
+    passages = (stream[max(0, start - MARGIN) : start + length + MARGIN] for start in starts)
+    return Samples(
+        windows,
+        hashlib.sha256(repr(windows.tolist()).encode()).hexdigest(),
+        tuple(str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in passages),
+        len(stream),
+    )
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """A text in pieces that end with a line, once they have `_PIECE` characters."""
+    if len(text) <= _PIECE:
+        yield text
+        return
+    lines: list[str] = []
+    size = 0
+    for line in text.splitlines(keepends=True):
+        lines.append(line)
+        size += len(line)
+        if size >= _PIECE:
+            yield "".join(lines)
+            lines, size = [], 0
+    if lines:
+        yield "".join(lines)

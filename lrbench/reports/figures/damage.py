@@ -1,0 +1,86 @@
+"""What cells lost against a figure of their weights: a panel for each role, a mark for each cell."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lrbench.reports.figures import altair
+from lrbench.reports.figures.ticks import LABEL, about_zero
+
+#: The width of a panel, with its axis.
+PANEL = 290
+_COLUMNS = 4
+#: Damage that spans more than this many times its median is drawn on a scale that is logarithmic but for its middle.
+_SPAN = 40
+
+
+@dataclass(frozen=True)
+class Hurt:
+    """One cell.
+
+    Attributes:
+        role: of the edited weights, a panel each.
+        method, setting, edited: as in the leaderboard.
+        figure: of its weights.
+        damage: above zero is worse than the unedited model.
+    """
+
+    role: str
+    method: str
+    setting: str
+    edited: str
+    figure: float
+    damage: float
+
+
+def chart(cells: Sequence[Hurt], figure: str, damage: str) -> Any:
+    """The chart.
+
+    Args:
+        cells: not empty.
+        figure, damage: titles of the axes.
+
+    Raises:
+        InputError: Altair is not installed.
+    """
+    alt = altair()
+    roles = list(dict.fromkeys(cell.role for cell in cells))
+    methods = list(dict.fromkeys(cell.method for cell in cells))
+    sizes = sorted(abs(cell.damage) for cell in cells if cell.damage)
+    scale, axis = alt.Scale(zero=True, padding=6), alt.Axis(tickCount=5, format="~g")
+    if sizes and sizes[-1] > _SPAN * (middle := statistics.median(sizes)):
+        low, high = min(cell.damage for cell in cells), max(cell.damage for cell in cells)
+        ends = 1.4 * min(low, -middle), 1.4 * max(high, middle)
+        scale = alt.Scale(type="symlog", constant=middle, domain=list(ends), nice=False)
+        axis = alt.Axis(values=about_zero(*ends, middle), labelExpr=LABEL)
+    across = alt.X(
+        "figure:Q", title=figure, scale=alt.Scale(zero=False, padding=10), axis=alt.Axis(tickCount=5, format="~g")
+    )
+    upward: dict[str, Any] = {"title": damage, "scale": scale, "axis": axis}
+    chosen = alt.selection_point(name="method", fields=["method"], bind="legend")
+    legend = alt.Legend(orient="top", title=None, columns=6)
+    colours = alt.Scale(domain=methods)
+    tooltip = [
+        *(alt.Tooltip(f"{name}:N") for name in ("method", "setting", "edited")),
+        alt.Tooltip("figure:Q", format=".4g", title=figure), alt.Tooltip("damage:Q", format="+.4g"),
+    ]  # fmt: skip
+    base = alt.Chart()
+    once = base.transform_aggregate(count="count()")
+    layers = alt.layer(
+        once.mark_rule(style="reference").encode(y=alt.YDatum(0, **upward)),
+        base.mark_point(filled=True, size=34)
+        .encode(
+            x=across, y=alt.Y("damage:Q", **upward), color=alt.Color("method:N", scale=colours, legend=legend),
+            shape=alt.Shape("method:N", scale=colours, legend=legend),
+            opacity=alt.condition(chosen, alt.value(0.75), alt.value(0.08)), tooltip=tooltip,
+        )
+        .add_params(chosen),
+    ).properties(width=PANEL - 80, height=170)  # fmt: skip
+    facet = alt.Facet("role:N", sort=roles, title=None)
+    values = [asdict(cell) for cell in cells]
+    return layers.facet(
+        facet=facet, columns=min(_COLUMNS, len(roles)), data=alt.InlineData(values=values)
+    ).resolve_axis(x="independent", y="independent")  # fmt: skip

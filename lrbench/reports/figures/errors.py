@@ -1,0 +1,92 @@
+"""How far reduced weights are from the originals, against what they keep, and against the best of the same rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lrbench.reports.figures import altair
+
+PANEL = 450
+_PANELS = ("relative error ‖W − Ŵ‖ / ‖W‖", "error over the least of its rank")
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """One cell's errors.
+
+    Attributes:
+        method, setting: cells with both the same are one point.
+        keep: numbers stored over dense ones, of the edited weights.
+        error: ‖W − Ŵ‖ / ‖W‖.
+        ratio: the same over the least error that any matrix of that rank has; None where that is zero.
+    """
+
+    method: str
+    setting: str
+    keep: float
+    error: float
+    ratio: float | None
+
+
+def records(cells: Sequence[Reduced]) -> list[dict[str, Any]]:
+    """Mean, least and greatest of both figures over the cells of a method and setting."""
+    groups: dict[tuple[str, str], list[Reduced]] = {}
+    for cell in cells:
+        groups.setdefault((cell.method, cell.setting), []).append(cell)
+    found = []
+    for (method, setting), members in groups.items():
+        keep = sum(cell.keep for cell in members) / len(members)
+        for panel, values in zip(
+            _PANELS, ([m.error for m in members], [m.ratio for m in members if m.ratio is not None]), strict=True
+        ):
+            if values:
+                summary = {"value": sum(values) / len(values), "low": min(values), "high": max(values)}
+                about = {"method": method, "setting": setting, "cells": len(values)}
+                found.append({"panel": panel, **about, "keep": keep, **summary})
+    return found
+
+
+def chart(cells: Sequence[Reduced]) -> Any:
+    """The chart: error against keep, and the ratio to the optimum; a whisker spans the cells of a point.
+
+    Raises:
+        InputError: Altair is not installed.
+    """
+    alt = altair()
+    points = records(cells)
+    methods = list(dict.fromkeys(cell.method for cell in cells))
+    panels = [panel for panel in _PANELS if any(point["panel"] == panel for point in points)]
+    across = alt.X(
+        "keep:Q",
+        title="kept: numbers stored over dense ones, edited weights",
+        scale=alt.Scale(zero=False, padding=12),
+        axis=alt.Axis(tickCount=6),
+    )
+    up = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False, padding=8))
+    chosen = alt.selection_point(name="method", fields=["method"], bind="legend")
+    scale, legend = alt.Scale(domain=methods), alt.Legend(orient="top", title=None, columns=6)
+    colour = alt.Color("method:N", scale=scale, legend=legend)
+    seen = alt.condition(chosen, alt.value(1.0), alt.value(0.12))
+    tooltip = [
+        *(alt.Tooltip(f"{name}:N") for name in ("panel", "method", "setting")), alt.Tooltip("cells:Q"),
+        alt.Tooltip("keep:Q", format=".4f"), alt.Tooltip("value:Q", format=".4g", title="mean"),
+        alt.Tooltip("low:Q", format=".4g", title="least"), alt.Tooltip("high:Q", format=".4g", title="greatest"),
+    ]  # fmt: skip
+    base = alt.Chart()
+    layers = alt.layer(
+        base.mark_line(strokeWidth=1.6).encode(x=across, y=up, color=colour, opacity=seen),
+        base.transform_filter("datum.cells > 1")
+        .mark_rule(style="whisker")
+        .encode(x=across, y=alt.Y("low:Q", title=None), y2="high:Q", color=colour, opacity=seen),
+        base.mark_point(filled=True, size=58)
+        .encode(
+            x=across, y=up, color=colour, shape=alt.Shape("method:N", scale=scale, legend=legend), opacity=seen,
+            tooltip=tooltip,
+        )
+        .add_params(chosen),
+    ).properties(width=PANEL, height=290)  # fmt: skip
+    facet = alt.Facet("panel:N", sort=panels, title=None)
+    faceted = layers.facet(facet=facet, columns=len(panels), data=alt.InlineData(values=points))
+    return faceted.resolve_scale(y="independent").resolve_axis(x="independent")

@@ -1,0 +1,64 @@
+"""A figure of the singular values by layer, beside that of a random matrix of the same shape: a panel for each role."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lrbench.reports.figures import altair
+
+PANEL = 290
+COLUMNS = 3
+
+
+@dataclass(frozen=True)
+class OfLayer:
+    """One weight's figure.
+
+    Attributes:
+        role: a panel each.
+        layer: the decoder block.
+        trained, random: shares, of the weight and of a Gaussian matrix of its shape.
+        weight: the parameter's name.
+    """
+
+    role: str
+    layer: int
+    trained: float
+    random: float
+    weight: str
+
+
+def chart(weights: Sequence[OfLayer], title: str) -> Any:
+    """The chart.
+
+    Args:
+        weights: not empty.
+        title: of the axis.
+
+    Raises:
+        InputError: Altair is not installed.
+    """
+    alt = altair()
+    roles = list(dict.fromkeys(weight.role for weight in weights))
+    whole = alt.Axis(format="d", tickMinStep=1)
+    across = alt.X("layer:Q", title="layer", axis=whole, scale=alt.Scale(nice=False, padding=8))
+    percent = alt.Axis(format=".0%")
+    tooltip = [
+        alt.Tooltip("weight:N"), alt.Tooltip("layer:O"), alt.Tooltip("trained:Q", format=".1%"),
+        alt.Tooltip("random:Q", format=".1%"),
+    ]  # fmt: skip
+    base = alt.Chart()
+    up = alt.Y("trained:Q", title=title, axis=percent, scale=alt.Scale(domain=[0, 1]))
+    chance = alt.Y("random:Q", title=title, axis=percent, scale=alt.Scale(domain=[0, 1]))
+    layers = alt.layer(
+        base.mark_line(style="chance").encode(x=across, y=chance),
+        base.mark_line(style="trained").encode(x=across, y=up),
+        base.mark_point(style="trained", filled=True, size=34).encode(x=across, y=up, tooltip=tooltip),
+    ).properties(width=PANEL, height=150)
+    facet = alt.Facet("role:N", sort=roles, title=None)
+    values = [asdict(weight) for weight in weights]
+    return layers.facet(
+        facet=facet, columns=min(COLUMNS, len(roles)), data=alt.InlineData(values=values)
+    ).resolve_axis(x="independent", y="independent")  # fmt: skip

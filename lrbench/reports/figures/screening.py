@@ -1,0 +1,56 @@
+"""What a screening predicted of cells against what was measured: a panel for each choice, a mark for each cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lrbench.analysis.screening_accuracy import Foreseen
+from lrbench.reports.figures import altair
+
+PANEL = 380
+
+
+def chart(cells: Sequence[Foreseen]) -> Any:
+    """The chart; on the dotted line a prediction is right.
+
+    Args:
+        cells: not empty.
+
+    Raises:
+        InputError: Altair is not installed.
+    """
+    alt = altair()
+    choices = list(dict.fromkeys(cell.choice for cell in cells))
+    methods = list(dict.fromkeys(cell.method for cell in cells))
+    legend = alt.Legend(orient="top", title=None, columns=6)
+    colours = alt.Scale(domain=methods)
+    chosen = alt.selection_point(name="method", fields=["method"], bind="legend")
+    tooltip = [
+        *(alt.Tooltip(f"{name}:N") for name in ("method", "setting", "edited")),
+        *(alt.Tooltip(f"{name}:Q", format="+.4g") for name in ("predicted", "measured")),
+    ]
+    axis = alt.Axis(tickCount=5, format="~g")
+    scale = alt.Scale(zero=True, padding=8)
+    across = alt.X("predicted:Q", title="predicted change of log-loss, nats a document", scale=scale, axis=axis)
+    up = alt.Y("measured:Q", title="measured", scale=scale, axis=axis)
+    values = [
+        {name: getattr(cell, name) for name in ("choice", "method", "setting", "edited", "predicted", "measured")}
+        for cell in cells
+    ]
+    base = alt.Chart()
+    layers = alt.layer(
+        base.transform_aggregate(low="min(predicted)", high="max(predicted)")
+        .mark_rule(style="reference")
+        .encode(x=alt.X("low:Q", title=None), y=alt.Y("low:Q", title=None), x2="high:Q", y2="high:Q"),
+        base.mark_point(filled=True, size=34)
+        .encode(
+            x=across, y=up, color=alt.Color("method:N", scale=colours, legend=legend),
+            shape=alt.Shape("method:N", scale=colours, legend=legend),
+            opacity=alt.condition(chosen, alt.value(0.75), alt.value(0.08)), tooltip=tooltip,
+        )
+        .add_params(chosen),
+    ).properties(width=PANEL - 80, height=240)  # fmt: skip
+    facet = alt.Facet("choice:N", sort=choices, title=None)
+    faceted = layers.facet(facet=facet, columns=min(2, len(choices)), data=alt.InlineData(values=values))
+    return faceted.resolve_scale(x="independent", y="independent").resolve_axis(x="independent", y="independent")

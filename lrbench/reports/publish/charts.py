@@ -1,0 +1,305 @@
+"""Which figures a leaderboard, a spectrum and a prediction of damage have, with their titles and captions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from lrbench.analysis.damage import Prediction
+from lrbench.analysis.edit_summary import describe
+from lrbench.analysis.leaderboard import Column, Entry, Leaderboard
+from lrbench.analysis.score import Measured
+from lrbench.analysis.screening_accuracy import Foreseen
+from lrbench.analysis.splits import Split, first_class, in_words, split_of
+from lrbench.reports.figures import correlations, damage, errors, heat, keep, layers, screening, times
+from lrbench.reports.publish.names import Names
+from lrbench.reports.publish.spectrum import Spectrum
+from lrbench.reports.render import damage as words
+from lrbench.reports.render.number_format import clean, headings
+from lrbench.results.store import Row
+from lrbench.stats import COVERAGE, spearman
+from lrbench.suite.roles import ROLES
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure.
+
+    Attributes:
+        key: its anchor, and the name of its files.
+        model: whose it is.
+        title: over it on the page, and in its files.
+        caption: what is to be seen; also the text alternative.
+        panel: the width of one panel in points, with its axis; a page makes columns of it.
+    """
+
+    key: str
+    model: str
+    title: str
+    caption: str
+    chart: Any
+    panel: int
+
+    @cached_property
+    def specification(self) -> dict[str, Any]:
+        """Vega-Lite's, without a look."""
+        found: dict[str, Any] = self.chart.to_dict()
+        return {name: part for name, part in found.items() if name != "config"}
+
+
+def of_board(board: Leaderboard, names: Names) -> list[Figure]:
+    """All figures of a leaderboard, model by model, what served a choice apart. One without data is left out."""
+    found: list[Figure] = []
+    groups: dict[tuple[str, Split], list[Entry]] = {}
+    for entry in board.entries:
+        groups.setdefault((entry.row.model, split_of(entry.row)), []).append(entry)
+    models = list(dict.fromkeys(model for model, _ in groups))
+    for (label, split), entries in sorted(
+        groups.items(), key=lambda group: (models.index(group[0][0]), not first_class(group[1][0].row))
+    ):
+        model = label + in_words(split)
+        found += _keep(board, entries, model, names)
+        found += _heat(board, entries, model, names)
+        found += _errors(entries, model, names)
+        found += _times(entries, model, names)
+    return found
+
+
+def of_screening(cells: Sequence[Foreseen], names: Names) -> list[Figure]:
+    """What was predicted against what was measured, model by model."""
+    found = []
+    for model in dict.fromkeys(cell.model for cell in cells):
+        own = [cell for cell in cells if cell.model == model]
+        if len(own) < 2:
+            continue
+        said = []
+        for choice in dict.fromkeys(cell.choice for cell in own):
+            of_choice = [cell for cell in own if cell.choice == choice]
+            rank = spearman(
+                [cell.predicted for cell in of_choice], [cell.measured for cell in of_choice],
+                [cell.weights for cell in of_choice],
+            )  # fmt: skip
+            if rank.rho is not None:
+                span = f" ({rank.interval[0]:+.2f} to {rank.interval[1]:+.2f})" if rank.interval else ""
+                said.append(f"{clean(choice)} {rank.rho:+.2f}{span}")
+        caption = (
+            "Each mark is an edited model that was screened and then scored on validation documents; on the dotted "
+            f"line the prediction is right. Spearman’s ρ: {', '.join(said) or 'not defined'}. Cells that were screened "
+            "out were not scored, so that this is about the promising ones."
+        )
+        title = "Screening: predicted against measured"
+        safe = [
+            replace(
+                cell, choice=clean(cell.choice), method=clean(cell.method), setting=clean(cell.setting),
+                edited=clean(cell.edited),
+            )
+            for cell in own
+        ]  # fmt: skip
+        found.append(
+            Figure(names(f"screening-{model}"), clean(model), title, caption, screening.chart(safe), screening.PANEL)
+        )
+    return found
+
+
+def of_prediction(prediction: Prediction, names: Names) -> list[Figure]:
+    """Correlations by role, and for each outcome that is shown the damage against the relative error."""
+    model, found = words.name(prediction), []
+    bars = correlations.bars(prediction)
+    if bars:
+        caption = (
+            f"Spearman’s ρ over the cells of a role. Whiskers: {100 * COVERAGE:.0f} % intervals over sets of edited "
+            "weights, each for itself; none where they are too few. Right of the dotted line, more of the figure goes "
+            "with more damage."
+        )
+        key = names(f"correlations-{model}")
+        title = "Rank correlation with the damage"
+        found.append(Figure(key, model, title, caption, correlations.chart(bars), correlations.PANEL))
+    for outcome in words.main(prediction):
+        scale = 100.0 if outcome.column.kind == "share" else 1.0
+        cells = [
+            damage.Hurt(
+                clean(cell.role), clean(cell.method), clean(cell.setting), _word(cell.entry, "edited"),
+                error, scale * cell.damage[outcome.column.name],
+            )
+            for cell in sorted(prediction.cells, key=lambda cell: _place(cell.role))
+            if (error := cell.figures["relative_error"]) is not None and outcome.column.name in cell.damage
+        ]  # fmt: skip
+        if len(cells) < 2:
+            continue
+        title = f"Damage against error: {clean(outcome.title)}"
+        caption = "Each mark is an edited model; above the dotted line it is worse than the unedited one."
+        chart = damage.chart(cells, "relative error ‖W − Ŵ‖ / ‖W‖", outcome.unit)
+        key = names(f"damage-{outcome.column.name}-{model}")
+        found.append(Figure(key, model, title, caption, chart, damage.PANEL))
+    return found
+
+
+def of_spectrum(spectrum: Spectrum, names: Names) -> list[Figure]:
+    """Effective rank and energy by layer."""
+    found = []
+    for key, title, axis in (
+        ("effective_rank_share", "Effective rank by layer", "of full rank"),
+        ("energy_20", "Energy in the first 20 % of the singular values", "of the energy"),
+    ):
+        weights = [
+            layers.OfLayer(clean(slot.role or "other"), slot.layer, trained, random, clean(slot.weight))
+            for slot in spectrum.slots
+            if slot.layer is not None
+            and (trained := slot.values.get(key)) is not None
+            and (random := slot.random.get(key)) is not None
+        ]  # fmt: skip
+        if weights:
+            weights.sort(key=lambda weight: _place(weight.role))
+            found.append(
+                Figure(
+                    names(f"{key.replace('_', '-')}-{spectrum.model}"),
+                    clean(spectrum.model),
+                    title,
+                    "Solid: the trained weights. Dashed: a random Gaussian matrix of the same shape.",
+                    layers.chart(weights, axis),
+                    layers.PANEL + 75,
+                )
+            )
+    return found
+
+
+def measures(board: Leaderboard) -> list[tuple[Column, str]]:
+    """The scores that are drawn, with what they are called: the one score of a row, then the tasks'."""
+    titles = headings(board)
+    score = [column for column in board.columns if column.name == "score" and not column.detail]
+    tasks = [column for column in board.columns if column.task and not column.subtask]
+    return [(column, " · ".join(part for part in titles[column.name] if part)) for column in (*score, *tasks)]
+
+
+def _keep(board: Leaderboard, entries: Sequence[Entry], model: str, names: Names) -> list[Figure]:
+    points = []
+    fields: dict[Any, str] = {}
+    for column, title in measures(board):
+        scale = 100.0 if column.kind == "share" else 1.0
+        for entry in entries:
+            value, kept = entry.values[column.name], entry.values["keep_model"]
+            if not isinstance(value, Measured) or not isinstance(kept, float) or not _finite(value.value):
+                continue
+            error = value.stderr * scale if value.stderr is not None and _finite(value.stderr) else None
+            number = value.value * scale
+            points.append(
+                keep.Point(
+                    panel=title,
+                    method=_word(entry, "method"),
+                    setting=_word(entry, "setting"),
+                    edited=_word(entry, "edited"),
+                    keep=kept,
+                    value=number,
+                    low=None if error is None else number - error,
+                    high=None if error is None else number + error,
+                    better=column.better or "higher",
+                    field=fields.setdefault((column.name, entry.scored_on.get(column.name)), f"f{len(fields)}"),
+                    unedited=entry.baseline,
+                )
+            )
+    found = []
+    for better, what, front in (
+        ("higher", "Accuracy", "keeps less and scores more"),
+        ("lower", "Perplexity", "keeps less and has a lower value"),
+    ):
+        of_kind = [point for point in points if point.better == better]
+        if all(point.unedited for point in of_kind):
+            continue
+        title = f"{what} against what is kept"
+        caption = (
+            "Each point is an edited model, with one standard error to either side"
+            f"{' (of the logarithm)' if keep.is_logarithmic(of_kind) else ''}. The stepped line joins the "
+            f"Pareto-optimal points: no other {front}. The dotted line is the unedited model."
+        )
+        key = names(f"keep-{model}" if better == "higher" else f"keep-{what.lower()}-{model}")
+        found.append(Figure(key, clean(model), title, caption, keep.chart(of_kind), keep.PANEL + 70))
+    return found
+
+
+def _heat(board: Leaderboard, entries: Sequence[Entry], model: str, names: Names) -> list[Figure]:
+    found = []
+    for column, title in measures(board):
+        changes = []
+        scale = 100.0 if column.kind == "share" else 1.0
+        for entry in entries:
+            value, place = entry.values[column.name], _one_layer(entry.row)
+            if place is None or not isinstance(value, Measured) or value.delta is None or not _finite(value.delta):
+                continue
+            changes.append(
+                heat.Change(
+                    _word(entry, "method"), _word(entry, "setting"), *place, value.delta * scale, value.significant
+                )
+            )
+        if len({change.layer for change in changes}) < 2:
+            continue
+        changes.sort(key=lambda change: _place(change.weights))
+        unit = f"{title}: change from the unedited model"
+        caption = (
+            "Each square is one layer's weights edited alone. Orange is worse than the unedited model, blue better; "
+            "a dot marks differences of which chance is an unlikely cause. The colours end at the 98th percentile."
+        )
+        chart = heat.chart(changes, unit, column.better or "higher")
+        key = names(f"heat-{column.name}-{model}")
+        found.append(
+            Figure(key, clean(model), f"Change by layer and role: {title}", caption, chart, heat.width(changes) + 110)
+        )
+    return found
+
+
+def _errors(entries: Sequence[Entry], model: str, names: Names) -> list[Figure]:
+    cells = []
+    for entry in entries:
+        kept, error, ratio = (entry.values[name] for name in ("keep", "error", "optimum"))
+        if not entry.baseline and isinstance(kept, float) and isinstance(error, float) and _finite(error):
+            best = ratio if isinstance(ratio, float) and _finite(ratio) else None
+            cells.append(errors.Reduced(_word(entry, "method"), _word(entry, "setting"), kept, error, best))
+    if not cells:
+        return []
+    caption = (
+        "Left, how far the reduced weights are from the originals, after rounding; right, that over the least error "
+        "that any matrix of the same rank has, so that 1 is the truncated SVD. Whiskers span the cells of a point."
+    )
+    key = names(f"error-{model}")
+    return [Figure(key, clean(model), "Error of the weights", caption, errors.chart(cells), errors.PANEL + 70)]
+
+
+def _times(entries: Sequence[Entry], model: str, names: Names) -> list[Figure]:
+    cells = []
+    for entry in entries:
+        seconds = entry.values["decompose"]
+        if not entry.baseline and isinstance(seconds, float) and 0 < seconds < float("inf"):
+            cells.append(times.Took(_word(entry, "method"), _word(entry, "setting"), _word(entry, "edited"), seconds))
+    if not cells:
+        return []
+    caption = "A tick for each edited model, a diamond at the method's median. Calibration and evaluation are apart."
+    key = names(f"time-{model}")
+    return [Figure(key, clean(model), "Decomposition time", caption, times.chart(cells), times.PANEL + 130)]
+
+
+def _one_layer(row: Row) -> tuple[int, str] | None:
+    """The layer that a row edited alone, and the roles there; None where it edited several, or none.
+
+    What a composition of edits has come to by its first layers is no sweep over layers.
+    """
+    if row.mode == "greedy":
+        return None
+    edited = {edit.layer for edit in row.edits}
+    if len(edited) != 1:
+        return None
+    layer = next(iter(edited))
+    words = describe(row.edits).removesuffix(f" ({len(row.edits)})")
+    return None if layer is None else (layer, clean(words.removeprefix(f"L{layer} ")))
+
+
+def _word(entry: Entry, name: str) -> str:
+    return clean(str(entry.values[name]))
+
+
+def _place(role: str) -> tuple[int, str]:
+    return (ROLES.index(role) if role in ROLES else len(ROLES), role)
+
+
+def _finite(value: float) -> bool:
+    return abs(value) < float("inf")

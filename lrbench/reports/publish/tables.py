@@ -1,0 +1,304 @@
+"""A leaderboard as what a page shows: a table for each model, with words, sort keys and hints; no markup here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lrbench.analysis.leaderboard import Column, Entry, Leaderboard, as_number
+from lrbench.analysis.score import Measured
+from lrbench.analysis.splits import Split, first_class, split_of
+from lrbench.reports.render.number_format import clean, headings, interval, marks, pieces, remarks, units
+from lrbench.suite.roles import ROLES
+
+#: Columns that say what others beside them say already.
+_ON_REQUEST = ("compression",)
+
+PageOf = Callable[[str, str], str]  # (run, cell) -> where the row's page is
+
+
+@dataclass(frozen=True)
+class Head:
+    """A column.
+
+    Attributes:
+        name: what its toggle and its sort are called.
+        first, second: the two lines over it.
+        kind: as of the leaderboard's column; `text` is set flush left.
+        task: whether it is a task's score.
+        hidden: whether it is shown only on request.
+        whole: what it is called in a menu.
+    """
+
+    name: str
+    first: str
+    second: str
+    kind: str
+    task: bool
+    hidden: bool
+    whole: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value in words. `sort` is what to order it by: a number or a text; empty comes last."""
+
+    text: str
+    kind: str
+    hidden: bool
+    error: str = ""
+    delta: str = ""
+    tone: str = ""
+    hint: str = ""
+    sort: str = ""
+    best: bool = False
+    tie: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the leaderboard. `opens` says that another setting begins with it."""
+
+    method: str
+    page: str
+    cells: list[Cell]
+    setting: str
+    roles: list[str]
+    front: bool
+    baseline: bool
+    opens: bool
+    mode: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A cell without scores."""
+
+    page: str
+    words: tuple[str, str, str]
+    roles: list[str]
+    status: str
+    reason: str
+    mode: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """All rows of one model that were scored on the same part of the documents.
+
+    Attributes:
+        of_model: the key of its model's first table: what the menu of models calls it.
+        split: the part, where the run selects.
+        first: whether it is what is reported, and not what a choice was made on.
+        edited: what all its rows edited, where that is one and the same; then there is no column of it.
+    """
+
+    model: str
+    key: str
+    of_model: str
+    split: Split
+    first: bool
+    heads: list[Head]
+    baselines: list[Line]
+    lines: list[Line]
+    failures: list[Failure]
+    edited: str
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def methods(self) -> list[str]:
+        """In order of appearance."""
+        return _distinct([*(line.method for line in self.lines), *(failure.words[0] for failure in self.failures)])
+
+
+@dataclass(frozen=True)
+class Page:
+    """The leaderboard's page: tables, and what can be chosen in all of them."""
+
+    tables: list[Table]
+    legend: str
+    marks: str
+    remarks: list[str]
+
+    @property
+    def methods(self) -> list[str]:
+        """Of all tables."""
+        return _distinct(method for table in self.tables for method in table.methods)
+
+    @property
+    def models(self) -> list[tuple[str, str]]:
+        """Key and name of each model."""
+        return list({table.of_model: (table.of_model, table.model) for table in self.tables}.values())
+
+    @property
+    def modes(self) -> list[str]:
+        """Of all tables."""
+        of_lines = [line.mode for table in self.tables for line in table.lines]
+        return _distinct(filter(None, [*of_lines, *(f.mode for table in self.tables for f in table.failures)]))
+
+    @property
+    def settings(self) -> list[str]:
+        """Of all tables."""
+        return _distinct(line.setting for table in self.tables for line in table.lines)
+
+    @property
+    def roles(self) -> list[str]:
+        """Of all tables, in their usual order."""
+        found = _distinct(role for table in self.tables for line in table.lines for role in line.roles)
+        return sorted(found, key=lambda role: (ROLES.index(role) if role in ROLES else len(ROLES), role))
+
+    @property
+    def tasks(self) -> list[Head]:
+        """Columns of tasks, of all tables."""
+        return list({head.name: head for table in self.tables for head in table.heads if head.task}.values())
+
+    @property
+    def columns(self) -> list[Head]:
+        """The other columns."""
+        return list({head.name: head for table in self.tables for head in table.heads if not head.task}.values())
+
+
+def page(
+    board: Leaderboard, page_of: PageOf, key_of: Callable[[str], str], reported: Leaderboard | None = None
+) -> Page:
+    """The leaderboard's page.
+
+    Args:
+        board: as built.
+        page_of: (run, cell) -> where the row's own page is.
+        key_of: a model's name -> a name for its anchor.
+        reported: of it what is not there for having been chosen from; None: all.
+    """
+    best, ties = board.best(), board.ties()
+    tables: list[Table] = []
+    for model, split, first in _parts(board):
+        entries = [(index, entry) for index, entry in enumerate(board.entries) if _in(entry, model, split)]
+        failures = [entry for entry in board.failures if _in(entry, model, split)]
+        of_model = key_of(model)
+        edited = {clean(str(entry.values["edited"])) for _, entry in entries if not entry.baseline}
+        heads = _heads(board, [entry for _, entry in entries], alike=len(edited) == 1)
+        columns = {column.name: column for column in board.columns}
+        lines: list[Line] = []
+        for index, entry in entries:
+            cells = [
+                _cell(columns[head.name], head, entry, (index, head.name) in best, (index, head.name) in ties)
+                for head in heads
+            ]
+            setting = clean(str(entry.values["setting"]))
+            opens = bool(lines) and not entry.baseline and lines[-1].setting != setting
+            where = page_of(entry.run, entry.row.cell)
+            method = clean(str(entry.values["method"]))
+            lines.append(
+                Line(
+                    method,
+                    where,
+                    cells,
+                    setting,
+                    roles_of(entry),
+                    entry.pareto,
+                    entry.baseline,
+                    opens,
+                    entry.row.mode or "",
+                )
+            )
+        tables.append(
+            Table(
+                model=clean(model),
+                key=key_of(f"{model}-{split}") if any(table.of_model == of_model for table in tables) else of_model,
+                of_model=of_model,
+                split=split,
+                first=first or not any(table.of_model == of_model for table in tables),
+                heads=heads,
+                baselines=[line for line in lines if line.baseline],
+                lines=[line for line in lines if not line.baseline],
+                failures=[_failure(entry, page_of) for entry in failures],
+                edited=edited.pop() if len(edited) == 1 else "",
+            )
+        )
+    shown = [column for column in board.columns if not column.detail]
+    return Page(tables, units(shown), marks(board), remarks(reported or board))
+
+
+def _parts(board: Leaderboard) -> list[tuple[str, Split, bool]]:
+    """Models in order, of each what is reported before what a choice was made on."""
+    rows = [entry.row for entry in (*board.entries, *board.failures)]
+    models = list(dict.fromkeys(row.model for row in rows))
+    parts = {(row.model, split_of(row)): first_class(row) for row in rows}
+    ordered = sorted(parts.items(), key=lambda part: (models.index(part[0][0]), not part[1]))
+    return [(model, split, first) for (model, split), first in ordered]
+
+
+def _in(entry: Entry, model: str, split: Split) -> bool:
+    return entry.row.model == model and split_of(entry.row) == split
+
+
+def roles_of(entry: Entry) -> list[str]:
+    """The roles of the edited weights, `other` for weights without one."""
+    return _distinct(clean(edit.role or "other") for edit in entry.row.edits)
+
+
+def _heads(board: Leaderboard, entries: Sequence[Entry], *, alike: bool) -> list[Head]:
+    titles, found = headings(board), []
+    for column in board.columns:
+        if column.name in ("model", "method", "pareto") or (column.name == "edited" and alike):
+            continue
+        if column.task and not any(entry.values[column.name] is not None for entry in entries):
+            continue
+        first, second = titles[column.name]
+        found.append(
+            Head(
+                column.name,
+                first,
+                second,
+                column.kind,
+                bool(column.task),
+                column.detail or column.subtask or column.name in _ON_REQUEST,
+                f"{first} {second}".strip(),
+            )
+        )
+    return found
+
+
+def _cell(column: Column, head: Head, entry: Entry, best: bool, tie: bool) -> Cell:
+    value = entry.values[column.name]
+    number, error, delta = pieces(column, value)
+    return Cell(
+        text=number,
+        kind=column.kind,
+        hidden=head.hidden,
+        error=error,
+        delta=delta,
+        tone=_tone(column, value),
+        hint=interval(column, value),
+        sort=_sort(entry, column),
+        best=best,
+        tie=tie,
+    )
+
+
+def _tone(column: Column, value: Any) -> str:
+    """`better` or `worse` where chance is an unlikely cause of the difference."""
+    if not isinstance(value, Measured) or not value.delta or not value.significant or column.better is None:
+        return ""
+    return "better" if (value.delta > 0) == (column.better == "higher") else "worse"
+
+
+def _sort(entry: Entry, column: Column) -> str:
+    if column.name == "setting":  # by the number, in the order of its kind
+        kind, number = next(iter(entry.row.requested.items()), ("", None))
+        return "" if number is None else f"{kind} {float(number):025.12f}"
+    value = entry.values[column.name]
+    number = as_number(value)
+    return repr(float(number)) if number is not None else clean(value).casefold() if isinstance(value, str) else ""
+
+
+def _failure(entry: Entry, page_of: PageOf) -> Failure:
+    method, setting, edited = (clean(str(entry.values[name] or "")) for name in ("method", "setting", "edited"))
+    reason = clean(entry.row.reason or "no reason was given")
+    where = page_of(entry.run, entry.row.cell)
+    return Failure(where, (method, setting, edited), roles_of(entry), entry.row.status, reason, entry.row.mode or "")
+
+
+def _distinct(values: Any) -> list[Any]:
+    return list(dict.fromkeys(values))

@@ -1,0 +1,24 @@
+"""Leaderboards as text: one file a format, each with `render(board) -> str`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+from lrbench.analysis.leaderboard import Leaderboard
+
+#: Format -> the module that writes it; loaded when it is asked for.
+FORMATS = {
+    "terminal": "lrbench.reports.render.terminal",
+    "markdown": "lrbench.reports.render.markdown",
+    "latex": "lrbench.reports.render.latex",
+    "html": "lrbench.reports.render.html",
+    "csv": "lrbench.reports.render.csv",
+    "json": "lrbench.reports.render.json",
+}
+
+
+def renderer(name: str) -> Callable[[Leaderboard], str]:
+    """The `render` of a format."""
+    render: Callable[[Leaderboard], str] = importlib.import_module(FORMATS[name]).render
+    return render

@@ -1,0 +1,87 @@
+"""A leaderboard as one HTML file: nothing is fetched, a click on a heading sorts, and names are text."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lrbench.analysis.leaderboard import Column, Entry, Leaderboard, Value, as_number
+from lrbench.analysis.score import Measured
+from lrbench.reports.render.number_format import (
+    FRONT,
+    PARETO,
+    TIE,
+    failure,
+    headings,
+    interval,
+    marks,
+    pieces,
+    remarks,
+    units,
+)
+from lrbench.reports.render.templating import html
+
+
+def render(board: Leaderboard) -> str:
+    """All columns that people read, subtasks too; intervals of differences as hints; then what failed."""
+    columns = [column for column in board.columns if not column.detail]
+    titles = headings(board)
+    best, ties = board.best(), board.ties()
+    lines = [
+        {
+            "baseline": entry.baseline,
+            "pareto": entry.pareto,
+            "cells": [
+                {
+                    **_cell(column, entry),
+                    "best": (line, column.name) in best,
+                    "tie": TIE if (line, column.name) in ties else "",
+                }
+                for column in columns
+            ],
+        }
+        for line, entry in enumerate(board.entries)
+    ]
+    models = ", ".join(dict.fromkeys(entry.row.model for entry in [*board.entries, *board.failures]))
+    notes = [units(columns), marks(board), FRONT, *remarks(board)]
+    return html().get_template("leaderboard.html").render(
+        title=f"{models} · leaderboard" if models else "leaderboard",
+        columns=[
+            {"first": titles[c.name][0], "second": titles[c.name][1], "kind": _kind(c), "role": _role(c)}
+            for c in columns
+        ],
+        lines=lines,
+        notes=notes,
+        pareto=PARETO,
+        failures=[failure(entry) for entry in board.failures],
+    )  # fmt: skip
+
+
+def _cell(column: Column, entry: Entry) -> dict[str, Any]:
+    value = entry.values[column.name]
+    number, error, delta = pieces(column, value)
+    return {
+        "number": number, "error": error, "delta": delta, "kind": _kind(column), "role": _role(column),
+        "direction": _direction(column, value), "hint": interval(column, value), "sort": _sort(value),
+    }  # fmt: skip
+
+
+def _kind(column: Column) -> str:
+    return "text" if column.kind == "text" else "number"
+
+
+def _role(column: Column) -> str:
+    return "method" if column.name == "method" else ""
+
+
+def _direction(column: Column, value: Value) -> str:
+    if not isinstance(value, Measured) or not value.significant or not value.delta:
+        return ""
+    return "better" if (value.delta > 0) == (column.better == "higher") else "worse"
+
+
+def _sort(value: Value) -> str:
+    if isinstance(value, str):
+        return value
+    number = as_number(value)
+    return "" if number is None else "Infinity" if number == math.inf else repr(number)

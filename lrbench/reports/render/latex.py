@@ -1,0 +1,66 @@
+"""A leaderboard as LaTeX: a booktabs table that compiles, whatever models and tasks are called."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lrbench.analysis.leaderboard import Column, Entry, Leaderboard
+from lrbench.reports.render.number_format import FRONT, PARETO, TIE, failure, headings, marks, pieces, remarks, units
+from lrbench.reports.render.templating import TeX, latex
+
+
+def render(board: Leaderboard) -> str:
+    """Every column that people read, but for subtasks; standard errors, differences, the best in bold, ties marked.
+
+    A second table lists what failed or was skipped.
+    """
+    columns = [column for column in board.columns if not column.detail and not column.subtask]
+    columns = [column for column in columns if column.kind != "text" or _varies(board, column)]
+    titles = headings(board)
+    best, ties = board.best(), board.ties()
+    sections: list[list[list[dict[str, Any]]]] = []
+    for line, entry in enumerate(board.entries):
+        cells = [{**_EMPTY, "number": PARETO if entry.pareto else ""}]
+        for column in columns:
+            number, error, delta = pieces(column, entry.values[column.name])
+            mark = TIE if (line, column.name) in ties else ""
+            strong = (line, column.name) in best or (entry.baseline and column.name == "method")
+            cells.append({"number": number, "error": error, "delta": delta, "best": strong, "tie": mark})
+        if not line or _apart(board, board.entries[line - 1], entry):
+            sections.append([])
+        sections[-1].append(cells)
+    caption = " ".join([_title(board, columns), units(columns), marks(board), FRONT, *remarks(board)])
+    return latex().get_template("leaderboard.tex").render(
+        specification=TeX("c" + "".join("l" if column.kind == "text" else "r" for column in columns)),
+        header=[["", *(titles[column.name][part] for column in columns)] for part in (0, 1)],
+        sections=sections,
+        caption=caption,
+        failures=[failure(entry) for entry in board.failures],
+    )  # fmt: skip
+
+
+_EMPTY: dict[str, Any] = {"number": "", "error": "", "delta": "", "best": False, "tie": ""}
+
+
+def _apart(board: Leaderboard, before: Entry, entry: Entry) -> bool:
+    if board.sort is not None:
+        return before.baseline and not entry.baseline
+    return before.section != entry.section
+
+
+def _varies(board: Leaderboard, column: Column) -> bool:
+    """What every edited line says alike stands in the caption."""
+    found = {
+        entry.values[column.name] for entry in board.entries if not entry.baseline or column.name in ("model", "run")
+    }
+    return column.name == "method" or len(found) > 1
+
+
+def _title(board: Leaderboard, columns: list[Column]) -> str:
+    shown = {column.name for column in columns}
+    said = []
+    for name, before in (("model", ""), ("setting", ""), ("edited", "edited: "), ("seed", "seed ")):
+        values = [entry.values.get(name) for entry in board.entries if name == "model" or not entry.baseline]
+        if name not in shown and values and values[0] and len(set(values)) == 1:
+            said.append(f"{before}{values[0]}")
+    return ", ".join(said) + "." if said else ""

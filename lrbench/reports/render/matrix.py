@@ -1,0 +1,144 @@
+"""Reducers on one matrix as a document, as CSV and as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lrbench.analysis.spectra import Figures
+from lrbench.reduction.single_matrix import Outcome
+from lrbench.reports.render.document import Document, Heading, Part, Table, csv_text
+from lrbench.reports.render.json import finite
+from lrbench.reports.render.number_format import MISSING
+from lrbench.system.environment import in_words
+
+_COLUMNS = (
+    *("reducer", "label", "params", "requested", "status", "rank", "relative_error", "optimal_error", "ratio"),
+    *("stored_numbers", "stored_bytes", "stored_as", "keep", "seconds", "reason"),
+)
+_HEADINGS = ("reducer", "setting", "rank", "error", "optimum", "ratio", "numbers", "keep", "stored as", "seconds")
+_LEGEND = (
+    "Rank: of Ŵ, at most. Error: ‖W − Ŵ‖ / ‖W‖ after rounding to the matrix's dtype. Optimum: the least that any "
+    "matrix of that rank has; — for methods whose rank is one of blocks or clusters, which may make a Ŵ of full rank. "
+    "Keep: stored numbers over those of the matrix; where factors would store more, Ŵ is counted dense. Seconds: the "
+    "preparation and the construction of this rank, what it costs alone."
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was reduced, and how it went.
+
+    Attributes:
+        matrix: `file`, `key`, `shape`, `dtype`, `norm`.
+        figures: of its singular values.
+        outcomes: in the order of methods and requests.
+        environment: hardware and versions, as rows record them.
+    """
+
+    matrix: Mapping[str, Any]
+    figures: Figures
+    outcomes: Sequence[Outcome]
+    environment: dict[str, Any]
+
+    def ordered(self) -> list[Outcome]:
+        """By request as they were asked, then by error; failed and skipped ones last."""
+        requests = list(dict.fromkeys(outcome.request for outcome in self.outcomes))
+
+        def order(outcome: Outcome) -> tuple[bool, int, float]:
+            error = outcome.edit.relative_error if outcome.edit else math.inf
+            return outcome.edit is None, requests.index(outcome.request), error
+
+        return sorted(self.outcomes, key=order)
+
+
+def document(report: Report) -> Document:
+    """A table by request, what could not be done, and what the words mean."""
+    about = report.matrix
+    rows: list[list[str]] = []
+    sections, before = set(), None
+    done = [outcome for outcome in report.ordered() if outcome.edit is not None]
+    for outcome in done:
+        if outcome.request != before:
+            sections.add(len(rows))
+            before = outcome.request
+        rows.append(_line(outcome))
+    parts: list[Part] = [_figures(report.figures)]
+    if rows:
+        parts.append(Table(_HEADINGS, rows, words=2, sections=frozenset(sections)))
+    missing = [outcome for outcome in report.ordered() if outcome.edit is None]
+    if missing:
+        lines = [[o.status, o.method.label, _setting(o), o.reason or ""] for o in missing]
+        parts += [Heading("Not reduced"), Table(["status", "reducer", "setting", "reason"], lines, words=4)]
+    parts += [_LEGEND, f"Computed on {in_words(report.environment)}."]
+    shape = " × ".join(map(str, about["shape"]))
+    return Document(f"{about['key'] or about['file']}: {shape}, {about['dtype']}, ‖W‖ = {about['norm']:.6g}", parts)
+
+
+def csv(report: Report) -> str:
+    """A line a method and request."""
+    rows = [
+        [json.dumps(value) if isinstance(value, dict) else value for value in _row(outcome).values()]
+        for outcome in report.ordered()
+    ]
+    return csv_text(_COLUMNS, rows)
+
+
+def as_json(report: Report) -> str:
+    """`{"matrix": ..., "environment": ..., "rows": [...]}`; null where there is no number."""
+    data = {
+        "matrix": {**report.matrix, **report.figures.values()},
+        "environment": report.environment,
+        "rows": [_row(outcome) for outcome in report.ordered()],
+    }
+    return json.dumps(finite(data), indent=2, allow_nan=False) + "\n"
+
+
+def _row(outcome: Outcome) -> dict[str, Any]:
+    edit = outcome.edit
+    return {
+        "reducer": outcome.method.reducer.name,
+        "label": outcome.method.label,
+        "params": dict(outcome.method.params),
+        "requested": outcome.request.requested,
+        "status": outcome.status,
+        "rank": edit and edit.rank,
+        "relative_error": edit and edit.relative_error,
+        "optimal_error": outcome.optimum,
+        "ratio": outcome.ratio,
+        "stored_numbers": edit and edit.stored_numbers,
+        "stored_bytes": edit and edit.stored_bytes,
+        "stored_as": edit and edit.stored_as,
+        "keep": outcome.keep,
+        "seconds": outcome.seconds,
+        "reason": outcome.reason,
+    }
+
+
+def _line(outcome: Outcome) -> list[str]:
+    edit, seconds, keep = outcome.edit, outcome.seconds, outcome.keep
+    assert edit is not None
+    assert seconds is not None
+    return [
+        outcome.method.label, _setting(outcome), str(edit.rank), f"{edit.relative_error:.4g}",
+        f"{outcome.optimum:.4g}" if outcome.optimum is not None else MISSING,
+        f"{outcome.ratio:.3f}x" if outcome.ratio is not None else MISSING,
+        f"{edit.stored_numbers:,}", f"{keep:.3f}", edit.stored_as, f"{seconds:.4f}",
+    ]  # fmt: skip
+
+
+def _setting(outcome: Outcome) -> str:
+    return f"{outcome.request.kind} {outcome.request.value:g}"
+
+
+def _figures(figures: Figures) -> str:
+    if figures.zero:
+        return "A matrix of zeros."
+    return (
+        f"Stable rank {figures.stable_rank:.1f}, effective rank {figures.effective_rank:.1f} of {figures.size}; the "
+        f"top 10 % of the singular values hold {100 * figures.energy_10:.1f} % of the energy, the top 20 % "
+        f"{100 * figures.energy_20:.1f} %; 90 % takes rank {figures.rank_90}, 99 % rank {figures.rank_99}."
+    )

@@ -1,0 +1,210 @@
+"""How values are written for people: digits, units, signs, and names from which nothing can escape into a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from lrbench.analysis.leaderboard import Column, Entry, Leaderboard, Value
+from lrbench.analysis.score import Measured
+from lrbench.reports.render import selection_notes as selection
+from lrbench.system.text import clean
+
+MISSING = "—"
+PARETO = "◆"
+
+_UNITS = {
+    "keep": "keep targets: numbers stored over dense ones, of the edited weights",
+    "keep_model": "keep model: the same of the whole model",
+    "compression": "smaller: dense numbers of the whole model over stored ones",
+    "error": "error: ‖W − Ŵ‖ / ‖W‖, after rounding",
+    "optimum": "opt.: the least error that any matrix of that rank has",
+    "decompose": "time: seconds of decomposition",
+    "prefill": "prefill / dense: tokens a second reading one prompt, of the edited model on factors over the unedited",
+    "decode": "decode / dense: the same in writing after it",
+    "memory": "memory / dense: the most memory at the largest batch, of the same two",
+}
+SIGNIFICANT, TIE, SPREAD = "*", "=", "σ"
+STYLES = "Green: better, red: worse."
+FRONT = f"{PARETO} Pareto-optimal: no other row scored on the same documents keeps less and scores more."
+
+
+def units(columns: Iterable[Column]) -> str:
+    """One sentence on what the numbers of these columns are."""
+    names = [column.name for column in columns]
+    known = {**_UNITS, "keep_model": "keep model: numbers stored over dense ones"} if "keep" not in names else _UNITS
+    scores = "Accuracies in %, ± one standard error, signed: the difference (Δ) from the unedited model"
+    return "; ".join([scores, *(known[name] for name in names if name in known)]) + "."
+
+
+def marks(board: Leaderboard, *, bold: bool = True) -> str:
+    """What the marks of scores mean: what was tested, how, at what level, over how many comparisons.
+
+    Args:
+        bold: whether the medium has bold type.
+    """
+    parts = []
+    rivals = "those chosen for the same" if board.selected else "its setting"
+    sizes = {size for size in board.family.values() if size}
+    if sizes:
+        over = f"the {sizes.pop()} comparisons" if len(sizes) == 1 else "the comparisons"
+        parts.append(
+            f"{SIGNIFICANT} differs from the unedited model: exact sign-flip test paired by document (McNemar's where "
+            f"answers are right or wrong), 5 % after Holm's correction over {over} of its column."
+        )
+    if bold:
+        parts.append(f"Bold: the best of {rivals}.")
+    if board.ties():
+        parts.append(
+            f"{TIE} tied with the best of {rivals}: the same test, corrected over all pairs of its lines, does not "
+            "tell them apart."
+        )
+    if any(entry.repeats for entry in board.entries):
+        parts.append(f"Lines of several seeds are their mean; {SPREAD}: their standard deviation.")
+    return " ".join(parts)
+
+
+def remarks(board: Leaderboard) -> list[str]:
+    """What must be known of this table's rows.
+
+    That is: how they were chosen, of what they are updates, which were scored elsewhere or lack samples, how many are
+    not shown.
+    """
+    found = selection.remarks(board)
+    for base in sorted({entry.row.delta for entry in board.entries if entry.row.delta and not entry.baseline}):
+        found.append(
+            f"Edited are updates of {clean(base)}: W is W − W_base in errors and keep targets, keep model is what is "
+            "stored on top of the base, and the method “base” has the base's own weights."
+        )
+    if board.elsewhere:
+        rows = "1 row was" if board.elsewhere == 1 else f"{board.elsewhere} rows were"
+        found.append(f"{rows} scored in another environment than the unedited model.")
+    if board.without_samples:
+        found.append(
+            "Samples of 1 cell are missing: its difference has no paired error."
+            if board.without_samples == 1
+            else f"Samples of {board.without_samples} cells are missing: their differences have no paired errors."
+        )
+    for model, task, value, chance in board.below_chance:
+        found.append(
+            f"{clean(model)}, unedited, is below chance on {clean(task)} (accuracy {100 * value:.1f} %, chance "
+            f"{100 * chance:.1f} %): a gain there may be no more than a way back to chance."
+        )
+    if board.left_out:
+        found.append(f"{board.left_out} more rows are left out here.")
+    return found
+
+
+def failure(entry: Entry) -> dict[str, str]:
+    """A cell that was not scored: `name`, `status`, `reason`."""
+    words = (str(entry.values[name] or "") for name in ("model", "method", "setting", "edited"))
+    return {
+        "name": " ".join(word for word in words if word),
+        "status": entry.row.status,
+        "reason": entry.row.reason or "no reason was given",
+    }
+
+
+def pieces(column: Column, value: Value) -> tuple[str, str, str]:
+    """A value in three parts: itself, `±` its error (and `σ` over seeds), its difference; empty where there is none."""
+    if not isinstance(value, Measured):
+        return plain(column, value), "", ""
+    scale = 100.0 if column.kind == "share" else 1.0
+    errors = [
+        f"{sign}{number(error * scale, column)}"
+        for sign, error in (("±", value.stderr), (SPREAD, value.spread))
+        if error is not None and math.isfinite(error)
+    ]
+    delta = signed(value.delta * scale, column) if value.delta is not None else ""
+    return (
+        number(value.value * scale, column),
+        " ".join(errors),
+        f"{delta}{SIGNIFICANT}" if delta and value.significant else delta,
+    )
+
+
+def interval(column: Column, value: Value) -> str:
+    """What is known of a score's difference, in words; empty where nothing is."""
+    if not isinstance(value, Measured) or value.delta is None or value.interval is None:
+        return ""
+    scale = 100.0 if column.kind == "share" else 1.0
+    low, high = (signed(end * scale, column) for end in value.interval)
+    p = value.p_value if value.p_holm is None else value.p_holm
+    tested = f"; p = {p_value(p)}{' (Holm)' if value.p_holm is not None else ''}" if p is not None else ""
+    return f"Δ {signed(value.delta * scale, column)}, 95 % interval {low} to {high}{tested}"
+
+
+def p_value(p: float) -> str:
+    """To two digits."""
+    return "<1e-12" if p < 1e-12 else f"{p:.2g}"
+
+
+def plain(column: Column, value: Value) -> str:
+    """A value without its error and its difference."""
+    if isinstance(value, Measured):
+        return pieces(column, value)[0]
+    if value is None or value == "":
+        return MISSING if column.kind != "text" else ""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, bool):
+        return PARETO if value else ""
+    return number(value, column)
+
+
+def headings(board: Leaderboard) -> dict[str, tuple[str, str]]:
+    """Column -> its two header lines, tasks without the prefix that they all share, accuracies with their unit."""
+    tasks = [column for column in board.columns if column.task]
+    prefix = shared_prefix(board)
+    found = {column.name: column.heading for column in board.columns}
+    for column in tasks:
+        metric = column.metric.replace("perplexity", "ppl")
+        metric += " %" if column.kind == "share" else " ↓" if column.better == "lower" else ""
+        found[column.name] = column.task.removeprefix(prefix), metric
+    for column in board.columns:
+        if not column.task and column.kind == "share":
+            found[column.name] = column.heading[0], f"{column.heading[1]} %"
+    return {name: (clean(first), clean(second)) for name, (first, second) in found.items()}
+
+
+def shared_prefix(board: Leaderboard) -> str:
+    """What the names of all tasks begin with, up to an underscore: `almanac_`; empty for a single task."""
+    names = [column.task for column in board.columns if column.task]
+    if len(names) < 2:
+        return ""
+    words = [name.split("_")[:-1] for name in names]
+    common = 0
+    while all(len(parts) > common and parts[common] == words[0][common] for parts in words):
+        common += 1
+    return "".join(f"{word}_" for word in words[0][:common])
+
+
+def number(value: float, column: Column) -> str:
+    """In the few digits that people read."""
+    if math.isnan(value):
+        return MISSING
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    size = abs(value)
+    match column.kind:
+        case "share":
+            return f"{value:.1f}"
+        case "ratio" | "error":
+            return f"{value:.3f}"
+        case "times":
+            return f"{value:.2f}x" if size < 100 else f"{value:,.0f}x"
+        case "seconds":
+            if 0 < size < 0.0005:
+                return "<0.001"
+            return f"{value:.3f}" if size < 1 else f"{value:.2f}" if size < 10 else f"{value:,.1f}"
+    if size >= 1e6:
+        return f"{value:.1e}"
+    return f"{value:.2f}" if size < 100 else f"{value:,.1f}" if size < 10000 else f"{value:,.0f}"
+
+
+def signed(value: float, column: Column) -> str:
+    """The same with its sign, but for zero."""
+    text = number(abs(value), column)
+    if text == MISSING or not any(digit in text for digit in "123456789∞"):
+        return text
+    return f"+{text}" if value > 0 else f"−{text}"

@@ -1,0 +1,367 @@
+"""A run's directory: the manifest, the environments, the rows, the per-document scores. All text, all appendable.
+
+manifest.json         what was asked: the resolved suite, hashes of weights, tasks and prompts, the engine
+environments.jsonl    hardware and versions, one line each, keyed by hash
+rows.jsonl            one line a scored cell; the last line of a cell wins
+samples/CELL.jsonl    one line a document: its metrics and log-likelihoods
+partial/CELL.jsonl    while requests are scored in parts: what an unfinished cell was answered, one line a part
+partial/block-CELL.jsonl  while cells race: a row and its per-document scores on one block of documents
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
+
+from lrbench.errors import InputError, StorageError, one_line
+from lrbench.results.manifest import refuse_other
+from lrbench.results.scores import Number, Score, Size, Strict, Whole
+from lrbench.results.speed import InferenceSpeed
+from lrbench.system.faults import point
+from lrbench.system.file_names import is_plain
+
+#: Before the name of a partial row on some documents.
+BLOCK = "block-"
+
+
+def _of_a_file(cell: str) -> str:
+    if not is_plain(cell):
+        raise ValueError("a cell's hash names a file: letters, digits, '.', '_', '-'; 128 at most")
+    return cell
+
+
+class Edit(Strict):
+    """One reduced weight of a cell."""
+
+    weight: str
+    layer: Whole | None
+    role: str | None
+    shape: tuple[Size, Size]  # (out, in)
+    rank: Whole
+    stored_numbers: Whole
+    stored_bytes: Whole
+    stored_as: Literal["factors", "dense"]
+    relative_error: float  # |W - What|_F / |W|_F, after rounding to the model's dtype; of updates, see Row.delta
+    # the Eckart-Young optimum of the same rank, before rounding; None where the rank is not that of the whole matrix
+    optimal_error: float | None
+    # |(W - What) H^½|_F / |W H^½|_F and its least for the rank, with H = E[x x^T]; of methods that were given H
+    output_error: float | None = None
+    optimal_output_error: float | None = None
+    chosen: dict[str, Any] = Field(default_factory=dict)  # what the reducer chose for itself; see Prepared.chosen
+    evaluated_as: Literal["dense", "factors"] = "dense"  # how it ran when it was scored
+    # the rank that an allocation asked of it, `whole` where it was left as it is; None where the row's request says
+    allocated: int | Literal["whole"] | None = None
+
+
+class Decision(Strict):
+    """One step of a composition: the best edit of a block, and whether it was kept."""
+
+    cell: str  # the row on validation documents, of all that was accepted before with this edit on top
+    weight: str
+    accepted: bool
+
+
+class Selection(Strict):
+    """What a row is to a choice: one of those chosen from, or what is reported, on which documents."""
+
+    split: Literal["validation", "test"]
+    documents: dict[str, int]  # that the row is scored on, by task
+    chosen_for: str | None = None  # the task or group, or `mean`; of edited models on test
+    candidates: int | None = None  # among how many it was chosen, failed ones counted
+    validated_on: dict[str, int] | None = None  # on how many documents, by task
+    validation_cells: list[str] | None = None  # the rows by which it was chosen, one a seed
+    predicted: dict[str, float] | None = None  # by screening, for each choice: change of log-loss, nats a document
+    decisions: list[Decision] | None = None  # of a composition, in the order in which they were taken
+    stopped: dict[str, int] | None = None  # in a race, by task: after how many documents, where not after all
+
+    @property
+    def share(self) -> str:
+        """Names the documents in the manifest: `validation`, `test`, or `test/TASK`."""
+        return self.split if self.chosen_for is None else f"{self.split}/{self.chosen_for}"
+
+
+class Row(Strict):
+    """What one cell was, cost and scored. `DESIGN` words: keep, cell, edit; differences are made by the tables."""
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    cell: Annotated[str, AfterValidator(_of_a_file)]  # also names the file of its samples
+    status: Literal["ok", "failed", "skipped"]
+    reason: str | None = None
+    environment: str
+    suite: str
+    model: str
+    reducer: str | None = None  # None: the unedited model
+    label: str | None = None
+    delta: str | None = None  # the base, where the run reduces updates: W is W - W_base, keep_model on top of the base
+    params: dict[str, Any] = Field(default_factory=dict)
+    mode: str | None = None
+    requested: dict[str, Number] = Field(default_factory=dict)
+    allocation: str | None = None  # how the numbers of keep_model were shared out
+    seed: Whole = 0
+    edits: list[Edit] = Field(default_factory=list)
+    keep_targets: float | None = None
+    keep_model: float | None = None
+    compression_ratio: float | None = None
+    calibrate_seconds: float = 0.0
+    decompose_seconds: float = 0.0
+    allocate_seconds: float = 0.0  # what finding the ranks took, beyond decompose_seconds
+    evaluate_seconds: float = 0.0
+    scores: dict[str, dict[str, Score]] = Field(default_factory=dict)
+    inference: InferenceSpeed | None = None  # where the suite measures it
+    selection: Selection | None = None  # where the suite chooses
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, ser_json_inf_nan="constants")
+
+    @property
+    def method(self) -> str | None:
+        """What the tables call it: its label, with how numbers were shared out; None for the unedited model."""
+        name = self.label or self.reducer
+        return f"{name}, {self.allocation}" if name and self.allocation else name
+
+    @property
+    def setting(self) -> str:
+        """What was asked of the ranks, in words: `keep 0.5`; empty for the unedited model, `composed` for many."""
+        if self.mode == "greedy" and not self.requested:
+            return "composed"
+        return ", ".join(f"{kind} {value:g}" for kind, value in self.requested.items())
+
+
+class RunDirectory:
+    """Reads and appends to one run's directory.
+
+    Rows are appended with flush and fsync; a torn last line (the process was killed while writing) is cut off before
+    the next append, and ignored by readers.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def rows_file(self) -> Path:
+        """Where the rows are."""
+        return self.path / "rows.jsonl"
+
+    @property
+    def manifest_file(self) -> Path:
+        """Where the manifest is."""
+        return self.path / "manifest.json"
+
+    def rows(self) -> dict[str, Row]:
+        """The last row of every cell, in order of first appearance.
+
+        Raises:
+            InputError: a line (other than a torn last one) is not a row; names file and line.
+        """
+        rows: dict[str, Row] = {}
+        for number, line in enumerate(_whole_lines(self.rows_file), 1):
+            try:
+                row = Row.model_validate_json(line)
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(map(str, first["loc"]))
+                reason = ": ".join(filter(None, ("not a row", where, first["msg"])))
+                raise InputError(f"{self.rows_file}:{number}: {reason}") from None
+            rows[row.cell] = row
+        return rows
+
+    def append(self, *rows: Row) -> None:
+        """Writes rows durably, in one step."""
+        if not rows:
+            return
+        _append(self.rows_file, "\n".join(row.model_dump_json(by_alias=True) for row in rows), "rows")
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest. Raises InputError where there is none or it is not JSON."""
+        try:
+            manifest = from_json(self.manifest_file.read_bytes())
+            if not isinstance(manifest, dict):
+                raise ValueError("not a mapping")
+            refuse_other(manifest)
+            return manifest
+        except (OSError, ValueError) as error:
+            hint = (
+                "delete it, and run the suite again: its rows are kept"
+                if self.rows_file.exists()
+                else "is it a run directory?"
+            )
+            raise InputError(f"{self.manifest_file}: {one_line(error)}; {hint}") from None
+
+    def write_manifest(self, manifest: dict[str, Any]) -> None:
+        """Replaces the manifest in one step."""
+        _replace(self.manifest_file, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", "manifest")
+
+    def environments(self) -> dict[str, dict[str, Any]]:
+        """Hash -> hardware and versions."""
+        file = self.path / "environments.jsonl"
+        entries: dict[str, dict[str, Any]] = {}
+        for number, line in enumerate(_whole_lines(file), 1):
+            try:
+                entry = from_json(line)
+                if not isinstance(entry["hash"], str):
+                    raise TypeError("its hash is no text")
+                entries[entry["hash"]] = entry
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(f"{file}:{number}: not an environment: {one_line(error)}") from None
+        return entries
+
+    def add_environment(self, entry: dict[str, Any]) -> None:
+        """Records an environment unless it is there."""
+        if entry["hash"] not in self.environments():
+            _append(self.path / "environments.jsonl", json.dumps(entry, ensure_ascii=False), "environments")
+
+    def write_samples(self, cell: str, samples: Iterable[dict[str, Any]]) -> None:
+        """Writes a cell's per-document scores, before its row: a row never stands without its samples."""
+        lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+        _replace(self.samples_file(cell), "".join(lines), "samples")
+
+    def has_samples(self, cell: str) -> bool:
+        """Whether a cell's per-document scores are there."""
+        return self.samples_file(cell).is_file()
+
+    def samples_file(self, cell: str) -> Path:
+        """Where a cell's per-document scores are. Raises InputError for what is no cell's hash."""
+        return self._of_cell("samples", cell)
+
+    def partial(self, cell: str) -> list[Any]:
+        """What `add_partial` was given for a cell; lines that are no JSON are left out: they only cost a repetition."""
+        found = []
+        for line in _whole_lines(self._partial_file(cell)):
+            try:
+                found.append(from_json(line))
+            except ValueError:
+                continue
+        return found
+
+    def add_partial(self, cell: str, entry: dict[str, Any]) -> None:
+        """Keeps part of an unfinished cell durably. Numbers come back exactly, NaN and infinities too."""
+        _append(self._partial_file(cell), json.dumps(entry, ensure_ascii=False), "partial")
+
+    def drop_partial(self, cell: str | None = None) -> None:
+        """Removes what `add_partial` kept of a cell; without one, of all."""
+        if cell is None:
+            shutil.rmtree(self.path / "partial", ignore_errors=True)
+        else:
+            with _to_disk(self._partial_file(cell)):
+                self._partial_file(cell).unlink(missing_ok=True)
+
+    def has_partial(self) -> bool:
+        """Whether there is anything that `add_partial` kept."""
+        return any((self.path / "partial").glob("*.jsonl"))
+
+    def has_blocks(self) -> bool:
+        """Whether there are rows on some documents that have not become rows on all they were to be scored on."""
+        return any((self.path / "partial").glob(f"{BLOCK}*.jsonl"))
+
+    def drop_blocks(self) -> None:
+        """Removes them."""
+        for path in (self.path / "partial").glob(f"{BLOCK}*.jsonl"):
+            path.unlink(missing_ok=True)
+
+    def _partial_file(self, cell: str) -> Path:
+        return self._of_cell("partial", cell)
+
+    def _of_cell(self, folder: str, cell: str) -> Path:
+        if not is_plain(cell):
+            raise InputError(f"{self.path}: {cell!r} is no cell's hash; it would not name a file in {folder}/")
+        return self.path / folder / f"{cell}.jsonl"
+
+    def samples(self, cell: str) -> list[dict[str, Any]]:
+        """A cell's per-document scores: dicts with `task`, `doc` (index), `metrics` {metric: value}, and more.
+
+        Raises:
+            InputError: a line is not JSON; names file and line.
+        """
+        path = self.samples_file(cell)
+        found = []
+        for number, line in enumerate(_whole_lines(path), 1):
+            try:
+                found.append(from_json(line))
+            except ValueError as error:
+                raise InputError(
+                    f"{path}:{number}: not a document's scores: {one_line(error)}; delete the file to do without, or "
+                    "score the cell again with --force"
+                ) from None
+        return found
+
+
+def open_run(path: Path) -> RunDirectory:
+    """A run directory that exists. Raises InputError where `path` holds no rows."""
+    run = RunDirectory(path)
+    if not run.rows_file.is_file():
+        raise InputError(f"{path}: no run here (rows.jsonl is missing); give the directory that `lrbench run` printed")
+    return run
+
+
+def _whole_lines(path: Path) -> Iterator[bytes]:
+    """The lines that end in a newline: a torn last one was never written whole. A missing file has none."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield line
+
+
+@contextmanager
+def _to_disk(path: Path) -> Iterator[None]:
+    """Says in one line what could not be written, and why. What was written before stays."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{path}: cannot be written: {error.strerror or one_line(error)}; the rows so far are kept: make room or "
+            "mend it, and the same command goes on"
+        ) from error
+
+
+def _replace(path: Path, text: str, kind: str) -> None:
+    """Writes a file that is there whole or not at all, also after a power cut. Raises StorageError."""
+    temporary = path.with_suffix(".tmp")
+    with _to_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                point(f"{kind}.opened")
+                file.write(text)
+                file.flush()
+                point(f"{kind}.written")
+                os.fsync(file.fileno())
+            point(f"{kind}.synced")
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)  # it takes the room that is wanted
+            raise
+        point(f"{kind}.renamed")
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _append(path: Path, line: str, kind: str) -> None:
+    """Adds a line, or several, durably, after cutting off one that is torn. Raises StorageError."""
+    with _to_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            point(f"{kind}.opened")
+            end = file.seek(0, os.SEEK_END)
+            if end:
+                file.seek(end - 1)
+                if file.read(1) != b"\n":  # a torn line: cut it off
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)
+            file.seek(0, os.SEEK_END)
+            file.write(line.encode() + b"\n")
+            file.flush()
+            point(f"{kind}.appended")
+            os.fsync(file.fileno())
+        point(f"{kind}.synced")

@@ -1,0 +1,1 @@
+"""Runs a suite: scores what has no row yet, and writes it."""

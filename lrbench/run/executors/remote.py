@@ -1,0 +1,230 @@
+"""A model that workers hold, as a run's process sees it: its cells, their hashes and its tasks, without its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+
+import torch
+
+import lrbench
+from lrbench.errors import EvaluationError, ModelError
+from lrbench.evaluation import engine_options
+from lrbench.evaluation.base_engine import BoundEngine
+from lrbench.models.base_model import Base
+from lrbench.models.load import LoadedModel
+from lrbench.models.slots import WeightSlot, count_numbers, find_slots
+from lrbench.models.source import find, read_tokenizer, structure
+from lrbench.reduction.calibration.statistics import prepare
+from lrbench.reduction.delta import without_unchanged
+from lrbench.reduction.greedy_plan import make_compositions
+from lrbench.reduction.plan import Method, Plan, make_plan
+from lrbench.run.executors.wire import cell_data, pack, partial_data, unpack
+from lrbench.run.model_run import Keep, ModelRun, Scored, setting_of, tasks_of
+
+if TYPE_CHECKING:
+    from lrbench.evaluation.interface import Job
+    from lrbench.reducers.registry import Registry
+    from lrbench.reduction.plan import Cell
+    from lrbench.suite.load import ModelSpec, Suite
+    from lrbench.tasks.score import Samples, Scores
+
+
+class Workers(Protocol):
+    """Those who hold the model, as a run sees them."""
+
+    def compute(self, run: RemoteRun, plan: Plan, keys: Mapping[int, str], engine: RemoteEngine) -> Iterator[Scored]:
+        """Has cells reduced and scored on an engine's requests, and notes in `run.made` who did it.
+
+        Raises:
+            Interrupted: the run is to stop; after the rows of the cells under way.
+        """
+        ...
+
+    def spoilt(self) -> Collection[str]:
+        """Names of those whose weights are not, to the last bit, what they loaded."""
+        ...
+
+
+def order_of(
+    suite: Suite,
+    spec: ModelSpec,
+    built: Sequence[Method],
+    registry: Registry,
+    *,
+    engine: str,
+    device: str | None,
+    gpus: float,
+    trust_remote_code: bool,
+) -> dict[str, Any]:
+    """What a worker must know to open a model: paths as they are here, and how to tell that it found the same code."""
+    files = [Path(registry.source(m.reducer.name)) for m in built if registry.is_file(m.reducer.name)]
+    return {
+        "lrbench": lrbench.__version__,
+        "suite": suite.resolved(),
+        "paths": suite.local_paths(),
+        "file": suite.place(()).file,
+        "plugins": list(dict.fromkeys(str(file.resolve()) for file in files)),
+        "methods": {method.label: method.source_hash for method in built},
+        "model": [one.display_name for one in suite.models].index(spec.display_name),
+        "engine": engine,
+        "device": device,
+        "gpus": gpus,
+        "trust_remote_code": trust_remote_code,
+    }
+
+
+class RemoteEngine(BoundEngine):
+    """An engine's requests. Workers have the engine itself, and say how it is after it has scored."""
+
+    def __init__(self, name: str, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.name = name
+        self.documents: tuple[Mapping[str, Sequence[int]], ...] = ()
+        self.described: dict[str, Any] = {}
+
+    def restricted(self, documents: Mapping[str, Collection[int]]) -> Self:
+        """As every engine's; remembers to what, so that a worker can do the same."""
+        part = super().restricted(documents)
+        chosen = {name: sorted(set(ids)) for name, ids in documents.items()}
+        part.documents, part.described = (*self.documents, chosen), {}
+        return part
+
+    def describe(self) -> dict[str, Any]:
+        """What the last worker that has scored says of its engine; until then, what all of them have in common."""
+        return self.described or super().describe()
+
+    def measure(self, job: Job) -> tuple[Scores, Samples]:
+        """Never asked. Raises EvaluationError."""
+        raise EvaluationError("this process holds no weights; cells are scored by workers")
+
+
+class RemoteBase(Base):
+    """What a run's process must know of a base that workers hold."""
+
+    def __init__(self, opened: Mapping[str, Any]) -> None:
+        self.label, self.source, self.weight_hash = opened["label"], opened["source"], opened["weight_hash"]
+        self._changed = dict.fromkeys(opened["same"], False) | dict.fromkeys(opened["changed"], True)
+
+    def differs(self, slot: WeightSlot) -> bool:
+        """Whether fine-tuning changed a slot's weight, as the first worker found. Raises ModelError for others."""
+        if slot.name not in self._changed:
+            raise ModelError(f"base {self.label}: {slot.name} was not compared; it is in no cell of the suite")
+        return self._changed[slot.name]
+
+
+@dataclass
+class RemoteRun(ModelRun):
+    """A model whose cells are computed elsewhere.
+
+    Attributes:
+        workers: who computes them.
+        order: what they were told; see `order_of`.
+        keep: where what they send is kept.
+        made: cell -> the name of the worker that made its row.
+    """
+
+    workers: Workers = field(kw_only=True)
+    order: Mapping[str, Any] = field(default_factory=dict)
+    keep: Keep | None = None
+    made: dict[str, str] = field(default_factory=dict)
+    here: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        self.numbers = count_numbers(self.loaded.model)
+
+    def unsound(self, cells: Collection[str]) -> Collection[str] | None:
+        """As of every model: those that workers made who no longer have the weights that they loaded.
+
+        All of them where statistics are collected: what one worker has collected serves the others.
+        """
+        spoilt = self.workers.spoilt()
+        if not spoilt:
+            return None
+        return cells if self.calibration is not None else [cell for cell in cells if self.made.get(cell) in spoilt]
+
+    def begin(self, engine: BoundEngine, keep: Keep) -> dict[str, Any]:
+        """Notes where to keep what workers send; each names its own environment."""
+        self.keep = keep
+        return {}
+
+    def rows(
+        self, plan: Plan, keys: Mapping[int, str], engine: BoundEngine | None = None, *, measure: bool = True
+    ) -> Iterator[Scored]:
+        """Has a plan's cells reduced and scored; each is yielded as soon as it is known, in any order.
+
+        Workers measure what the suite measures.
+        """
+        engine = engine or self.engine
+        assert isinstance(engine, RemoteEngine)
+        return self.workers.compute(self, plan, keys, engine)
+
+
+def open_remote(
+    suite: Suite,
+    spec: ModelSpec,
+    built: Sequence[Method],
+    order: Mapping[str, Any],
+    opened: Mapping[str, Any],
+    workers: Workers,
+    notify: Callable[[str], None],
+) -> RemoteRun:
+    """A model that workers hold, from what the first of them says of it.
+
+    Everything but the weights is read here too: structure, tokenizer, tasks and calibration text.
+
+    Args:
+        order: what workers were told; see `order_of`.
+        opened: what one answered.
+
+    Raises:
+        InputError: model, tasks or calibration cannot be had; or what is here is not what the worker has.
+    """
+    source = find(spec, trust_remote_code=order["trust_remote_code"])
+    model, tokenizer = structure(source, spec.attn_implementation), read_tokenizer(spec, source)
+    loaded = LoadedModel(
+        label=spec.display_name, source=opened["source"], model=model, tokenizer=tokenizer,
+        inventory=find_slots(model), weight_hash=opened["weight_hash"], config_hash=opened["config_hash"],
+        device=torch.device("meta"), dtype=getattr(torch, opened["dtype"]),
+    )  # fmt: skip
+    plan = make_plan(suite, loaded.inventory, built)
+    base = None if opened["base"] is None else RemoteBase(opened["base"])
+    if base is not None:
+        plan = without_unchanged(plan, base.differs)
+    notify("building requests")
+    tasks = tasks_of(suite, notify)
+    engine = RemoteEngine(order["engine"], model, tokenizer, tasks, **engine_options(spec, suite.batch_size))
+    calibration = None
+    asked = any(method.reducer.needs for method in built) or any(cell.calibrated for cell in plan.cells)
+    if suite.calibration is not None and asked:
+        calibration = prepare(suite, loaded, engine.requests, engine.lm.max_length, notify)
+    return RemoteRun(
+        suite, spec, loaded, plan, tasks, engine, base, calibration, make_compositions(suite, loaded.inventory, built),
+        methods=built, trust_remote_code=order["trust_remote_code"], notify=notify, workers=workers, order=order,
+    )  # fmt: skip
+
+
+def unit_of(run: RemoteRun, cells: Sequence[Cell], keys: Mapping[int, str], engine: RemoteEngine, here: Any) -> Any:
+    """What a worker is given to do.
+
+    Args:
+        here: its environment: answers that were given in another do not count.
+    """
+    partials = run.keep.partials(here) if run.keep is not None else None
+    known = {keys[id(cell)]: partials.read(keys[id(cell)]) for cell in cells} if partials is not None else {}
+    return {
+        "cells": [cell_data(cell) for cell in cells],
+        "keys": [keys[id(cell)] for cell in cells],
+        "documents": engine.documents,
+        "setting": setting_of(run.suite, run.loaded, run.spec, engine),
+        "partials": {key: [partial_data(one) for one in found] for key, found in known.items() if found},
+    }
+
+
+def check_same(opened: Mapping[str, Any], run: RemoteRun) -> str | None:
+    """What a worker has that is not the run's, in words; None where all is the same."""
+    mine = unpack(pack(setting_of(run.suite, run.loaded, run.spec, run.engine)))
+    theirs = opened["setting"]
+    return next((key for key in mine if mine[key] != theirs.get(key)), None)

@@ -1,0 +1,138 @@
+"""What a run was asked to do, and with what: `manifest.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lrbench
+from lrbench.models.slots import count_numbers
+from lrbench.results.store import RunDirectory
+from lrbench.suite.load import Suite
+
+if TYPE_CHECKING:
+    from lrbench.evaluation.base_engine import BoundEngine
+    from lrbench.models.base_model import Base
+    from lrbench.models.load import LoadedModel
+    from lrbench.reducers.registry import Registry
+    from lrbench.reduction.calibration.statistics import Calibration
+    from lrbench.reduction.plan import Method
+    from lrbench.tasks.load import TaskSet
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the documents that a model's cells are scored on.
+
+    Attributes:
+        name: as `Selection.share`.
+        engine: on these documents alone.
+        setting: what the hashes of their cells are made of beside the cells themselves.
+    """
+
+    name: str
+    engine: BoundEngine
+    setting: Mapping[str, Any]
+
+
+class Manifest:
+    """A run's manifest, kept on disk model by model.
+
+    What an earlier run of the same suite wrote about a model stays until this one comes to it, so that a run that
+    fails on the way takes nothing from the tables.
+    """
+
+    def __init__(self, directory: RunDirectory, suite: Suite, methods: Sequence[Method], registry: Registry) -> None:
+        self._directory = directory
+        earlier = directory.manifest() if directory.manifest_file.exists() else {}
+        labels = [spec.display_name for spec in suite.models]
+        kept = {model["label"]: model for model in earlier.get("models", ())}
+        self._models: dict[str, dict[str, Any]] = {label: kept[label] for label in labels if label in kept}
+        self._labels = labels
+        self._begun: set[str] = set()
+        self._content: dict[str, Any] = {
+            "schema": 1,
+            "lrbench": lrbench.__version__,
+            "suite": suite.resolved(),
+            "suite_hash": suite.hash,
+            "paths": suite.local_paths(),
+            "tasks": earlier.get("tasks", []),
+            "reducers": [_of_method(method, registry) for method in methods],
+        }
+
+    def add_model(
+        self,
+        loaded: LoadedModel,
+        tasks: TaskSet,
+        engine: BoundEngine,
+        setting: Mapping[str, Any],
+        cells: list[str],
+        calibration: Calibration | None = None,
+        base: Base | None = None,
+        *,
+        at_work: bool,
+        part: Part | None = None,
+    ) -> None:
+        """Writes what is known of a model before its cells are scored, or before some of them are.
+
+        The first call for a model begins its list of cells anew, the others add to it.
+
+        Args:
+            setting: what all its cells' hashes are made of beside the cells themselves.
+            cells: hashes of all its cells, in the order of the plan.
+            calibration: where a reducer needs one.
+            base: where updates are reduced.
+            at_work: the engine has cells to score; else the entry of the one that scored them stays.
+            part: of which documents the cells are, where not of all that the suite names.
+        """
+        earlier = self._models.get(loaded.label, {})
+        cells = [*(earlier["cells"] if loaded.label in self._begun else ()), *cells]
+        self._begun.add(loaded.label)
+        parts = dict(earlier.get("parts") or {})
+        if part is not None:
+            known = parts.get(part.name)
+            of_part = part.engine.describe() if at_work or known is None else known["engine"]
+            parts[part.name] = {"engine": of_part, "setting": dict(part.setting)}
+        self._models[loaded.label] = {
+            "label": loaded.label,
+            **loaded.source,
+            "weight_hash": loaded.weight_hash,
+            "config_hash": loaded.config_hash,
+            "dtype": str(loaded.dtype).removeprefix("torch."),
+            "numbers": count_numbers(loaded.model),
+            "blocks": len(loaded.inventory.blocks),
+            "engine": engine.describe() if at_work or "engine" not in earlier else earlier["engine"],
+            "setting": dict(setting),
+            **({"calibration": calibration.describe()} if calibration is not None else {}),
+            **({"delta": base.describe()} if base is not None else {}),
+            **({"parts": parts} if part is not None else {}),
+            "cells": list(dict.fromkeys(cells)),
+        }
+        self._content["tasks"] = [{"task": name, "subtasks": parts} for name, parts in tasks.named.items()]
+        self._write()
+
+    def update_engine(self, loaded: LoadedModel, engine: BoundEngine, part: str | None = None) -> None:
+        """Writes what is known of an engine after it has scored: what it had to do without shows only then."""
+        entry = self._models[loaded.label]
+        (entry if part is None else entry["parts"][part])["engine"] = engine.describe()
+        self._write()
+
+    def _write(self) -> None:
+        models = [self._models[label] for label in self._labels if label in self._models]
+        cells_of_all = [cell for model in models for cell in model["cells"]]
+        self._directory.write_manifest({**self._content, "models": models, "cells": cells_of_all})
+
+
+def _of_method(method: Method, registry: Registry) -> dict[str, Any]:
+    name = method.reducer.name
+    source = registry.source(name)
+    return {
+        "label": method.label,
+        "reducer": name,
+        "params": dict(method.params),
+        "source": source,
+        **({"file": str(Path(source).resolve())} if registry.is_file(name) else {}),
+        "source_hash": method.source_hash,
+    }

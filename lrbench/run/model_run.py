@@ -1,0 +1,378 @@
+"""One model's share of a run: what its cells have in common, and their rows, one after the other."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+from lrbench.errors import FOREIGN, LrbenchError, SpoiltModelError, TaskError, did_you_mean, one_line
+from lrbench.evaluation import make_engine
+from lrbench.evaluation.base_engine import BoundEngine
+from lrbench.evaluation.interface import Job, Outcome, Partials, Step
+from lrbench.models.base_model import Base
+from lrbench.models.integrity import Originals
+from lrbench.models.load import LoadedModel, first_non_finite, load, weight_hash
+from lrbench.models.slots import count_numbers
+from lrbench.reduction.apply import in_place, noted
+from lrbench.reduction.calibration.statistics import Calibration, prepare
+from lrbench.reduction.cell_reducer import Reductions
+from lrbench.reduction.delta import base_of, definition_of, without_unchanged
+from lrbench.reduction.greedy_plan import Composition, make_compositions
+from lrbench.reduction.plan import Cell, Method, Plan, make_plan
+from lrbench.reduction.reduced_weight import Reduction, sizes
+from lrbench.reduction.speed_benchmark import measure_inference
+from lrbench.results.store import Edit, Row
+from lrbench.suite.load import ModelSpec, Suite
+from lrbench.system.environment import environment
+from lrbench.system.faults import point
+from lrbench.tasks.load import TaskSet, load_tasks
+
+HELD_BYTES = 2**30  # of factors that wait for an engine which prefers many jobs at once
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A cell's row, and its per-document scores; the row's `evaluate_seconds` hold no writing."""
+
+    row: Row
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Where a run keeps what is not yet a row.
+
+    Attributes:
+        environment: takes hardware and versions, as `lrbench.system.environment.environment` makes them.
+        partials: where answers given in such an environment are kept.
+        step: hears what an engine has done.
+    """
+
+    environment: Callable[[dict[str, Any]], None]
+    partials: Callable[[dict[str, Any]], Partials]
+    step: Callable[[Step], None]
+
+
+@dataclass
+class ModelRun:
+    """A model, loaded, with its suite's tasks, ready to have cells reduced and scored. Writes nothing.
+
+    Attributes:
+        plan: every cell that the suite's sweep makes of the model.
+        engine: on all the tasks' requests.
+        base: where updates are reduced.
+        calibration: where a method of the plan needs one.
+        compositions: what the sweep has composed, block by block.
+        environment: hash of the hardware and versions; set before the first row is made.
+        trust_remote_code, notify: as `open_model`; for loading the model again where a cell has spoilt it.
+        originals: by which the model is known to be the one that was loaded.
+        methods: of the suite.
+    """
+
+    suite: Suite
+    spec: ModelSpec
+    loaded: LoadedModel
+    plan: Plan
+    tasks: TaskSet
+    engine: BoundEngine
+    base: Base | None = None
+    calibration: Calibration | None = None
+    compositions: Sequence[Composition] = ()
+    environment: str = ""
+    methods: Sequence[Method] = ()
+    trust_remote_code: bool = field(kw_only=True)
+    notify: Callable[[str], None] = field(kw_only=True)
+    numbers: int = field(init=False)
+    originals: Originals = field(init=False)
+    here: ClassVar[bool] = True  # computed in this process, which a stop reaches between two cells
+
+    def __post_init__(self) -> None:
+        self.numbers = count_numbers(self.loaded.model)
+        self.originals = Originals(self.loaded.model)
+
+    @cached_property
+    def _reductions(self) -> Reductions:
+        """One for all calls of `rows`: a composition reduces what was accepted only once."""
+        return Reductions(self.suite.seed, self.calibration, self.base)
+
+    def keys(
+        self, plan: Plan, engine: BoundEngine | None = None, more: Mapping[str, Any] | None = None
+    ) -> dict[int, str]:
+        """`id` of each cell -> its hash, by which its row is known; on an engine's requests, or on all.
+
+        Args:
+            more: what else defines the rows.
+        """
+        setting = setting_of(self.suite, self.loaded, self.spec, engine or self.engine) | dict(more or {})
+        return {
+            id(cell): cell.digest(**setting, **definition_of(cell, self.calibration, self.base)) for cell in plan.cells
+        }
+
+    def intact(self) -> bool:
+        """Whether the weights are, to the last bit, those that were loaded; else calibration is thrown away."""
+        if weight_hash(self.loaded.model) == self.loaded.weight_hash:
+            return True
+        if self.calibration is not None:
+            self.calibration.distrust()
+        return False
+
+    def unsound(self, cells: Collection[str]) -> Collection[str] | None:
+        """Of cells that were scored, those that may have been on other weights than were loaded; None: all is well."""
+        return None if self.intact() else cells
+
+    def begin(self, engine: BoundEngine, keep: Keep) -> dict[str, Any]:
+        """Names where rows are made, and has kept what the engine is answered part by part; before the first row."""
+        memory = self.suite.frontier_memory
+        here = environment(
+            self.loaded.device, engine=engine.name, batch_size=engine.lm.batch_size, frontier_memory=memory
+        )
+        keep.environment(here)
+        self.environment = here["hash"]
+        engine.partials, engine.report = keep.partials(here), keep.step
+        return here
+
+    def given_up(self, cell: Cell, key: str, reason: str) -> Scored:
+        """The row of a cell that nobody could finish."""
+        return Scored(self._row(cell, key, "failed", reason=reason))
+
+    def rows(
+        self, plan: Plan, keys: Mapping[int, str], engine: BoundEngine | None = None, *, measure: bool = True
+    ) -> Iterator[Scored]:
+        """Reduces and scores a plan's cells group by group; each is yielded as soon as it is known.
+
+        The model is seen to be the original before and after whatever is done for a cell. Where it is not, the cells at
+        work fail, the weights are loaded again, and the others go on.
+
+        Args:
+            measure: also what the suite measures beside the scores.
+
+        Raises:
+            ModelError: the weights cannot be had again.
+        """
+        engine = engine or self.engine
+        jobs: list[Job] = []
+        pending: dict[str, tuple[Cell, list[Reduction]]] = {}
+        to_come = Counter(cell.first_block for cell in plan.cells if cell.method and not cell.skip and not cell.failure)
+
+        def scored() -> Iterator[Scored]:
+            while jobs:
+                waiting = {job.cell: job for job in jobs}
+                try:
+                    for outcome in engine.score(jobs):
+                        if isinstance(outcome.error, SpoiltModelError):
+                            raise outcome.error
+                        known = self._scored(*pending[outcome.cell], outcome, measure=measure)
+                        del waiting[outcome.cell], pending[outcome.cell]
+                        yield known
+                except SpoiltModelError as error:
+                    self._load_again(str(error), engine)
+                    key = error.cell if error.cell in waiting else next(iter(waiting))
+                    del waiting[key]
+                    yield self._scored(*pending.pop(key), Outcome(key, error=error), measure=measure)
+                jobs[:] = waiting.values()
+
+        for group in plan.groups():
+            for cell in group:
+                if cell.skip:
+                    yield Scored(self._row(cell, keys[id(cell)], "skipped", reason=cell.skip))
+                elif cell.failure:
+                    yield Scored(self._row(cell, keys[id(cell)], "failed", reason=cell.failure))
+                elif cell.method is None:
+                    pending[keys[id(cell)]] = (cell, [])
+                    jobs.append(Job(keys[id(cell)], None, _Editing(self, keys[id(cell)], cell, [])))
+            reducible = [cell for cell in group if cell.method is not None and not cell.skip and not cell.failure]
+            point("group.begun")
+            outcomes = list(self._reductions.of_group(reducible)) if reducible else []
+            if found := self.originals.spoilt():
+                self._load_again(found, engine)
+                del self._reductions
+                spoilt = SpoiltModelError(f"{found} while {group[0].method and group[0].method.label} reduced it")
+                outcomes = [(cell, spoilt) for cell, _ in outcomes]
+            for cell, outcome in outcomes:
+                key = keys[id(cell)]
+                sharing = to_come[cell.first_block]
+                to_come[cell.first_block] -= 1
+                if isinstance(outcome, LrbenchError):
+                    yield Scored(self._row(cell, key, "failed", reason=str(outcome)))
+                    continue
+                point("cell.reduced")
+                pending[key] = (cell, noted(cell.slots, outcome, self.suite.inference))
+                editing = _Editing(self, key, cell, outcome)
+                jobs.append(Job(key, cell.first_block, editing, cell.first_modules, sharing))
+            held = sum(reduction.edit.stored_bytes for _, done in pending.values() for reduction in done)
+            if not engine.prefers_many or held > HELD_BYTES:
+                yield from scored()
+        yield from scored()
+
+    def _scored(self, cell: Cell, reductions: Sequence[Reduction], scored: Outcome, *, measure: bool) -> Scored:
+        measured: dict[str, Any] = {
+            "edits": [reduction.edit for reduction in reductions],
+            "calibrate_seconds": sum(reduction.calibrate_seconds for reduction in reductions),
+            "decompose_seconds": sum(reduction.seconds for reduction in reductions),
+            "allocate_seconds": sum(reduction.allocate_seconds for reduction in reductions),
+            "evaluate_seconds": scored.seconds,
+        }
+        if cell.method is not None:
+            beside = self.base.numbers_beside(cell.slots) if self.base is not None else None
+            measured |= sizes(cell.slots, reductions, self.numbers, beside)
+        else:
+            measured |= {"keep_targets": 1.0, "keep_model": 1.0, "compression_ratio": 1.0}
+        if scored.error is not None:
+            return Scored(self._row(cell, scored.cell, "failed", reason=str(scored.error), **measured))
+        if measure and "inference" in self.suite.measure:
+            try:
+                with self.originals.guarded(scored.cell):
+                    measured["inference"] = measure_inference(self.loaded.model, cell.slots, reductions)
+                    point("inference.measured")
+            except FOREIGN as error:  # factors are foreign code, and memory may run out: this cell's failure alone
+                if isinstance(error, SpoiltModelError):
+                    raise
+                reason = error if isinstance(error, LrbenchError) else f"measuring its speed failed: {one_line(error)}"
+                return Scored(self._row(cell, scored.cell, "failed", reason=str(reason), **measured))
+        point("row.made")
+        return Scored(self._row(cell, scored.cell, "ok", scores=scored.scores, **measured), scored.samples)
+
+    def _load_again(self, found: str, engine: BoundEngine) -> None:
+        """Makes the model what it was, after something was left in it."""
+        self.notify(f"{self.loaded.label}: {found}; its weights are loaded again")
+        # An adapter is merged where it was merged before: another device rounds otherwise.
+        device = "cpu" if self.spec.adapter is None else str(self.loaded.device)
+        fresh = load(self.spec, device=device, trust_remote_code=self.trust_remote_code)
+        self.originals.restore(fresh.model, self.loaded.weight_hash)
+        engine.forget()
+
+    def _row(self, cell: Cell, key: str, status: Literal["ok", "failed", "skipped"], **measured: Any) -> Row:
+        method = cell.method
+        return Row(
+            cell=key, status=status, environment=self.environment, suite=self.suite.name, model=self.loaded.label,
+            reducer=method.reducer.name if method else None, label=method.label if method else None,
+            delta=self.base.label if self.base else None,
+            params={**method.params, **_chosen(measured.get("edits", []))} if method else {},
+            mode=cell.mode, requested=cell.requested, allocation=cell.allocation,
+            seed=self.suite.seed if cell.seed is None else cell.seed, **measured,
+        )  # fmt: skip
+
+
+def open_model(
+    suite: Suite,
+    spec: ModelSpec,
+    built: Sequence[Method],
+    *,
+    engine: str,
+    device: str | None,
+    trust_remote_code: bool,
+    notify: Callable[[str], None],
+) -> ModelRun:
+    """Loads a model, plans its cells, and builds the requests. When the caller drops it, nothing holds the model.
+
+    Args:
+        engine: one of `ENGINES`.
+        notify: told what takes a while.
+
+    Raises:
+        InputError: the model, its base, the tasks or the calibration cannot be had.
+    """
+    notify(f"loading {spec.display_name}")
+    loaded = load(spec, device=device, trust_remote_code=trust_remote_code)
+    point("model.loaded")
+    plan = make_plan(suite, loaded.inventory, built)
+    point("model.planned")
+    base = base_of(suite, loaded, notify, trust_remote_code=trust_remote_code)
+    if base is not None:
+        plan = without_unchanged(plan, base.differs)
+    point("model.base")
+    broken = first_non_finite(loaded.model)
+    if broken:  # cells that reduce it name it themselves; the others fail for it all the same
+        notify(f"{spec.display_name}: {broken}; mend the checkpoint")
+    notify("building requests")
+    tasks = tasks_of(suite, notify)
+    point("tasks.loaded")
+    memory = None if suite.frontier_memory == "auto" else suite.frontier_memory
+    scorer = make_engine(engine, loaded, tasks, spec, suite.batch_size, notify, memory)
+    point("requests.frozen")
+    calibration = None
+    asked = any(method.reducer.needs for method in built) or any(cell.calibrated for cell in plan.cells)
+    if suite.calibration is not None and asked:
+        calibration = prepare(suite, loaded, scorer.requests, scorer.lm.max_length, notify)
+    point("calibration.drawn")
+    compositions = make_compositions(suite, loaded.inventory, built)
+    return ModelRun(
+        suite, spec, loaded, plan, tasks, scorer, base, calibration, compositions,
+        methods=built, trust_remote_code=trust_remote_code, notify=notify,
+    )  # fmt: skip
+
+
+def tasks_of(suite: Suite, notify: Callable[[str], None]) -> TaskSet:
+    """The suite's tasks.
+
+    Raises:
+        SuiteError: one cannot be loaded, or a derived column is made of what is none; at the suite's line.
+    """
+    try:
+        tasks = load_tasks(suite.tasks, suite.task_paths, notify=notify)
+    except TaskError as error:
+        raise suite.error(getattr(error.spec, "path", ("tasks",)), str(error)) from None
+    known = [*tasks.named, *tasks.groups, *tasks.tasks]
+    for column in suite.derived:
+        for index, term in enumerate(column.terms):
+            if term.name not in known:
+                hint = did_you_mean(term.name, known) or f"; this suite has {', '.join(dict.fromkeys(known))}"
+                where = ("derived", column.name, column.kind, index)
+                raise suite.error(where, f"column {column.name!r}: {term.name!r} is no task of the suite{hint}")
+        known.append(column.name)
+    return tasks
+
+
+def setting_of(suite: Suite, loaded: LoadedModel, spec: ModelSpec, engine: BoundEngine) -> dict[str, Any]:
+    """What defines a result beside the cell itself. What a suite leaves out is left out, so that its hashes stay."""
+    attention = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
+    return {
+        "model": loaded.label,
+        "weights": loaded.weight_hash,
+        "config": loaded.config_hash,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "seed": suite.seed,
+        "tasks": engine.requests.definition(),
+        "model_options": {
+            "chat_template": spec.chat_template,
+            "max_length": spec.max_length,
+            "add_bos": spec.add_bos,
+            **attention,
+        },
+        **({"inference": suite.inference} if suite.inference != "dense" else {}),
+    }
+
+
+@dataclass(frozen=True)
+class _Editing:
+    """Puts a cell's reductions in place, each time it is called. Raises SpoiltModelError where that leaves a trace."""
+
+    share: ModelRun
+    key: str
+    cell: Cell
+    reductions: Sequence[Reduction]
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        share = self.share
+        with (
+            share.originals.guarded(self.key),
+            in_place(share.loaded.model, self.cell.slots, self.reductions, share.suite.inference),
+        ):
+            yield
+
+
+def _chosen(edits: Sequence[Edit]) -> dict[str, Any]:
+    """What a reducer chose for itself: a value that all edits share as it is, else the different ones in one text."""
+    values: dict[str, set[Any]] = {}
+    for edit in edits:
+        for name, value in edit.chosen.items():
+            values.setdefault(name, set()).add(value)
+    return {
+        name: next(iter(found)) if len(found) == 1 else ", ".join(sorted(map(str, found)))
+        for name, found in values.items()
+    }

@@ -1,0 +1,310 @@
+"""What a run writes while it runs, and what it tells: rows, counts, progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from lrbench.evaluation.base_engine import BoundEngine
+from lrbench.evaluation.interface import Step
+from lrbench.reduction.plan import Cell, Plan
+from lrbench.results.store import Row, RunDirectory, Selection
+from lrbench.run.manifest_writer import Manifest, Part
+from lrbench.run.model_run import Keep, ModelRun, Scored, setting_of
+from lrbench.run.partial_answers import RunPartials
+from lrbench.system.faults import point
+
+
+class Progress(Protocol):
+    """Hears what a run does, as it does it."""
+
+    def note(self, message: str) -> None:
+        """Something happens that takes a while, or that the user should know."""
+
+    def planned(self, model: str, cells: int, reused: int, tasks: Mapping[str, Sequence[str]]) -> None:
+        """A model's cells are known, how many are there already, and what the suite's tasks stand for."""
+
+    def scoring(self, step: Step) -> None:
+        """A cell was answered some requests."""
+
+    def finished(self, row: Row) -> None:
+        """A row was written."""
+
+
+@dataclass
+class RunResult:
+    """What a run did.
+
+    Attributes:
+        computed: cells worked on now, whatever became of them.
+        reused: cells that had a row.
+        failed, skipped: such rows of the whole plan, new and old.
+        interrupted: it ended before its last cell.
+    """
+
+    directory: RunDirectory
+    computed: int = 0
+    reused: int = 0
+    failed: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    interrupted: bool = False
+
+    def count(self, rows: Iterable[Row], *, new: bool) -> None:
+        """Adds rows of the plan."""
+        for row in rows:
+            self.computed += new
+            self.reused += not new
+            self.failed += row.status == "failed"
+            self.skipped += row.status == "skipped"
+
+    def summary(self) -> str:
+        """One line for the terminal."""
+        worked = self.computed or self.interrupted
+        parts = [f"{self.computed} cells done in {self.seconds:.0f} s"] if worked else ["nothing to compute"]
+        if self.reused:
+            parts.append(f"{self.reused} already there")
+        if self.skipped:
+            parts.append(f"{self.skipped} skipped")
+        if self.failed:
+            parts.append(f"{self.failed} failed (--retry-failed tries them again)")
+        return f"{', '.join(parts)}; rows in {self.directory.path}"
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run ends before its last cell, on demand; the rows of all finished cells are on disk.
+
+    Attributes:
+        result: what it did until then, where that is known.
+    """
+
+    def __init__(self, result: RunResult | None = None) -> None:
+        super().__init__()
+        self.result = result
+
+
+@dataclass
+class Stop:
+    """Whether a run is to end after what is at work.
+
+    Attributes:
+        asked: set by whoever wants that; at work is then finished, and a part of it where requests go in parts.
+        at_work: whether there is a cell to be finished, or weights to be looked at; else there is nothing to wait for.
+    """
+
+    asked: bool = False
+    at_work: bool = False
+
+    def check(self) -> None:
+        """Raises Interrupted where the end is asked for."""
+        if self.asked:
+            raise Interrupted
+
+
+@dataclass
+class Records:
+    """A run's directory at work: scores what has no row yet, writes it, counts it and tells of it.
+
+    Attributes:
+        done: rows that stand, by cell; of failed ones only those that are not tried again.
+        retry_failed: whether what failed is tried again.
+        stop: looked at after every cell.
+    """
+
+    directory: RunDirectory
+    manifest: Manifest
+    result: RunResult
+    progress: Progress
+    done: dict[str, Row] = field(default_factory=dict)
+    retry_failed: bool = False
+    stop: Stop = field(default_factory=Stop)
+    _unverified: list[Row] = field(default_factory=list)
+
+    def verified(self, share: ModelRun, work: Callable[[], None]) -> None:
+        """Does what scores a model's cells, and holds its weights to their hash then, or when the run is asked to end.
+
+        Where they are others, though nobody was seen writing to them, no one knows since when: the scores of all cells
+        that were scored inside are taken back, with those of cells that were chosen by them, or among them. Their rows
+        fail, and say so. Answers to parts of the requests are dropped.
+        """
+        interrupted = None
+        try:
+            work()
+            self.stop.at_work = True  # from here on, who asks for the end waits until the weights were looked at
+        except Interrupted as asked:
+            interrupted, self.stop.at_work = asked, True
+        try:
+            self._verify(share)
+        finally:
+            self.stop.at_work = False
+        if interrupted is not None:
+            raise interrupted
+
+    def score(
+        self,
+        share: ModelRun,
+        plan: Plan,
+        engine: BoundEngine | None = None,
+        selection: Callable[[Cell], Selection] | None = None,
+        more: Mapping[str, Any] | None = None,
+        rows: Callable[[Plan, Mapping[int, str]], Iterator[Scored]] | None = None,
+    ) -> dict[int, Row]:
+        """Every cell's row, by the `id` of the cell: those that are there, and the others, scored and written now.
+
+        Args:
+            engine: bound to the requests that count, where they are not all of the suite's.
+            selection: what each cell's row is to a choice, where the row itself does not say.
+            more: what else defines the rows.
+            rows: scores cells, by their hashes; where it is not simply each on all documents.
+
+        Raises:
+            KeyboardInterrupt: after the rows of all finished cells are on disk.
+        """
+        self.stop.check()
+        asked = engine or share.engine
+        keys = share.keys(plan, asked, more)
+        selected = {keys[id(cell)]: selection(cell) for cell in plan.cells} if selection is not None else {}
+        missing = Plan(tuple(cell for cell in plan.cells if keys[id(cell)] not in self.done))
+        part = None
+        if engine is not None and selected:
+            setting = setting_of(share.suite, share.loaded, share.spec, engine) | dict(more or {})
+            part = Part(next(iter(selected.values())).share, engine, setting)
+        self.manifest.add_model(
+            share.loaded, share.tasks, share.engine, setting_of(share.suite, share.loaded, share.spec, share.engine),
+            list(keys.values()), share.calibration, share.base, at_work=bool(missing.cells), part=part,
+        )  # fmt: skip
+        point("cells.known")
+        reused = [self.done[key] for key in keys.values() if key in self.done]
+        self.result.count(reused, new=False)
+        self.progress.planned(share.loaded.label, len(plan.cells), len(reused), share.tasks.named)
+        if missing.cells:
+            self._begin(share, asked)
+            if share.calibration is not None:
+                share.calibration.expect(missing.cells)
+            point("cells.begun")
+            self.stop.at_work = True
+            try:
+                found = rows(missing, keys) if rows is not None else share.rows(missing, keys, asked)
+                for count, scored in enumerate(found, 1):
+                    self.write(scored if scored.row.selection else replace(scored, row=_with(scored.row, selected)))
+                    if count < len(missing.cells) and share.here:
+                        self.stop.check()
+            finally:
+                self.stop.at_work = False
+                self.manifest.update_engine(share.loaded, asked, part.name if part is not None else None)
+            point("cells.scored")
+        self.directory.drop_blocks()
+        for key, now in selected.items():
+            if now.split == "test" and self.done[key].selection != now:  # it was chosen among others then
+                self.done[key] = _with(self.done[key], selected)
+                self.directory.append(self.done[key])
+        return {id(cell): self.done[keys[id(cell)]] for cell in plan.cells}
+
+    def block(
+        self, share: ModelRun, cells: Sequence[Cell], engine: BoundEngine, *, measure: bool
+    ) -> Iterator[tuple[Cell, Scored]]:
+        """Some cells on some documents, as part of rows to come: what is known already, then what is scored now.
+
+        It is kept on disk until `score` has written the rows.
+
+        Args:
+            engine: bound to these documents.
+            measure: as `ModelRun.rows`.
+        """
+        plan = Plan(tuple(cells))
+        keys = share.keys(plan, engine)
+        partials = self._begin(share, engine)
+        missing = []
+        for cell in cells:
+            kept = partials.scored(keys[id(cell)])
+            if kept is None or (self.retry_failed and kept[0].status == "failed"):
+                missing.append(cell)
+            else:
+                yield cell, Scored(*kept)
+        of_key = {keys[id(cell)]: cell for cell in missing}
+        for scored in share.rows(Plan(tuple(missing)), keys, engine, measure=measure) if missing else ():
+            partials.keep(scored.row.cell, scored.row, scored.samples)
+            self.directory.drop_partial(scored.row.cell)
+            point("block.kept")
+            yield of_key[scored.row.cell], scored
+            self.stop.check()
+
+    def write(self, scored: Scored) -> None:
+        """Writes a row, its per-document scores first: a row never stands without them."""
+        row = scored.row
+        if row.status == "ok":
+            self.directory.write_samples(row.cell, scored.samples)
+            point("row.samples")
+        self.directory.append(row)
+        point("row.appended")
+        self.directory.drop_partial(row.cell)
+        self.done[row.cell] = row
+        self._unverified.append(row)
+        self.result.count([row], new=True)
+        self.progress.finished(row)
+        point("row.counted")
+
+    def _verify(self, share: ModelRun) -> None:
+        if not self._unverified and not self.directory.has_partial():
+            return
+        scored = [row for row in self._unverified if row.status == "ok"]
+        found = share.unsound([row.cell for row in scored])
+        if found is None:
+            self._unverified.clear()
+            point("cells.verified")
+            return
+        self.directory.drop_partial()
+        unsound = set(found)
+        scored = [row for row in scored if row.cell in unsound]
+        labels = ", ".join(dict.fromkeys(row.label for row in scored if row.label)) or "the engine"
+        reason = (
+            "the model's weights were changed unseen while this cell or one before it was at work (by one of "
+            f"{labels}, or by a task's code); its scores are taken back"
+        )
+        by_them = "cells that it was chosen by were scored on weights changed unseen; its scores are taken back"
+        among = {row.label for row in scored if row.selection is not None and row.selection.split == "validation"}
+        chosen = [
+            row for row in self.done.values()
+            if row.status == "ok" and row.model == share.loaded.label and _chosen_among(row, among, unsound)
+        ]  # fmt: skip
+        reasons = {row.cell: by_them for row in chosen} | {row.cell: reason for row in scored}
+        taken_back = [
+            self.done[cell].model_copy(update={"status": "failed", "reason": why, "scores": {}, "inference": None})
+            for cell, why in reasons.items()
+        ]
+        self.directory.append(*taken_back)  # all or none: what is left would stand for good
+        self.done |= {row.cell: row for row in taken_back}
+        self.result.failed += len(taken_back)
+        self._unverified.clear()
+        what = "the model's weights were changed unseen, by a method or a task's code"
+        come = f"{len(reasons)} cells failed; --retry-failed scores them again" if reasons else "no row stands on them"
+        self.progress.note(f"{share.loaded.label}: {what}: {come}")
+
+    def _begin(self, share: ModelRun, engine: BoundEngine) -> RunPartials:
+        """Has the environment named, and kept what the engine is answered part by part."""
+        asked = [engine.lm.max_length, list(engine.requests.hashes().items())]
+
+        def partials(here: dict[str, Any]) -> RunPartials:
+            return RunPartials(self.directory, asked, here, self.stop.check if share.here else None)
+
+        here = share.begin(engine, Keep(self.directory.add_environment, partials, self.progress.scoring))
+        return partials(here)
+
+
+def _chosen_among(row: Row, labels: Collection[str | None], cells: Collection[str]) -> bool:
+    """Whether a row is reported because of some cells' scores, or of others' of some labels on validation.
+
+    A composition begins with the unedited model's, which has no label.
+    """
+    selection = row.selection
+    if selection is None or selection.chosen_for is None:
+        return False
+    by = {*(selection.validation_cells or ()), *(one.cell for one in selection.decisions or ())}
+    begins = selection.decisions is not None and None in labels
+    return row.label in labels or begins or not by.isdisjoint(cells)
+
+
+def _with(row: Row, selected: Mapping[str, Selection]) -> Row:
+    """The row with what it is to a choice."""
+    return row.model_copy(update={"selection": selected[row.cell]}) if row.cell in selected else row

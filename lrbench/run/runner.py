@@ -1,0 +1,171 @@
+"""Runs a suite: plans it, reduces, scores, and appends a row for every cell that has none yet."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from lrbench.errors import InputError, ModelError, one_line
+from lrbench.evaluation import ENGINES
+from lrbench.models.load import choose_device, has_chat_template, load_structure
+from lrbench.models.slots import Inventory
+from lrbench.reducers.registry import Registry
+from lrbench.reduction.delta import check_base
+from lrbench.reduction.plan import make_plan, methods
+from lrbench.results.store import RunDirectory
+from lrbench.run.executors import Executor, LocalExecutor
+from lrbench.run.manifest_writer import Manifest
+from lrbench.run.recorder import Interrupted, Progress, Records, RunResult, Stop
+from lrbench.run.selection import run_model
+from lrbench.suite.load import ModelSpec, Suite
+from lrbench.system.faults import point
+
+LOCK = ".lock"
+
+
+def run_suite(
+    suite: Suite,
+    registry: Registry,
+    out: Path,
+    *,
+    progress: Progress,
+    device: str | None = None,
+    engine: str = ENGINES[0],
+    executor: Executor | None = None,
+    force: bool = False,
+    retry_failed: bool = False,
+    trust_remote_code: bool = False,
+    stop: Stop | None = None,
+) -> RunResult:
+    """Runs every cell of a suite that has no row yet.
+
+    Args:
+        suite: validated; what it says of dtype and limits defines the result.
+        registry: where its reducers come from.
+        out: the run's directory; made where missing.
+        progress: told what happens.
+        device: instead of the suite's.
+        engine: one of `ENGINES`; how cells are scored, not what they score.
+        executor: where cells are computed; None: in this process. Whoever made it closes it.
+        force: score again what has a row.
+        retry_failed: score again what has a failed row.
+        trust_remote_code: lets the models whose suite asks for it run their repositories' own code.
+        stop: by which the run can be asked to end after what is at work.
+
+    Raises:
+        InputError: anything wrong with the suite, its models, tasks or plugins; or the directory holds another
+            suite's run, or another process is writing to it.
+        StorageError: the directory cannot be written to any more.
+        Interrupted: (a KeyboardInterrupt) after the rows of all finished cells are on disk; it has the counts.
+    """
+    started = time.perf_counter()
+    point("plan.begun")
+    built = methods(suite, registry)
+    executor = executor or LocalExecutor()
+    present = device if executor.here else "cpu"  # other machines have their own devices
+    for spec in suite.models:  # a mistake in the last one is said before the first is scored
+        inventory = structure_of(suite, spec, present, trust_remote_code=trust_remote_code)
+        point("plan.structure")
+        check_base(suite, inventory, make_plan(suite, inventory, built), trust_remote_code=trust_remote_code)
+        point("plan.made")
+    directory = RunDirectory(out)
+    result = RunResult(directory)
+    with _exclusive(directory), _counted(result, started):
+        point("directory.locked")
+        _refuse_other_suite(directory, suite)
+        point("directory.checked")
+        if force:
+            directory.drop_partial()
+        manifest = Manifest(directory, suite, built, registry)
+        rows = {} if force else directory.rows()
+        done = {key: row for key, row in rows.items() if row.status != "failed" or not retry_failed}
+        records = Records(directory, manifest, result, progress, done, retry_failed, stop or Stop())
+        point("directory.read")
+        for spec in suite.models:
+            records.stop.check()  # it may have been asked while the last model's weights were looked at
+            share = executor.open(
+                suite, spec, built, registry, engine=engine, device=device, trust_remote_code=trust_remote_code,
+                notify=progress.note,
+            )  # fmt: skip
+            point("model.opened")
+            records.verified(share, partial(run_model, records, share))
+            del share  # nothing holds the model when the next one is loaded
+        point("partial.dropping")
+        directory.drop_partial()  # every cell of the plan has its row
+        point("run.done")
+    return result
+
+
+@contextmanager
+def _counted(result: RunResult, started: float) -> Iterator[None]:
+    """Times a run, and gives one that is interrupted its counts along."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        result.interrupted = True
+        raise Interrupted(result) from None
+    finally:
+        result.seconds = time.perf_counter() - started
+
+
+def structure_of(
+    suite: Suite, spec: ModelSpec, device: str | None = None, *, trust_remote_code: bool = False
+) -> Inventory:
+    """A model's slots without its weights, once its device is known to be there.
+
+    Raises:
+        SuiteError: it cannot be had, or has no chat template where the suite wants one; at the suite's line.
+    """
+    try:
+        choose_device(device or spec.device)
+        inventory = load_structure(spec, trust_remote_code=trust_remote_code)
+        templated = not spec.chat_template or has_chat_template(spec, trust_remote_code=trust_remote_code)
+    except ModelError as error:
+        raise suite.error(spec.path, str(error)) from None
+    if not templated:
+        raise suite.error(
+            (*spec.path, "chat_template"), "the tokenizer has no chat template; leave it out, or take another model"
+        )
+    return inventory
+
+
+def _refuse_other_suite(directory: RunDirectory, suite: Suite) -> None:
+    if not directory.manifest_file.exists():
+        # a screening keeps what it finds in `partial` before anything else is known
+        own = [LOCK, directory.manifest_file.with_suffix(".tmp").name, "environments.jsonl", "partial"]
+        if (directory.path / "environments.jsonl").exists():  # the manifest was deleted before the first row
+            own += ["samples"]
+        if not directory.rows_file.exists() and any(path.name not in own for path in directory.path.iterdir()):
+            raise InputError(f"{directory.path}: not empty, and not a run; choose another --out")
+        return
+    other = directory.manifest()
+    if other.get("suite_hash") != suite.hash:
+        raise InputError(
+            f"{directory.path}: holds another suite's run, or one with other settings "
+            f"({other.get('suite_hash')}); choose another --out"
+        )
+
+
+@contextmanager
+def _exclusive(directory: RunDirectory) -> Iterator[None]:
+    """One process at a time writes to a run; the lock is gone with the process, however it ends."""
+    try:
+        directory.path.mkdir(parents=True, exist_ok=True)
+        point("directory.made")
+        lock = (directory.path / LOCK).open("w")
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        raise InputError(f"{directory.path}: cannot be a run directory: {reason}; choose another --out") from None
+    with lock as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{directory.path}: another lrbench is running this suite here; wait for it") from None
+        except OSError as error:
+            reason = error.strerror or one_line(error)
+            raise InputError(f"{directory.path}: cannot be locked: {reason}; choose --out on another disk") from None
+        yield

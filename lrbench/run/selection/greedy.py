@@ -1,0 +1,80 @@
+"""Composing edits: from the last block down, one decision a block, each accepted only where validation gains by it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lrbench.reduction.greedy_plan import Composition
+from lrbench.reduction.plan import Cell, Plan
+from lrbench.results.store import Decision, Row, Selection
+from lrbench.run.model_run import ModelRun
+from lrbench.run.recorder import Records
+from lrbench.run.selection.choice import candidates, choose
+from lrbench.run.selection.objective import Objective
+from lrbench.run.selection.split import Split
+from lrbench.system.faults import point
+
+
+@dataclass
+class _Chain:
+    """A composition as far as it has come.
+
+    Attributes:
+        row: of what has been accepted, on validation; at first the unedited model's.
+        tried: cells scored for it.
+    """
+
+    accepted: Cell | None
+    row: Row
+    value: float
+    log_loss: float
+    tried: int = 0
+    decisions: list[Decision] = field(default_factory=list)
+
+
+def compose(
+    records: Records, share: ModelRun, split: Split, aim: Objective, composition: Composition, unedited: Row
+) -> tuple[Cell, Selection]:
+    """Decides block by block what is composed for one choice, and what the composition's row on test is to say.
+
+    At each block every edit that it offers is scored on top of what has been accepted. The best of them, by the
+    objective and then by log-loss, is accepted where it is better than what stands without it, and else the block
+    stays as it is. Rows alone decide, so that a run which is started again goes on from its last decision.
+
+    Args:
+        unedited: the unedited model's row on validation.
+
+    Raises:
+        KeyboardInterrupt: after the rows of all finished cells are on disk.
+    """
+    samples = records.directory.samples
+    chain = _Chain(None, unedited, aim.value(unedited), aim.log_loss(samples(unedited.cell)))
+    engine = share.engine.restricted(split.validation)
+    if share.calibration is not None:  # so that one pass serves all blocks
+        levels = range(len(composition.levels))
+        share.calibration.expect(cell for level in levels for cell in composition.trials(None, level))
+    on_validation = Selection(split="validation", documents=split.sizes("validation"))
+    for level in range(len(composition.levels)):
+        trials = Plan(tuple(composition.trials(chain.accepted, level)))
+        rows = records.score(share, trials, engine, lambda _: on_validation)
+        chain.tried += len(trials.cells)
+        point("greedy.tried")
+        choice = choose(candidates(trials), aim, rows, samples)
+        if choice is None:  # every edit of the block failed, and has its row
+            continue
+        [cell], [row] = choice.candidate.cells, choice.rows
+        log_loss = aim.log_loss(samples(row.cell))
+        accepted = (choice.value, -log_loss) > (chain.value, -chain.log_loss)
+        chain.decisions.append(Decision(cell=row.cell, weight=cell.slots[-1].name, accepted=accepted))
+        if accepted:
+            chain.accepted, chain.row, chain.value, chain.log_loss = cell, row, choice.value, log_loss
+        point("greedy.decided")
+    return composition.composed(chain.accepted), Selection(
+        split="test",
+        documents={task: len(split.test[task]) for task in aim.tasks},
+        chosen_for=aim.name,
+        candidates=chain.tried,
+        validated_on={task: len(split.validation[task]) for task in aim.tasks},
+        validation_cells=[chain.row.cell],
+        decisions=chain.decisions,
+    )

@@ -1,0 +1,283 @@
+"""Racing: in a selection, a cell is given up as soon as documents show that it cannot be the choice.
+
+The validation documents of each objective come in a random order, block by block. After each block every method's cells
+are held against each other (`lrbench.stats.betting`); those given up are not scored any further. What is left has seen
+all documents in the end, and the choice is made among it alone. `docs/selection.md` says what is promised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from lrbench.evaluation.base_engine import BoundEngine
+from lrbench.reduction.plan import Cell, Plan
+from lrbench.results.store import Row, Selection
+from lrbench.run.model_run import ModelRun, Scored
+from lrbench.run.recorder import Records
+from lrbench.run.selection.choice import Candidate, candidates
+from lrbench.run.selection.document_order import Course, course_of
+from lrbench.run.selection.objective import Objective
+from lrbench.run.selection.split import Split
+from lrbench.stats.betting import Duels
+from lrbench.suite.selection import RaceSpec, SelectSpec
+from lrbench.system.faults import point
+from lrbench.tasks.frozen_requests import FrozenRequests
+from lrbench.tasks.score import aggregate_samples
+
+
+@dataclass
+class _Seen:
+    """What is known of one cell.
+
+    Attributes:
+        row: of its first block, or of the one where it failed.
+        stopped: tasks of the objectives that it was given up for.
+    """
+
+    row: Row | None = None
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    stopped: list[str] = field(default_factory=list)
+
+    @property
+    def failed(self) -> bool:
+        return self.row is not None and self.row.status != "ok"
+
+    def add(self, scored: Scored) -> None:
+        if self.row is None or scored.row.status != "ok":
+            self.row = scored.row
+        self.samples += scored.samples
+        self.seconds += scored.row.evaluate_seconds
+
+
+@dataclass
+class Race:
+    """All of a model's cells on the validation documents, for all objectives.
+
+    Args:
+        split: whose validation side they are scored on.
+    """
+
+    records: Records
+    share: ModelRun
+    split: Split
+    objectives: Sequence[Objective]
+    select: SelectSpec
+    spec: RaceSpec
+
+    def run(self) -> dict[int, Row]:
+        """Every cell's row on validation, by the `id` of the cell; `Selection.stopped` says which saw not all of it."""
+        sizes = self.split.sizes("validation")
+
+        def selection(cell: Cell) -> Selection:
+            return Selection(split="validation", documents=sizes, predicted=cell.predicted)
+
+        more = {"race": self.spec.resolved()}
+        return self.records.score(self.share, self.share.plan, self._engine, selection, more, self._rows)
+
+    @cached_property
+    def _engine(self) -> BoundEngine:
+        """On all validation documents."""
+        return self.share.engine.restricted(self.split.validation)
+
+    def _rows(self, missing: Plan, keys: Mapping[int, str]) -> Iterator[Scored]:
+        """What has no row yet: references in full first, then the others as they came out of the race."""
+        plan, done = self.share.plan, self.records.done
+        raced = [cell for candidate in candidates(plan) for cell in candidate.cells if not (cell.skip or cell.failure)]
+        first = [cell for cell in missing.cells if not any(cell is other for other in raced)]
+        yield from self.share.rows(Plan(tuple(first)), keys, self._engine)
+        unedited = done[next(keys[id(cell)] for cell in plan.cells if cell.method is None)]
+        wanted = [cell for cell in missing.cells if any(cell is other for other in raced)]
+        racing = self._racing(raced, wanted) if unedited.status == "ok" else set()
+        alone = [cell for cell in wanted if cell.method is not None and cell.method.label not in racing]
+        if alone:
+            self.records.progress.note(f"{len(alone)} cells are scored in full: their race is over, or cannot be held")
+            yield from self.share.rows(Plan(tuple(alone)), keys, self._engine)
+        raced = [cell for cell in raced if cell.method is not None and cell.method.label in racing]
+        self._seen = {id(cell): _Seen() for cell in raced}
+        for objective in self.objectives:
+            self._race(objective, unedited)
+        point("race.over")
+        scorers: dict[tuple[tuple[str, int], ...], FrozenRequests] = {}
+        for cell in wanted:
+            if id(cell) in self._seen:
+                yield self._finished(cell, keys[id(cell)], scorers)
+
+    def _racing(self, raced: Sequence[Cell], wanted: Sequence[Cell]) -> set[str]:
+        """Labels of the methods that race: all of whose rows are wanted, or that were interrupted on the way.
+
+        Where a race is over and one of its cells is tried again, the others are not: what lost stays as it is.
+        """
+        interrupted = self.records.directory.has_blocks()
+        missing = {id(cell) for cell in wanted}
+        found: dict[str, list[bool]] = {}
+        for cell in raced:
+            assert cell.method is not None
+            found.setdefault(cell.method.label, []).append(id(cell) in missing)
+        return {label for label, absent in found.items() if all(absent) or (any(absent) and interrupted)}
+
+    def _race(self, objective: Objective, unedited: Row) -> None:
+        """Scores all candidates on an objective's documents, each for as long as it may be the choice."""
+        samples = self.records.directory.samples(unedited.cell)
+        course = course_of(objective, self._engine.requests, unedited, samples, self.select.seed)
+        fields = self._fields(course if isinstance(course, Course) else None)
+        whole = {task: self.split.validation[task] for task in objective.tasks}
+        if isinstance(course, str):
+            self.records.progress.note(f"no race for {objective.name}, every cell is scored in full: {course}")
+            self._block(fields, [[*range(len(of.candidates))] for of in fields], whole)
+            return
+        start = 0
+        for end in course.ends(self.spec.block):
+            running = [of for of in fields if len(of.duels.alive) > 1]
+            if not running:
+                break
+            self._block(running, [of.duels.alive.tolist() for of in running], course.documents(start, end))
+            for of in running:
+                of.judge(course, start, end, self._seen)
+            point("race.judged")
+            start = end
+            left = sum(len(of.duels.alive) for of in fields)
+            total = sum(len(of.candidates) for of in fields)
+            self.records.progress.note(
+                f"race for {objective.name}: {end:,} of {len(course.units):,} drawn, {left} of {total} cells are left"
+            )
+        counted = set(course.metrics)
+        beside = {task: documents for task, documents in whole.items() if task not in counted}
+        self._finish(fields, course, beside)
+        for of in fields:
+            for place in of.duels.given_up:
+                for cell in of.candidates[place].cells:
+                    self._seen[id(cell)].stopped += objective.tasks
+
+    def _fields(self, course: Course | None) -> list[_Field]:
+        """The candidates of each method, which race against each other."""
+        by_label: dict[str, list[Candidate]] = {}
+        for candidate in candidates(self.share.plan):
+            known = [self._seen.get(id(cell)) for cell in candidate.cells]
+            if all(seen is not None and not seen.failed for seen in known):
+                by_label.setdefault(candidate.label, []).append(candidate)
+        population, bound = (len(course.units), course.bound) if course is not None else (1, 1.0)
+        margin, alpha = self.spec.margin, self.spec.alpha
+        return [_Field(of, Duels(len(of), population, margin, alpha, bound)) for of in by_label.values()]
+
+    def _block(
+        self, fields: Sequence[_Field], places: Sequence[Sequence[int]], documents: Mapping[str, Sequence[int]]
+    ) -> None:
+        """Scores some candidates of each field on some documents, in the order of the plan."""
+        chosen = {
+            id(cell)
+            for of, of_field in zip(fields, places, strict=True)
+            for place in of_field
+            for cell in of.candidates[place].cells
+            if not self._seen[id(cell)].failed
+        }
+        cells = [cell for cell in self.share.plan.cells if id(cell) in chosen]
+        if cells and documents:
+            engine = self.share.engine.restricted(documents)
+            new = {id(cell) for cell in cells if self._seen[id(cell)].row is None}
+            first, others = ([cell for cell in cells if (id(cell) in new) is asked] for asked in (True, False))
+            for part, measure in ((first, True), (others, False)):
+                for cell, scored in self.records.block(self.share, part, engine, measure=measure):
+                    self._seen[id(cell)].add(scored)
+
+    def _finish(self, fields: Sequence[_Field], course: Course, beside: Mapping[str, Sequence[int]]) -> None:
+        """Scores on all documents whatever is left, and what was given up for a candidate that then failed."""
+        finished: set[tuple[int, int]] = set()
+        while True:
+            waiting: dict[int, list[tuple[int, int]]] = {}
+            for number, of in enumerate(fields):
+                for place in (*of.duels.alive.tolist(), *of.again):
+                    if (number, place) not in finished:
+                        waiting.setdefault(of.drawn[place], []).append((number, place))
+            if not waiting:
+                return
+            for drawn, places in waiting.items():
+                finished.update(places)
+                documents = {**course.documents(drawn, len(course.units)), **beside}
+                of_fields = [[place for n, place in places if n == number] for number in range(len(fields))]
+                self._block(fields, of_fields, documents)
+            for of in fields:
+                of.drop_failed(self._seen)
+
+    def _finished(self, cell: Cell, key: str, known: dict[tuple[tuple[str, int], ...], FrozenRequests]) -> Scored:
+        """A cell's row of all that it was asked.
+
+        Args:
+            known: requests of as many documents of each task, which come in one order.
+        """
+        seen = self._seen[id(cell)]
+        assert seen.row is not None
+        if seen.failed:
+            return Scored(seen.row.model_copy(update={"cell": key, "evaluate_seconds": seen.seconds}))
+        order = {task: place for place, task in enumerate(self._engine.requests.tasks)}
+        samples = sorted(seen.samples, key=lambda sample: (order[sample["task"]], sample["doc"]))
+        documents: dict[str, list[int]] = {}
+        for sample in samples:
+            documents.setdefault(sample["task"], []).append(sample["doc"])
+        asked = {task: len(of_task) for task, of_task in documents.items()}
+        whole = self.split.sizes("validation")
+        sizes = tuple(asked.items())
+        if sizes not in known:
+            known[sizes] = self._engine.requests.restricted(documents)
+        stopped = {task: asked.get(task, 0) for task in seen.stopped if asked.get(task, 0) < whole[task]}
+        row = seen.row.model_copy(
+            update={
+                "cell": key,
+                "evaluate_seconds": seen.seconds,
+                "scores": aggregate_samples(known[sizes], samples),
+                "selection": Selection(
+                    split="validation", documents=asked, stopped=stopped or None, predicted=cell.predicted
+                ),
+            }
+        )
+        return Scored(row, samples)
+
+
+@dataclass
+class _Field:
+    """One method's candidates in the race for one objective.
+
+    Attributes:
+        drawn: how many units each was scored on, by its place.
+        again: places of those that were given up for one that failed afterwards.
+    """
+
+    candidates: list[Candidate]
+    duels: Duels
+    again: list[int] = field(default_factory=list)
+    drawn: dict[int, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.drawn = dict.fromkeys(range(len(self.candidates)), 0)
+
+    def judge(self, course: Course, start: int, end: int, seen: Mapping[int, _Seen]) -> None:
+        """Takes in a block's values, and gives up what can be given up."""
+        self.drop_failed(seen)
+        asked = {key for unit in course.units[start:end] for key in unit}
+        columns = []
+        for place in self.duels.alive.tolist():
+            cells = self.candidates[place].cells
+            of_cells = [
+                course.values(start, end, [s for s in seen[id(cell)].samples if (s["task"], s["doc"]) in asked])
+                for cell in cells
+            ]
+            columns.append(np.mean(of_cells, axis=0))
+            self.drawn[place] = end
+        if columns:
+            self.duels.draw(np.stack(columns, axis=1))
+            if end < len(course.units):  # what has seen everything takes part in the choice
+                self.duels.give_up()
+
+    def drop_failed(self, seen: Mapping[int, _Seen]) -> None:
+        """Takes out candidates of which a cell failed; what was given up for them alone is in question again."""
+        for place in (*self.duels.alive.tolist(), *self.again):
+            if any(seen[id(cell)].failed for cell in self.candidates[place].cells):
+                if place in self.again:
+                    self.again.remove(place)
+                else:
+                    self.again += self.duels.drop(place)

@@ -1,0 +1,183 @@
+"""Screening: only the cells that a first-order expansion of the loss makes most of are scored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from lrbench.errors import ReducerError
+from lrbench.evaluation.base_engine import BoundEngine
+from lrbench.reducers.ranks import closed_rank
+from lrbench.reduction.gradient_sensitivity import Asked, Sensitivity, sensitivities
+from lrbench.reduction.plan import Cell, Plan
+from lrbench.run.model_run import ModelRun
+from lrbench.run.recorder import Records
+from lrbench.run.selection.choice import Candidate, candidates
+from lrbench.run.selection.objective import Objective
+from lrbench.run.selection.split import Split
+from lrbench.suite.selection import ScreenSpec
+from lrbench.system.faults import point
+from lrbench.tasks.frozen_requests import FrozenRequests
+
+Terms = dict[str, dict[str, Sensitivity]]  # task -> slot's name -> its sensitivity
+
+
+def screened(records: Records, share: ModelRun, split: Split, aims: Sequence[Objective], spec: ScreenSpec) -> Plan:
+    """The plan with what is predicted of its cells; all but the most promising ones of each method are skipped.
+
+    Cells stay whose change of loss cannot be predicted: where a rank is known only once factors are built, or is none
+    of the weight's; and those that a prediction says nothing about, since it holds for dropping singular components.
+
+    Raises:
+        SuiteError: no document of some choice has an answer that is known to be right.
+    """
+    before = _as_before(records, share, split)
+    if before is not None:
+        return before
+    documents = {task: indices[: spec.documents] for task, indices in split.validation.items()}
+    engine = share.engine.restricted(documents)
+    asked = right_answers(engine)
+    for aim in aims:
+        if not any(asked[task] for task in aim.tasks):
+            raise share.suite.error(
+                ("screen",), f"{aim.name}: no answer is known to be right, so there is no loss; leave 'screen' out"
+            )
+    terms = _terms(records, share, engine.requests, asked)
+    predicted = {id(cell): _predicted(cell, aims, terms) for cell in share.plan.cells}
+    stays = _promising(share.plan, aims, predicted, spec.top)
+    unknown = sum(predicted[id(cell)] is None and _is_candidate(cell) for cell in share.plan.cells)
+    if unknown:
+        records.progress.note(f"screening: nothing can be predicted of {unknown} cells; they are scored")
+    cells = []
+    for cell in share.plan.cells:
+        change = predicted[id(cell)]
+        if change is not None and id(cell) not in stays:
+            text = ", ".join(f"{name} {value:+.3g}" for name, value in change.items())
+            names = ", ".join(slot.name for slot in cell.slots[:3]) + (", ..." if len(cell.slots) > 3 else "")
+            why = f"screened out: log-loss is predicted to change by {text} nats a document ({names})"
+            cell = replace(cell, skip=why)
+        cells.append(replace(cell, predicted=change))
+    return Plan(tuple(cells))
+
+
+def right_answers(engine: BoundEngine) -> dict[str, list[list[Asked]]]:
+    """Task -> of each document, the tokens of what is right: its right choice, its only continuation, or its text."""
+    requests, longest = engine.requests, engine.lm.max_length
+    found: dict[str, dict[int, list[Asked]]] = {name: defaultdict(list) for name in requests.tasks}
+    counts = Counter((instance.task_name, instance.doc_id) for instance in requests.asked_pairs)
+    for instance, (_, context, continuation) in zip(requests.asked_pairs, requests.pairs, strict=True):
+        gold = requests.tasks[instance.task_name].right.get(instance.doc_id)
+        right = gold if isinstance(gold, list) else [gold]
+        if instance.idx == right[0] or (gold is None and counts[instance.task_name, instance.doc_id] == 1):
+            asked = _asked(context, continuation, longest)
+            found[instance.task_name][instance.doc_id].append(asked)
+    start = 0
+    for instance, count in zip(requests.asked_rolling, requests.window_counts, strict=True):
+        for _, context, continuation in requests.windows[start : start + count]:
+            found[instance.task_name][instance.doc_id].append(_asked(context, continuation, longest))
+        start += count
+    return {name: list(documents.values()) for name, documents in found.items()}
+
+
+def _asked(context: Sequence[int], continuation: Sequence[int], longest: int) -> Asked:
+    """As lm-eval would give them to the model: cut from the left."""
+    tokens = [*context, *continuation][-(longest + 1) :]
+    return Asked(torch.tensor(tokens), len(continuation))
+
+
+def _terms(
+    records: Records, share: ModelRun, requests: FrozenRequests, asked: Mapping[str, Sequence[Sequence[Asked]]]
+) -> Terms:
+    """The sensitivities of every slot that is edited, task by task; kept on disk, so that a restart goes on alike."""
+    slots = list(dict.fromkeys(slot for cell in share.plan.cells if _is_candidate(cell) for slot in cell.slots))
+    made = json.dumps([share.loaded.weight_hash, share.loaded.config_hash, requests.hashes(), [s.name for s in slots]])
+    name = f"screening-{hashlib.sha256(made.encode()).hexdigest()[:32]}"
+    for entry in records.directory.partial(name):
+        return {task: {slot: _from_plain(one) for slot, one in of_task.items()} for task, of_task in entry.items()}
+    count = sum(map(len, asked.values()))
+    records.progress.note(f"screening: the gradient of the loss on {count} documents, for {len(slots)} weights")
+    found = {
+        task: sensitivities(share.loaded.model, slots, documents, records.progress.note)
+        for task, documents in asked.items()
+        if documents
+    }
+    point("screen.predicted")
+    plain = {task: {slot: _to_plain(one) for slot, one in of_task.items()} for task, of_task in found.items()}
+    records.directory.add_partial(name, plain)
+    point("screen.kept")
+    return found
+
+
+def _predicted(cell: Cell, aims: Sequence[Objective], terms: Terms) -> dict[str, float] | None:
+    """Each choice's predicted change of log-loss; None where there is none."""
+    if not _is_candidate(cell):
+        return None
+    assert cell.method is not None
+    changes: dict[str, list[float]] = defaultdict(list)
+    for slot in cell.slots:
+        for task, of_task in terms.items():
+            sensitivity = of_task[slot.name]
+            try:
+                rank = closed_rank(cell.request_of(slot), cell.method.reducer, slot.about, sensitivity.singular_values)
+            except ReducerError:  # it will fail, and say so itself
+                return None
+            if rank is None or cell.method.reducer.rank_of != "weight" or slot.users > 1:
+                return None  # of a tied weight the gradient is that of all its users, and the edit is one's
+            changes[task].append(sensitivity.change(rank))
+    total = {task: sum(of_slots) for task, of_slots in changes.items()}
+    found = {}
+    for aim in aims:
+        parts = [[total[task] for task in tasks if task in total] for tasks in aim.parts.values()]
+        known = [sum(part) / len(part) for part in parts if part]
+        found[aim.name] = sum(known) / len(known)
+    return found
+
+
+def _promising(
+    plan: Plan, aims: Sequence[Objective], predicted: Mapping[int, Mapping[str, float] | None], top: int
+) -> set[int]:
+    """`id`s of the cells that are among the `top` of their method for some choice; seeds of one count once."""
+    stays: set[int] = set()
+    for aim in aims:
+        of_label: dict[str, list[tuple[float, Candidate]]] = defaultdict(list)
+        for candidate in candidates(plan):
+            change = predicted[id(candidate.cells[0])]
+            if change is not None:
+                of_label[candidate.label].append((change[aim.name], candidate))
+        for known in of_label.values():
+            best = sorted(known, key=lambda one: one[0])[:top]
+            stays.update(id(cell) for _, candidate in best for cell in candidate.cells)
+    return stays
+
+
+def _as_before(records: Records, share: ModelRun, split: Split) -> Plan | None:
+    """The plan as an earlier run screened it, where every cell has its row; else None."""
+    race = share.suite.race
+    more = {"race": race.resolved()} if race is not None else None
+    keys = share.keys(share.plan, share.engine.restricted(split.validation), more)
+    rows = [records.done.get(keys[id(cell)]) for cell in share.plan.cells]
+    cells = []
+    for cell, row in zip(share.plan.cells, rows, strict=True):
+        if row is None or row.selection is None:
+            return None
+        skip = row.reason if row.status == "skipped" else None
+        cells.append(replace(cell, skip=skip, predicted=row.selection.predicted))
+    return Plan(tuple(cells))
+
+
+def _is_candidate(cell: Cell) -> bool:
+    return cell.method is not None and not cell.drops_updates and not cell.skip and not cell.failure
+
+
+def _to_plain(sensitivity: Sensitivity) -> dict[str, Any]:
+    return {"values": sensitivity.singular_values.tolist(), "terms": sensitivity.terms.tolist()}
+
+
+def _from_plain(entry: Mapping[str, Any]) -> Sensitivity:
+    return Sensitivity(*(torch.tensor(entry[key], dtype=torch.float64) for key in ("values", "terms")))

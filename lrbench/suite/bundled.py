@@ -1,0 +1,10 @@
+"""The bundled models: what they are called, and where they lie. Known without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def bundled() -> dict[str, Path]:
+    """Names and folders of the bundled models."""
+    return {"almanac": Path(__file__).parent.parent / "models" / "almanac" / "checkpoint"}

@@ -1,0 +1,273 @@
+"""A suite file -> a validated, frozen `Suite` that still knows where everything in it was written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from lrbench.errors import InputError, did_you_mean, one_line
+from lrbench.suite.calibration import CalibrationSpec, TextSpec
+from lrbench.suite.messages import suite_error
+from lrbench.suite.model import DeltaSpec, ModelSpec
+from lrbench.suite.schema import BASE, ReducerSpec, Suite, TaskSpec
+from lrbench.suite.selection import RaceSpec, ScreenSpec, SelectSpec
+from lrbench.suite.sweep import RankSpec, SweepSpec
+from lrbench.suite.yaml_reader import Document, KeyPath, Place, read_yaml
+
+__all__ = [
+    "BASE", "CalibrationSpec", "DeltaSpec", "ModelSpec", "RaceSpec", "RankSpec", "ReducerSpec", "ScreenSpec",
+    "SelectSpec", "Suite",
+    "SweepSpec", "TaskSpec", "TextSpec", "bundled_suites", "find_suite", "load_suite", "suite_again",
+]  # fmt: skip
+
+_MODELS: dict[tuple[str, ...], type[BaseModel]] = {
+    (): Suite,
+    ("models",): ModelSpec,
+    ("tasks",): TaskSpec,
+    ("sweep",): SweepSpec,
+    ("sweep", "rank"): RankSpec,
+    ("calibration",): CalibrationSpec,
+    ("calibration", "text"): TextSpec,
+    ("delta",): DeltaSpec,
+    ("delta", "base"): ModelSpec,
+    ("select",): SelectSpec,
+    ("race",): RaceSpec,
+    ("screen",): ScreenSpec,
+}
+
+
+def find_suite(name_or_path: str | Path) -> Path:
+    """The file of a suite: the path itself, or a bundled suite by name.
+
+    Raises:
+        InputError: neither a file nor the name of a bundled suite.
+    """
+    path = Path(name_or_path)
+    name = str(name_or_path)
+    known = bundled_suites()
+    try:
+        path.stat()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:  # too long, a NUL, a folder that may not be looked into
+        raise InputError(f"{name[:80]}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if path.is_file() or (name not in known and (path.suffix in (".yaml", ".yml") or len(path.parts) != 1)):
+        return path
+    if name in known:
+        return known[name]
+    if path.is_dir():
+        raise InputError(f"{name}: is a directory; give the suite file in it")
+    hint = did_you_mean(name, known) or f"; bundled suites: {', '.join(known) or 'none'}"
+    raise InputError(f"unknown suite {name!r}: no such file, and no bundled suite{hint}")
+
+
+def bundled_suites() -> dict[str, Path]:
+    """Names and files of the suites that come with lrbench."""
+    import lrbench.suites
+
+    folders = [Path(folder) for folder in lrbench.suites.__path__]
+    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
+
+
+def load_suite(
+    name_or_path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    limit: int | None = None,
+    dtype: str | None = None,
+) -> Suite:
+    """Reads and validates a suite.
+
+    Args:
+        name_or_path: a file, or the name of a bundled suite.
+        overrides: `dotted.path=YAML` each, applied in order; relative paths in them are relative to the working
+            directory, those in the file to the file's folder.
+        limit: at most that many documents of each task.
+        dtype: for every model, instead of the suite's.
+
+    Raises:
+        SuiteError: the file or an override is wrong; one line, `file:line:column: message`.
+        InputError: no such bundled suite, or a limit below 1.
+    """
+    path = find_suite(name_or_path)
+    document = read_yaml(path)
+    for override in overrides:
+        document.override(override)
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit {limit}: must be at least 1")
+    return _narrowed(_located(_validated(document, path), document, path.parent), limit, dtype)
+
+
+def suite_again(data: Mapping[str, Any], file: Path, paths: Mapping[str, str], *, with_tasks: bool = True) -> Suite:
+    """The suite that a manifest holds.
+
+    Args:
+        data: what `Suite.resolved` gave.
+        file: the manifest, for errors.
+        paths: what `Suite.local_paths` gave.
+        with_tasks: whether its task folders are needed, and so must be there.
+
+    Raises:
+        SuiteError: a file or folder that the suite named is gone, or another version of lrbench wrote the manifest.
+    """
+    document = Document(str(file), dict(data), values={(): Place(str(file))})
+    if not with_tasks:
+        document.data["task_paths"] = []
+    return _located(_validated(document, file), document, file.parent, paths)
+
+
+def _validated(document: Document, path: Path) -> Suite:
+    try:
+        return Suite.model_validate(_normalised(document, path))
+    except ValidationError as error:
+        raise suite_error(error, document, lambda loc: _written(loc, document), _MODELS) from None
+
+
+def _normalised(document: Document, path: Path) -> dict[str, Any]:
+    """The data with `model` as a list of one, and the file's stem for a name."""
+    data = dict(document.data)
+    if "model" in data and "models" in data:
+        first, second = sorted(("model", "models"), key=lambda key: document.place((key,), key=True))
+        raise document.error((second,), f"both {first!r} and {second!r}; give one of them", key=True)
+    if "model" in data:
+        model = data.pop("model")
+        if isinstance(model, list):
+            raise document.error(("model",), "'model' takes one model; for several write 'models'")
+        data["models"] = [model]
+    for key in ("task_paths", "plugins", "calibration", "delta", "select", "race", "screen"):
+        if data.get(key, "") is None:
+            del data[key]
+    if data.get("name") is None:
+        data["name"] = path.stem
+    return data
+
+
+def _written(loc: KeyPath, document: Document) -> KeyPath:
+    """From a place in the validated data to the place in the file."""
+    match loc:
+        case ("models", int(), *rest) if "model" in document.data:
+            return ("model", *rest)
+        case ("reducers", int(index), ("label" | "params") as field, *rest):
+            entry = document.data["reducers"][index]
+            name = next(iter(entry)) if isinstance(entry, dict) else entry
+            return ("reducers", index, name, *(rest if field == "params" else ["label"]))
+    return loc
+
+
+def _located(suite: Suite, document: Document, folder: Path, paths: Mapping[str, str] | None = None) -> Suite:
+    """The suite with its places noted and its paths made absolute: by `paths` (dotted place -> path) where they tell.
+
+    Raises:
+        SuiteError: a path that leads nowhere.
+    """
+
+    def absolute(path: KeyPath, given: str | Path) -> Path:
+        known = (paths or {}).get(".".join(map(str, path)))
+        if known is not None:
+            return Path(known)
+        base = Path.cwd() if document.is_override(path) else folder
+        try:
+            found = (base / Path(given).expanduser()).resolve()
+            found.exists()  # what follows asks again, and in other words
+        except (OSError, ValueError, RuntimeError) as error:  # too long, a loop of links, no such home
+            reason = getattr(error, "strerror", None) or one_line(error)
+            raise document.error(path, f"a path that cannot be followed: {reason}; give another") from None
+        return found
+
+    for key in ("models", "tasks", "reducers", "sweep"):
+        for index, spec in enumerate(getattr(suite, key)):
+            spec._path = _written((key, index), document)
+    if suite.delta is not None:
+        suite.delta._path, suite.delta.base._path = ("delta",), ("delta", "base")
+    task_paths, plugins = [], []
+    for index, given in enumerate(suite.task_paths):
+        task_paths.append(absolute(("task_paths", index), given))
+        if not task_paths[-1].is_dir():
+            raise document.error(("task_paths", index), f"no such folder: {task_paths[-1]}")
+    for index, given in enumerate(suite.plugins):
+        plugins.append(absolute(("plugins", index), given))
+        if not plugins[-1].exists():
+            raise document.error(("plugins", index), f"no such plugin file or folder: {plugins[-1]}")
+
+    def located_model(model: ModelSpec) -> ModelSpec:
+        found = {}
+        for key in ("pretrained", "config", "tokenizer", "adapter"):
+            given = getattr(model, key)
+            if not isinstance(given, str):
+                continue
+            place = (*model.path, key)
+            local = absolute(place, given)
+            if local.exists():
+                found[key] = str(local)
+            elif given.startswith((".", "/", "~")) or ".".join(map(str, place)) in (paths or {}):
+                # what else may be a hub id
+                what = "no such checkpoint folder" if key == "pretrained" else f"no such {key}"
+                raise document.error(place, f"{what}: {local}")
+        located = model.model_copy(update=found)
+        located._given = {key: getattr(model, key) for key in found}
+        return located
+
+    def located_task(task: TaskSpec) -> TaskSpec:
+        if task.data is None:
+            return task
+        file = absolute((*task.path, "data"), task.data)
+        if not file.is_file():
+            raise document.error((*task.path, "data"), f"no such file of documents: {file}")
+        found = task.model_copy(update={"data": str(file)})
+        found._given = task.data
+        return found
+
+    changes: dict[str, Any] = {
+        "task_paths": tuple(task_paths),
+        "plugins": tuple(plugins),
+        "models": tuple(map(located_model, suite.models)),
+        "tasks": tuple(map(located_task, suite.tasks)),
+    }
+    if suite.calibration is not None and suite.calibration.text is not None:
+        text = _located_text(suite.calibration.text, document, absolute)
+        changes["calibration"] = suite.calibration.model_copy(update={"text": text})
+    if suite.delta is not None:
+        changes["delta"] = suite.delta.model_copy(update={"base": located_model(suite.delta.base)})
+    located = suite.model_copy(update=changes)
+    located._document = document
+    return located
+
+
+def _located_text(text: TextSpec, document: Document, absolute: Callable[[KeyPath, str], Path]) -> TextSpec:
+    """Calibration text with its path made absolute. Raises SuiteError: no such file, or not a file of text."""
+    given = text.file or text.dataset
+    if given is None:
+        return text
+    spelled = document.data["calibration"]["text"]
+    place = ("calibration", "text") if isinstance(spelled, str) else ("calibration", "text", "file")
+    if text.file is None:
+        local = absolute(("calibration", "text", "dataset"), given)
+        if not local.is_dir():
+            return text  # a hub id
+        located = text.model_copy(update={"dataset": str(local)})
+    else:
+        path = absolute(place, given)
+        if not path.is_file():
+            raise document.error(place, f"no such file of calibration text: {path} (a data set is {{dataset: NAME}})")
+        if path.suffix not in (".txt", ".jsonl"):
+            raise document.error(place, f"calibration text is a .txt or .jsonl file, not {path.name!r}")
+        if path.suffix == ".txt" and text.column is not None:
+            raise document.error(("calibration", "text", "column"), "a .txt file has no 'column'", key=True)
+        located = text.model_copy(update={"file": str(path)})
+    located._given = given
+    return located
+
+
+def _narrowed(suite: Suite, limit: int | None, dtype: str | None) -> Suite:
+    """The suite with the command line's shorthands applied."""
+    changes: dict[str, Any] = {}
+    if limit is not None:
+        changes["tasks"] = tuple(
+            task.model_copy(update={"limit": min(limit, task.limit or limit)}) for task in suite.tasks
+        )
+    if dtype is not None:
+        changes["models"] = tuple(model.model_copy(update={"dtype": dtype}) for model in suite.models)
+    return suite.model_copy(update=changes)

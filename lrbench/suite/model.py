@@ -1,0 +1,169 @@
+"""How a suite names a model, and the base of a fine-tuned one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    StrictBool,
+    StrictInt,
+    field_validator,
+    model_validator,
+)
+
+from lrbench.errors import did_you_mean
+from lrbench.suite.bundled import bundled
+from lrbench.suite.fields import Count, Spec, Text
+from lrbench.suite.messages import misplaced
+from lrbench.suite.yaml_reader import describe
+
+
+def _configuration(value: Any) -> Any:
+    if isinstance(value, dict):
+        if not isinstance(value.get("model_type"), str):
+            raise misplaced("a 'config' names its architecture: {model_type: llama, hidden_size: 64, ...}")
+        if not all(isinstance(key, str) for key in value):
+            raise misplaced("the keys of a 'config' are strings")
+        return value
+    if value is not None and (not isinstance(value, str) or not value):
+        raise misplaced(f"'config' takes settings, or a file or name that has them, not {describe(value)}")
+    return value
+
+
+def _device_map(value: Any) -> Any:
+    if value is None or value in ("auto", "balanced"):
+        return value
+    if isinstance(value, str):
+        hint = did_you_mean(value, ("auto", "balanced")) or "; known: auto, balanced, or a mapping {module: device}"
+        raise misplaced(f"unknown device_map {value!r}{hint}")
+    if not isinstance(value, dict) or not value:
+        raise misplaced(f"'device_map' takes auto, balanced or a mapping of modules to devices, not {describe(value)}")
+    for module, device in value.items():
+        if not isinstance(module, str) or isinstance(device, bool) or not isinstance(device, int | str) or device == "":
+            raise misplaced(
+                f"'device_map' maps modules to devices, as in {{model.layers.0: 1}}, not {module!r} to {device!r}"
+            )
+    return value
+
+
+class ModelSpec(Spec):
+    """One model: the bundled one by `name`, any other by `pretrained`, or random weights by `config`.
+
+    Attributes:
+        name: a bundled model.
+        pretrained: a folder (absolute where the suite named one relative to itself) or a hub id.
+        revision: of the hub id.
+        config: an architecture for random weights: its settings with `model_type`, or a file, folder, hub id or
+            bundled model that has them.
+        seed: of the random weights; None for 0.
+        tokenizer: a folder, hub id or bundled model; None for the model's own, with random weights the bundled one's.
+        adapter: a PEFT adapter, folder or hub id, that is merged into the weights.
+        dtype: what the weights are loaded as; `auto` is what the checkpoint says.
+        device: None for the engine's choice.
+        device_map: for models larger than one GPU: `auto`, `balanced`, or module -> device; instead of `device`.
+        attn_implementation: of transformers; None for the model's default.
+        trust_remote_code: whether the model's repository may run its own code; the command line must say so too.
+        chat_template: whether prompts go through the tokenizer's chat template.
+        max_length: tokens; None for the model's own.
+        add_bos: whether a BOS token is put in front; None for the tokenizer's own habit.
+        label: how tables call it; None for the name or path.
+    """
+
+    name: Text | None = None
+    pretrained: Text | None = None
+    revision: Text | None = None
+    config: Annotated[Any, BeforeValidator(_configuration)] = None
+    seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] | None = None
+    tokenizer: Text | None = None
+    adapter: Text | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: Text | None = None
+    device_map: Annotated[Any, BeforeValidator(_device_map)] = None
+    attn_implementation: Text | None = None
+    trust_remote_code: StrictBool | None = None
+    chat_template: StrictBool = False
+    max_length: Count | None = None
+    add_bos: StrictBool | None = None
+    label: Text | None = None
+    _given: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelSpec:
+        if [self.name, self.pretrained, self.config].count(None) != 2:
+            raise misplaced(
+                "a model has either 'name' (a bundled one) or 'pretrained' (a path or hub id), or 'config' for "
+                "random weights"
+            )
+        if self.revision is not None and self.pretrained is None:
+            raise misplaced(f"a {'bundled' if self.name else 'random'} model has no 'revision'", "revision")
+        if self.seed is not None and self.config is None:
+            raise misplaced("a model's 'seed' is that of random weights; it goes with 'config'", "seed")
+        if self.attn_implementation is not None and "/" in self.attn_implementation:
+            raise misplaced(
+                "a kernel of the hub is code that nobody here has read; give one of transformers' own (sdpa, eager)",
+                "attn_implementation",
+            )
+        if self.device is not None and self.device_map is not None:
+            raise misplaced("'device' or 'device_map', not both", "device_map", key=True)
+        if self.device_map is not None and self.config is not None:
+            raise misplaced(
+                "random weights go to one 'device'; 'device_map' is for checkpoints", "device_map", key=True
+            )
+        return self
+
+    @property
+    def display_name(self) -> str:
+        """The label, or what the suite calls the model."""
+        if isinstance(self.config, dict):
+            return self.label or f"random {self.config['model_type']}"
+        random = f"random {self._given.get('config', self.config)}" if self.config is not None else ""
+        return self.label or self.name or self._given.get("pretrained", self.pretrained) or random
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data, with paths as they were given."""
+        return (
+            self.model_dump()
+            | {"label": self.display_name, "trust_remote_code": self.trust_remote_code or None}
+            | self._given
+        )
+
+
+class DeltaSpec(Spec):
+    """That updates are reduced: what fine-tuning added to the weights of `base`.
+
+    Attributes:
+        base: the model before: as a model is written, or the name of a bundled one, a path or hub id alone. Its weights
+            alone are read, as the dtype of the fine-tuned model.
+    """
+
+    base: ModelSpec
+
+    @field_validator("base", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return {"name" if value in bundled() else "pretrained": value}
+
+    @model_validator(mode="after")
+    def _weights_alone(self) -> DeltaSpec:
+        usual = {name: field.default for name, field in ModelSpec.model_fields.items()}
+        for key in _OF_RUNNING:
+            if getattr(self.base, key) != usual[key]:
+                raise misplaced(
+                    f"{key!r} does not go with a base, which is read and not run; leave it out", "base", key, key=True
+                )
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data, with paths as they were given."""
+        return {"base": {key: value for key, value in self.base.resolved().items() if key not in _OF_RUNNING}}
+
+
+#: What of a model says how it runs, and so nothing of a base.
+_OF_RUNNING = (
+    *("tokenizer", "dtype", "device", "device_map", "attn_implementation", "chat_template", "max_length", "add_bos"),
+)

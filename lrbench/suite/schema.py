@@ -1,0 +1,347 @@
+"""What a suite may say: its keys, their types, their defaults. `lrbench.suite.load` reads files into it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    PrivateAttr,
+    StrictInt,
+    model_validator,
+)
+
+from lrbench.analysis.derived import DerivedColumn
+from lrbench.errors import SuiteError, did_you_mean
+from lrbench.reducers.ranks import CALIBRATED
+from lrbench.suite.calibration import CalibrationSpec
+from lrbench.suite.fields import (
+    Count,
+    FilePath,
+    Seed,
+    Spec,
+    Text,
+    directory_name,
+    each_once,
+    memory,
+    one_or_many,
+    seed_list,
+)
+from lrbench.suite.messages import misplaced
+from lrbench.suite.model import DeltaSpec, ModelSpec
+from lrbench.suite.selection import RaceSpec, ScreenSpec, SelectSpec, derived_columns, switched_on
+from lrbench.suite.sweep import SweepSpec
+from lrbench.suite.yaml_reader import Document, KeyPath, Place, describe
+
+#: The label of the row that has the base's own weights, where updates are reduced.
+BASE = "base"
+
+
+class TaskSpec(Spec):
+    """One lm-eval task or group, with its options; None leaves them to the task.
+
+    Attributes:
+        data: a file that is read instead of the task's documents; absolute once located.
+    """
+
+    task: Text
+    limit: Count | None = None
+    num_fewshot: Annotated[StrictInt, Field(ge=0)] | None = None
+    data: Text | None = None
+    _given: str | None = PrivateAttr(default=None)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"task": value} if isinstance(value, str) else value
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data, with the path as it was given."""
+        return self.model_dump() | ({"data": self._given} if self._given is not None else {})
+
+
+class ReducerSpec(Spec):
+    """One reducer with parameters; `label` tells several of the same apart, and is the name by default."""
+
+    name: Text
+    params: dict[str, Any] = Field(default_factory=dict)
+    label: Annotated[Text, Field(max_length=64)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_mapping(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value, "label": value}
+        if not isinstance(value, dict):
+            raise misplaced(f"a reducer is a name, or a name with parameters, not {describe(value)}")
+        if len(value) != 1:
+            at = list(value)[1:2]
+            raise misplaced("a reducer is one name, with its parameters indented below it", *at, key=bool(at))
+        [(name, params)] = value.items()
+        if params is not None and not isinstance(params, dict):
+            raise misplaced(f"the parameters of {name!r} are a mapping, not {describe(params)}", name)
+        params = dict(params or {})
+        return {"name": name, "label": params.pop("label", name), "params": params}
+
+    def parameter_path(self, parameter: str | None) -> KeyPath:
+        """Where a parameter was written, for `Suite.error`; the reducer itself for None."""
+        return (*self.path, self.name, parameter) if parameter else self.path
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data."""
+        return {self.name: {**self.params, "label": self.label}}
+
+
+class Suite(Spec):
+    """What is to be measured. Made by `load_suite`.
+
+    Attributes:
+        name: also names the run's directory.
+        models: one or several.
+        task_paths, plugins: folders of task YAML, plugin files: absolute.
+        tasks, reducers, sweep: at least one of each.
+        calibration: for reducers that need statistics of the model's inputs; None where none does.
+        delta: the base whose updates are reduced; None where weights themselves are.
+        seed: of the reducers' random draws.
+        seeds: with which cells of reducers that draw at random are repeated; None for `seed` alone.
+        batch_size: rows a forward pass; None for the engine's choice.
+        frontier_memory: GiB that states kept between cells may take; `auto` for what suits the free memory.
+        inference: whether edited weights are multiplied as matrices, or through their factors where they can be.
+        measure: what is measured beside the scores.
+        select: how the cells that are reported are chosen; None where all are reported.
+        race: when cells stop that cannot be the choice; None where all are scored in full.
+        screen: which cells are scored at all; None for all.
+        derived: columns that tables make of the scores.
+    """
+
+    name: Annotated[Text, AfterValidator(directory_name)]
+    models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
+    task_paths: tuple[FilePath, ...] = ()
+    plugins: tuple[FilePath, ...] = ()
+    tasks: Annotated[tuple[TaskSpec, ...], Field(min_length=1)]
+    reducers: Annotated[tuple[ReducerSpec, ...], Field(min_length=1)]
+    sweep: Annotated[tuple[SweepSpec, ...], Field(min_length=1)]
+    calibration: CalibrationSpec | None = None
+    delta: DeltaSpec | None = None
+    seed: Seed = 0
+    seeds: Annotated[int | tuple[int, ...] | None, PlainValidator(seed_list)] = None
+    batch_size: Count | None = None
+    frontier_memory: Annotated[float | Literal["auto"], BeforeValidator(memory)] = "auto"
+    inference: Literal["dense", "factored"] = "dense"
+    measure: Annotated[tuple[Literal["inference"], ...], BeforeValidator(one_or_many), AfterValidator(each_once)] = ()
+    select: Annotated[SelectSpec | None, BeforeValidator(switched_on)] = None
+    race: Annotated[RaceSpec | None, BeforeValidator(switched_on)] = None
+    screen: Annotated[ScreenSpec | None, BeforeValidator(switched_on)] = None
+    derived: Annotated[tuple[DerivedColumn, ...], PlainValidator(derived_columns)] = ()
+    _document: Document = PrivateAttr()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_null(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: entry for key, entry in value.items() if entry is not None or key not in ("inference", "measure")}
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Suite:
+        for index, model in enumerate(self.models):
+            if model.display_name in [other.display_name for other in self.models[:index]]:
+                raise misplaced(f"two models are called {model.display_name!r}; give one a label", "models", index)
+        for index, task in enumerate(self.tasks):
+            if task.task in [other.task for other in self.tasks[:index]]:
+                raise misplaced(f"task {task.task!r} is listed twice", "tasks", index)
+        labels: list[str] = []
+        for index, reducer in enumerate(self.reducers):
+            if reducer.label in labels:
+                hint = f"`{reducer.name}: {{label: ...}}`"
+                raise misplaced(
+                    f"two reducers are called {reducer.label!r}; give one a label: {hint}", "reducers", index
+                )
+            labels.append(reducer.label)
+        for index, sweep in enumerate(self.sweep):
+            for position, label in enumerate(sweep.reducers or ()):
+                if label not in labels:
+                    hint = did_you_mean(label, labels) or f"; this suite has {', '.join(labels)}"
+                    raise misplaced(f"no reducer is labelled {label!r}{hint}", "sweep", index, "reducers", position)
+        return self
+
+    @model_validator(mode="after")
+    def _text_to_share_out_by(self) -> Suite:
+        for index, sweep in enumerate(self.sweep):
+            if sweep.allocation in CALIBRATED and self.calibration is None:
+                raise misplaced(
+                    f"'allocation: {sweep.allocation}' needs calibration; "
+                    "add `calibration: {text: FILE}` to the suite",
+                    "sweep", index, "allocation",
+                )  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
+    def _updates_as_matrices(self) -> Suite:
+        if self.delta is None:
+            return self
+        for index, sweep in enumerate(self.sweep):
+            if sweep.rank.keep_model is not None:
+                raise misplaced(
+                    "'keep_model' does not go with 'delta': an update has no numbers of the model's own to share out; "
+                    "write 'keep', of each update",
+                    "sweep", index, "rank", "keep_model", key=True,
+                )  # fmt: skip
+        for key, asked in (("inference", self.inference == "factored"), ("measure", "inference" in self.measure)):
+            if asked:
+                raise misplaced(
+                    f"{key!r} does not go with 'delta': factors of an update run beside the base's weight, not in its "
+                    "place; leave one of them out",
+                    key,
+                )
+        for index, reducer in enumerate(self.reducers):
+            if reducer.label == BASE:
+                raise misplaced(
+                    f"with 'delta', {BASE!r} is the row of the base's own weights; give the reducer another label",
+                    "reducers",
+                    index,
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _race_of_a_selection(self) -> Suite:
+        if self.race is not None and self.select is None:
+            raise misplaced("'race' stops cells that cannot be chosen; it needs 'select'", "race", key=True)
+        return self
+
+    @model_validator(mode="after")
+    def _greedy_of_a_selection(self) -> Suite:
+        composed: set[str] = set()
+        for index, sweep in enumerate(self.sweep):
+            if sweep.mode != "greedy":
+                continue
+            if self.select is None:
+                raise misplaced(
+                    "'mode: greedy' decides on validation documents what it composes; it needs 'select' in the suite",
+                    "sweep", index, "mode",
+                )  # fmt: skip
+            if self.delta is not None:
+                raise misplaced("'mode: greedy' does not go with 'delta'; take another mode", "sweep", index, "mode")
+            labels = sweep.reducers or tuple(reducer.label for reducer in self.reducers)
+            twice = next((label for label in labels if label in composed), None)
+            if twice is not None:
+                raise misplaced(
+                    f"{twice!r} is composed by another sweep already, and each method has one composition for each "
+                    "choice; name other 'reducers', such as the same one under another label",
+                    "sweep", index, "mode",
+                )  # fmt: skip
+            composed.update(labels)
+        return self
+
+    @model_validator(mode="after")
+    def _screen_of_a_selection(self) -> Suite:
+        if self.screen is not None and self.select is None:
+            raise misplaced(
+                "'screen' looks at validation documents, so that those reported stay unseen; it needs 'select'",
+                "screen",
+                key=True,
+            )
+        if self.screen is not None and self.delta is not None:
+            raise misplaced(
+                "'screen' predicts what dropping components of a weight does, not of an update; with 'delta', leave "
+                "it out",
+                "screen",
+                key=True,
+            )
+        return self
+
+    @property
+    def repeats(self) -> tuple[int, ...]:
+        """The seeds of what draws at random: the list given, or so many from `seed` on."""
+        if isinstance(self.seeds, tuple):
+            return self.seeds
+        return tuple(range(self.seed, self.seed + (self.seeds or 1)))
+
+    @property
+    def hash(self) -> str:
+        """Short SHA-256 of what the suite asks; names the run's directory.
+
+        How it is executed (`device`, `device_map`, `batch_size`, `frontier_memory`) does not count: a run goes on
+        elsewhere, or with smaller batches. Nor do `derived` columns, which tables make of what is scored.
+        Nor does what is left out, so that a key that a later version knows leaves the hashes of older suites alone.
+        """
+        text = json.dumps(_defining(self.resolved()), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def resolved(self) -> dict[str, Any]:
+        """The suite as plain JSON data, defaults filled in, paths as given; a valid suite itself."""
+        data = self._document.data
+        return {
+            "name": self.name,
+            "models": [model.resolved() for model in self.models],
+            "task_paths": list(data.get("task_paths") or ()),
+            "plugins": list(data.get("plugins") or ()),
+            "tasks": [task.resolved() for task in self.tasks],
+            "reducers": [reducer.resolved() for reducer in self.reducers],
+            "sweep": [sweep.resolved() for sweep in self.sweep],
+            "calibration": self.calibration and self.calibration.resolved(),
+            "delta": self.delta and self.delta.resolved(),
+            "seed": self.seed,
+            "seeds": list(self.seeds) if isinstance(self.seeds, tuple) else self.seeds,
+            "batch_size": self.batch_size,
+            "frontier_memory": self.frontier_memory,
+            "inference": None if self.inference == "dense" else self.inference,
+            "measure": list(self.measure) or None,
+            **({"select": self.select.resolved()} if self.select is not None else {}),
+            **({"race": self.race.resolved()} if self.race is not None else {}),
+            **({"screen": self.screen.resolved()} if self.screen is not None else {}),
+            **({"derived": {one.name: one.resolved() for one in self.derived}} if self.derived else {}),
+        }
+
+    def local_paths(self) -> dict[str, str]:
+        """Where the relative paths in `resolved` lead on this machine: dotted place -> absolute path."""
+        resolved = self.resolved()
+        here = {
+            f"{key}.{index}": str(path)
+            for key in ("task_paths", "plugins")
+            for index, path in enumerate(getattr(self, key))
+            if str(path) != resolved[key][index]
+        }
+        for index, model in enumerate(self.models):
+            here |= {
+                f"models.{index}.{key}": str(getattr(model, key))
+                for key, given in model._given.items()
+                if getattr(model, key) != given
+            }
+        here |= {
+            f"tasks.{index}.data": str(task.data)
+            for index, task in enumerate(self.tasks)
+            if task._given is not None and task.data != task._given
+        }
+        if self.delta is not None:
+            base = self.delta.base
+            here |= {
+                f"delta.base.{key}": str(getattr(base, key))
+                for key, given in base._given.items()
+                if getattr(base, key) != given
+            }
+        text = self.calibration.text if self.calibration is not None else None
+        if text is not None and text._given is not None:
+            key = "file" if text.file is not None else "dataset"
+            here[f"calibration.text.{key}"] = str(getattr(text, key))
+        return here
+
+    def place(self, path: KeyPath) -> Place:
+        """Where the value at `path` was written, as `("sweep", 0, "layers")`, or the nearest thing around it."""
+        return self._document.place(path)
+
+    def error(self, path: KeyPath, message: str) -> SuiteError:
+        """The error that shows `message` at the line of `path`; to be raised by the caller."""
+        return self._document.error(path, message)
+
+
+def _defining(data: Any) -> Any:
+    if isinstance(data, dict):
+        execution = ("device", "device_map", "batch_size", "frontier_memory", "derived")
+        return {key: _defining(value) for key, value in data.items() if value is not None and key not in execution}
+    return [_defining(value) for value in data] if isinstance(data, list) else data

@@ -1,0 +1,117 @@
+"""What a suite may say of its sweeps: which weights, by which reducers, to which ranks."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, InstanceOf, StrictFloat, model_validator
+
+from lrbench.reducers.ranks import AllocationKind, RankKind, RankRequest
+from lrbench.suite.fields import Count, Shares, Spec, Text, Weight, one_or_many
+from lrbench.suite.layers import Layers
+from lrbench.suite.messages import misplaced
+
+
+class RankSpec(Spec):
+    """Ranks of a sweep: exactly one kind, with one value or several."""
+
+    fraction: Shares | None = None
+    rank: Annotated[tuple[Count, ...], Field(min_length=1), BeforeValidator(one_or_many)] | None = None
+    keep: Shares | None = None
+    energy: Shares | None = None
+    error: (
+        Annotated[
+            tuple[Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)], ...],
+            Field(min_length=1),
+            BeforeValidator(one_or_many),
+        ]
+        | None
+    ) = None
+    keep_model: Shares | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> RankSpec:
+        given = [kind for kind in type(self).model_fields if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise misplaced(
+                f"a rank is exactly one of {', '.join(type(self).model_fields)}", *given[1:2], key=bool(given)
+            )
+        values = getattr(self, given[0])
+        for index, value in enumerate(values):
+            if value in values[:index]:
+                raise misplaced(f"{value:g} is listed twice", given[0], index)
+        return self
+
+    @property
+    def kind(self) -> RankKind:
+        """The kind that is given."""
+        kinds: tuple[RankKind, ...] = ("fraction", "rank", "keep", "energy", "error", "keep_model")
+        return next(kind for kind in kinds if getattr(self, kind) is not None)
+
+    @property
+    def requests(self) -> tuple[RankRequest, ...]:
+        """One request a value, in the order given."""
+        return tuple(RankRequest(self.kind, value) for value in getattr(self, self.kind))
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data."""
+        return {self.kind: list(getattr(self, self.kind))}
+
+
+class SweepSpec(Spec):
+    """A rule that generates cells.
+
+    Attributes:
+        mode: `each` slot alone, each `layer` as a whole, all `together`, or a `greedy` composition of single edits.
+        layers: which decoder blocks.
+        weights: roles, groups, LASER names, globs on parameter names.
+        rank: which ranks.
+        reducers: labels; None for all of the suite's.
+        allocation: how the numbers of `keep_model` are shared out among weights; None where it is left out.
+    """
+
+    mode: Literal["each", "layer", "together", "greedy"] = "each"
+    layers: Annotated[InstanceOf[Layers], BeforeValidator(Layers.parse)] = Layers("all")
+    weights: Annotated[tuple[Weight, ...], Field(min_length=1), BeforeValidator(one_or_many)] = ("all",)
+    rank: RankSpec
+    reducers: Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(one_or_many)] | None = None
+    allocation: AllocationKind | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_null(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: entry for k, entry in value.items() if entry is not None or k not in ("reducers", "allocation")}
+        return value
+
+    @model_validator(mode="after")
+    def _shared_out(self) -> SweepSpec:
+        if self.rank.keep_model is not None and self.mode != "together":
+            raise misplaced(
+                f"'keep_model' is the size of the whole model, which weights edited together share; write "
+                f"'mode: together' instead of {self.mode!r}, or 'keep'",
+                "rank", "keep_model", key=True,
+            )  # fmt: skip
+        if self.allocation is not None and self.rank.keep_model is None:
+            raise misplaced(
+                f"'allocation' shares out the numbers of 'keep_model', and these ranks are by {self.rank.kind!r}; "
+                "leave it out, or write 'rank: {keep_model: 0.8}'",
+                "allocation", key=True,
+            )  # fmt: skip
+        return self
+
+    @property
+    def shared_by(self) -> AllocationKind | None:
+        """How `keep_model` is shared out, `uniform` where nothing is said; None for other ranks."""
+        return (self.allocation or "uniform") if self.rank.keep_model is not None else None
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "mode": self.mode,
+            "layers": self.layers.spelled(),
+            "weights": list(self.weights),
+            "rank": self.rank.resolved(),
+            "reducers": None if self.reducers is None else list(self.reducers),
+            "allocation": self.shared_by,
+        }
