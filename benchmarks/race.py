@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lrbench.analysis.scored_run import ScoredRun
-from lrbench.results.store import open_run
+from lrbench.results.directory import open_run
 from lrbench.run.selection.document_order import Course
 from lrbench.stats.betting import Duels
 from lrbench.stats.metric_names import is_share, primary

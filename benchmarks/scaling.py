@@ -31,13 +31,14 @@ from rich.console import Console
 from rich.table import Table
 
 from lrbench.reducers.registry import Registry
-from lrbench.results.store import Row, RunDirectory
+from lrbench.results.directory import RunDirectory
+from lrbench.results.rows import Row
 from lrbench.run.executors import Executor, LocalExecutor
 from lrbench.run.executors.ray import RayExecutor, RayOptions
-from lrbench.run.executors.simulation import Costs, Schedule, laser_sweep, simulate
 from lrbench.run.runner import run_suite
 from lrbench.suite.load import load_suite
 from lrbench.system.environment import environment, in_words
+from scaling_simulation import Costs, Schedule, laser_sweep, simulate
 
 SUITE = """\
 name: scaling

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
+from lrbench._version import __version__
+
 if TYPE_CHECKING:
     from lrbench.api.reduced import Reduced, reduce
     from lrbench.api.results import Results, read_results
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
         LowRank,
     )
     from lrbench.reducers.low_rank import LowRankReducer
-
-__version__ = "0.1.0"
 
 #: Marks a plugin's `lrbench_reducers()`.
 hookimpl = pluggy.HookimplMarker("lrbench")

@@ -17,16 +17,10 @@ Every message says where, what, and what to do, in one line.
 from __future__ import annotations
 
 import asyncio
-import difflib
-from collections.abc import Iterable
 from pathlib import Path
-
-from lrbench.system.text import clean
 
 #: What foreign code may raise without ending the run: a plugin that calls sys.exit(), or gives a task up, fails alone.
 FOREIGN = (Exception, SystemExit, asyncio.CancelledError)
-
-_LONGEST = 2000  # of a message that is shown; a reason is read, and what is longer quotes the input at length
 
 
 class LrbenchError(Exception):
@@ -84,21 +78,3 @@ class SpoiltModelError(EvaluationError):
 
 class StorageError(LrbenchError):
     """A run's directory cannot be written to any more: the disk is full, or gone."""
-
-
-def one_line(error: BaseException) -> str:
-    """An exception as one line: `Type: message` for those that are not ours.
-
-    Whitespace is folded, and what a terminal would act on is taken out: a message may quote a name from a model, a task
-    or a plugin. A very long one loses its middle.
-    """
-    text = clean(str(error))
-    if len(text) > _LONGEST:
-        text = f"{text[: _LONGEST * 3 // 4]} ... {text[-_LONGEST // 4 :]}"
-    return text if isinstance(error, LrbenchError) and text else f"{type(error).__name__}: {text}".rstrip(": ")
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the nearest of the known words, or `` where none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""

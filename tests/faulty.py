@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lrbench.evaluation.sweep import sizes as memory
 from lrbench.reducers.registry import Registry
-from lrbench.results.store import RunDirectory
+from lrbench.results.directory import RunDirectory
 from lrbench.run import model_run
 from lrbench.run.recorder import RunResult, Stop
 from lrbench.run.runner import run_suite

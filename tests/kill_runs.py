@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from lrbench.evaluation.sweep import sizes as memory
-from lrbench.results.store import RunDirectory
+from lrbench.results.directory import RunDirectory
 from tests.faulty import PARTS, PLAIN, Subject, facts, scored_lines, write_parts
 
 SWEEP = "{mode: each, layers: [0, 1], weights: [mlp.down, attn.o], rank: {keep: [0.6, 0.3]}}"

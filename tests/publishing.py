@@ -11,7 +11,8 @@ import pytest
 
 from lrbench.analysis import damage, splits
 from lrbench.reports.publish import charts, tables
-from lrbench.results.store import Row, RunDirectory
+from lrbench.results.directory import RunDirectory
+from lrbench.results.rows import Row
 from tests.synthetic_run import demo_run, edit, row, samples_of, scores_of
 
 MODEL = "<script>alert(1)</script>"

@@ -5,7 +5,7 @@ from textwrap import dedent
 
 from lrbench.evaluation.interface import Step
 from lrbench.reducers.registry import Registry
-from lrbench.results.store import Row
+from lrbench.results.rows import Row
 from lrbench.run.recorder import RunResult
 from lrbench.run.runner import run_suite
 from lrbench.suite.load import load_suite

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lrbench.results.scores import Score
-from lrbench.results.store import Edit, Row, RunDirectory
+from lrbench.results.directory import RunDirectory
+from lrbench.results.rows import Edit, Row, Score
 
 ROLES = ("mlp.gate", "mlp.up", "mlp.down")
 SUBTASKS = ("almanac_facts_frequent", "almanac_facts_middle", "almanac_facts_rare")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lrbench.cli import main
-from lrbench.results.store import RunDirectory
+from lrbench.results.directory import RunDirectory
 from tests.suites import MISBEHAVING, write_suite
 
 DOCS = Path(__file__).parent.parent / "docs"

@@ -17,8 +17,8 @@ from lrbench.cli import main
 from lrbench.reports.publish.spectrum import Spectrum, read
 from lrbench.reports.render import damage as render
 from lrbench.reports.render.document import Table
-from lrbench.results.scores import Score
-from lrbench.results.store import RunDirectory
+from lrbench.results.directory import RunDirectory
+from lrbench.results.rows import Score
 from tests.synthetic_run import demo_run, edit, row, samples_of, scores_of, simple_run
 
 SPECTRUM = Path(__file__).parent.parent / "results" / "published" / "almanac-spectrum" / "spectrum.json"

@@ -15,7 +15,8 @@ from lrbench.models.base_model import load_base
 from lrbench.models.load import load
 from lrbench.models.slots import count_numbers, find_slots
 from lrbench.reports.render import markdown, terminal
-from lrbench.results.store import Row, open_run
+from lrbench.results.directory import open_run
+from lrbench.results.rows import Row
 from lrbench.run.recompute import compute_again
 from lrbench.suite.load import ModelSpec, load_suite
 from tests.exports import lm_eval_says, write_family_suite, write_model

@@ -3,10 +3,11 @@ import math
 import numpy as np
 import pytest
 
-from lrbench.analysis.derived import DerivedColumn, derive
+from lrbench.analysis.derived import derive
 from lrbench.analysis.score import Measured, compared
 from lrbench.errors import InputError
 from lrbench.stats import paired_difference
+from lrbench.suite.derived_columns import DerivedColumn
 
 MCQ = ["boolq", "arc_easy", "arc_challenge", "winogrande", "piqa", "hellaswag", "openbookqa"]
 TASKS = ["wikitext2_tokens", "c4_tokens", *MCQ, "mathqa", "mmlu_math"]

@@ -7,7 +7,7 @@ import pytest
 from lrbench.analysis.leaderboard import build
 from lrbench.cli import main
 from lrbench.errors import SuiteError
-from lrbench.results.store import RunDirectory
+from lrbench.results.directory import RunDirectory
 from lrbench.suite.load import load_suite, suite_again
 from tests.suites import run, write_suite
 

@@ -19,7 +19,7 @@ from lrbench.export import card
 from lrbench.export.description import Description
 from lrbench.export.load import load
 from lrbench.reducers.factors.layer import FactoredLinear
-from lrbench.results.store import open_run
+from lrbench.results.directory import open_run
 from tests.exports import OTHERS, lm_eval_says, write_family_suite
 from tests.suites import MISBEHAVING, run
 from tests.tiny_models import FAMILIES

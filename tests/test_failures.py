@@ -14,7 +14,7 @@ import lrbench.run.model_run
 from lrbench.cli import main
 from lrbench.errors import ModelError
 from lrbench.evaluation.sweep import sizes as memory
-from lrbench.results.store import RunDirectory
+from lrbench.results.directory import RunDirectory
 from lrbench.run.recorder import Interrupted, Stop
 from lrbench.system import faults
 from tests.faulty import PARTS, PLAIN, Subject, facts, quicken, scored_lines, write_parts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lrbench.evaluation.sweep.sweeper import Sweeper
-from lrbench.results.store import RunDirectory
+from lrbench.results.directory import RunDirectory
 from lrbench.system import faults
 from lrbench.system.faults import POINTS
 from tests.faulty import (

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lrbench.cli import main
 from lrbench.errors import SuiteError
-from lrbench.results.store import RunDirectory
+from lrbench.results.directory import RunDirectory
 from lrbench.suite.load import load_suite
 from tests.synthetic_run import edit, row, samples_of, scores_of
 

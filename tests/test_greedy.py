@@ -8,7 +8,7 @@ import torch
 import lrbench.run.model_run
 from lrbench.errors import InputError, SuiteError
 from lrbench.models.load import load
-from lrbench.results.store import RunDirectory
+from lrbench.results.directory import RunDirectory
 from lrbench.run.recompute import compute_again
 from lrbench.suite.load import load_suite
 from tests.suites import Heard, run, write_suite

@@ -18,7 +18,7 @@ from lrbench.reduction.apply import in_place
 from lrbench.reduction.cell_reducer import Reductions
 from lrbench.reduction.plan import Cell, Method, methods
 from lrbench.reduction.speed_benchmark import Protocol, _Alive, measure_inference
-from lrbench.results.store import open_run
+from lrbench.results.directory import open_run
 from lrbench.suite.load import load_suite
 from tests.exports import write_family_suite
 from tests.suites import MISBEHAVING, run, write_suite

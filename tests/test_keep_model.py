@@ -20,7 +20,7 @@ from lrbench.reduction.allocation.loss_curves import carried
 from lrbench.reduction.calibration.loss import text_loss
 from lrbench.reduction.cell_reducer import Reductions
 from lrbench.reduction.plan import Cell, Method, Plan, refusal
-from lrbench.results.store import Row
+from lrbench.results.rows import Row
 from lrbench.run.recompute import compute_again
 from lrbench.suite.load import ModelSpec, load_suite
 from tests.suites import run, write_suite

@@ -14,7 +14,7 @@ import pytest
 from lrbench.cli import main
 from lrbench.cli.run import _signals
 from lrbench.errors import InputError
-from lrbench.results.store import RunDirectory
+from lrbench.results.directory import RunDirectory
 from lrbench.run.executors import LocalExecutor
 from lrbench.run.model_run import ModelRun
 from lrbench.run.recorder import Interrupted, Stop

@@ -22,8 +22,8 @@ from lrbench.cli import leaderboard as verb
 from lrbench.cli.progress import TerminalProgress
 from lrbench.errors import InputError
 from lrbench.reports.render import FORMATS, markdown, terminal
-from lrbench.results.scores import Score
-from lrbench.results.store import RunDirectory
+from lrbench.results.directory import RunDirectory
+from lrbench.results.rows import Score
 from lrbench.stats.metric_names import is_share, lower_is_better, primary
 from tests.synthetic_run import ROLES, demo_run, edit, row, simple_run
 

@@ -13,7 +13,7 @@ from lrbench.models.load import bundled, load
 from lrbench.reducers.registry import Registry
 from lrbench.reduction.cell_reducer import Reductions
 from lrbench.reduction.plan import make_plan, methods
-from lrbench.results.store import RunDirectory
+from lrbench.results.directory import RunDirectory
 from lrbench.suite.load import ModelSpec, load_suite
 from lrbench.tasks.folders import BUNDLED
 from tests.suites import run, write_suite

@@ -14,8 +14,8 @@ from lrbench import cli
 from lrbench.analysis.leaderboard import build
 from lrbench.errors import InputError
 from lrbench.results import merge as module
+from lrbench.results.directory import RunDirectory
 from lrbench.results.merge import merge
-from lrbench.results.store import RunDirectory
 from tests.suites import run as run_suite_file
 from tests.suites import write_suite
 from tests.synthetic_run import edit, row, simple_run

@@ -15,7 +15,7 @@ from lrbench.models import load as loading
 from lrbench.models.edit import edited
 from lrbench.models.load import bundled, load, load_structure
 from lrbench.models.slots import find_slots
-from lrbench.results.store import RunDirectory
+from lrbench.results.directory import RunDirectory
 from lrbench.suite.load import ModelSpec, load_suite
 from lrbench.system import memory
 from tests.architectures import COMMON, LLAMA

@@ -15,7 +15,7 @@ from lrbench.evaluation.interface import Partial
 from lrbench.evaluation.sweep import SweepEngine
 from lrbench.evaluation.sweep import sizes as memory
 from lrbench.evaluation.sweep.sweeper import Sweeper
-from lrbench.results.store import RunDirectory
+from lrbench.results.directory import RunDirectory
 from lrbench.run.partial_answers import RunPartials
 from tests.suites import Heard, run, write_suite
 

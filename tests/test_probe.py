@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from lrbench.cli import main
-from lrbench.cli.run import default_directory
+from lrbench.cli.options import default_directory
 from lrbench.evaluation.sweep import SweepEngine
 from lrbench.evaluation.sweep import sizes as memory
 from lrbench.evaluation.sweep.cost_model import SweepCost, cost

@@ -21,7 +21,7 @@ from lrbench.reports.publish import files
 from lrbench.reports.publish.names import Names, slug
 from lrbench.reports.publish.provenance import Run
 from lrbench.reports.publish.spectrum import read
-from lrbench.results.store import RunDirectory
+from lrbench.results.directory import RunDirectory
 from lrbench.suite.load import load_suite
 from tests.publishing import HOSTILE, each_run, hostile_run, select_by_cell
 from tests.synthetic_run import demo_run

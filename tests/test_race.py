@@ -11,8 +11,8 @@ from lrbench.analysis.leaderboard import build
 from lrbench.errors import SuiteError
 from lrbench.evaluation.sweep.sweeper import Sweeper
 from lrbench.reports.render import renderer
-from lrbench.results.scores import Score
-from lrbench.results.store import RunDirectory
+from lrbench.results.directory import RunDirectory
+from lrbench.results.rows import Score
 from lrbench.run.selection.document_order import Course, course_of
 from lrbench.run.selection.objective import Objective, objectives
 from lrbench.suite.load import load_suite

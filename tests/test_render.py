@@ -18,9 +18,8 @@ from lrbench.analysis.score import Measured
 from lrbench.reports.render import FORMATS, renderer, terminal
 from lrbench.reports.render.markdown import escape
 from lrbench.reports.render.number_format import clean, pieces, plain
-from lrbench.results.scores import Score
-from lrbench.results.speed import AtBatch, InferenceSpeed, Speed
-from lrbench.results.store import RunDirectory
+from lrbench.results.directory import RunDirectory
+from lrbench.results.rows import AtBatch, InferenceSpeed, Score, Speed
 from tests.synthetic_run import SUBTASKS, demo_run, edit, row, simple_run
 
 METHODS = ("svd", "laser-svd", "id", "cr", "cur", "random-columns")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lrbench.cli import main
-from lrbench.results.store import RunDirectory
+from lrbench.results.directory import RunDirectory
 from lrbench.system import environment as environments
 from lrbench.system.environment import environment
 from tests.faulty import PLAIN, Subject, facts, quicken, write_parts

@@ -16,7 +16,7 @@ from lrbench.evaluation.sweep import sizes as memory
 from lrbench.models.load import bundled, load, weight_hash
 from lrbench.reducers.registry import Registry
 from lrbench.reduction.plan import make_plan, methods
-from lrbench.results.store import RunDirectory
+from lrbench.results.directory import RunDirectory
 from lrbench.suite.load import ModelSpec, load_suite
 from lrbench.system.environment import environment
 from tests.suites import MISBEHAVING, Heard, run, write_suite

@@ -1,9 +1,9 @@
 """Which worker is given which cells, and what becomes of those of lost workers."""
 
 import pytest
+from scaling_simulation import Costs, laser_sweep, simulate
 
 from lrbench.run.executors.schedule import DEATHS, LOSSES, Group, Queue, cost_of, room_for
-from lrbench.run.executors.simulation import Costs, laser_sweep, simulate
 
 
 class Cell:

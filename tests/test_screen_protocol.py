@@ -10,7 +10,7 @@ from lrbench.analysis.screening_accuracy import foreseen
 from lrbench.errors import SuiteError
 from lrbench.reports.publish import publish
 from lrbench.reports.render.selection_notes import remarks
-from lrbench.results.store import RunDirectory
+from lrbench.results.directory import RunDirectory
 from lrbench.run.selection import screen
 from lrbench.suite.load import load_suite
 from tests.suites import Heard, run, write_suite

@@ -19,7 +19,7 @@ from rich.console import Console
 import lrbench
 from lrbench.cli import main
 from lrbench.cli.progress import TerminalProgress
-from lrbench.errors import InputError, ModelError, one_line
+from lrbench.errors import InputError, ModelError
 from lrbench.evaluation.interface import Step
 from lrbench.export.card import card
 from lrbench.export.subject import Subject
@@ -30,10 +30,9 @@ from lrbench.reports.publish.names import slug
 from lrbench.reports.render import FORMATS
 from lrbench.reports.render.document import csv_text
 from lrbench.reports.render.templating import tex
-from lrbench.results.store import RunDirectory
+from lrbench.results.directory import RunDirectory
 from lrbench.suite.load import ModelSpec, load_suite
-from lrbench.system.file_names import is_plain
-from lrbench.system.text import clean, printable
+from lrbench.system.text import clean, is_plain, one_line, printable
 from tests.suites import write_suite
 from tests.synthetic_run import edit, row, samples_of, scores_of
 

@@ -11,8 +11,8 @@ import pytest
 from lrbench.analysis.leaderboard import build
 from lrbench.errors import InputError, SuiteError, TaskError
 from lrbench.reports.render import renderer
-from lrbench.results.scores import Score
-from lrbench.results.store import RunDirectory
+from lrbench.results.directory import RunDirectory
+from lrbench.results.rows import Score
 from lrbench.run.selection.choice import Candidate, choose
 from lrbench.run.selection.objective import Objective, objectives
 from lrbench.run.selection.split import split

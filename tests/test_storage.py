@@ -12,7 +12,7 @@ import pytest
 
 from lrbench.cli import main
 from lrbench.errors import InputError, StorageError
-from lrbench.results.store import RunDirectory
+from lrbench.results.directory import RunDirectory
 from tests.faulty import PLAIN, Subject, facts, quicken, scored_lines, write_parts
 from tests.synthetic_run import row
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrbench.errors import InputError
-from lrbench.results.scores import Score
-from lrbench.results.store import RunDirectory, open_run
+from lrbench.results.directory import RunDirectory, open_run
+from lrbench.results.rows import Score
 from tests.synthetic_run import demo_run, edit, row
 
 

@@ -10,7 +10,7 @@ from lrbench.evaluation.sweep.partial_forward import Passes
 from lrbench.evaluation.sweep.queries import Query
 from lrbench.evaluation.sweep.sweeper import Sweeper
 from lrbench.models.slots import find_slots
-from lrbench.system.out_of_memory import is_out_of_memory
+from lrbench.system.device import is_out_of_memory
 from tests.tiny_models import plainly, query, same, some_queries, swept, tiny
 
 QUERIES = some_queries(1)

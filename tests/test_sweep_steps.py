@@ -12,7 +12,7 @@ from lrbench.evaluation.interface import Step
 from lrbench.evaluation.sweep import engine
 from lrbench.evaluation.sweep import sizes as memory
 from lrbench.evaluation.sweep.sweeper import Sweeper
-from lrbench.system.out_of_memory import is_out_of_memory
+from lrbench.system.device import is_out_of_memory
 from tests.suites import MISBEHAVING, Heard, run, write_suite
 
 

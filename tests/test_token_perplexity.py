@@ -18,7 +18,7 @@ from lrbench.models.edit import edited
 from lrbench.models.load import bundled
 from lrbench.models.slots import find_slots
 from lrbench.reduction.calibration.overlap import evaluated_in
-from lrbench.results.store import RunDirectory
+from lrbench.results.directory import RunDirectory
 from lrbench.tasks.folders import BUNDLED
 from lrbench.tasks.load import load_tasks
 from lrbench.tasks.token_windows import Layout

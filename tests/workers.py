@@ -1,6 +1,6 @@
 """Workers without a cluster, reducers that end their process, and what rows say."""
 
-from lrbench.results.store import RunDirectory
+from lrbench.results.directory import RunDirectory
 from lrbench.run.executors.remote import open_remote, order_of, unit_of
 from lrbench.run.executors.wire import pack, partials_from, scored_from, step_from, unpack
 from lrbench.run.executors.worker import Worker

@@ -14,7 +14,8 @@ from typing import Any, Literal
 from lrbench.analysis.edit_summary import describe, ranks
 from lrbench.analysis.scored_run import ByDocument, Contrasts, ScoredRun
 from lrbench.errors import InputError
-from lrbench.results.store import Row, RunDirectory
+from lrbench.results.directory import RunDirectory
+from lrbench.results.rows import Row
 from lrbench.stats import LEVEL, Difference, holm
 from lrbench.stats.metric_names import primary
 

@@ -9,9 +9,10 @@ from typing import Any, Literal, Protocol
 
 from lrbench.analysis.edit_summary import describe, optimal_error
 from lrbench.analysis.score import Measured
-from lrbench.analysis.splits import Split, first_class, split_of
+from lrbench.analysis.scored_run import Split, first_class, split_of
 from lrbench.analysis.table import Column, Entry, Leaderboard
-from lrbench.results.store import Edit, Row, RunDirectory
+from lrbench.results.directory import RunDirectory
+from lrbench.results.rows import Edit, Row
 from lrbench.stats import RankCorrelation, spearman
 from lrbench.suite.roles import ROLES
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from lrbench.results.store import Edit
+from lrbench.results.rows import Edit
 from lrbench.suite.roles import GROUPS
 
 

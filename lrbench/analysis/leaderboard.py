@@ -11,10 +11,12 @@ from lrbench.analysis.edit_summary import describe, optimal_error, ranks, relati
 from lrbench.analysis.score import Measured, Overall, unpaired
 from lrbench.analysis.scored_run import Line, ScoredRun, lines_of
 from lrbench.analysis.table import Column, Entry, Kind, Leaderboard, Value, as_number
-from lrbench.errors import InputError, did_you_mean
-from lrbench.results.store import Row, RunDirectory
+from lrbench.errors import InputError
+from lrbench.results.directory import RunDirectory
+from lrbench.results.rows import Row
 from lrbench.stats import holm
 from lrbench.stats.metric_names import is_share, lower_is_better, primary
+from lrbench.system.text import did_you_mean
 
 __all__ = ["Column", "Entry", "Kind", "Leaderboard", "Value", "as_number", "build"]
 
@@ -327,7 +329,7 @@ def _chosen(row: Row) -> dict[str, Value]:
     return {column.name: value for column, value in zip(_SELECTION, values, strict=True)}
 
 
-#: Figure of `lrbench.results.speed.Speed` -> the column of factored over dense.
+#: Figure of `lrbench.results.rows.Speed` -> the column of factored over dense.
 _SPEEDS = {
     "prefill_tokens_per_second": Column("prefill", ("prefill", "/ dense"), "times", "higher"),
     "decode_tokens_per_second": Column("decode", ("decode", "/ dense"), "times", "higher"),

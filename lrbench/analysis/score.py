@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from lrbench.results.store import Row
+from lrbench.results.rows import Row
 from lrbench.stats import LEVEL, Difference, geometric, independent, weighted
 from lrbench.stats.metric_names import is_share, lower_is_better, primary
 
@@ -189,3 +189,18 @@ def _geometric(values: Sequence[float]) -> float | None:
     if not values or any(not 0 < value < math.inf for value in values):
         return None
     return math.exp(math.fsum(map(math.log, values)) / len(values))
+
+
+def document_loss(sample: Mapping[str, Any]) -> float | None:
+    """Minus the log-likelihood of a document's right answer; None where that is not known."""
+    given = sample.get("loglikelihoods")
+    if not given:
+        return None
+    right = sample.get("gold")
+    if right is None:
+        return -float(given[0]) if len(given) == 1 else None
+    several = [given[place] for place in (right if isinstance(right, list) else [right])]
+    largest = max(several)
+    if not math.isfinite(largest):
+        return -largest
+    return -(largest + math.log(math.fsum(math.exp(value - largest) for value in several)))

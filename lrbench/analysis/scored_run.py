@@ -7,13 +7,16 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lrbench.analysis.derived import DerivedColumn
 from lrbench.analysis.score import Measured, asked_for, compared
-from lrbench.errors import InputError, one_line
-from lrbench.results.scores import Score
-from lrbench.results.store import Row, RunDirectory
+from lrbench.errors import InputError
+from lrbench.results.directory import RunDirectory
+from lrbench.results.rows import Row, Score
 from lrbench.stats import Difference, Pair, PerDocument, Scores, agree, differences, stratified
 from lrbench.stats.metric_names import base_name
+from lrbench.suite.derived_columns import DerivedColumn
+from lrbench.system.text import one_line
+
+Split = Literal["", "test", "validation"]
 
 
 @dataclass(frozen=True)
@@ -309,3 +312,21 @@ def _over_seeds(scores: Sequence[Score]) -> Measured:
         return Measured(scores[0].value, scores[0].stderr, scores[0].n)
     values = tuple(score.value for score in scores)
     return Measured(math.fsum(values) / len(values), n=scores[0].n, by_seed=values)
+
+
+def split_of(row: Row) -> Split:
+    """`validation` of a row that served a choice, `test` of one that was held out from it; empty without a selection.
+
+    Rows of one table are of one part: a score on the documents that chose the row is no score of the choice.
+    """
+    return row.selection.split if row.selection is not None else ""
+
+
+def in_words(split: Split) -> str:
+    """Behind a model's name: `, held-out documents`."""
+    return {"validation": ", documents of the selection", "test": ", held-out documents"}.get(split, "")
+
+
+def first_class(row: Row) -> bool:
+    """Whether a row is to be reported: those that a choice was made on are shown apart."""
+    return split_of(row) != "validation"

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lrbench.analysis.edit_summary import describe
+from lrbench.analysis.score import document_loss
 from lrbench.analysis.scored_run import ScoredRun
-from lrbench.results.store import Row, RunDirectory
-from lrbench.run.selection.objective import document_loss
+from lrbench.results.directory import RunDirectory
+from lrbench.results.rows import Row
 
 
 @dataclass(frozen=True)

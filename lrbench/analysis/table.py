@@ -13,7 +13,7 @@ from itertools import combinations
 from typing import Any, Literal
 
 from lrbench.analysis.score import Measured
-from lrbench.results.store import Row
+from lrbench.results.rows import Row
 from lrbench.stats import LEVEL, holm, tied
 
 Kind = Literal["text", "score", "share", "ratio", "times", "error", "seconds", "flag"]

@@ -26,7 +26,7 @@ from lrbench.reduction.apply import Inference, in_place, noted
 from lrbench.reduction.cell_reducer import Reductions
 from lrbench.reduction.plan import Cell, Method
 from lrbench.reduction.reduced_weight import Reduction, sizes
-from lrbench.results.store import Edit
+from lrbench.results.rows import Edit
 from lrbench.suite.layers import Layers
 
 _COUNT = count()

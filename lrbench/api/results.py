@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from lrbench.analysis.edit_summary import describe, optimal_error, ranks, relative_error
 from lrbench.analysis.scored_run import ScoredRun
 from lrbench.errors import InputError
-from lrbench.results.store import Row, open_run
+from lrbench.results.directory import open_run
+from lrbench.results.rows import Row
 
 if TYPE_CHECKING:
     import pandas

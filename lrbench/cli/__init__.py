@@ -12,10 +12,10 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-import lrbench
+from lrbench._version import __version__
 from lrbench.cli import check, compare, damage, env, export, leaderboard, matrix, merge, plugins, publish, run, spectrum
-from lrbench.errors import LrbenchError, one_line
-from lrbench.system.text import clean
+from lrbench.errors import LrbenchError
+from lrbench.system.text import clean, one_line
 
 VERBS = (run, check, leaderboard, compare, damage, merge, publish, export, spectrum, matrix, plugins, env)
 
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     top = _Parser(
         prog="lrbench", description="Benchmark low-rank decompositions of language-model weights.", allow_abbrev=False
     )
-    top.add_argument("--version", action="version", version=f"lrbench {lrbench.__version__}")
+    top.add_argument("--version", action="version", version=f"lrbench {__version__}")
     top.add_argument("--debug", action="store_true", help="show tracebacks")
     subparsers = top.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
     for verb in VERBS:

@@ -9,8 +9,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
+from lrbench.cli.options import add_suite_options, default_directory, load_registry, read_suite
 from lrbench.cli.output import say
-from lrbench.cli.run import add_suite_options, default_directory, load_registry, read_suite
 from lrbench.suite.roles import ROLES
 
 if TYPE_CHECKING:

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from lrbench.analysis.comparison import compare_rows, compare_runs
     from lrbench.cli.leaderboard import write
     from lrbench.reports.render import comparison as pages
-    from lrbench.results.store import open_run
+    from lrbench.results.directory import open_run
 
     if len(args.runs) > 2 or (len(args.runs) < 2 and not args.rows):
         count = len(args.runs)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lrbench.reports.publish.spectrum import Spectrum
-    from lrbench.results.store import RunDirectory
+    from lrbench.results.directory import RunDirectory
 
 
 def add_parser(subparsers: Any) -> None:
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from lrbench.reports import figures
     from lrbench.reports.publish.spectrum import read_all
     from lrbench.reports.render import damage as render
-    from lrbench.results.store import open_run
+    from lrbench.results.directory import open_run
 
     output.check(args.output)
     if args.figure is not None:

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from lrbench.export.folder import refuse_occupied
     from lrbench.export.peft_adapter import write_adapter
     from lrbench.export.subject import Subject
-    from lrbench.results.store import open_run
+    from lrbench.results.directory import open_run
     from lrbench.run.recompute import compute_again
 
     refuse_occupied(args.directory)

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         InputError: a RUN is no run directory, there is no such column, or the file cannot be written.
     """
     from lrbench.analysis.leaderboard import build
-    from lrbench.results.store import open_run
+    from lrbench.results.directory import open_run
 
     paths = {path.resolve(): path for path in reversed(args.runs)}
     board = build([open_run(path) for path in reversed(paths.values())], args.sort, validation=args.validation)

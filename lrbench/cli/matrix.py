@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrbench.cli import output
-from lrbench.cli.run import load_registry
+from lrbench.cli.options import load_registry
 from lrbench.errors import InputError, PluginError
 
 if TYPE_CHECKING:

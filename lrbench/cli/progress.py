@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lrbench.analysis.score import Overall, unpaired
 from lrbench.evaluation.interface import Step
-from lrbench.results.store import Row
+from lrbench.results.rows import Row
 from lrbench.system.text import clean
 
 WINDOW = 10.0  # seconds of scoring over which the speed is a mean

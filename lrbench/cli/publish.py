@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from lrbench.reports.publish import publish
-    from lrbench.results.store import open_run
+    from lrbench.results.directory import open_run
 
     console = Console(stderr=True)
     runs = [open_run(path) for path in args.runs]

@@ -15,11 +15,11 @@ def run(args: argparse.Namespace) -> int:
     """
     import torch
 
+    from lrbench.cli.execution import INTERRUPTED, execute
     from lrbench.cli.output import say
-    from lrbench.cli.run import INTERRUPTED, execute
     from lrbench.errors import InputError
     from lrbench.reports.render.repetition import lines
-    from lrbench.results.store import open_run
+    from lrbench.results.directory import open_run
     from lrbench.run.repeat import asked_of, compare_repetition
 
     for given, option in (

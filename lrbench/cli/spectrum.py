@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrbench.cli import output
-from lrbench.errors import InputError, ModelError, did_you_mean
+from lrbench.errors import InputError, ModelError
+from lrbench.system.text import did_you_mean
 
 if TYPE_CHECKING:
     from lrbench.analysis.spectra import SlotSpectrum

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from lrbench.evaluation.base_engine import BoundEngine
     from lrbench.models.load import LoadedModel
     from lrbench.suite.load import ModelSpec
-    from lrbench.tasks.load import TaskSet
+    from lrbench.tasks.task_set import TaskSet
 
 #: What `--engine` chooses from, the default first.
 ENGINES = ("sweep", "frozen", "harness")

@@ -14,17 +14,16 @@ from typing import Any, Self
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lrbench.errors import EvaluationError, LrbenchError, one_line
+from lrbench.errors import EvaluationError, LrbenchError
 from lrbench.evaluation.interface import Job, Outcome, Partials, Step
 from lrbench.evaluation.lm_eval_model import logits_are_finite, make_hflm
-from lrbench.system.clock import synchronize
+from lrbench.system.device import is_out_of_memory, synchronize
 from lrbench.system.faults import point
-from lrbench.system.out_of_memory import is_out_of_memory
+from lrbench.system.text import one_line
 from lrbench.tasks.containment import OTHER_SEED, contained
 from lrbench.tasks.frozen_requests import freeze
-from lrbench.tasks.load import TaskSet
 from lrbench.tasks.score import Samples, Scores
-from lrbench.tasks.token_windows import cut_into_windows
+from lrbench.tasks.task_set import TaskSet, cut_into_windows
 
 
 class BoundEngine(ABC):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from lrbench.errors import LrbenchError
-from lrbench.results.scores import Score
+from lrbench.results.rows import Score
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lrbench.errors import ModelError, one_line
+from lrbench.errors import ModelError
+from lrbench.system.text import one_line
 from lrbench.tasks.containment import contained
 from lrbench.tasks.token_windows import window_pair
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import yaml
 
-import lrbench
+from lrbench._version import __version__
 from lrbench.analysis.edit_summary import describe, ranks, relative_error
 from lrbench.export.description import Description
 from lrbench.export.subject import Subject
 from lrbench.reports.render.markdown import escape
-from lrbench.results.store import Edit, Row
+from lrbench.results.rows import Edit, Row
 from lrbench.system.environment import in_words
 from lrbench.system.text import clean, printable
 
@@ -89,7 +89,7 @@ def card(subject: Subject, form: str, description: Description | None = None) ->
         f"# {escape(title)}",
         f"`{_plain(subject.base)}` with {_what(subject)} replaced by a "
         f"decomposition ({escape(describe(edits, len(subject.inventory.blocks)))}), "
-        f"made by lrbench {lrbench.__version__}.",
+        f"made by lrbench {__version__}.",
         "## What it scored" if row is not None and row.scores else "",
         _scores(subject),
         "## What was edited",

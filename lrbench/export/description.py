@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from lrbench.errors import InputError, one_line
-from lrbench.results.scores import Strict
-from lrbench.results.store import Row
+from lrbench.errors import InputError
+from lrbench.results.rows import Row, Strict
+from lrbench.system.text import one_line
 
 FILE = "lrbench.json"
 TENSORS = (

@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 
-import lrbench
+from lrbench._version import __version__
 from lrbench.errors import InputError
 from lrbench.export.card import card
 from lrbench.export.description import TENSORS, Description, StoredWeight
@@ -50,7 +50,7 @@ def write_factored(subject: Subject, directory: Path) -> None:
         if subject.tokenizer is not None:
             subject.tokenizer.save_pretrained(folder)
         description = Description(
-            lrbench=lrbench.__version__,
+            lrbench=__version__,
             base=subject.base,
             plain=all(weight.factors == "LowRank" and weight.runs_as == "factors" for weight in taken.weights),
             weights=taken.weights,

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from transformers.utils import logging as hf_logging
 
-from lrbench.errors import InputError, one_line
+from lrbench.errors import InputError
+from lrbench.system.text import one_line
 
 
 def refuse_occupied(path: Path) -> None:

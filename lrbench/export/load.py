@@ -11,13 +11,14 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from lrbench.errors import InputError, ModelError, one_line
+from lrbench.errors import InputError, ModelError
 from lrbench.export.description import TENSORS, Description, StoredWeight
 from lrbench.models.factored_layers import install
 from lrbench.models.load import choose_device
 from lrbench.models.slots import find_slots, write_slot
 from lrbench.models.source import refuse_kernels
 from lrbench.reducers.factors import Factors
+from lrbench.system.text import one_line
 
 
 def load(directory: str | Path, device: str | None = "cpu") -> PreTrainedModel:

@@ -14,7 +14,8 @@ from lrbench.models.base_model import Base
 from lrbench.models.load import bundled
 from lrbench.models.slots import Inventory, WeightSlot
 from lrbench.reduction.reduced_weight import Reduction
-from lrbench.results.store import Edit, Row, RunDirectory
+from lrbench.results.directory import RunDirectory
+from lrbench.results.rows import Edit, Row
 from lrbench.run.recompute import CellAgain
 from lrbench.suite.load import ModelSpec
 

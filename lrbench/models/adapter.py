@@ -10,8 +10,9 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from lrbench.errors import ModelError, one_line
+from lrbench.errors import ModelError
 from lrbench.models.source import failing, quietly
+from lrbench.system.text import one_line
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from lrbench.errors import ModelError, one_line
+from lrbench.errors import ModelError
 from lrbench.models.adapter import find_adapter, merge_adapter
 from lrbench.models.slots import Inventory, count_numbers, find_slots
 from lrbench.models.source import Source, failing, find, quietly, read_tokenizer, says_causal, structure
 from lrbench.suite.bundled import bundled
-from lrbench.system.memory import check_room
+from lrbench.system.device import check_room
+from lrbench.system.text import one_line
 
 if TYPE_CHECKING:
     from lrbench.suite.load import ModelSpec

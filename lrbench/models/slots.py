@@ -12,11 +12,12 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lrbench.errors import ModelError, did_you_mean
+from lrbench.errors import ModelError
 from lrbench.models.families import PART_ROLES, expert_layouts, fused_layouts, stack_of
 from lrbench.models.layouts import Layout
 from lrbench.reducers.base import Slot
 from lrbench.suite.roles import ALIASES, GROUPS, ROLES, is_fused, is_router, role_of
+from lrbench.system.text import did_you_mean
 
 #: The package in which transformers puts the code that comes with a checkpoint.
 REPOSITORIES = "transformers_modules"

@@ -31,8 +31,9 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
-from lrbench.errors import ModelError, did_you_mean, one_line
+from lrbench.errors import ModelError
 from lrbench.suite.bundled import bundled
+from lrbench.system.text import did_you_mean, one_line
 
 if TYPE_CHECKING:
     from lrbench.suite.load import ModelSpec

@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal, NamedTuple, Union
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
-from lrbench.errors import FOREIGN, PluginError, did_you_mean, one_line
+from lrbench.errors import FOREIGN, PluginError
 from lrbench.reducers.base import Reducer
+from lrbench.system.text import did_you_mean, one_line
 
 #: What a reducer declares about its method, by properties where parameters decide it.
 DECLARED = ("rank_of", "randomized", "one_preparation")

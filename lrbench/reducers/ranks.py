@@ -18,8 +18,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from lrbench.errors import FOREIGN, LrbenchError, ReducerError, one_line
+from lrbench.errors import FOREIGN, LrbenchError, ReducerError
 from lrbench.reducers.base import Prepared, Reducer, Slot
+from lrbench.system.text import one_line
 
 if TYPE_CHECKING:
     import torch

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from lrbench.errors import FOREIGN, PluginError, did_you_mean, one_line
+from lrbench.errors import FOREIGN, PluginError
 from lrbench.reducers import hookspecs
+from lrbench.system.text import did_you_mean, one_line
 
 if TYPE_CHECKING:
     from lrbench.reducers.base import Reducer

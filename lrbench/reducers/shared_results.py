@@ -106,7 +106,7 @@ class Shared:
 def _make(make: Callable[..., Any], arguments: _Key) -> _Made:
     import torch
 
-    from lrbench.system.clock import synchronize
+    from lrbench.system.device import synchronize
 
     devices = {tensor.device for tensor in _tensors(arguments)}
 

@@ -39,8 +39,8 @@ from lrbench.reduction.weight_job import (
     failing_as,
     reduced_matrix,
 )
-from lrbench.results.store import Edit
-from lrbench.system.clock import synchronize
+from lrbench.results.rows import Edit
+from lrbench.system.device import synchronize
 from lrbench.system.faults import point
 from lrbench.system.isolation import process_state_kept
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lrbench.errors import InputError, did_you_mean, one_line
+from lrbench.errors import InputError
+from lrbench.system.text import did_you_mean, one_line
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

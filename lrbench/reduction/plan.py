@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from lrbench.errors import FOREIGN, ModelError, PluginError, ReducerError, one_line
+from lrbench.errors import FOREIGN, ModelError, PluginError, ReducerError
 from lrbench.models.factored_layers import is_whole_layer
 from lrbench.models.slots import Inventory, WeightSlot
 from lrbench.reducers.base import STATISTICS, Reducer
@@ -23,6 +23,7 @@ from lrbench.reducers.registry import Registry
 from lrbench.reduction.allocation.budget import ranks_by_shape, tied
 from lrbench.reduction.calibration.refusal import uncalibrated
 from lrbench.suite.load import BASE, ReducerSpec, Suite, SweepSpec
+from lrbench.system.text import one_line
 
 
 @dataclass(frozen=True)

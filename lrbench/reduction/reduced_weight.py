@@ -10,7 +10,7 @@ import torch
 
 from lrbench.models.slots import WeightSlot
 from lrbench.reducers.factors import Factors
-from lrbench.results.store import Edit
+from lrbench.results.rows import Edit
 
 
 @dataclass(frozen=True)

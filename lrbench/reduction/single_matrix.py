@@ -16,7 +16,7 @@ from lrbench.reducers.ranks import RankRequest, inapplicable
 from lrbench.reducers.registry import Registry
 from lrbench.reduction.cell_reducer import Reductions
 from lrbench.reduction.plan import Cell, Method, refusal
-from lrbench.results.store import Edit
+from lrbench.results.rows import Edit
 from lrbench.suite.yaml_reader import parse_yaml
 
 

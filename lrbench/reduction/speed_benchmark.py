@@ -16,13 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
-from lrbench.errors import one_line
 from lrbench.models.factored_layers import runs_as_factors
 from lrbench.models.slots import WeightSlot
 from lrbench.reduction.apply import in_place
 from lrbench.reduction.reduced_weight import Reduction
-from lrbench.results.speed import AtBatch, InferenceSpeed, Speed
-from lrbench.system.clock import synchronize
+from lrbench.results.rows import AtBatch, InferenceSpeed, Speed
+from lrbench.system.device import synchronize
+from lrbench.system.text import one_line
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from lrbench.errors import FOREIGN, LrbenchError, ReducerError, one_line
+from lrbench.errors import FOREIGN, LrbenchError, ReducerError
 from lrbench.models.slots import WeightSlot
 from lrbench.reducers.base import Context, Prepared
 from lrbench.reducers.factors import Dense, Factors
@@ -20,9 +20,10 @@ from lrbench.reducers.ranks import RankRequest
 from lrbench.reducers.shared_results import Bill, Shared
 from lrbench.reduction.plan import Method
 from lrbench.reduction.reduced_weight import Reduction, working_dtype
-from lrbench.results.store import Edit
-from lrbench.system.clock import synchronize
+from lrbench.results.rows import Edit
+from lrbench.system.device import synchronize
 from lrbench.system.isolation import process_state_kept
+from lrbench.system.text import one_line
 
 _T = TypeVar("_T")
 

@@ -21,8 +21,10 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from lrbench.errors import InputError, one_line
-from lrbench.results.store import Row, RunDirectory, open_run
+from lrbench.errors import InputError
+from lrbench.results.directory import RunDirectory, open_run
+from lrbench.results.rows import Row
+from lrbench.system.text import one_line
 
 LOCK = ".lock"  # that of `lrbench run`
 _OWN = frozenset(

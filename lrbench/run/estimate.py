@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from lrbench.errors import LrbenchError, one_line
+from lrbench.errors import LrbenchError
 from lrbench.evaluation.base_engine import BoundEngine
 from lrbench.evaluation.sweep import SweepEngine
 from lrbench.evaluation.sweep.cost_model import SweepCost, cost
@@ -20,13 +20,14 @@ from lrbench.reduction.allocation.budget import Budget
 from lrbench.reduction.calibration.white import WhiteInputs
 from lrbench.reduction.cell_reducer import Reductions
 from lrbench.reduction.plan import Cell, Method
-from lrbench.results.store import RunDirectory
+from lrbench.results.directory import RunDirectory
 from lrbench.run.model_run import ModelRun, open_model
 from lrbench.run.selection.choice import is_reference
 from lrbench.run.selection.objective import Objective, objectives
 from lrbench.run.selection.split import split_of
 from lrbench.suite.load import ModelSpec, Suite
 from lrbench.system.environment import environment, in_words
+from lrbench.system.text import one_line
 from lrbench.tasks.containment import contained
 from lrbench.tasks.score import Answers, score
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lrbench
+from lrbench._version import __version__
 from lrbench.models.slots import count_numbers
-from lrbench.results.store import RunDirectory
+from lrbench.results.directory import RunDirectory
 from lrbench.suite.load import Suite
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lrbench.reducers.registry import Registry
     from lrbench.reduction.calibration.statistics import Calibration
     from lrbench.reduction.plan import Method
-    from lrbench.tasks.load import TaskSet
+    from lrbench.tasks.task_set import TaskSet
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Manifest:
         self._begun: set[str] = set()
         self._content: dict[str, Any] = {
             "schema": 1,
-            "lrbench": lrbench.__version__,
+            "lrbench": __version__,
             "suite": suite.resolved(),
             "suite_hash": suite.hash,
             "paths": suite.local_paths(),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-from lrbench.errors import FOREIGN, LrbenchError, SpoiltModelError, TaskError, did_you_mean, one_line
+from lrbench.errors import FOREIGN, LrbenchError, SpoiltModelError, TaskError
 from lrbench.evaluation import make_engine
 from lrbench.evaluation.base_engine import BoundEngine
 from lrbench.evaluation.interface import Job, Outcome, Partials, Step
@@ -25,11 +25,13 @@ from lrbench.reduction.greedy_plan import Composition, make_compositions
 from lrbench.reduction.plan import Cell, Method, Plan, make_plan
 from lrbench.reduction.reduced_weight import Reduction, sizes
 from lrbench.reduction.speed_benchmark import measure_inference
-from lrbench.results.store import Edit, Row
+from lrbench.results.rows import Edit, Row
 from lrbench.suite.load import ModelSpec, Suite
 from lrbench.system.environment import environment
 from lrbench.system.faults import point
-from lrbench.tasks.load import TaskSet, load_tasks
+from lrbench.system.text import did_you_mean, one_line
+from lrbench.tasks.load import load_tasks
+from lrbench.tasks.task_set import TaskSet
 
 HELD_BYTES = 2**30  # of factors that wait for an engine which prefers many jobs at once
 

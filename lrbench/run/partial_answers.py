@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from lrbench.evaluation.interface import Partial
-from lrbench.results.store import BLOCK, Row, RunDirectory
+from lrbench.results.directory import BLOCK, RunDirectory
+from lrbench.results.rows import Row
 
 #: of an environment, what changes how requests are divided, and no answer
 _DIVIDING = ("hash", "frontier_memory")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import lrbench
+from lrbench._version import __version__
 from lrbench.errors import InputError, LrbenchError, ModelError, PluginError
 from lrbench.models.base_model import Base
 from lrbench.models.load import LoadedModel, load
@@ -25,7 +25,8 @@ from lrbench.reduction.delta import base_of, definition_of
 from lrbench.reduction.greedy_plan import GREEDY
 from lrbench.reduction.plan import Cell, Method, first_block_of, make_plan, methods
 from lrbench.reduction.reduced_weight import Reduction
-from lrbench.results.store import Edit, Row, RunDirectory
+from lrbench.results.directory import RunDirectory
+from lrbench.results.rows import Edit, Row
 from lrbench.suite.load import BASE, ModelSpec, Suite, suite_again
 
 #: How far an error may be from the row's: another machine sums in another order.
@@ -172,7 +173,7 @@ def compute_again(
     definition = definition_of(cell, calibration, base)
     part = entry if row.selection is None else (entry.get("parts") or {}).get(row.selection.share, {})
     if not other_code and "setting" in part and cell.digest(**part["setting"], **definition) != row.cell:
-        made, now = again.manifest.get("lrbench"), lrbench.__version__
+        made, now = again.manifest.get("lrbench"), __version__
         raise InputError(
             f"{run.path}: cell {row.cell[:10]} is of an earlier state of this suite (lrbench {made}, now {now}); "
             "choose a cell of the last run"
@@ -199,7 +200,7 @@ def _check_code(manifest: Mapping[str, Any], method: Method) -> None:
     if then != method.source_hash:
         raise PluginError(
             f"reducer {method.label!r}: its code, or lrbench's, is not that of the run "
-            f"(lrbench {manifest.get('lrbench')}, now {lrbench.__version__}); run the suite again, or add --other-code "
+            f"(lrbench {manifest.get('lrbench')}, now {__version__}); run the suite again, or add --other-code "
             "to accept whatever gives the row's errors"
         )
 

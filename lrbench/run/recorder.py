@@ -9,7 +9,8 @@ from typing import Any, Protocol
 from lrbench.evaluation.base_engine import BoundEngine
 from lrbench.evaluation.interface import Step
 from lrbench.reduction.plan import Cell, Plan
-from lrbench.results.store import Row, RunDirectory, Selection
+from lrbench.results.directory import RunDirectory
+from lrbench.results.rows import Row, Selection
 from lrbench.run.manifest_writer import Manifest, Part
 from lrbench.run.model_run import Keep, ModelRun, Scored, setting_of
 from lrbench.run.partial_answers import RunPartials

@@ -15,7 +15,8 @@ from typing import Any
 from lrbench.analysis.comparison import Comparison, Match, compare_runs
 from lrbench.errors import InputError
 from lrbench.evaluation import ENGINES
-from lrbench.results.store import Row, RunDirectory
+from lrbench.results.directory import RunDirectory
+from lrbench.results.rows import Row
 from lrbench.run.recompute import SuiteAgain, reopen
 
 #: What of a row is a time, or names the machine: it says how the cell was done, not what came out.

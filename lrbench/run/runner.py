@@ -9,20 +9,21 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from lrbench.errors import InputError, ModelError, one_line
+from lrbench.errors import InputError, ModelError
 from lrbench.evaluation import ENGINES
 from lrbench.models.load import choose_device, has_chat_template, load_structure
 from lrbench.models.slots import Inventory
 from lrbench.reducers.registry import Registry
 from lrbench.reduction.delta import check_base
 from lrbench.reduction.plan import make_plan, methods
-from lrbench.results.store import RunDirectory
+from lrbench.results.directory import RunDirectory
 from lrbench.run.executors import Executor, LocalExecutor
 from lrbench.run.manifest_writer import Manifest
 from lrbench.run.recorder import Interrupted, Progress, Records, RunResult, Stop
 from lrbench.run.selection import run_model
 from lrbench.suite.load import ModelSpec, Suite
 from lrbench.system.faults import point
+from lrbench.system.text import one_line
 
 LOCK = ".lock"
 

@@ -20,11 +20,10 @@ from pydantic import (
     StrictStr,
 )
 
-from lrbench.errors import did_you_mean
 from lrbench.suite.messages import misplaced
 from lrbench.suite.roles import ALIASES, GROUPS, ROLES
 from lrbench.suite.yaml_reader import KeyPath, describe
-from lrbench.system.file_names import is_reserved
+from lrbench.system.text import did_you_mean, is_reserved
 
 
 def one_or_many(value: Any) -> Any:

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lrbench.errors import did_you_mean
 from lrbench.suite.yaml_reader import describe
+from lrbench.system.text import did_you_mean
 
 _PARTS = {"half": 2, "third": 3, "quarter": 4}
 _FORMS = 'all, 3, -1, [0, 3], "4-7", "last 2", "first half", "last third"'

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from lrbench.errors import InputError, did_you_mean, one_line
+from lrbench.errors import InputError
 from lrbench.suite.calibration import CalibrationSpec, TextSpec
 from lrbench.suite.messages import suite_error
 from lrbench.suite.model import DeltaSpec, ModelSpec
@@ -16,6 +16,7 @@ from lrbench.suite.schema import BASE, ReducerSpec, Suite, TaskSpec
 from lrbench.suite.selection import RaceSpec, ScreenSpec, SelectSpec
 from lrbench.suite.sweep import RankSpec, SweepSpec
 from lrbench.suite.yaml_reader import Document, KeyPath, Place, read_yaml
+from lrbench.system.text import did_you_mean, one_line
 
 __all__ = [
     "BASE", "CalibrationSpec", "DeltaSpec", "ModelSpec", "RaceSpec", "RankSpec", "ReducerSpec", "ScreenSpec",

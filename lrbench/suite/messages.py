@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from lrbench.errors import SuiteError, did_you_mean
+from lrbench.errors import SuiteError
 from lrbench.suite.yaml_reader import Document, KeyPath, describe, unknown_key
+from lrbench.system.text import did_you_mean
 
 _EXPECTED = {
     "string_type": "a string",

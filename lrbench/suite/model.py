@@ -14,11 +14,11 @@ from pydantic import (
     model_validator,
 )
 
-from lrbench.errors import did_you_mean
 from lrbench.suite.bundled import bundled
 from lrbench.suite.fields import Count, Spec, Text
 from lrbench.suite.messages import misplaced
 from lrbench.suite.yaml_reader import describe
+from lrbench.system.text import did_you_mean
 
 
 def _configuration(value: Any) -> Any:

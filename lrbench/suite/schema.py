@@ -16,10 +16,10 @@ from pydantic import (
     model_validator,
 )
 
-from lrbench.analysis.derived import DerivedColumn
-from lrbench.errors import SuiteError, did_you_mean
+from lrbench.errors import SuiteError
 from lrbench.reducers.ranks import CALIBRATED
 from lrbench.suite.calibration import CalibrationSpec
+from lrbench.suite.derived_columns import DerivedColumn
 from lrbench.suite.fields import (
     Count,
     FilePath,
@@ -37,6 +37,7 @@ from lrbench.suite.model import DeltaSpec, ModelSpec
 from lrbench.suite.selection import RaceSpec, ScreenSpec, SelectSpec, derived_columns, switched_on
 from lrbench.suite.sweep import SweepSpec
 from lrbench.suite.yaml_reader import Document, KeyPath, Place, describe
+from lrbench.system.text import did_you_mean
 
 #: The label of the row that has the base's own weights, where updates are reduced.
 BASE = "base"

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictFloat, model_validator
 
-from lrbench.analysis.derived import DerivedColumn
+from lrbench.suite.derived_columns import DerivedColumn
 from lrbench.suite.fields import Count, Seed, Spec
 from lrbench.suite.messages import misplaced
 from lrbench.suite.yaml_reader import describe

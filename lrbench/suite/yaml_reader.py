@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from lrbench.errors import SuiteError, did_you_mean, one_line
+from lrbench.errors import SuiteError
+from lrbench.system.text import did_you_mean, one_line
 
 #: Where a value is in the data: keys and list indices from the root.
 KeyPath = tuple[str | int, ...]

@@ -12,8 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import lrbench
 import lrbench.plugins
+from lrbench._version import __version__
 
 #: Packages whose code is in the way from weights and documents to scores.
 PACKAGES = (
@@ -40,7 +40,7 @@ def environment(device: Any = None, **execution: Any) -> dict[str, Any]:
 
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     entry: dict[str, Any] = {
-        "lrbench": lrbench.__version__,
+        "lrbench": __version__,
         "git": _git_state(),
         "code": _code_hash(),
         "python": platform.python_version(),
@@ -81,7 +81,7 @@ def _version(package: str) -> str | None:
 
 def _git_state() -> dict[str, Any] | None:
     """The commit that lrbench runs from, and whether files differ from it; None outside a checkout."""
-    folder = Path(lrbench.__file__).resolve().parent.parent
+    folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return None
     try:
@@ -99,7 +99,7 @@ def _git_state() -> dict[str, Any] | None:
 @functools.cache
 def _code_hash() -> str:
     """SHA-256 (short) of lrbench's own Python files, built-in reducers included: what a commit does not tell."""
-    folder = Path(lrbench.__file__).resolve().parent
+    folder = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
     for package in (folder, Path(lrbench.plugins.__file__ or folder).resolve().parent):
         for path in sorted(package.rglob("*.py")):

@@ -12,7 +12,8 @@ from weakref import WeakKeyDictionary
 
 import datasets
 
-from lrbench.errors import TaskError, one_line
+from lrbench.errors import TaskError
+from lrbench.system.text import one_line
 
 NEEDED = ("case_id", "requested_rewrite", "paraphrase_prompts")
 WHAT = (

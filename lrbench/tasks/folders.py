@@ -16,7 +16,8 @@ import yaml
 from lm_eval.config.group import GroupConfig
 from lm_eval.config.task import TaskConfig
 
-from lrbench.errors import TaskError, did_you_mean
+from lrbench.errors import TaskError
+from lrbench.system.text import did_you_mean
 from lrbench.tasks.names import BUNDLED, PROTOCOLS
 
 __all__ = ["BUNDLED", "PROTOCOLS", "check_folders", "with_absolute_data"]

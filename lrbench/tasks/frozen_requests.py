@@ -21,10 +21,11 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from lrbench.errors import TaskError, one_line
+from lrbench.errors import TaskError
+from lrbench.system.text import one_line
 from lrbench.tasks.containment import OTHER_SEED, contained
 from lrbench.tasks.documents import groups_of, right_choices
-from lrbench.tasks.load import TaskSet
+from lrbench.tasks.task_set import TaskSet
 from lrbench.tasks.token_windows import REQUEST, TokenPerplexity, window_pair
 
 #: (context, continuation) as text, context token ids, continuation token ids: what HFLM scores

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from lrbench.errors import did_you_mean
+from lrbench.system.text import did_you_mean
 
 BUNDLED = Path(__file__).parent / "almanac"
 PROTOCOLS = Path(__file__).parent / "protocols"  # what papers evaluate on, and lm-eval lacks

@@ -13,7 +13,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import acc_all, acc_all_stderr, mean, mean_stderr
 
 from lrbench.errors import EvaluationError
-from lrbench.results.scores import Score
+from lrbench.results.rows import Score
 from lrbench.stats import jackknife_stderr
 from lrbench.tasks.frozen_requests import FrozenRequests, FrozenTask
 

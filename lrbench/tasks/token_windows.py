@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
-from lrbench.errors import TaskError, one_line
+from lrbench.errors import TaskError
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
 
-    from lrbench.tasks.load import TaskSet
 
 #: The kind of request: the method of lm-eval's model that answers it, with one log-likelihood a window.
 REQUEST = "loglikelihood_windows"
@@ -158,17 +157,3 @@ def window_pair(request: Instance) -> tuple[None, list[int], list[int]]:
     """A window as a context of one token and the continuation that is predicted."""
     tokens = list(request.args[1])
     return None, tokens[:1], tokens[1:]
-
-
-def cut_into_windows(tasks: TaskSet, lm: HFLM) -> TaskSet:
-    """The tasks, those of token perplexity cut into windows of this model's tokens. Raises as `TokenPerplexity.cut`."""
-    found = dict(tasks.tasks)
-    for name, task in found.items():
-        if isinstance(task, TokenPerplexity):
-            try:
-                found[name] = task.cut(lm)
-            except TaskError:
-                raise
-            except Exception as error:  # tokenizers raise whatever they like
-                raise TaskError(f"task {name!r}: its text cannot be cut into tokens: {one_line(error)}") from error
-    return dataclasses.replace(tasks, tasks=found)

@@ -10,7 +10,7 @@ from lrbench.evaluation.sweep.answers import Tally
 from lrbench.evaluation.sweep.batches import Batch
 from lrbench.evaluation.sweep.engine import SweepEngine
 from lrbench.evaluation.sweep.sweeper import Part, Sweeper
-from lrbench.system.clock import synchronize
+from lrbench.system.device import synchronize
 from lrbench.tasks.containment import contained
 
 LEAST_BATCHES, SECONDS = 2, 10.0  # batches are timed until both are reached, or all are

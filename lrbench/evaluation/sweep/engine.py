@@ -20,12 +20,11 @@ from lrbench.evaluation.sweep.answers import Tally
 from lrbench.evaluation.sweep.queries import make_queries
 from lrbench.evaluation.sweep.sweeper import MODES, Part, Sweeper, silent
 from lrbench.models.slots import find_slots
-from lrbench.system.clock import synchronize
+from lrbench.system.device import is_out_of_memory, synchronize
 from lrbench.system.faults import point
-from lrbench.system.out_of_memory import is_out_of_memory
 from lrbench.tasks.containment import contained
-from lrbench.tasks.load import TaskSet
 from lrbench.tasks.score import Answers, score
+from lrbench.tasks.task_set import TaskSet
 
 
 @dataclass

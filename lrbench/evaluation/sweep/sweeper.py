@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedModel
 
-from lrbench.errors import one_line
 from lrbench.evaluation.sweep import sizes as memory
 from lrbench.evaluation.sweep.activation_cache import Memos, Place
 from lrbench.evaluation.sweep.answers import Tally, predictions
@@ -35,8 +34,9 @@ from lrbench.evaluation.sweep.selfcheck import (
     remembers_amiss,
 )
 from lrbench.models.slots import find_slots
+from lrbench.system.device import is_out_of_memory
 from lrbench.system.faults import point
-from lrbench.system.out_of_memory import is_out_of_memory
+from lrbench.system.text import one_line
 
 #: From the fastest down. `packed`: trees of tokens, put together in rows under one mask; `padded`: a plain row for each
 #: query; `whole`: likewise, and no block stands aside; `none`: the plain model's numbers were not reproduced.

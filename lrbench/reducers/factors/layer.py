@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from lrbench.reducers.factors import Factors
+
+class Structured(Protocol):
+    """What the layer asks of `Factors`."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+
+    @property
+    def rank(self) -> int:
+        """Of the matrix."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that is stored, by the name of its field."""
+
+    def apply(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
 
 
 class FactoredLinear(nn.Module):
@@ -15,7 +31,7 @@ class FactoredLinear(nn.Module):
 
     bias: nn.Parameter | None
 
-    def __init__(self, factors: Factors, bias: Tensor | None = None) -> None:
+    def __init__(self, factors: Structured, bias: Tensor | None = None) -> None:
         super().__init__()
         for name, tensor in factors.tensors().items():
             if tensor.is_floating_point():
@@ -26,7 +42,7 @@ class FactoredLinear(nn.Module):
         self._factors = factors  # never read before it is made of this module's own tensors
 
     @property
-    def factors(self) -> Factors:
+    def factors(self) -> Structured:
         """The factors as they are now, made of this module's own parameters and buffers."""
         held = {name: getattr(self, name) for name in self._factors.tensors()}
         # `nn.Module.to` replaces buffers, and in some settings parameters too; what is derived from them is then stale.

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy
 import torch
 
-from lrbench.errors import one_line
 from lrbench.reducers.base import Reducer
 from lrbench.reducers.testing.form import FORM, BrokenError, DoesNotApplyError, Subject
 from lrbench.reducers.testing.promises import CALIBRATED, PROMISED
+from lrbench.system.text import one_line
 
 
 @dataclass(frozen=True)

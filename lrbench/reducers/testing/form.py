@@ -12,13 +12,13 @@ import numpy
 import torch
 from torch import Tensor
 
-from lrbench.errors import one_line
 from lrbench.linalg import optimal_errors
 from lrbench.reducers.base import NAME, PROMISES, STATISTICS, Context, Reducer, Slot
 from lrbench.reducers.factors import Dense, Factors
 from lrbench.reducers.output_check import validate_factors
 from lrbench.reducers.shared_results import Shared
 from lrbench.reducers.testing import matrices as specimens
+from lrbench.system.text import one_line
 
 #: Relative to ‖W‖, what two float64 results may differ by and still be called equal.
 TOLERANCE = 1e-6

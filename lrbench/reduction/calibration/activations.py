@@ -17,13 +17,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lrbench.errors import one_line
 from lrbench.evaluation.sweep.batches import Batch
 from lrbench.evaluation.sweep.partial_forward import Passes
 from lrbench.evaluation.sweep.sizes import free_bytes
 from lrbench.models.slots import Inventory, WeightSlot
 from lrbench.reduction.calibration.experts import Routed
 from lrbench.reduction.calibration.moments import Moments, bytes_of
+from lrbench.system.text import one_line
 
 TOKENS = 4096  # of a forward pass; fixed, since other batches would round otherwise
 _SHARE = 1 / 4  # of free memory, for sums and for hidden states each

@@ -14,8 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from lrbench.errors import InputError, one_line
+from lrbench.errors import InputError
 from lrbench.system.faults import point
+from lrbench.system.text import one_line
 
 #: Of how statistics are computed; a change of it makes all of them anew.
 VERSION = 1

@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from lrbench.errors import TaskError, one_line
+from lrbench.errors import TaskError
 from lrbench.reduction.calibration.sources import right_answer
+from lrbench.system.text import one_line
 from lrbench.tasks.token_windows import REQUEST
 
 if TYPE_CHECKING:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lrbench.errors import LrbenchError, TaskError, did_you_mean, one_line
+from lrbench.errors import LrbenchError, TaskError
 from lrbench.models.bundled_text import bundled_texts
 from lrbench.suite.load import Suite, TaskSpec, TextSpec
 from lrbench.suite.yaml_reader import KeyPath
+from lrbench.system.text import did_you_mean, one_line
 from lrbench.tasks.containment import contained
 from lrbench.tasks.load import load_tasks
 

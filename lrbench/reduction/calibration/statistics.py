@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lrbench.errors import LrbenchError, ReducerError, one_line
+from lrbench.errors import LrbenchError, ReducerError
 from lrbench.models.load import LoadedModel
 from lrbench.models.slots import WeightSlot
 from lrbench.reduction.calibration.activations import Activations, Collected
@@ -22,6 +22,7 @@ from lrbench.reduction.calibration.samples import Samples, draw
 from lrbench.reduction.calibration.sources import NAME, TEXT, read_text
 from lrbench.suite.load import Suite
 from lrbench.system.faults import point
+from lrbench.system.text import one_line
 
 if TYPE_CHECKING:
     from lrbench.reduction.plan import Cell

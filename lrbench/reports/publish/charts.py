@@ -11,14 +11,14 @@ from lrbench.analysis.damage import Prediction
 from lrbench.analysis.edit_summary import describe
 from lrbench.analysis.leaderboard import Column, Entry, Leaderboard
 from lrbench.analysis.score import Measured
+from lrbench.analysis.scored_run import Split, first_class, in_words, split_of
 from lrbench.analysis.screening_accuracy import Foreseen
-from lrbench.analysis.splits import Split, first_class, in_words, split_of
 from lrbench.reports.figures import correlations, damage, errors, heat, keep, layers, screening, times
 from lrbench.reports.publish.names import Names
 from lrbench.reports.publish.spectrum import Spectrum
 from lrbench.reports.render import damage as words
 from lrbench.reports.render.number_format import clean, headings
-from lrbench.results.store import Row
+from lrbench.results.rows import Row
 from lrbench.stats import COVERAGE, spearman
 from lrbench.suite.roles import ROLES
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 
-from lrbench.system.file_names import RESERVED
+from lrbench.system.text import RESERVED
 
 _LONGEST = 48
 

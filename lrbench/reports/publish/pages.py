@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from lrbench.analysis.splits import in_words
+from lrbench.analysis.scored_run import in_words
 from lrbench.reports.publish.tables import Head
 from lrbench.reports.render.number_format import clean
 

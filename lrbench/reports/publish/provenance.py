@@ -12,7 +12,8 @@ import yaml
 from lrbench.analysis.edit_summary import describe, optimal_error, relative_error
 from lrbench.reports.render.json import finite
 from lrbench.reports.render.number_format import clean
-from lrbench.results.store import Row, RunDirectory
+from lrbench.results.directory import RunDirectory
+from lrbench.results.rows import Row
 from lrbench.system.text import printable
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lrbench
+from lrbench._version import __version__
 from lrbench.analysis.damage import Prediction, predictions, weight_hashes
 from lrbench.analysis.leaderboard import Entry, Leaderboard, build
 from lrbench.analysis.score import Measured
@@ -24,7 +24,8 @@ from lrbench.reports.publish.spectrum import Spectrum, read_all
 from lrbench.reports.render import FORMATS, renderer
 from lrbench.reports.render import damage as damage_words
 from lrbench.reports.render.number_format import clean
-from lrbench.results.store import Row, RunDirectory
+from lrbench.results.directory import RunDirectory
+from lrbench.results.rows import Row
 from lrbench.system.environment import in_words
 
 #: Format -> the suffix of its file; the terminal's is no file.
@@ -105,7 +106,7 @@ class _Site:
         self._predictions = [prediction for prediction in found if prediction.outcomes]
         self._common = {
             "title": clean(title) if title else ", ".join(_suites(self._runs)),
-            "version": lrbench.__version__,
+            "version": __version__,
             "command": " ".join(command),
             "has_spectra": bool(spectra),
             "has_damage": bool(self._predictions),

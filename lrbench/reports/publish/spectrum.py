@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lrbench.errors import InputError, one_line
-from lrbench.results.store import RunDirectory
+from lrbench.errors import InputError
+from lrbench.results.directory import RunDirectory
+from lrbench.system.text import one_line
 
 #: Of a run's directory, taken along wherever spectra are asked for.
 IN_A_RUN = "spectrum.json"

@@ -8,7 +8,7 @@ from typing import Any
 
 from lrbench.analysis.leaderboard import Column, Entry, Leaderboard, as_number
 from lrbench.analysis.score import Measured
-from lrbench.analysis.splits import Split, first_class, split_of
+from lrbench.analysis.scored_run import Split, first_class, split_of
 from lrbench.reports.render.number_format import clean, headings, interval, marks, pieces, remarks, units
 from lrbench.suite.roles import ROLES
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lrbench.analysis.damage import EVERY_ROLE, PREDICTORS, SCOPES, Outcome, Prediction, Predictor, Scope
 from lrbench.analysis.leaderboard import Leaderboard
-from lrbench.analysis.splits import in_words
+from lrbench.analysis.scored_run import in_words
 from lrbench.reports.render.document import Document, Heading, Part, Table, csv_text
 from lrbench.reports.render.json import finite
 from lrbench.reports.render.number_format import MISSING, clean, headings

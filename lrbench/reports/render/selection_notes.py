@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from lrbench.analysis.leaderboard import Leaderboard
-from lrbench.results.store import Selection
+from lrbench.results.rows import Selection
 
 MANY = 8  # cells of one method, scored on the same documents, from which on the best of them needs a word of caution
 

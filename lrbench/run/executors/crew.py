@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from lrbench.errors import one_line
 from lrbench.run.executors.schedule import Group, room_for
 from lrbench.run.executors.wire import unpack
 from lrbench.run.executors.worker import WAITING, Worker
+from lrbench.system.text import one_line
 
 ROUND = 0.5  # seconds to listen before something else is seen to
 RECOUNT = 5.0  # seconds between looks at how much room there is

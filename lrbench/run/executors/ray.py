@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lrbench.errors import InputError, LrbenchError, one_line
+from lrbench.errors import InputError, LrbenchError
 from lrbench.models.load import load_structure
 from lrbench.reduction.plan import make_plan
 from lrbench.run.executors.crew import Crew, Hand, Lost
@@ -23,6 +23,7 @@ from lrbench.run.executors.remote import RemoteEngine, RemoteRun, check_same, op
 from lrbench.run.executors.schedule import Group, Queue, cost_of
 from lrbench.run.executors.wire import pack, partials_from, scored_from, step_from, unpack
 from lrbench.run.recorder import Interrupted
+from lrbench.system.text import one_line
 
 if TYPE_CHECKING:
     from lrbench.reducers.registry import Registry

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import torch
 
-import lrbench
+from lrbench._version import __version__
 from lrbench.errors import EvaluationError, ModelError
 from lrbench.evaluation import engine_options
 from lrbench.evaluation.base_engine import BoundEngine
@@ -62,7 +62,7 @@ def order_of(
     """What a worker must know to open a model: paths as they are here, and how to tell that it found the same code."""
     files = [Path(registry.source(m.reducer.name)) for m in built if registry.is_file(m.reducer.name)]
     return {
-        "lrbench": lrbench.__version__,
+        "lrbench": __version__,
         "suite": suite.resolved(),
         "paths": suite.local_paths(),
         "file": suite.place(()).file,

@@ -11,7 +11,7 @@ from lrbench.evaluation.interface import Partial, Step
 from lrbench.models.slots import WeightSlot
 from lrbench.reducers.ranks import RankRequest
 from lrbench.reduction.plan import WITHOUT_UPDATE, Cell, Method
-from lrbench.results.store import Row
+from lrbench.results.rows import Row
 from lrbench.run.model_run import Scored
 
 

@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lrbench
-from lrbench.errors import InputError, LrbenchError, PluginError, one_line
+from lrbench._version import __version__
+from lrbench.errors import InputError, LrbenchError, PluginError
 from lrbench.run.executors.wire import cell_from, pack, partial_data, partials_from, scored_data, step_data, unpack
+from lrbench.system.text import one_line
 
 if TYPE_CHECKING:
     from lrbench.evaluation.base_engine import BoundEngine
@@ -117,10 +118,9 @@ class Worker:
         from lrbench.system.environment import environment
 
         order = self._order
-        if order["lrbench"] != lrbench.__version__:
+        if order["lrbench"] != __version__:
             raise InputError(
-                f"lrbench {lrbench.__version__} is installed here, and the run's is {order['lrbench']}; "
-                "install the same"
+                f"lrbench {__version__} is installed here, and the run's is {order['lrbench']}; install the same"
             )
         for file in order["plugins"]:
             if not Path(file).is_file():

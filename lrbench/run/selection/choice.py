@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lrbench.reduction.plan import Cell, Plan
-from lrbench.results.store import Row
+from lrbench.results.rows import Row
 from lrbench.run.selection.objective import Objective
 
 

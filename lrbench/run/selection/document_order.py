@@ -13,7 +13,7 @@ from lm_eval.api.group import Group
 from numpy.typing import NDArray
 
 from lrbench.analysis.score import Overall
-from lrbench.results.store import Row
+from lrbench.results.rows import Row
 from lrbench.run.selection.objective import MEAN, Objective
 from lrbench.stats.metric_names import base_name, is_share, primary
 from lrbench.tasks.frozen_requests import FrozenRequests

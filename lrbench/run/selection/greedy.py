@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from lrbench.reduction.greedy_plan import Composition
 from lrbench.reduction.plan import Cell, Plan
-from lrbench.results.store import Decision, Row, Selection
+from lrbench.results.rows import Decision, Row, Selection
 from lrbench.run.model_run import ModelRun
 from lrbench.run.recorder import Records
 from lrbench.run.selection.choice import candidates, choose

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lrbench.analysis.score import Overall, unpaired
-from lrbench.results.store import Row
+from lrbench.analysis.score import Overall, document_loss, unpaired
+from lrbench.results.rows import Row
 from lrbench.stats.metric_names import base_name, lower_is_better, primary
 from lrbench.tasks.frozen_requests import FrozenRequests
 
@@ -103,18 +103,3 @@ def objectives(requests: FrozenRequests, named: Mapping[str, Sequence[str]], on:
     if on == MEAN:
         return [Objective(MEAN, parts, higher)]
     return [Objective(name, {name: tasks}, higher) for name, tasks in parts.items()]
-
-
-def document_loss(sample: Mapping[str, Any]) -> float | None:
-    """Minus the log-likelihood of a document's right answer; None where that is not known."""
-    given = sample.get("loglikelihoods")
-    if not given:
-        return None
-    right = sample.get("gold")
-    if right is None:
-        return -float(given[0]) if len(given) == 1 else None
-    several = [given[place] for place in (right if isinstance(right, list) else [right])]
-    largest = max(several)
-    if not math.isfinite(largest):
-        return -largest
-    return -(largest + math.log(math.fsum(math.exp(value - largest) for value in several)))

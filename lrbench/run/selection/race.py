@@ -16,7 +16,7 @@ import numpy as np
 
 from lrbench.evaluation.base_engine import BoundEngine
 from lrbench.reduction.plan import Cell, Plan
-from lrbench.results.store import Row, Selection
+from lrbench.results.rows import Row, Selection
 from lrbench.run.model_run import ModelRun, Scored
 from lrbench.run.recorder import Records
 from lrbench.run.selection.choice import Candidate, candidates

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lrbench.reduction.plan import Cell, Plan
-from lrbench.results.store import Row, Selection
+from lrbench.results.rows import Row, Selection
 from lrbench.run.model_run import ModelRun
 from lrbench.run.recorder import Records
 from lrbench.run.selection.choice import Candidate, Choice, candidates, choose, is_reference

@@ -16,122 +16,19 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from pydantic_core import from_json
 
-from lrbench.errors import InputError, StorageError, one_line
+from lrbench.errors import InputError, StorageError
 from lrbench.results.manifest import refuse_other
-from lrbench.results.scores import Number, Score, Size, Strict, Whole
-from lrbench.results.speed import InferenceSpeed
+from lrbench.results.rows import Row
 from lrbench.system.faults import point
-from lrbench.system.file_names import is_plain
+from lrbench.system.text import is_plain, one_line
 
 #: Before the name of a partial row on some documents.
 BLOCK = "block-"
-
-
-def _of_a_file(cell: str) -> str:
-    if not is_plain(cell):
-        raise ValueError("a cell's hash names a file: letters, digits, '.', '_', '-'; 128 at most")
-    return cell
-
-
-class Edit(Strict):
-    """One reduced weight of a cell."""
-
-    weight: str
-    layer: Whole | None
-    role: str | None
-    shape: tuple[Size, Size]  # (out, in)
-    rank: Whole
-    stored_numbers: Whole
-    stored_bytes: Whole
-    stored_as: Literal["factors", "dense"]
-    relative_error: float  # |W - What|_F / |W|_F, after rounding to the model's dtype; of updates, see Row.delta
-    # the Eckart-Young optimum of the same rank, before rounding; None where the rank is not that of the whole matrix
-    optimal_error: float | None
-    # |(W - What) H^½|_F / |W H^½|_F and its least for the rank, with H = E[x x^T]; of methods that were given H
-    output_error: float | None = None
-    optimal_output_error: float | None = None
-    chosen: dict[str, Any] = Field(default_factory=dict)  # what the reducer chose for itself; see Prepared.chosen
-    evaluated_as: Literal["dense", "factors"] = "dense"  # how it ran when it was scored
-    # the rank that an allocation asked of it, `whole` where it was left as it is; None where the row's request says
-    allocated: int | Literal["whole"] | None = None
-
-
-class Decision(Strict):
-    """One step of a composition: the best edit of a block, and whether it was kept."""
-
-    cell: str  # the row on validation documents, of all that was accepted before with this edit on top
-    weight: str
-    accepted: bool
-
-
-class Selection(Strict):
-    """What a row is to a choice: one of those chosen from, or what is reported, on which documents."""
-
-    split: Literal["validation", "test"]
-    documents: dict[str, int]  # that the row is scored on, by task
-    chosen_for: str | None = None  # the task or group, or `mean`; of edited models on test
-    candidates: int | None = None  # among how many it was chosen, failed ones counted
-    validated_on: dict[str, int] | None = None  # on how many documents, by task
-    validation_cells: list[str] | None = None  # the rows by which it was chosen, one a seed
-    predicted: dict[str, float] | None = None  # by screening, for each choice: change of log-loss, nats a document
-    decisions: list[Decision] | None = None  # of a composition, in the order in which they were taken
-    stopped: dict[str, int] | None = None  # in a race, by task: after how many documents, where not after all
-
-    @property
-    def share(self) -> str:
-        """Names the documents in the manifest: `validation`, `test`, or `test/TASK`."""
-        return self.split if self.chosen_for is None else f"{self.split}/{self.chosen_for}"
-
-
-class Row(Strict):
-    """What one cell was, cost and scored. `DESIGN` words: keep, cell, edit; differences are made by the tables."""
-
-    schema_: Literal[1] = Field(default=1, alias="schema")
-    cell: Annotated[str, AfterValidator(_of_a_file)]  # also names the file of its samples
-    status: Literal["ok", "failed", "skipped"]
-    reason: str | None = None
-    environment: str
-    suite: str
-    model: str
-    reducer: str | None = None  # None: the unedited model
-    label: str | None = None
-    delta: str | None = None  # the base, where the run reduces updates: W is W - W_base, keep_model on top of the base
-    params: dict[str, Any] = Field(default_factory=dict)
-    mode: str | None = None
-    requested: dict[str, Number] = Field(default_factory=dict)
-    allocation: str | None = None  # how the numbers of keep_model were shared out
-    seed: Whole = 0
-    edits: list[Edit] = Field(default_factory=list)
-    keep_targets: float | None = None
-    keep_model: float | None = None
-    compression_ratio: float | None = None
-    calibrate_seconds: float = 0.0
-    decompose_seconds: float = 0.0
-    allocate_seconds: float = 0.0  # what finding the ranks took, beyond decompose_seconds
-    evaluate_seconds: float = 0.0
-    scores: dict[str, dict[str, Score]] = Field(default_factory=dict)
-    inference: InferenceSpeed | None = None  # where the suite measures it
-    selection: Selection | None = None  # where the suite chooses
-
-    model_config = ConfigDict(extra="forbid", populate_by_name=True, ser_json_inf_nan="constants")
-
-    @property
-    def method(self) -> str | None:
-        """What the tables call it: its label, with how numbers were shared out; None for the unedited model."""
-        name = self.label or self.reducer
-        return f"{name}, {self.allocation}" if name and self.allocation else name
-
-    @property
-    def setting(self) -> str:
-        """What was asked of the ranks, in words: `keep 0.5`; empty for the unedited model, `composed` for many."""
-        if self.mode == "greedy" and not self.requested:
-            return "composed"
-        return ", ".join(f"{kind} {value:g}" for kind, value in self.requested.items())
 
 
 class RunDirectory:

@@ -1,4 +1,4 @@
-"""Whether a model's numbers will fit where they are to go, asked before they are read."""
+"""A device's clock and memory: waiting for it, what is free on it, telling that it ran out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ import psutil
 import torch
 
 from lrbench.errors import ModelError
+
+ALLOCATOR_SAYS = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until a device has done what it was told: what is timed from now on is not paid for what came before."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -40,3 +48,10 @@ def check_room(label: str, numbers: int, dtype: torch.dtype, devices: Iterable[t
 
 def _gib(size: int) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out. On a CPU torch raises a RuntimeError that only its text tells."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in ALLOCATOR_SAYS)

@@ -1,0 +1,86 @@
+"""Columns made of a row's scores: the mean of several, and how much of the unedited model's is retained.
+
+    derived:
+      mcq: {mean: [boolq, {arc_easy: acc_norm}, ...]}
+      retained: {retention: [wikitext2_tokens, mcq, ...]}
+
+A term is a task (by the metric that stands for it), `{TASK: METRIC}`, or the name of a mean that stands above. Both
+kinds are LowRankArena's (github.com/Zishan-Shao/lowrankarena): its MCQ average is the unweighted mean of seven
+accuracies; its quality retention the mean, over two perplexities, that average and two tasks of mathematics, of the
+ratio to the dense model's: ours / dense where higher is better, dense / ours where lower is. Ratios above 1 are not cut
+off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal["mean", "retention"]
+KINDS: tuple[Kind, ...] = ("mean", "retention")
+
+
+@dataclass(frozen=True)
+class Term:
+    """What a column is made of: a task by one of its metrics, or (then without one) perhaps an earlier mean.
+
+    Attributes:
+        metric: None for the one that stands for the task.
+    """
+
+    name: str
+    metric: str | None = None
+
+    @classmethod
+    def parse(cls, given: Any) -> Term:
+        """From `TASK` or `{TASK: METRIC}`. Raises ValueError: it is something else."""
+        if isinstance(given, str) and given:
+            return cls(given)
+        if isinstance(given, dict) and len(given) == 1:
+            [(name, metric)] = given.items()
+            if isinstance(name, str) and isinstance(metric, str) and name and metric:
+                return cls(name, metric)
+        raise ValueError(f"a term is TASK or {{TASK: METRIC}}, not {given!r}")
+
+    def resolved(self) -> str | dict[str, str]:
+        """As it is written."""
+        return self.name if self.metric is None else {self.name: self.metric}
+
+
+@dataclass(frozen=True)
+class DerivedColumn:
+    """A column made of others."""
+
+    name: str
+    kind: Kind
+    terms: tuple[Term, ...]
+
+    @classmethod
+    def parse(cls, name: str, given: Any, above: Sequence[DerivedColumn] = ()) -> DerivedColumn:
+        """From `{mean: [TERM, ...]}` or `{retention: [TERM, ...]}`.
+
+        Args:
+            above: the columns before it.
+
+        Raises:
+            ValueError: it is no such thing, has a term twice, or a retention for a term.
+        """
+        if not isinstance(given, dict) or len(given) != 1 or next(iter(given)) not in KINDS:
+            raise ValueError(f"column {name!r} is {{mean: [...]}} or {{retention: [...]}}, not {given!r}")
+        [(kind, listed)] = given.items()
+        if not isinstance(listed, list) or not listed:
+            raise ValueError(f"column {name!r}: {kind} takes a list of terms, not {listed!r}")
+        terms = tuple(Term.parse(term) for term in listed)
+        for index, term in enumerate(terms):
+            if term in terms[:index]:
+                raise ValueError(f"column {name!r}: {term.name!r} is listed twice")
+            if term.name == name or any(other.name == term.name and other.kind == "retention" for other in above):
+                raise ValueError(
+                    f"column {name!r}: a term is a task, or a mean that stands above; {term.name!r} is not"
+                )
+        return cls(name, kind, terms)
+
+    def resolved(self) -> dict[str, Any]:
+        """As it is written."""
+        return {self.kind: [term.resolved() for term in self.terms]}
