@@ -16,7 +16,7 @@ _Scaled = TypeVar("_Scaled", Tensor, float)
 
 #: Relative tail error ‖W − W_k‖ / ‖W‖ under which a float64 Gram no longer tells the tail from rounding: squaring
 #: leaves half of float64's sixteen digits, and sums over thousands of directions take some of those. Below it, use an
-#: SVD or QR of W itself. On both sides tests/test_linalg.py holds the errors to within two percent of the optimum.
+#: SVD or QR of W itself; tests/linalg/test_linalg.py holds errors on both sides to within two percent of the optimum.
 GATE = 1e-6
 
 
