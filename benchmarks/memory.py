@@ -104,14 +104,14 @@ def _measure(options: argparse.Namespace) -> None:
     del requests
     blocks = len(loaded.inventory.blocks)
     cells = make_cells(loaded, [blocks // 2, blocks - 1], 1)
-    jobs = [Job("unedited", None, lambda: edited({})), *(cell.job() for cell in cells)]
+    jobs = [Job("baseline", None, lambda: edited({})), *(cell.job() for cell in cells)]
 
     def lm_eval() -> None:
         with contained():
             simple_evaluate(model=lm, tasks=[options.task], task_manager=manager, bootstrap_iters=0)
 
     def engine() -> None:
-        """All of it: requests, self-check, the unedited model, a cell in the middle, and the last block."""
+        """All of it: requests, self-check, the baseline, a cell in the middle, and the last block."""
         sweep = SweepEngine(
             loaded.model, loaded.tokenizer, tasks, tokens=batch_tokens, batch_size=options.batch,
             max_length=WORKLOAD.max_length,

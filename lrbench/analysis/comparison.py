@@ -155,7 +155,7 @@ def name_of(row: Row, run: ScoredRun) -> str:
     """A cell in words: `svd keep 0.5, L4-7 mlp (12), seed 1`; of a selection, on which documents it is scored."""
     share = [f"on {row.selection.share}"] if row.selection is not None else []
     if row.reducer is None:
-        return ", ".join([f"{row.model}, unedited", *share])
+        return ", ".join([f"{row.model}, baseline", *share])
     words = [f"{row.label or row.reducer} {row.setting}".strip(), describe(row.edits, run.blocks.get(row.model))]
     return ", ".join([row.model, *filter(None, words), *([f"seed {row.seed}"] if row.seed else []), *share])
 

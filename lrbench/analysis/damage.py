@@ -44,8 +44,8 @@ PREDICTORS = (
         "energy_kept", "energy kept",
         "the share of Σσ² in the first k singular values, k the edit's rank: one less the square of the least error",
     ),
-    Predictor("stable_rank", "stable rank", "‖W‖² / σ₁² of the unedited weight, of min(m, n)"),
-    Predictor("effective_rank", "effective rank", "exp of the entropy of σ / Σσ of the unedited weight, of min(m, n)"),
+    Predictor("stable_rank", "stable rank", "‖W‖² / σ₁² of the original weight, of min(m, n)"),
+    Predictor("effective_rank", "effective rank", "exp of the entropy of σ / Σσ of the original weight, of min(m, n)"),
 )  # fmt: skip
 
 
@@ -108,7 +108,7 @@ class Cell:
         role: of the edited weights; several in words, `mlp`, `attn, mlp`.
         weights: the edited ones: cells with the same ones are not independent of one another.
         figures: by the names of `PREDICTORS`; None where one is not known.
-        damage: by the names of outcomes' columns: how much worse than the unedited model. Above zero is damage.
+        damage: by the names of outcomes' columns: how much worse than the baseline. Above zero is damage.
     """
 
     entry: Entry
@@ -149,7 +149,7 @@ class Prediction:
         outcomes: what was measured.
         cells: those that have any damage.
         correlations: in the order of outcomes, scopes, roles and predictors.
-        unpaired: scored cells without an unedited model to compare them with.
+        unpaired: scored cells without a baseline to compare them with.
         measured: whether a spectrum of these very weights was given.
     """
 
@@ -191,10 +191,10 @@ def predictions(
     """A prediction for each model of a leaderboard that has edited cells, and each part of its documents.
 
     Args:
-        board: with the scores of the cells, and their differences from the unedited models.
+        board: with the scores of the cells, and their differences from the baselines.
         titles: what its columns are called.
         spectra: of the models, to know stable and effective ranks from. They are joined by the hash of the weights.
-        hashes: cell -> hash of the unedited weights, see `weight_hashes`.
+        hashes: cell -> hash of the original weights, see `weight_hashes`.
     """
     known = {spectrum.weight_hash: {slot.weight: slot for slot in spectrum.slots} for spectrum in spectra}
     hashes = hashes or {}
@@ -218,7 +218,7 @@ def predictions(
 
 
 def weight_hashes(runs: Iterable[RunDirectory]) -> dict[str, str | None]:
-    """Cell -> the hash of its unedited weights; None where the manifest does not tell.
+    """Cell -> the hash of its original weights; None where the manifest does not tell.
 
     Raises:
         InputError: a file of a run cannot be read.

@@ -29,7 +29,7 @@ def derive(
 ) -> dict[str, Measured]:
     """The derived columns of one row.
 
-    A mean has what `analysis.score.mean` gives it: a standard error, the difference from the unedited model, its
+    A mean has what `analysis.score.mean` gives it: a standard error, the difference from the baseline, its
     interval and its test, from the tasks' documents, of which none are shared. A retention has, by the delta method, a
     standard error that takes the documents to be the same for both models where that is known (`Measured.difference`),
     and else both scores to be independent; its interval is a bootstrap's, where all is paired; `delta` is its distance
@@ -38,12 +38,12 @@ def derive(
     Args:
         columns: in order; a mean may be a term of those after it.
         ours: the row.
-        theirs: the unedited model it is compared with; None where the row is that model.
+        theirs: the baseline it is compared with; None where the row is that model.
         lower: (task, metric) -> whether lower is better; None: as the metric's name tells.
 
     Returns:
         Column -> measurement, without the columns of which a term is missing, or whose value is not defined: a
-        retention of nothing (an accuracy of 0 in the unedited model), or of an infinite perplexity.
+        retention of nothing (an accuracy of 0 in the baseline), or of an infinite perplexity.
 
     Raises:
         InputError: a mean of what is better higher and what is better lower.
@@ -78,7 +78,7 @@ class _Term:
 
     Attributes:
         ours: in the row.
-        theirs: in the unedited model; NaN where there is none.
+        theirs: in the baseline; NaN where there is none.
         leaves: the measurements that it is a weighted sum of: (task, metric) -> (weight, ours, theirs).
         lower: whether lower is better.
     """
@@ -147,7 +147,7 @@ def _retained(ours: Sequence[float], theirs: Sequence[float], terms: Sequence[_T
 
 @dataclass
 class _Slope:
-    """What a retention changes by with one measurement: of the row, and of the unedited model."""
+    """What a retention changes by with one measurement: of the row, and of the baseline."""
 
     ours: Measured
     theirs: Measured | None

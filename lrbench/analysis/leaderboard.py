@@ -1,4 +1,4 @@
-"""Rows as a table: one line a cell, with differences from the unedited model, the Pareto front and an order."""
+"""Rows as a table: one line a cell, with differences from the baseline, the Pareto front and an order."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Column", "Entry", "Kind", "Leaderboard", "Value", "as_number", "buil
 def build(runs: Sequence[RunDirectory], sort: str | None = None, *, validation: bool = False) -> Leaderboard:
     """The leaderboard of one or several runs.
 
-    The default order is by model, then by setting (what keeps most first), then by score. Every model's unedited row
+    The default order is by model, then by setting (what keeps most first), then by score. Every model's baseline row
     stands above the others. Where suites choose (`select`), lines are of what was chosen, scored on test documents,
     and stand by what they were chosen for.
 
@@ -176,8 +176,8 @@ def _derived(
     of_row = {(id(run), line.row.cell): table for (run, line), table in zip(lines, measured, strict=True)}
     columns: dict[str, Column] = {}
     for entry, (run, line), ours in zip(entries, lines, measured, strict=True):
-        unedited = run.baseline_of(line.row)
-        theirs = of_row.get((id(run), unedited.cell)) if unedited is not None and line.row.reducer else None
+        baseline = run.baseline_of(line.row)
+        theirs = of_row.get((id(run), baseline.cell)) if baseline is not None and line.row.reducer else None
 
         def lower(task: str, metric: str, run: ScoredRun = run) -> bool:
             higher = run.higher_is_better(task, metric)
@@ -228,7 +228,7 @@ def _scores_judged(entries: Sequence[Entry]) -> tuple[list[Entry], int]:
 
 
 def _below_chance(runs: Sequence[ScoredRun]) -> tuple[tuple[str, str, float, float], ...]:
-    """Unedited models whose accuracy is below that of guessing: there, an improvement may be a way back to chance."""
+    """Baselines whose accuracy is below that of guessing: there, an improvement may be a way back to chance."""
     found = []
     for run in runs:
         for row in run.rows.values():
@@ -266,7 +266,7 @@ def _entry(
         column.name: (weights, documents[column.task]) for column in tasks if column.task in documents
     }
     scored_on["score"] = (weights, *((task, documents[task]) for task in overall.metrics if task in top))
-    baseline, unedited = row.reducer is None, run.baseline_of(row)
+    is_baseline, baseline = row.reducer is None, run.baseline_of(row)
     error, optimum = _mean(relative_error(r.edits) for r in rows), _mean(optimal_error(r.edits) for r in rows)
     keep, keep_model, smaller = (
         _mean(getattr(r, name) for r in rows) for name in ("keep_targets", "keep_model", "compression_ratio")
@@ -276,29 +276,29 @@ def _entry(
         "model": row.model,
         **_chosen(row),
         "documents": _scored_on(rows),
-        "method": "unedited" if baseline else row.method,
+        "method": "baseline" if is_baseline else row.method,
         "setting": row.setting,
         "edited": describe(row.edits, run.blocks.get(row.model)),
         "seed": _seeds(rows),
         **{column.name: measured.get(column.task, {}).get(column.metric) for column in tasks},
         "score": overall.score(top),
-        "keep": keep if keep is not None or not baseline else 1.0,
-        "keep_model": keep_model if keep_model is not None or not baseline else 1.0,
-        "compression": smaller if smaller is not None or not baseline else 1.0,
+        "keep": keep if keep is not None or not is_baseline else 1.0,
+        "keep_model": keep_model if keep_model is not None or not is_baseline else 1.0,
+        "compression": smaller if smaller is not None or not is_baseline else 1.0,
         "error": error,
         # Below single precision's rounding the optimum is zero, and a ratio to it would be noise.
         "optimum": error / optimum if error is not None and optimum is not None and optimum > 1e-6 else None,
-        "decompose": None if baseline else _mean(r.decompose_seconds for r in rows),
+        "decompose": None if is_baseline else _mean(r.decompose_seconds for r in rows),
         "rank": ranks([edit for r in rows for edit in r.edits]),
         "optimal_error": optimum,
         "calibrate": None
-        if baseline or not any(r.calibrate_seconds for r in rows)
+        if is_baseline or not any(r.calibrate_seconds for r in rows)
         else _mean(r.calibrate_seconds for r in rows),
         "evaluate": _mean(r.evaluate_seconds for r in rows),
         **_speeds(row),
         "pareto": False,
     }
-    elsewhere = not baseline and unedited is not None and any(r.environment != unedited.environment for r in rows)
+    elsewhere = not is_baseline and baseline is not None and any(r.environment != baseline.environment for r in rows)
     return Entry(row, run.name, values, measured, scored_on, elsewhere, tuple(rows[1:]))
 
 

@@ -1,4 +1,4 @@
-"""Scores as measurements: value, standard error, and the paired difference from the unedited model."""
+"""Scores as measurements: value, standard error, and the paired difference from the baseline."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from lrbench.stats.metric_names import is_share, lower_is_better, primary
 
 @dataclass(frozen=True)
 class Measured:
-    """A metric's value on `n` documents, with its difference from the unedited model of the same run and model.
+    """A metric's value on `n` documents, with its difference from the baseline of the same run and model.
 
     Attributes:
         value: the mean over seeds, where a method was run with several.
         stderr: over documents.
         n: documents.
-        delta: edited less unedited.
+        delta: edited less baseline.
         delta_stderr: of the difference, paired by document.
         interval: the 95 % bootstrap interval of the difference, for itself.
         discordant: of zeros and ones: documents that rose, that fell.
@@ -129,7 +129,7 @@ class Overall:
 
 
 def compared(score: Measured, delta: float, difference: Difference | None) -> Measured:
-    """A score with its difference from the unedited model, and what the documents say of that."""
+    """A score with its difference from the baseline, and what the documents say of that."""
     if difference is None:
         return replace(score, delta=delta)
     return replace(
@@ -170,13 +170,13 @@ def geometric_mean(parts: Sequence[Measured]) -> Measured | None:
         return None
     by_seed = tuple(of_seed for values in _seeds(parts) if (of_seed := _geometric(values)) is not None)
     whole = Measured(value, by_seed=by_seed)
-    unedited = _geometric([part.value - part.delta for part in parts if part.delta is not None])
-    if unedited is None or any(part.delta is None for part in parts):
+    baseline = _geometric([part.value - part.delta for part in parts if part.delta is not None])
+    if baseline is None or any(part.delta is None for part in parts):
         return whole
     found = [part.difference for part in parts if part.difference is not None]
     difference = geometric(found) if len(found) == len(parts) else None
     # Of one seed the difference of the values is just that of the estimates; over several, means do not commute.
-    return compared(whole, value - unedited, difference)
+    return compared(whole, value - baseline, difference)
 
 
 def _seeds(parts: Sequence[Measured]) -> list[tuple[float, ...]]:

@@ -1,4 +1,4 @@
-"""A run's rows measured: lines of a table, each with its difference from the unedited model of the run."""
+"""A run's rows measured: lines of a table, each with its difference from the baseline of the run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Line:
 
     @property
     def baseline(self) -> bool:
-        """Whether this is the unedited model."""
+        """Whether this is the baseline."""
         return self.row.reducer is None
 
 
@@ -54,7 +54,7 @@ def lines_of(rows: Iterable[Row]) -> list[Line]:
 
 
 class ScoredRun:
-    """A run's rows and what its manifest says of them; measures rows against the unedited models.
+    """A run's rows and what its manifest says of them; measures rows against the baselines.
 
     Args:
         split: where a suite chooses, which side's scored rows count; None for both. What was not scored counts always.
@@ -122,7 +122,7 @@ class ScoredRun:
         return None
 
     def weights_of(self, row: Row) -> str | None:
-        """The hash of the unedited weights; None where the manifest does not know them."""
+        """The hash of the original weights; None where the manifest does not know them."""
         return self._weights.get(row.model)
 
     def documents_of(self, row: Row, task: str) -> Hashable:
@@ -159,7 +159,7 @@ class ScoredRun:
         return self._groups.get(task) or self.subtasks.get(task) or [task]
 
     def baseline_of(self, row: Row) -> Row | None:
-        """The unedited model that `row` is compared with: of its seed where there is one."""
+        """The baseline that `row` is compared with: of its seed where there is one."""
         found = [
             other
             for other in self.rows.values()
@@ -203,7 +203,7 @@ class ScoredRun:
         return found, groups
 
     def measure(self, lines: Sequence[Line]) -> list[dict[str, dict[str, Measured]]]:
-        """All metrics of each line, with differences from its unedited model, their intervals and tests."""
+        """All metrics of each line, with differences from its baseline, their intervals and tests."""
         return _Measuring(self, lines).all()
 
 
@@ -273,23 +273,23 @@ class _Measuring:
 
     def __init__(self, run: ScoredRun, lines: Sequence[Line]) -> None:
         self.run, self.lines = run, lines
-        self.unedited = [None if line.baseline else run.baseline_of(line.row) for line in lines]
+        self.baselines = [None if line.baseline else run.baseline_of(line.row) for line in lines]
         scores: dict[str, ByDocument] = {}
         groups: dict[str, Mapping[str, Mapping[int, Hashable]]] = {}
-        for base in (*self.unedited, *(line.row for line in lines if line.baseline)):  # the latter for their chance
+        for base in (*self.baselines, *(line.row for line in lines if line.baseline)):  # the latter for their chance
             if base is not None and base.cell not in scores:
                 scores[base.cell], groups[base.cell] = run.scores(base)
         pairs: list[tuple[Sequence[ByDocument], ByDocument] | None] = []
-        for line, base in zip(lines, self.unedited, strict=True):
+        for line, base in zip(lines, self.baselines, strict=True):
             pairs.append(None if base is None else ([run.scores(row)[0] for row in line.rows], scores[base.cell]))
-        of_lines = [groups[base.cell] if base is not None else {} for base in self.unedited]
+        of_lines = [groups[base.cell] if base is not None else {} for base in self.baselines]
         self.contrasts = Contrasts(pairs, of_lines, run.leaves)
 
     def all(self) -> list[dict[str, dict[str, Measured]]]:
         return [self._measured(place) for place in range(len(self.lines))]
 
     def _measured(self, place: int) -> dict[str, dict[str, Measured]]:
-        line, base = self.lines[place], self.unedited[place]
+        line, base = self.lines[place], self.baselines[place]
         measured: dict[str, dict[str, Measured]] = {}
         for task, metrics in line.row.scores.items():
             for metric in metrics:

@@ -46,14 +46,14 @@ def foreseen(runs: Sequence[RunDirectory]) -> list[Foreseen]:
         losses: dict[str, dict[tuple[str, int], float]] = {}
         for row in run.rows.values():
             predicted = row.selection.predicted if row.selection is not None else None
-            unedited = run.baseline_of(row)
-            if row.status != "ok" or not predicted or unedited is None:
+            baseline = run.baseline_of(row)
+            if row.status != "ok" or not predicted or baseline is None:
                 continue
-            for one in (row, unedited):
+            for one in (row, baseline):
                 if one.cell not in losses:
                     losses[one.cell] = _losses(run, one)
             for choice, change in predicted.items():
-                measured = _change(run, row, choice, losses[row.cell], losses[unedited.cell])
+                measured = _change(run, row, choice, losses[row.cell], losses[baseline.cell])
                 if measured is not None:
                     edited = describe(row.edits, run.blocks.get(row.model))
                     weights = tuple(edit.weight for edit in row.edits)

@@ -62,7 +62,7 @@ class Entry:
         metrics: all metrics of all tasks.
         scored_on: of columns of scores, equal for lines that can be compared: the same weights asked the same of the
             same documents.
-        elsewhere: whether the unedited model that it is compared with was scored in another environment.
+        elsewhere: whether the baseline that it is compared with was scored in another environment.
         repeats: the same cell at other seeds; scores, sizes, errors and times are then means over all of them.
     """
 
@@ -76,7 +76,7 @@ class Entry:
 
     @property
     def baseline(self) -> bool:
-        """Whether this is the unedited model."""
+        """Whether this is the baseline."""
         return self.row.reducer is None
 
     @property
@@ -108,13 +108,13 @@ class Leaderboard:
 
     Attributes:
         columns: in the order in which they are to be shown.
-        entries: scored cells, in order, the unedited models first.
+        entries: scored cells, in order, the baselines first.
         failures: cells that failed or were skipped, with `row.reason`.
         sort: the column asked for, None for the default order.
         left_out: scored cells that `top` dropped.
-        family: how many comparisons with the unedited model Holm's correction is over, by the name of the column.
+        family: how many comparisons with the baseline Holm's correction is over, by the name of the column.
         without_samples: scored cells whose per-document scores are not there, so that they cannot be paired.
-        below_chance: what unedited models know no better than chance: (model, task, value, chance).
+        below_chance: what baselines know no better than chance: (model, task, value, chance).
         screened_out: cells that a screening left out; they are in no list.
         waiting: cells scored on validation documents in runs where nothing is reported yet.
     """
@@ -137,7 +137,7 @@ class Leaderboard:
 
     @property
     def elsewhere(self) -> int:
-        """How many lines were scored in another environment than the unedited model that they are compared with."""
+        """How many lines were scored in another environment than the baseline that they are compared with."""
         return sum(entry.elsewhere for entry in self.entries)
 
     def beside(self, other: Leaderboard) -> Leaderboard:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Results(list[Row]):
-    """The rows of a run, in order, the unedited model's among them (`reducer` is None).
+    """The rows of a run, in order, the baseline's among them (`reducer` is None).
 
     Attributes:
         path: the run's directory.

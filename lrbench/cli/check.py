@@ -131,7 +131,7 @@ def _by_reason(found: tuple[tuple[str, str], ...]) -> list[tuple[str, list[str]]
 
 def _print_plan(plan: Plan) -> None:
     say()
-    say(f"  {len(plan.cells)} cells: the unedited model, and")
+    say(f"  {len(plan.cells)} cells: the baseline, and")
     lines: dict[tuple[str, str, str], list[Cell]] = {}
     for cell in plan.cells:
         if cell.method is not None and cell.mode is not None:

@@ -21,7 +21,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "leaderboard",
         help="show the table of one or several runs",
-        description="The rows of one or several runs as a table: scores, differences from the unedited model, sizes, "
+        description="The rows of one or several runs as a table: scores, differences from the baseline, sizes, "
         "errors, times. Failed and skipped cells are listed with their reason.",
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run directory (it holds rows.jsonl)")

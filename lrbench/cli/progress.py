@@ -137,6 +137,6 @@ def _round(number: float) -> str:
 
 def _name(row: Row) -> str:
     if row.method is None:
-        return "unedited"
+        return "baseline"
     where = row.edits[0].weight if len(row.edits) == 1 else f"{len(row.edits)} weights" if row.edits else ""
     return " ".join(part for part in (row.method, row.setting, where) if part)

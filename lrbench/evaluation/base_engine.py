@@ -32,7 +32,7 @@ class BoundEngine(ABC):
     A subclass says how the model, as it stands edited, is measured.
 
     Args:
-        model: on its device, unedited.
+        model: on its device, with its original weights.
         batch_size, max_length, add_bos, chat_template: as `make_hflm`.
         seed: draws few-shot examples; the default is lm-eval's.
 

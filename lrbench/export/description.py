@@ -56,7 +56,7 @@ class Description(Strict):
     """What a factored export holds.
 
     Attributes:
-        base: the unedited model.
+        base: the baseline.
         plain: whether all factors are low-rank pairs that run as layers: then torch and transformers load it alone.
         weights: what is stored as factors, or in parts.
         matrices: edited weights that are stored in full, under their own names.

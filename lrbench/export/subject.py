@@ -44,9 +44,9 @@ class Subject:
     """An edited model.
 
     Attributes:
-        base: the unedited model's name: a hub id, a bundled name, or a folder's name.
+        base: the baseline's name: a hub id, a bundled name, or a folder's name.
         base_folder: where it lies, for a model of this machine.
-        model: unedited; edits are put in place while they are written.
+        model: with its original weights; edits are put in place while they are written.
         tokenizer: None where there is none to go with it.
         inventory: all slots of the model.
         slots, reductions: one of each for each edited weight.

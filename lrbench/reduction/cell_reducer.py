@@ -62,7 +62,7 @@ class Reductions:
         self._base = base
         self._optima: dict[str, list[float]] = {}
         self._output_optima: dict[str, list[float]] = {}
-        self._unedited_loss: float | None = None
+        self._baseline_loss: float | None = None
         self._accepted: dict[tuple[str, str, RankRequest, int | None], Reduction] = {}
         self._warm: set[tuple[str, torch.device]] = set()
         self._copies: OrderedDict[str, Copy] = OrderedDict()
@@ -220,14 +220,14 @@ class Reductions:
             )
         if kind == "sensitivity":
             assert calibration is not None
-            if self._unedited_loss is None:
-                self._unedited_loss = calibration.loss()
-            unedited, model = self._unedited_loss, slot.model
+            if self._baseline_loss is None:
+                self._baseline_loss = calibration.loss()
+            baseline, model = self._baseline_loss, slot.model
             assert model is not None
 
             def on_text(factors: Factors) -> float:
                 with in_place(model, [slot], [work.measured(factors, optimum, 0.0, {})]):
-                    return calibration.loss() - unedited
+                    return calibration.loss() - baseline
 
             return dataclasses.replace(judge, on_text=on_text)
         return judge

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def definition_of(cell: Cell, calibration: Calibration | None, base: Base | None) -> dict[str, Any]:
-    """What of calibration and base defines a cell's result; nothing of the unedited model's."""
+    """What of calibration and base defines a cell's result; nothing of the baseline's."""
     if cell.method is None:
         return {}
     calibrated = calibration.definition(cell) if calibration is not None else {}

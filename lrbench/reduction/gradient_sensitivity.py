@@ -75,7 +75,7 @@ def sensitivities(
     again for the others.
 
     Args:
-        model: unedited; it is left as it was.
+        model: with its original weights; it is left as it was.
         slots: of it; whole or part of a parameter.
         documents: of each, what is asked of it.
         notify: told where one pass is not enough.

@@ -40,7 +40,7 @@ class Method:
 class Cell:
     """One edited model: `slots` reduced by `method`, each to the rank that `request`, or its own of `requests`, says.
 
-    The unedited model is the cell without a method. A cell without requests drops its slots' updates: the weights are
+    The baseline is the cell without a method. A cell without requests drops its slots' updates: the weights are
     the base's. `skip` says why the method does not do this one, `failure` why it could not even be asked. `seed` is
     that of the method's random draws; None where it draws nothing. `predicted` is what a screening says of it. With an
     `allocation`, `request` is that of the whole model's size, and the slots' ranks are found when the cell is reduced.
@@ -82,7 +82,7 @@ class Cell:
 
     @property
     def requested(self) -> dict[str, float | int]:
-        """The rank as the suite asked for it, `{"keep": 0.5}`; empty for the unedited model."""
+        """The rank as the suite asked for it, `{"keep": 0.5}`; empty for the baseline."""
         return {self.request.kind: self.request.value} if self.request else {}
 
     @property

@@ -52,7 +52,7 @@ def sizes(
 
     Args:
         slots, reductions: one of each for each edited weight.
-        numbers: parameters of the unedited model.
+        numbers: parameters of the baseline.
         beside: of updates, what else must be stored on top of the base; see `Base.numbers_beside`.
     """
     stored = sum(reduction.edit.stored_numbers for reduction in reductions)

@@ -55,12 +55,12 @@ def measure_inference(
 ) -> InferenceSpeed:
     """Dense against factored, in turns, so that both meet the same machine.
 
-    Dense is the unedited model: matrices of the same shapes take the same time. Factors that cannot take a layer's
+    Dense is the baseline: matrices of the same shapes take the same time. Factors that cannot take a layer's
     place run as matrices, and are counted out of `factored_weights`.
 
     Args:
-        model: unedited, on its device.
-        slots, reductions: one of each for each edited weight; none for the unedited model's own row.
+        model: with its original weights, on its device.
+        slots, reductions: one of each for each edited weight; none for the baseline's own row.
     """
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     plan = (protocol or Protocol()).within(positions)

@@ -43,7 +43,7 @@ class Speed(Strict):
 
 
 class AtBatch(Strict):
-    """The unedited model and the one with factors, measured in turns; the unedited one's row has no `factored`."""
+    """The baseline and the one with factors, measured in turns; the baseline's row has no `factored`."""
 
     batch: Whole
     dense: Speed
@@ -144,7 +144,7 @@ class Row(Strict):
     environment: str
     suite: str
     model: str
-    reducer: str | None = None  # None: the unedited model
+    reducer: str | None = None  # None: the baseline
     label: str | None = None
     delta: str | None = None  # the base, where the run reduces updates: W is W - W_base, keep_model on top of the base
     params: dict[str, Any] = Field(default_factory=dict)
@@ -168,13 +168,13 @@ class Row(Strict):
 
     @property
     def method(self) -> str | None:
-        """What the tables call it: its label, with how numbers were shared out; None for the unedited model."""
+        """What the tables call it: its label, with how numbers were shared out; None for the baseline."""
         name = self.label or self.reducer
         return f"{name}, {self.allocation}" if name and self.allocation else name
 
     @property
     def setting(self) -> str:
-        """What was asked of the ranks, in words: `keep 0.5`; empty for the unedited model, `composed` for many."""
+        """What was asked of the ranks, in words: `keep 0.5`; empty for the baseline, `composed` for many."""
         if self.mode == "greedy" and not self.requested:
             return "composed"
         return ", ".join(f"{kind} {value:g}" for kind, value in self.requested.items())

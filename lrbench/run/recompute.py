@@ -48,7 +48,7 @@ class CellAgain:
         suite: the run's.
         asked: the same as plain data, as the manifest has it.
         spec: its model, as the suite names it.
-        loaded: the model, unedited.
+        loaded: the model, with its original weights.
         cell: what is edited.
         reductions: one for each of the cell's slots.
         base: what they are updates of, and how the suite names it; None where they stand in for the weights.
@@ -190,7 +190,7 @@ def _refuse_unscored(run: RunDirectory, row: Row) -> None:
     if row.status != "ok":
         raise InputError(f"{run.path}: cell {row.cell[:10]} is {row.status} ({row.reason}); choose one that was scored")
     if row.reducer is None:
-        raise InputError(f"{run.path}: cell {row.cell[:10]} is the unedited model; choose an edited one")
+        raise InputError(f"{run.path}: cell {row.cell[:10]} is the baseline; choose an edited one")
     if row.mode == BASE:
         raise InputError(f"{run.path}: cell {row.cell[:10]} has the base's own weights; choose one with updates")
 
@@ -247,7 +247,7 @@ def _composed(row: Row, rows: Mapping[str, Row], method: Method, loaded: LoadedM
     slots = {slot.name: slot for slot in loaded.inventory.slots}
     missing = next((one for one in accepted if one.cell not in rows or one.weight not in slots), None)
     if missing is not None or not accepted:
-        why = "it is the unedited model" if not accepted else "rows that it was decided by are gone"
+        why = "it is the baseline" if not accepted else "rows that it was decided by are gone"
         raise InputError(f"cell {row.cell[:10]}: {why}; choose another")
     edited = tuple(slots[one.weight] for one in accepted)
     asked = [item for one in accepted for item in rows[one.cell].requested.items()]

@@ -296,7 +296,7 @@ class Records:
 def _chosen_among(row: Row, labels: Collection[str | None], cells: Collection[str]) -> bool:
     """Whether a row is reported because of some cells' scores, or of others' of some labels on validation.
 
-    A composition begins with the unedited model's, which has no label.
+    A composition begins with the baseline's, which has no label.
     """
     selection = row.selection
     if selection is None or selection.chosen_for is None:

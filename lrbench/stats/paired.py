@@ -128,7 +128,7 @@ def differences(pairs: Sequence[Pair], metric: str, key: str) -> list[Difference
 
 def paired_difference(
     edited: Mapping[int, PerDocument],
-    unedited: Mapping[int, PerDocument],
+    baseline: Mapping[int, PerDocument],
     metric: str,
     groups: Mapping[int, Hashable] | None = None,
 ) -> Difference | None:
@@ -136,7 +136,7 @@ def paired_difference(
 
     Returns None where no document is shared, or a value is missing or not finite.
     """
-    return differences([Pair([Scores.of(edited)], [Scores.of(unedited)], groups or {})], metric, key="")[0]
+    return differences([Pair([Scores.of(edited)], [Scores.of(baseline)], groups or {})], metric, key="")[0]
 
 
 def tied(ours: Difference, theirs: Difference) -> float | None:
@@ -173,10 +173,10 @@ def _of_one_batch(
         if len(ours) == len(theirs) == 1:
             discordant = _discordant(pair.ours[0].on(documents), pair.theirs[0].on(documents))
         edited = _estimate(ours, [draws[id(side)] for side in pair.ours])
-        unedited = _estimate(theirs, [draws[id(side)] for side in pair.theirs])
+        baseline = _estimate(theirs, [draws[id(side)] for side in pair.theirs])
         logarithmic = ours[0].link == "perplexity"
         identity = key, metric, hash(documents), hash(tuple(one.numerators.tobytes() for one in theirs))
-        done.append(Difference(edited, unedited, np.asarray(steps), len(documents), discordant, identity, logarithmic))
+        done.append(Difference(edited, baseline, np.asarray(steps), len(documents), discordant, identity, logarithmic))
     return done
 
 

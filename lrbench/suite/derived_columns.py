@@ -1,4 +1,4 @@
-"""Columns made of a row's scores: the mean of several, and how much of the unedited model's is retained.
+"""Columns made of a row's scores: the mean of several, and how much of the baseline's is retained.
 
     derived:
       mcq: {mean: [boolq, {arc_easy: acc_norm}, ...]}

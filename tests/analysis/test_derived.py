@@ -59,7 +59,7 @@ def test_the_columns_are_those_that_lowrankarena_publishes(name):
     assert derived["retained"].value == pytest.approx(retained, abs=1.5e-3)
 
 
-def test_the_unedited_model_retains_all():
+def test_the_baseline_retains_all():
     derived = derive(columns(ARENA), table(LLAMA_1), None)
 
     assert derived["mcq"].value == pytest.approx(np.mean(LLAMA_1[2:9]))

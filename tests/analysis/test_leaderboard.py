@@ -138,7 +138,7 @@ def test_a_groups_way_is_that_of_its_tasks(tmp_path):
 # --- the table
 
 
-def test_the_unedited_model_is_on_top_and_differences_are_from_it(tmp_path):
+def test_the_baseline_is_on_top_and_differences_are_from_it(tmp_path):
     run = simple_run(tmp_path, [(reduced("a"), {"t": [1, 1, 0, 0]}), (row("base"), {"t": [1, 1, 1, 0]})])
     board = build([run])
     assert cells(board) == ["base", "a"]
@@ -169,12 +169,12 @@ def test_samples_that_cannot_be_read_are_an_error_that_names_the_file(tmp_path):
         build([run])
 
 
-def test_a_run_without_its_unedited_model_has_no_differences(tmp_path):
+def test_a_run_without_its_baseline_has_no_differences(tmp_path):
     run = simple_run(tmp_path, [(reduced("a"), {"t": ONES})])
     assert build([run]).entries[0].values["t"].delta is None
 
 
-def test_each_model_is_compared_with_its_own_unedited_model(tmp_path):
+def test_each_model_is_compared_with_its_own_baseline(tmp_path):
     run = simple_run(
         tmp_path,
         [
@@ -204,7 +204,7 @@ def test_the_default_order_is_by_setting_from_what_keeps_most_and_then_by_score(
 
 
 @pytest.mark.parametrize("sort", ["decompose", "-decompose", "keep_model", "-method", "setting", "t", "pareto"])
-def test_any_column_sorts_both_ways_below_the_unedited_model(tmp_path, sort):
+def test_any_column_sorts_both_ways_below_the_baseline(tmp_path, sort):
     rows = [(row("base"), {"t": ONES})]
     for index, seconds in enumerate([0.3, 0.1, 0.2]):
         keep = 0.25 * (index + 1)
@@ -270,7 +270,7 @@ def test_where_the_manifest_knows_no_documents_their_number_tells(tmp_path):
     assert [entry.pareto for entry in build([few, many]).entries] == [True, True]
 
 
-def test_rows_of_another_environment_than_their_unedited_model_are_counted(tmp_path):
+def test_rows_of_another_environment_than_their_baseline_are_counted(tmp_path):
     rows = [(row("base"), {"t": ONES}), (reduced("a"), {"t": ONES}), (reduced("b", environment="e1"), {"t": ONES})]
     assert build([simple_run(tmp_path, rows)]).elsewhere == 1
 
@@ -279,8 +279,8 @@ def test_rows_of_another_environment_than_their_unedited_model_are_counted(tmp_p
 def test_a_difference_is_significant_by_the_documents_that_changed(tmp_path, lost, significant):
     base = [1.0] * 200
     run = simple_run(tmp_path, [(row("base"), {"t": base}), (reduced("a"), {"t": [0.0] * lost + base[lost:]})])
-    unedited, edited = build([run]).entries
-    assert unedited.values["t"].significant is None
+    baseline, edited = build([run]).entries
+    assert baseline.values["t"].significant is None
     assert edited.values["t"].discordant == (0, lost)
     assert edited.values["t"].significant is edited.values["score"].significant is significant
 
@@ -352,7 +352,7 @@ def test_documents_of_one_group_count_once(tmp_path):
     assert grouped.significant is False
 
 
-def test_an_unedited_model_below_chance_is_said_under_the_table(tmp_path):
+def test_a_baseline_below_chance_is_said_under_the_table(tmp_path):
     from lrbench.reports.render.number_format import remarks
 
     run = simple_run(

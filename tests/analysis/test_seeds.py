@@ -127,7 +127,7 @@ def repeated(cell, seed, **changes):
     return row(cell, **{**given, **changes})
 
 
-def test_the_mean_over_seeds_is_tested_against_the_unedited_model_by_document(tmp_path):
+def test_the_mean_over_seeds_is_tested_against_the_baseline_by_document(tmp_path):
     base = [1.0] * 40
     cells = [(row("base"), {"t": base})]
     cells += [(repeated(f"s{s}", s), {"t": [0.0] * (10 + 2 * s) + [1.0] * (30 - 2 * s)}) for s in (0, 1, 2)]

@@ -56,7 +56,7 @@ def test_a_run_prints_its_table_and_a_second_one_prints_the_same(tmp_path, capsy
     again, _ = said(capsys)
     assert again.rsplit("\n", 2)[0] == table.rsplit("\n", 2)[0]
     assert "nothing to compute, 3 already there" in again
-    for word in ("svd", "cr", "unedited"):
+    for word in ("svd", "cr", "baseline"):
         assert word in table
     [directory] = (tmp_path / "results" / "local").iterdir()
     assert directory.name.startswith("small-")

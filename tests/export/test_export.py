@@ -230,13 +230,13 @@ def test_an_unknown_or_ambiguous_cell_lists_those_there_are(llama, capsys):
     assert "3 cells begin with ''" in refusal(capsys, folder / "run", "", folder / "no")
 
 
-def test_the_unedited_model_and_failed_cells_are_not_exported(tmp_path, capsys):
+def test_the_baseline_and_failed_cells_are_not_exported(tmp_path, capsys):
     plugin = tmp_path / "bad.py"
     plugin.write_text(MISBEHAVING)
     suite = write_family_suite(tmp_path, "llama")
     run(suite, tmp_path / "run", plugin, overrides=["reducers=[raises]", "sweep.0.reducers=null"])
     rows = {row.label: row for row in open_run(tmp_path / "run").rows().values()}
-    assert "is the unedited model" in refusal(capsys, tmp_path / "run", rows[None].cell, tmp_path / "no")
+    assert "is the baseline" in refusal(capsys, tmp_path / "run", rows[None].cell, tmp_path / "no")
     assert "is failed" in refusal(capsys, tmp_path / "run", rows["raises"].cell, tmp_path / "no")
 
 

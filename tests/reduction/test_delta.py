@@ -58,11 +58,11 @@ def tuned_suite(folder, family="llama", sweep=TOGETHER, *, also=(), weights=("ml
 
 
 def rows_of(folder):
-    """The unedited model's row, the base's, and the others by what was asked."""
+    """The baseline's row, the base's, and the others by what was asked."""
     rows = list(open_run(folder).rows().values())
-    [unedited] = [row for row in rows if row.reducer is None]
+    [baseline] = [row for row in rows if row.reducer is None]
     [base] = [row for row in rows if row.mode == "base"]
-    return unedited, base, {row.requested["rank"]: row for row in rows if row.requested}
+    return baseline, base, {row.requested["rank"]: row for row in rows if row.requested}
 
 
 def scores(row):
@@ -83,14 +83,14 @@ def llama(tmp_path_factory):
 
 
 def test_the_rank_of_the_update_gives_the_fine_tuned_model_and_less_gives_less(llama):
-    unedited, base, edited = rows_of(llama / "run")
-    assert {row.status for row in (unedited, base, *edited.values())} == {"ok"}
-    assert scores(edited[3]) == pytest.approx(scores(unedited), abs=1e-5)
+    baseline, base, edited = rows_of(llama / "run")
+    assert {row.status for row in (baseline, base, *edited.values())} == {"ok"}
+    assert scores(edited[3]) == pytest.approx(scores(baseline), abs=1e-5)
     assert all(edit.relative_error < 1e-5 for edit in edited[3].edits)
     assert all(0.3 < edit.relative_error < 1 for edit in edited[1].edits)
     for edit in edited[1].edits:
         assert edit.relative_error == pytest.approx(edit.optimal_error, rel=1e-4)
-    assert abs(scores(edited[1])["brier_score"] - scores(unedited)["brier_score"]) > 1e-4
+    assert abs(scores(edited[1])["brier_score"] - scores(baseline)["brier_score"]) > 1e-4
     assert len(edited[1].edits) == 8
 
 

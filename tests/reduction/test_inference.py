@@ -89,7 +89,7 @@ def test_every_engine_scores_factors_as_it_scores_matrices(engine, tmp_path):
         assert all(edit.evaluated_as == "factors" for edit in other.edits)
         for metric, score in one.scores["which"].items():
             assert other.scores["which"][metric].value == pytest.approx(score.value, abs=1e-4)
-        assert (one.cell == other.cell) == (one.reducer is None)  # the unedited model runs as it always did
+        assert (one.cell == other.cell) == (one.reducer is None)  # the baseline runs as it always did
 
 
 def test_cells_that_factors_cannot_run_keep_their_hash(tmp_path):
@@ -140,9 +140,9 @@ def test_measured_rows_hold_speed_and_memory_of_both_forms(tmp_path, capsys):
     suite = write_family_suite(tmp_path, "llama", EACH, measure="[inference]")
     run(suite, tmp_path / "run", plugin, overrides=["reducers=[svd, raises]"])
     rows = list(open_run(tmp_path / "run").rows().values())
-    unedited, *edited = [row for row in rows if row.status == "ok"]
-    assert [entry.batch for entry in unedited.inference.batches] == [1, 8]
-    assert all(entry.factored is None for entry in unedited.inference.batches)
+    baseline, *edited = [row for row in rows if row.status == "ok"]
+    assert [entry.batch for entry in baseline.inference.batches] == [1, 8]
+    assert all(entry.factored is None for entry in baseline.inference.batches)
     for row in edited:
         assert (row.inference.prompt_tokens, row.inference.new_tokens) == (128, 32)
         assert row.inference.factored_weights == 1

@@ -342,7 +342,7 @@ def test_two_allocations_are_two_cells_that_a_table_tells_apart(finished):
     assert {row.allocation: row.allocate_seconds > 0 for row in rows} == {"uniform": False, "error": True}
     entries = [entry.values for entry in build([finished]).entries]
     assert {(e["method"], e["setting"]) for e in entries} == {
-        ("unedited", ""), ("svd, uniform", "keep_model 0.9"), ("svd, error", "keep_model 0.9"),
+        ("baseline", ""), ("svd, uniform", "keep_model 0.9"), ("svd, error", "keep_model 0.9"),
     }  # fmt: skip
 
 

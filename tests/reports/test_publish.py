@@ -76,10 +76,10 @@ def _pages(site: Path) -> list[Path]:
     return sorted(path for path in site.rglob("*.html") if path.parent.name != "downloads")
 
 
-def test_the_unedited_model_stands_first_in_a_body_of_its_own_and_every_row_is_there(site: Path) -> None:
+def test_the_baseline_stands_first_in_a_body_of_its_own_and_every_row_is_there(site: Path) -> None:
     text = (site / "index.html").read_text(encoding="utf-8")
     pinned, rows = (re.search(rf'<tbody class="{name}">(.*?)</tbody>', text, re.S)[1] for name in ("pinned", "rows"))
-    assert "unedited" in pinned
+    assert "baseline" in pinned
     assert pinned.count("<tr") == 1
     assert rows.count("<tr") == 18
     scores = json.loads((PUBLISHED / "quickstart" / "rows.jsonl").read_text().splitlines()[1])["scores"]

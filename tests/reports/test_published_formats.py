@@ -228,7 +228,7 @@ def test_html_has_every_line_sortable_numbers_and_intervals(demo):
         re.fullmatch(r"Δ −[\d.]+, 95 % interval −[\d.]+ to [−+]?[\d.]+; p = \S+ \(Holm\)", hint) for hint in hints
     )
     values = [value for tag, name, value in page.attributes if (tag, name) == ("td", "data-value")]
-    assert {"unedited", ""} <= set(values)
+    assert {"baseline", ""} <= set(values)
     assert {repr(entry.values["score"].value) for entry in demo.entries} <= set(values)
     assert "prefers-color-scheme: dark" in text
     assert "@media print" in text

@@ -62,7 +62,7 @@ def printed(board, width, **options):
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_has_every_method_and_every_failure_with_its_reason(board, name):
     text = renderer(name)(board).replace("\\", "")
-    assert all(method in text for method in (*METHODS, "unedited", "mine", "monarch"))
+    assert all(method in text for method in (*METHODS, "baseline", "mine", "monarch"))
     assert "returned shape (64, 3), not (64, 128)" in text
     assert "needs a square weight" in text
 
@@ -169,10 +169,10 @@ def test_what_is_the_same_on_every_line_is_said_once_in_the_title(board):
     assert not any("all mlp" in line for line in rest)
 
 
-def test_the_unedited_model_is_the_first_line_and_bold(board):
+def test_the_baseline_is_the_first_line_and_bold(board):
     lines = [line for line in printed(board, 120).splitlines() if "\x1b" in line]
-    first = next(line for line in lines if "unedited" in line and "facts" not in line and "Acc" not in line)
-    assert re.search(r"\x1b\[1m[^\x1b]*unedited", first)
+    first = next(line for line in lines if "baseline" in line and "facts" not in line and "Acc" not in line)
+    assert re.search(r"\x1b\[1m[^\x1b]*baseline", first)
     assert lines.index(first) < next(i for i, line in enumerate(lines) if "laser-svd" in line)
 
 
@@ -205,7 +205,7 @@ def test_rows_of_another_environment_are_said_under_the_table(tmp_path, name):
     assert "environment" not in renderer(name)(build([simple_run(tmp_path / "one", cells)]))
     cells += [(row(cell, reducer="svd", label="svd", environment="e1"), {"t": [1, 1]}) for cell in ("b", "c")]
     text = renderer(name)(build([simple_run(tmp_path / "two", cells)]))
-    assert "2 rows were scored in another environment than the unedited model." in text
+    assert "2 rows were scored in another environment than the baseline." in text
 
 
 def test_the_best_of_a_setting_is_bold(board):

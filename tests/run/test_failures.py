@@ -173,8 +173,8 @@ def test_weights_that_were_changed_unseen_take_back_all_that_was_scored_since(ma
     monkeypatch.setattr(faults, "hook", None)
 
     assert (result.computed, result.reused, result.failed) == (2, 1, 2)
-    unedited, *others = result.directory.rows().values()
-    assert unedited.status == "ok"  # scored by a run that ended well
+    baseline, *others = result.directory.rows().values()
+    assert baseline.status == "ok"  # scored by a run that ended well
     for row in others:
         assert (row.status, row.scores) == ("failed", {})
         assert "changed unseen" in row.reason

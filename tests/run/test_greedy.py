@@ -52,11 +52,11 @@ def test_every_block_keeps_its_best_edit_where_that_is_better_and_stays_as_it_is
     assert {(row.label, row.selection.chosen_for) for row in composed} == {
         (label, aim) for label in ("svd", "random-subspace") for aim in ("almanac_facts_rare", "almanac_text")
     }
-    (unedited,) = [row for row in rows.values() if row.reducer is None and row.selection.split == "validation"]
+    (baseline,) = [row for row in rows.values() if row.reducer is None and row.selection.split == "validation"]
     for row in composed:
         aim, decisions = row.selection.chosen_for, row.selection.decisions
         assert [rows[one.cell].edits[-1].layer for one in decisions] == [7, 6, 5]
-        standing, accepted = _merit(done, unedited, aim), []
+        standing, accepted = _merit(done, baseline, aim), []
         for one in decisions:
             best = rows[one.cell]
             assert [edit.weight for edit in best.edits] == [*accepted, one.weight]
@@ -81,7 +81,7 @@ def test_every_block_keeps_its_best_edit_where_that_is_better_and_stays_as_it_is
 
 def test_what_is_reported_is_of_test_documents(done):
     rows = done.rows().values()
-    (unedited,) = [row for row in rows if row.reducer is None and row.selection.split == "test"]
+    (baseline,) = [row for row in rows if row.reducer is None and row.selection.split == "test"]
     for row in rows:
         if row.selection.decisions is not None:
             aim = row.selection.chosen_for
@@ -94,21 +94,21 @@ def test_what_is_reported_is_of_test_documents(done):
             }
             assert asked
             assert not asked & seen
-            assert asked == {sample["doc"] for sample in done.samples(unedited.cell) if sample["task"] == aim}
+            assert asked == {sample["doc"] for sample in done.samples(baseline.cell) if sample["task"] == aim}
 
 
-def test_where_nothing_is_accepted_the_row_is_the_unedited_model(tmp_path):
+def test_where_nothing_is_accepted_the_row_is_the_baseline(tmp_path):
     reducers = "[random-columns]"
     run(write_suite(tmp_path, SUITE, reducers=reducers, layers="[0]", rank="{fraction: 0.01}"), tmp_path / "run")
     directory = RunDirectory(tmp_path / "run")
     rows = directory.rows().values()
     composed = [row for row in rows if row.selection.decisions is not None and not row.edits]
     assert composed
-    (unedited,) = [row for row in rows if row.reducer is None and row.selection.split == "test"]
+    (baseline,) = [row for row in rows if row.reducer is None and row.selection.split == "test"]
     for row in composed:
         aim = row.selection.chosen_for
         assert [one.accepted for one in row.selection.decisions] == [False]
-        scores, theirs = row.scores[aim], unedited.scores[aim]  # which was scored beside other tasks: in other batches
+        scores, theirs = row.scores[aim], baseline.scores[aim]  # which was scored beside other tasks: in other batches
         assert {name: score.value for name, score in scores.items()} == pytest.approx(
             {name: score.value for name, score in theirs.items()}, rel=1e-5
         )

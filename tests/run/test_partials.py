@@ -45,7 +45,7 @@ def _small_batches():
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory):
     folder = tmp_path_factory.mktemp("suite")
-    return write_suite(folder, layers="[5]", reducers="[svd, cr]")  # with the unedited model, three cells
+    return write_suite(folder, layers="[5]", reducers="[svd, cr]")  # with the baseline, three cells
 
 
 @pytest.fixture(scope="module")

@@ -114,7 +114,7 @@ def test_what_compositions_try_is_predicted_too(tmp_path, monkeypatch, computed,
     suite = write_suite(tmp_path, GREEDY)
     found = predicted(suite)
     assert (found.to_score, found.composed) == (3, 2 * 2 * 4)
-    assert found.reported == 1 + 2 + 2  # the unedited model, each method's choice, each composition
+    assert found.reported == 1 + 2 + 2  # the baseline, each method's choice, each composition
 
     class ChosenError(Exception):
         pass

@@ -108,8 +108,8 @@ def test_what_is_no_race_is_refused_at_its_place(tmp_path, written, column, prob
 def test_hopeless_cells_stop_and_say_after_how_many_documents(whole):
     directory, _, heard = whole
     rows = on(directory, "validation")
-    [unedited] = [one for one in rows if one.reducer is None]
-    full = unedited.selection.documents["almanac_facts_rare"]
+    [baseline] = [one for one in rows if one.reducer is None]
+    full = baseline.selection.documents["almanac_facts_rare"]
     assert len(rows) == 9
     stopped = [one for one in rows if one.selection.stopped]
     assert 2 <= len(stopped) <= 6
@@ -121,7 +121,7 @@ def test_hopeless_cells_stop_and_say_after_how_many_documents(whole):
             math.fsum(sample["metrics"]["acc"] for sample in samples) / len(samples)
         )
         assert one.selection.stopped == ({"almanac_facts_rare": documents} if documents < full else None)
-        assert {sample["doc"] for sample in samples} <= {s["doc"] for s in directory.samples(unedited.cell)}
+        assert {sample["doc"] for sample in samples} <= {s["doc"] for s in directory.samples(baseline.cell)}
         assert one.evaluate_seconds > 0
     assert any("race for almanac_facts_rare: 10 of" in note for note in heard.notes)
 
@@ -220,7 +220,7 @@ def test_answers_kept_by_another_environment_are_not_mixed_in(suite, whole, tmp_
     )
     rest = Heard()
     again = run(suite, tmp_path / "out", heard=rest)
-    assert len(rest.steps) == len(heard.steps) - 1  # the unedited model has its row
+    assert len(rest.steps) == len(heard.steps) - 1  # the baseline has its row
     assert {one.environment for one in again.directory.rows().values() if one.reducer} == {"elsewhere"}
     assert [one.scores for one in again.directory.rows().values()] == [one.scores for one in directory.rows().values()]
 
@@ -275,10 +275,10 @@ def test_a_cell_that_fails_on_the_way_is_out_and_when_it_is_tried_again_it_is_sc
     assert again.failed == 0
     assert "2 cells are scored in full: their race is over, or cannot be held" in heard.notes
     rows = again.directory.rows()
-    [unedited] = [one for one in on(again.directory, "validation") if one.reducer is None]
+    [baseline] = [one for one in on(again.directory, "validation") if one.reducer is None]
     for cell in failed:
         assert rows[cell].status == "ok"
-        assert rows[cell].selection.documents == unedited.selection.documents
+        assert rows[cell].selection.documents == baseline.selection.documents
         assert rows[cell].selection.stopped is None
 
 
@@ -321,20 +321,20 @@ def test_a_course_gives_the_score_of_tasks_of_groups_and_of_the_mean(tmp_path):
     scores = {task: {"acc": Score(value=mean(of), n=len(of))} for task, of in values.items()}
     together = [value for task in facts_of for value in values[task]]
     scores["almanac_facts"] = {"acc": Score(value=mean(together), n=len(together))}
-    unedited = row("unedited", scores=scores)
+    baseline = row("baseline", scores=scores)
     named = {"almanac_facts": facts_of, "almanac_agreement": ["almanac_agreement"], "asked": ["asked"]}
     for on_what in ("task", "mean"):
         for aim in objectives(requests, named, on_what):
-            course = course_of(aim, requests, unedited, samples_of(values), seed=0)
+            course = course_of(aim, requests, baseline, samples_of(values), seed=0)
             assert isinstance(course, Course)
             units = len(course.units)
-            assert course.values(0, units, samples_of(values)).mean() == pytest.approx(aim.value(unedited))
+            assert course.values(0, units, samples_of(values)).mean() == pytest.approx(aim.value(baseline))
             assert sorted(key for unit in course.units for key in unit) == sorted(
                 (task, index) for task in aim.tasks for index in requests.tasks[task].indices
             )
-            other = course_of(aim, requests, unedited, samples_of(values), seed=1)
+            other = course_of(aim, requests, baseline, samples_of(values), seed=1)
             assert [*course.units] != [*other.units]
-            assert course.units == course_of(aim, requests, unedited, samples_of(values), seed=0).units
+            assert course.units == course_of(aim, requests, baseline, samples_of(values), seed=0).units
 
 
 def test_paraphrases_are_drawn_together(tmp_path):
@@ -342,9 +342,9 @@ def test_paraphrases_are_drawn_together(tmp_path):
     requests = frozen(tmp_path, "[asked]").requests
     dice = np.random.default_rng(0)
     values = {"asked": dice.integers(0, 2, 40).astype(float).tolist()}
-    unedited = row("unedited", scores={"asked": {"acc": Score(value=mean(values["asked"]), n=40)}})
+    baseline = row("baseline", scores={"asked": {"acc": Score(value=mean(values["asked"]), n=40)}})
     [aim] = objectives(requests, {"asked": ["asked"]}, "task")
-    course = course_of(aim, requests, unedited, samples_of(values), seed=0)
+    course = course_of(aim, requests, baseline, samples_of(values), seed=0)
     assert sorted(map(len, course.units)) == [3, 3, 3, 3, 3, 25]
     assert course.bound == pytest.approx(25 / 40 * 6)
     assert course.values(0, 6, samples_of(values)).mean() == pytest.approx(mean(values["asked"]))
@@ -368,7 +368,7 @@ def test_what_is_no_mean_of_values_between_zero_and_one_does_not_race_and_says_w
     aim = Objective("asked", {"asked": ["asked"]}, {})
 
     def why(scores, values=values, aim=aim):
-        return course_of(aim, requests, row("unedited", scores=scores), samples_of(values), seed=0)
+        return course_of(aim, requests, row("baseline", scores=scores), samples_of(values), seed=0)
 
     good = {"asked": {"acc": Score(value=0.5, n=8)}}
     assert isinstance(why(good), Course)

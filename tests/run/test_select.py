@@ -290,7 +290,7 @@ def test_log_loss_is_of_the_right_choices_of_texts_whole_and_over_parts_their_me
 # Runs.
 
 
-def test_only_what_was_chosen_and_the_unedited_model_is_scored_on_test_and_it_was_best_on_validation(whole):
+def test_only_what_was_chosen_and_the_baseline_is_scored_on_test_and_it_was_best_on_validation(whole):
     rows = list(whole.rows().values())
     validated = [one for one in rows if one.selection.split == "validation"]
     tested = [one for one in rows if one.selection.split == "test"]
@@ -392,13 +392,13 @@ def test_a_method_that_fails_everywhere_has_no_choice_and_one_that_is_mended_is_
     assert first.failed == 4
     assert "moody: none of its 4 cells has a score on almanac_facts_rare: nothing chosen" in heard.notes
     board = build([first.directory])
-    assert [entry.values["method"] for entry in board.entries] == ["unedited", "svd"]
+    assert [entry.values["method"] for entry in board.entries] == ["baseline", "svd"]
     assert len(board.failures) == 4
 
     (tmp_path / "bad mood").unlink()
     again = run(path, tmp_path / "out", plugin, retry_failed=True)
     assert (again.failed, again.computed) == (0, 5)
-    assert [entry.values["method"] for entry in build([again.directory]).entries] == ["unedited", "moody", "svd"]
+    assert [entry.values["method"] for entry in build([again.directory]).entries] == ["baseline", "moody", "svd"]
 
 
 def test_seeds_of_the_chosen_cell_are_all_reported(tmp_path):
@@ -434,15 +434,15 @@ def test_the_leaderboard_says_what_was_chosen_for_what_among_how_many_and_on_how
         assert "chosen" in renderer(name)(board)
 
 
-def test_scores_of_the_table_are_compared_with_the_unedited_model_on_the_same_side(whole):
+def test_scores_of_the_table_are_compared_with_the_baseline_on_the_same_side(whole):
     for validation in (False, True):
         for entry in build([whole], validation=validation).entries:
             for task, metrics in entry.metrics.items():
                 for measured in metrics.values():
                     assert entry.baseline or measured.delta is not None, (task, validation)
                     assert entry.baseline or measured.difference is not None
-    [unedited] = [one for one in whole.rows().values() if one.reducer is None and one.selection.split == "test"]
-    acc = unedited.scores["almanac_facts_rare"]["acc"].value
+    [baseline] = [one for one in whole.rows().values() if one.reducer is None and one.selection.split == "test"]
+    acc = baseline.scores["almanac_facts_rare"]["acc"].value
     line = next(entry for entry in build([whole]).entries if entry.values["chosen_for"] == "almanac_facts_rare")
     measured = line.metrics["almanac_facts_rare"]["acc"]
     assert measured.delta == pytest.approx(measured.value - acc)

@@ -162,8 +162,8 @@ def test_a_cell_that_was_chosen_by_scores_that_are_taken_back_is_taken_back_too(
     """The worker that scored the choice may be another one, whose own weights are as they were."""
     for row in with_spoilt(tmp_path, lambda rows: on_validation(rows, None, "svd", "random-subspace")):
         chosen = row.selection.split == "test" and row.reducer is not None
-        unedited = row.selection.split == "test" and row.reducer is None
-        assert (row.status, bool(row.scores)) == (("ok", True) if unedited else ("failed", False)), row
+        baseline = row.selection.split == "test" and row.reducer is None
+        assert (row.status, bool(row.scores)) == (("ok", True) if baseline else ("failed", False)), row
         assert ("chosen by" in (row.reason or "")) == chosen
 
 

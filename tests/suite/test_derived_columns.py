@@ -36,7 +36,7 @@ def done(tmp_path_factory):
 
 def test_derived_columns_are_those_of_the_rows_by_hand(done):
     board = build([RunDirectory(done / "run")])
-    unedited, reduced = board.entries
+    baseline, reduced = board.entries
     rows = list(RunDirectory(done / "run").rows().values())
 
     def of(row, task, metric):
@@ -44,9 +44,9 @@ def test_derived_columns_are_those_of_the_rows_by_hand(done):
 
     averages = [(of(r, "almanac_facts_rare", "acc") + of(r, "almanac_agreement", "acc")) / 2 for r in rows]
     perplexities = [of(row, "almanac_text", "word_perplexity") for row in rows]
-    assert unedited.values["MCQ"].value == pytest.approx(averages[0])
+    assert baseline.values["MCQ"].value == pytest.approx(averages[0])
     assert reduced.values["MCQ"].value == pytest.approx(averages[1])
-    assert unedited.values["quality"].value == 1.0
+    assert baseline.values["quality"].value == 1.0
     quality = (perplexities[0] / perplexities[1] + averages[1] / averages[0]) / 2
     assert reduced.values["quality"].value == pytest.approx(quality)
     assert reduced.values["quality"].stderr > 0

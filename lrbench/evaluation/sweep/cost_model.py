@@ -54,7 +54,7 @@ class SweepCost:
 
 
 def cost(engine: SweepEngine) -> SweepCost:
-    """Times some of the engine's batches on the unedited model."""
+    """Times some of the engine's batches on the baseline."""
     sweeper = engine.sweeper
     if sweeper is None:
         return SweepCost(blocks=engine.blocks)

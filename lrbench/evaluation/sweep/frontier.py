@@ -13,7 +13,9 @@ from lrbench.system.faults import point
 
 
 class Frontier:
-    """Keeps the states of some batches at one block, and moves them up. To be moved while the model is unedited.
+    """Keeps the states of some batches at one block, and moves them up.
+
+    Move it only while the model has its original weights.
 
     Attributes:
         block: whose input is kept; 0 where nothing is, since there the model starts from tokens.

@@ -58,7 +58,8 @@ class Part:
 
 
 class Sweeper:
-    """Scores queries from any block on. Made while the model is unedited: it then compares itself with the plain model.
+    """Scores queries from any block on. Make it while the model has its original weights: it
+    then compares itself with the plain model.
 
     Args:
         tokens: of a batch; None: as suits the device.
@@ -146,7 +147,7 @@ class Sweeper:
         }
 
     def advance(self, part: Part, block: int) -> list[torch.Tensor | None]:
-        """What enters `block`, batch by batch, for `score`. The model must be unedited."""
+        """What enters `block`, batch by batch, for `score`. The model must have its original weights."""
         states = self._frontier.at(part.batches, block, self._memos)
         self._memos.keep_only(part.batches, block)
         return states

@@ -1,7 +1,7 @@
 """`keep_model`: how many numbers the edited weights of a cell may store, and who gets them.
 
 The numbers of a model are those that no edit touches and those that the edits store; a weight that is left as it is
-stores all of its own. `keep_model: b` allows at most b times the numbers of the unedited model, and a cell that comes
+stores all of its own. `keep_model: b` allows at most b times the numbers of the baseline, and a cell that comes
 more than `TOLERANCE` below it is no answer to what was asked.
 """
 
@@ -46,7 +46,7 @@ class Budget:
 
     Attributes:
         keep_model: as it was asked.
-        numbers: of the unedited model.
+        numbers: of the baseline.
         beside: of them, those of no edited weight.
     """
 

@@ -21,7 +21,7 @@ def fisher(
     are those of single samples. A gradient is squared, summed and freed as soon as it is there, before the next one is.
 
     Args:
-        model: unedited; it is left as it was.
+        model: with its original weights; it is left as it was.
         slots: none of them on a parameter that other modules use too.
         windows: (samples, length) token ids.
 

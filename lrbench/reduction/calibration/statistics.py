@@ -36,7 +36,7 @@ def prepare(
 
     Args:
         suite: has a calibration.
-        loaded: the model, unedited.
+        loaded: the model, with its original weights.
         requests: all that is evaluated.
         longest: row that the model takes, in tokens.
         notify: told in one line what takes long, or goes another way.

@@ -25,7 +25,7 @@ class Hurt:
         role: of the edited weights, a panel each.
         method, setting, edited: as in the leaderboard.
         figure: of its weights.
-        damage: above zero is worse than the unedited model.
+        damage: above zero is worse than the baseline.
     """
 
     role: str

@@ -23,7 +23,7 @@ class Change:
         method, setting: a panel each pair.
         layer: the decoder block, from 0.
         weights: roles, in words.
-        delta: edited less unedited, in the score's unit.
+        delta: edited less baseline, in the score's unit.
         significant: whether chance is an unlikely cause; None where it is not known.
     """
 

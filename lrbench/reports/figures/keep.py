@@ -24,7 +24,7 @@ class Point:
 
     Attributes:
         panel: which score it is; a panel each.
-        method, setting, edited: as in the leaderboard. The unedited model has an empty setting.
+        method, setting, edited: as in the leaderboard. The baseline has an empty setting.
         keep: numbers stored over dense ones, of the whole model.
         value, low, high: the score, and one standard error below and above (None: not known).
         better: `higher` or `lower`.
@@ -41,7 +41,7 @@ class Point:
     high: float | None
     better: str = "higher"
     field: str = ""
-    unedited: bool = False
+    baseline: bool = False
 
 
 def front(points: Sequence[Point]) -> set[int]:
@@ -100,7 +100,7 @@ def chart(points: Sequence[Point]) -> Any:
         scale_of_values = alt.Scale(type="log", nice=False, padding=8)
         axis_of_values = alt.Axis(values=logarithmic(*ends), labelExpr=LABEL)
     panels = list(dict.fromkeys(point.panel for point in points))
-    methods = list(dict.fromkeys(point.method for point in points if not point.unedited))
+    methods = list(dict.fromkeys(point.method for point in points if not point.baseline))
     across = alt.X(
         "keep:Q",
         title="kept: numbers stored over dense ones, whole model",
@@ -122,9 +122,9 @@ def chart(points: Sequence[Point]) -> Any:
         alt.Tooltip("high:Q", format=".4g", title="plus 1 s.e."),
     ]  # fmt: skip
     base = alt.Chart()
-    edited = base.transform_filter("!datum.unedited")
+    edited = base.transform_filter("!datum.baseline")
     layers = alt.layer(
-        base.transform_filter("datum.unedited").mark_rule(style="reference").encode(y=up),
+        base.transform_filter("datum.baseline").mark_rule(style="reference").encode(y=up),
         base.transform_filter("datum.front")
         .mark_line(style="front", interpolate="step-after")
         .encode(x=across, y=up, detail="field:N"),
@@ -137,7 +137,7 @@ def chart(points: Sequence[Point]) -> Any:
         edited.mark_point(filled=True, size=62)
         .encode(x=across, y=up, color=colour, shape=shape, opacity=seen, tooltip=tooltip)
         .add_params(chosen),
-        base.transform_filter("datum.unedited")
+        base.transform_filter("datum.baseline")
         .mark_point(style="mark", filled=True, size=70, shape="diamond")
         .encode(x=across, y=up, tooltip=tooltip),
     ).properties(width=PANEL, height=290)

@@ -129,7 +129,7 @@ def of_prediction(prediction: Prediction, names: Names) -> list[Figure]:
         if len(cells) < 2:
             continue
         title = f"Damage against error: {clean(outcome.title)}"
-        caption = "Each mark is an edited model; above the dotted line it is worse than the unedited one."
+        caption = "Each mark is an edited model; above the dotted line it is worse than the baseline."
         chart = damage.chart(cells, "relative error ‖W − Ŵ‖ / ‖W‖", outcome.unit)
         key = names(f"damage-{outcome.column.name}-{model}")
         found.append(Figure(key, model, title, caption, chart, damage.PANEL))
@@ -196,7 +196,7 @@ def _keep(board: Leaderboard, entries: Sequence[Entry], model: str, names: Names
                     high=None if error is None else number + error,
                     better=column.better or "higher",
                     field=fields.setdefault((column.name, entry.scored_on.get(column.name)), f"f{len(fields)}"),
-                    unedited=entry.baseline,
+                    baseline=entry.baseline,
                 )
             )
     found = []
@@ -205,13 +205,13 @@ def _keep(board: Leaderboard, entries: Sequence[Entry], model: str, names: Names
         ("lower", "Perplexity", "keeps less and has a lower value"),
     ):
         of_kind = [point for point in points if point.better == better]
-        if all(point.unedited for point in of_kind):
+        if all(point.baseline for point in of_kind):
             continue
         title = f"{what} against what is kept"
         caption = (
             "Each point is an edited model, with one standard error to either side"
             f"{' (of the logarithm)' if keep.is_logarithmic(of_kind) else ''}. The stepped line joins the "
-            f"Pareto-optimal points: no other {front}. The dotted line is the unedited model."
+            f"Pareto-optimal points: no other {front}. The dotted line is the baseline."
         )
         key = names(f"keep-{model}" if better == "higher" else f"keep-{what.lower()}-{model}")
         found.append(Figure(key, clean(model), title, caption, keep.chart(of_kind), keep.PANEL + 70))
@@ -235,9 +235,9 @@ def _heat(board: Leaderboard, entries: Sequence[Entry], model: str, names: Names
         if len({change.layer for change in changes}) < 2:
             continue
         changes.sort(key=lambda change: _place(change.weights))
-        unit = f"{title}: change from the unedited model"
+        unit = f"{title}: change from the baseline"
         caption = (
-            "Each square is one layer's weights edited alone. Orange is worse than the unedited model, blue better; "
+            "Each square is one layer's weights edited alone. Orange is worse than the baseline, blue better; "
             "a dot marks differences of which chance is an unlikely cause. The colours end at the 98th percentile."
         )
         chart = heat.chart(changes, unit, column.better or "higher")

@@ -19,7 +19,7 @@ _PARTS = (
 def render(board: Leaderboard) -> str:
     """A header and a line a cell; failed and skipped ones last, with `status` and `reason`.
 
-    The metrics of a task stand under `TASK:METRIC`, `TASK:METRIC:stderr`, `:n`, `:delta` (from the unedited model),
+    The metrics of a task stand under `TASK:METRIC`, `TASK:METRIC:stderr`, `:n`, `:delta` (from the baseline),
     `:delta_stderr` (paired), `:delta_low` and `:delta_high` (its 95 % bootstrap interval), `:p_value` (exact, paired),
     `:p_holm` (after Holm's correction over the lines of the table), `:significant` (whether that is at most 5 %),
     `:seeds` and `:spread` (the standard deviation over them); shares are fractions, not percent. Fields without a

@@ -33,7 +33,7 @@ def document(predictions: Sequence[Prediction]) -> Document:
                     parts += [f"{heading(outcome, scope)}:", table(prediction, outcome, scope)]
         parts += remarks(prediction)
     if not predictions:
-        parts.append("No cell has both edited weights and a score beside the unedited model's.")
+        parts.append("No cell has both edited weights and a score beside the baseline's.")
     return Document(TITLE, [*parts, legend()])
 
 
@@ -195,7 +195,7 @@ def remarks(prediction: Prediction) -> list[str]:
         if (count := sum(cell.figures[one.name] is not None for cell in cells)) < len(cells)
     ]
     if prediction.unpaired:
-        found.append(f"{prediction.unpaired} cells have no unedited model to be compared with and are left out.")
+        found.append(f"{prediction.unpaired} cells have no baseline to be compared with and are left out.")
     return found
 
 
@@ -203,7 +203,7 @@ def legend(predictors: Sequence[Predictor] = PREDICTORS) -> str:
     """How the numbers are to be read."""
     meanings = "; ".join(f"{one.heading}: {one.meaning}" for one in predictors)
     return (
-        "Damage: what a score lost, what a perplexity rose by, from the unedited model; more is worse. Numbers: "
+        "Damage: what a score lost, what a perplexity rose by, from the baseline; more is worse. Numbers: "
         f"Spearman's ρ over cells, with its {100 * COVERAGE:.0f} % interval over sets of edited weights, each for "
         "itself; "
         f"above zero, more of the figure goes with more damage. {FEW}: fewer than {LEAST_SUBJECTS} different sets of "

@@ -20,7 +20,7 @@ _UNITS = {
     "error": "error: ‖W − Ŵ‖ / ‖W‖, after rounding",
     "optimum": "opt.: the least error that any matrix of that rank has",
     "decompose": "time: seconds of decomposition",
-    "prefill": "prefill / dense: tokens a second reading one prompt, of the edited model on factors over the unedited",
+    "prefill": "prefill / dense: tokens a second reading one prompt, of the edited model on factors over the baseline",
     "decode": "decode / dense: the same in writing after it",
     "memory": "memory / dense: the most memory at the largest batch, of the same two",
 }
@@ -33,7 +33,7 @@ def units(columns: Iterable[Column]) -> str:
     """One sentence on what the numbers of these columns are."""
     names = [column.name for column in columns]
     known = {**_UNITS, "keep_model": "keep model: numbers stored over dense ones"} if "keep" not in names else _UNITS
-    scores = "Accuracies in %, ± one standard error, signed: the difference (Δ) from the unedited model"
+    scores = "Accuracies in %, ± one standard error, signed: the difference (Δ) from the baseline"
     return "; ".join([scores, *(known[name] for name in names if name in known)]) + "."
 
 
@@ -49,7 +49,7 @@ def marks(board: Leaderboard, *, bold: bool = True) -> str:
     if sizes:
         over = f"the {sizes.pop()} comparisons" if len(sizes) == 1 else "the comparisons"
         parts.append(
-            f"{SIGNIFICANT} differs from the unedited model: exact sign-flip test paired by document (McNemar's where "
+            f"{SIGNIFICANT} differs from the baseline: exact sign-flip test paired by document (McNemar's where "
             f"answers are right or wrong), 5 % after Holm's correction over {over} of its column."
         )
     if bold:
@@ -78,7 +78,7 @@ def remarks(board: Leaderboard) -> list[str]:
         )
     if board.elsewhere:
         rows = "1 row was" if board.elsewhere == 1 else f"{board.elsewhere} rows were"
-        found.append(f"{rows} scored in another environment than the unedited model.")
+        found.append(f"{rows} scored in another environment than the baseline.")
     if board.without_samples:
         found.append(
             "Samples of 1 cell are missing: its difference has no paired error."
@@ -87,7 +87,7 @@ def remarks(board: Leaderboard) -> list[str]:
         )
     for model, task, value, chance in board.below_chance:
         found.append(
-            f"{clean(model)}, unedited, is below chance on {clean(task)} (accuracy {100 * value:.1f} %, chance "
+            f"{clean(model)}, baseline, is below chance on {clean(task)} (accuracy {100 * value:.1f} %, chance "
             f"{100 * chance:.1f} %): a gain there may be no more than a way back to chance."
         )
     if board.left_out:

@@ -41,12 +41,12 @@ class Choice:
 
 
 def is_reference(cell: Cell) -> bool:
-    """Whether a cell is what others are compared with: the unedited model, or the base's own weights."""
+    """Whether a cell is what others are compared with: the baseline, or the base's own weights."""
     return cell.method is None or cell.drops_updates
 
 
 def candidates(plan: Plan) -> list[Candidate]:
-    """A plan's, in its order: all its cells but the unedited model, and the base's own where updates are reduced."""
+    """A plan's, in its order: all its cells but the baseline, and the base's own where updates are reduced."""
     alike: dict[Any, list[Cell]] = {}
     for cell in plan.cells:
         if cell.method is not None and not is_reference(cell):

@@ -77,12 +77,12 @@ def course_of(
 
     Args:
         requests: of the documents.
-        row, samples: of the unedited model, on all of them.
+        row, samples: of the baseline, on all of them.
         seed: of the order.
     """
     chosen = {part: primary(row.scores[part]) for part in objective.parts if row.scores.get(part)}
     if set(chosen) != set(objective.parts):
-        return f"the unedited model has no score on {objective.name}"
+        return f"the baseline has no score on {objective.name}"
     lower = {part for part, metric in chosen.items() if objective.lower_is_better(part, metric)}
     counting = Overall.of(chosen, lower).metrics if objective.name == MEAN else chosen
     for part, metric in counting.items():

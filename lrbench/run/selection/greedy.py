@@ -20,7 +20,7 @@ class _Chain:
     """A composition as far as it has come.
 
     Attributes:
-        row: of what has been accepted, on validation; at first the unedited model's.
+        row: of what has been accepted, on validation; at first the baseline's.
         tried: cells scored for it.
     """
 
@@ -33,7 +33,7 @@ class _Chain:
 
 
 def compose(
-    records: Records, share: ModelRun, split: Split, aim: Objective, composition: Composition, unedited: Row
+    records: Records, share: ModelRun, split: Split, aim: Objective, composition: Composition, baseline: Row
 ) -> tuple[Cell, Selection]:
     """Decides block by block what is composed for one choice, and what the composition's row on test is to say.
 
@@ -42,13 +42,13 @@ def compose(
     stays as it is. Rows alone decide, so that a run which is started again goes on from its last decision.
 
     Args:
-        unedited: the unedited model's row on validation.
+        baseline: the baseline's row on validation.
 
     Raises:
         KeyboardInterrupt: after the rows of all finished cells are on disk.
     """
     samples = records.directory.samples
-    chain = _Chain(None, unedited, aim.value(unedited), aim.log_loss(samples(unedited.cell)))
+    chain = _Chain(None, baseline, aim.value(baseline), aim.log_loss(samples(baseline.cell)))
     engine = share.engine.restricted(split.validation)
     if share.calibration is not None:  # so that one pass serves all blocks
         levels = range(len(composition.levels))

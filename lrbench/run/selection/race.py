@@ -91,9 +91,9 @@ class Race:
         raced = [cell for candidate in candidates(plan) for cell in candidate.cells if not (cell.skip or cell.failure)]
         first = [cell for cell in missing.cells if not any(cell is other for other in raced)]
         yield from self.share.rows(Plan(tuple(first)), keys, self._engine)
-        unedited = done[next(keys[id(cell)] for cell in plan.cells if cell.method is None)]
+        baseline = done[next(keys[id(cell)] for cell in plan.cells if cell.method is None)]
         wanted = [cell for cell in missing.cells if any(cell is other for other in raced)]
-        racing = self._racing(raced, wanted) if unedited.status == "ok" else set()
+        racing = self._racing(raced, wanted) if baseline.status == "ok" else set()
         alone = [cell for cell in wanted if cell.method is not None and cell.method.label not in racing]
         if alone:
             self.records.progress.note(f"{len(alone)} cells are scored in full: their race is over, or cannot be held")
@@ -101,7 +101,7 @@ class Race:
         raced = [cell for cell in raced if cell.method is not None and cell.method.label in racing]
         self._seen = {id(cell): _Seen() for cell in raced}
         for objective in self.objectives:
-            self._race(objective, unedited)
+            self._race(objective, baseline)
         point("race.over")
         scorers: dict[tuple[tuple[str, int], ...], FrozenRequests] = {}
         for cell in wanted:
@@ -121,10 +121,10 @@ class Race:
             found.setdefault(cell.method.label, []).append(id(cell) in missing)
         return {label for label, absent in found.items() if all(absent) or (any(absent) and interrupted)}
 
-    def _race(self, objective: Objective, unedited: Row) -> None:
+    def _race(self, objective: Objective, baseline: Row) -> None:
         """Scores all candidates on an objective's documents, each for as long as it may be the choice."""
-        samples = self.records.directory.samples(unedited.cell)
-        course = course_of(objective, self._engine.requests, unedited, samples, self.select.seed)
+        samples = self.records.directory.samples(baseline.cell)
+        course = course_of(objective, self._engine.requests, baseline, samples, self.select.seed)
         fields = self._fields(course if isinstance(course, Course) else None)
         whole = {task: self.split.validation[task] for task in objective.tasks}
         if isinstance(course, str):

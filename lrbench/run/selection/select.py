@@ -1,4 +1,4 @@
-"""Choosing on validation documents, and reporting on test documents what was chosen, and the unedited model."""
+"""Choosing on validation documents, and reporting on test documents what was chosen, and the baseline."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def run_selection(records: Records, share: ModelRun, spec: SelectSpec) -> None:
     rows = validated(records, share, split) if race is None else Race(records, share, split, aims, spec, race).run()
     found = [one for aim in aims for one in chosen(records, share, aim, rows)]
     point("choice.made")
-    unedited = next(rows[id(cell)] for cell in share.plan.cells if cell.method is None)
+    baseline = next(rows[id(cell)] for cell in share.plan.cells if cell.method is None)
     composed: Composed = {aim.name: [] for aim in aims}
     for aim in aims:
         for composition in share.compositions:
             records.progress.note(f"{composition.method.label}: composing edits for {aim.name}")
-            composed[aim.name].append(compose(records, share, split, aim, composition, unedited))
+            composed[aim.name].append(compose(records, share, split, aim, composition, baseline))
     records.progress.note(f"{share.loaded.label}: what was chosen on {_in_words(split, 'test')}")
     report(records, share, split, found, composed)
 
