@@ -21,7 +21,8 @@ from lrbench.reducers.base import Reducer
 from lrbench.reducers.factors import Factors
 from lrbench.reducers.parameters import values
 from lrbench.reducers.ranks import RankKind, RankRequest
-from lrbench.reducers.registry import Registry, source_hash
+from lrbench.reducers.registry import Registry
+from lrbench.reducers.source_hash import source_hash
 from lrbench.reduction.apply import Inference, in_place, noted
 from lrbench.reduction.cell_reducer import Reductions
 from lrbench.reduction.plan import Cell, Method

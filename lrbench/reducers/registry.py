@@ -17,6 +17,7 @@ import pluggy
 
 from lrbench.errors import FOREIGN, PluginError
 from lrbench.reducers import hookspecs
+from lrbench.reducers.source_hash import source_hash
 from lrbench.system.text import did_you_mean, one_line
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class Registry:
         return parameters.describe(self.get(name))
 
     def source_hash(self, name: str) -> str:
-        """SHA-256 of the code that defines a reducer's result; see the function `source_hash`."""
+        """SHA-256 of the code that defines a reducer's result; see `lrbench.reducers.source_hash`."""
         return source_hash(self.get(name))
 
     def _add(self, source: str, name: str, load: Callable[[], Any], *, asked_for: bool = False) -> None:
@@ -167,41 +168,6 @@ class Registry:
             self.reducers[name], self._sources[name] = reducer, source  # type: ignore[index]
             if asked_for:
                 self._from_files.add(name)  # type: ignore[arg-type]
-
-
-#: modules of lrbench that are part of every reducer's result, beside the factors and `linalg`
-_SHARED = (
-    *("reducers.base", "reducers.low_rank", "reducers.ranks", "reducers.shared_results"),
-    *("reduction.cell_reducer", "reduction.reduced_weight", "reduction.weight_job"),
-)
-
-
-def source_hash(reducer: type[Reducer]) -> str:
-    """SHA-256 (hex) of the code that defines a reducer's result.
-
-    That is the module of the class and of each class it derives from, and what lrbench does for all: kernels, factors,
-    seeding, from request to rank, from factors to what is stored. What else a plugin imports is not seen: it should
-    keep to one file.
-
-    Raises:
-        PluginError: the source cannot be read.
-    """
-    from lrbench.reducers.base import Reducer
-
-    own = [cls for cls in reducer.__mro__ if issubclass(cls, Reducer) and cls is not Reducer]
-    here = Path(__file__).parent.parent
-    shared = [here / f"{name.replace('.', '/')}.py" for name in _SHARED]
-    shared += [path for package in ("reducers/factors", "linalg") for path in sorted((here / package).rglob("*.py"))]
-    digest = hashlib.sha256()
-    for module in dict.fromkeys(cls.__module__ for cls in own):
-        file = getattr(sys.modules.get(module), "__file__", None)
-        try:
-            digest.update(hashlib.sha256(Path(file or "").read_bytes()).digest())
-        except OSError as error:
-            raise PluginError(f"{reducer.name}: the source of {module} cannot be read: {one_line(error)}") from None
-    for path in shared:
-        digest.update(path.relative_to(here).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
 
 
 def _problem(reducer: Any) -> str | None:

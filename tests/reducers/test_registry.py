@@ -10,7 +10,7 @@ import pytest
 
 from lrbench.errors import PluginError
 from lrbench.reducers.parameters import ParameterError, values
-from lrbench.reducers.registry import Registry, source_hash
+from lrbench.reducers.registry import Registry
 
 ROOT = Path(__file__).parents[2]
 
@@ -348,31 +348,6 @@ def test_parameters_are_described_as_a_person_writes_them(registry):
         ("exact", "bool", True, ""),
         ("limit", "int | None", None, ""),
     ]
-
-
-# Source hashes
-
-
-def test_the_source_hash_sees_an_edit_and_not_the_place(plugin, of_files, tmp_path):
-    before = of_files(plugin(PLUGIN)).source_hash("mine")
-    assert of_files(plugin(PLUGIN)).source_hash("mine") == before
-    (tmp_path / "deeper").mkdir()
-    assert of_files(plugin(PLUGIN, "deeper/elsewhere.py")).source_hash("mine") == before
-    assert of_files(plugin(PLUGIN + "# edited\n")).source_hash("mine") != before
-
-
-def test_the_source_hash_sees_the_classes_it_derives_from(plugin, of_files):
-    registry = of_files(plugin(PLUGIN))
-    base = registry.get("mine")
-    derived = type("Derived", (base,), {"name": "derived", "__module__": __name__})
-    assert source_hash(derived) != source_hash(base)
-
-
-def test_a_reducer_without_a_source_file_is_refused(plugin, of_files):
-    base = of_files(plugin(PLUGIN)).get("mine")
-    derived = type("Derived", (base,), {"name": "derived", "__module__": "nowhere"})
-    with pytest.raises(PluginError, match="derived: the source of nowhere cannot be read"):
-        source_hash(derived)
 
 
 SELF_CONTRADICTORY = """

@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from lrbench.evaluation.sweep import SweepEngine
+from lrbench.reducers import source_hash
 from lrbench.reducers.registry import Registry
 from lrbench.reduction.plan import methods
 from lrbench.run.model_run import open_model
@@ -231,27 +232,6 @@ def test_two_revisions_are_told_apart_by_their_weights(original, folder, tmp_pat
     assert changed(v1, v2) == LABELS
 
 
-def test_code_that_all_reducers_share_is_part_of_them(monkeypatch):
-    """Kernels, factors, seeding, and the way from factors to what is stored."""
-    registry = Registry.load()
-    first = registry.source_hash("svd")
-    read, seen = Path.read_bytes, set()
-
-    def remembered(path):
-        seen.add("/".join(path.parts[-2:]))
-        return read(path)
-
-    monkeypatch.setattr(Path, "read_bytes", remembered)
-    assert registry.source_hash("svd") == first
-    assert {
-        "plugins/svd.py", "reducers/low_rank.py", "reducers/base.py", "reducers/ranks.py", "reduction/cell_reducer.py",
-        "reduction/reduced_weight.py", "reduction/weight_job.py", "linalg/gram.py", "factors/base.py",
-        "factors/elementary.py",
-    } <= seen  # fmt: skip
-    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + (b"#" if path.name == "elementary.py" else b""))
-    assert registry.source_hash("svd") != first
-
-
 def test_what_cannot_change_a_number_scores_nothing_again(original, tmp_path):
     """The same in a run: budgets, the device's index and the engine find every row; another folder has none."""
 
@@ -266,3 +246,34 @@ def test_what_cannot_change_a_number_scores_nothing_again(original, tmp_path):
     assert run("out", engine="frozen").computed == 0
     shutil.move(tmp_path / "out", tmp_path / "moved")
     assert run("moved").computed == 0
+
+
+def test_rows_outlive_a_comment_in_a_plugin_and_not_an_operator(folder):
+    """After comments and a docstring all rows are reused; after an operator its reducer's cell is scored again."""
+    out, mine = folder / "out", folder / "mine.py"
+
+    def run():
+        suite = load_suite(folder / "suite.yaml")
+        result = run_suite(suite, Registry.load(suite.plugins), out, progress=Heard())
+        return result.computed, result.reused
+
+    assert run() == (4, 0)
+    mine.write_text(
+        "# A comment.\n" + MINE.replace('"mine"\n', '"mine"\n\n    # Another.\n').replace(":\n", ":\n    'x'\n", 1)
+    )
+    assert run() == (0, 4)
+    mine.write_text(MINE.replace("weight[:rank].clone()", "-weight[:rank]"))
+    assert run() == (1, 3)
+
+
+def test_rows_do_not_outlive_an_operator_where_ranks_are_shared_out(folder, monkeypatch):
+    """In a package of lrbench that no list of files names: cells of all reducers are new, the baseline is not."""
+    before = cells(folder)
+    for package in ("linalg", "reducers", "reduction"):
+        shutil.copytree(Path(source_hash.__file__).parent.parent / package, folder / "lrbench" / package)
+    monkeypatch.setattr(source_hash, "_LRBENCH", folder / "lrbench")
+    knapsack = folder / "lrbench" / "reduction" / "allocation" / "knapsack.py"
+    knapsack.write_text("# A comment.\n" + knapsack.read_text())
+    assert cells(folder) == before
+    knapsack.write_text(knapsack.read_text().replace(" <= ", " < "))
+    assert changed(before, cells(folder)) == EDITED

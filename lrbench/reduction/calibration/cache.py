@@ -15,11 +15,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from lrbench.errors import InputError
+from lrbench.reducers.source_hash import code_hash
 from lrbench.system.faults import point
 from lrbench.system.text import one_line
 
-#: Of how statistics are computed; a change of it makes all of them anew.
-VERSION = 1
+#: packages of lrbench that compute statistics; a change in them makes all statistics anew
+_PACKAGES = ("linalg", "reduction/calibration")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Cache:
     hash, since names of weights are not to be trusted as paths.
 
     Args:
-        made_from: all that the statistics depend on; plain JSON data.
+        made_from: all that the statistics depend on beside lrbench's code; plain JSON data.
         notify: told in one line of a file that cannot be used.
 
     Raises:
@@ -52,7 +53,7 @@ class Cache:
     """
 
     def __init__(self, made_from: Mapping[str, object], notify: Callable[[str], None]) -> None:
-        text = json.dumps({**made_from, "version": VERSION}, sort_keys=True)
+        text = json.dumps({**made_from, "code": code_hash(*_PACKAGES)}, sort_keys=True)
         self.key = hashlib.sha256(text.encode()).hexdigest()
         self.folder = cache_root() / "calibration" / self.key[:32]
         self._notify = notify

@@ -14,6 +14,7 @@ import torch
 from lrbench.errors import ReducerError
 from lrbench.evaluation.base_engine import BoundEngine
 from lrbench.reducers.ranks import closed_rank
+from lrbench.reducers.source_hash import code_hash
 from lrbench.reduction.gradient_sensitivity import Asked, Sensitivity, sensitivities
 from lrbench.reduction.plan import Cell, Plan
 from lrbench.run.model_run import ModelRun
@@ -96,7 +97,8 @@ def _terms(
 ) -> Terms:
     """The sensitivities of every slot that is edited, task by task; kept on disk, so that a restart goes on alike."""
     slots = list(dict.fromkeys(slot for cell in share.plan.cells if _is_candidate(cell) for slot in cell.slots))
-    made = json.dumps([share.loaded.weight_hash, share.loaded.config_hash, requests.hashes(), [s.name for s in slots]])
+    model, code = (share.loaded.weight_hash, share.loaded.config_hash), code_hash("linalg", "reduction")
+    made = json.dumps([*model, code, requests.hashes(), [slot.name for slot in slots]])
     name = f"screening-{hashlib.sha256(made.encode()).hexdigest()[:32]}"
     for entry in records.directory.partial(name):
         return {task: {slot: _from_plain(one) for slot, one in of_task.items()} for task, of_task in entry.items()}
