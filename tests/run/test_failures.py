@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import weakref
 from pathlib import Path
 
 import pytest
@@ -86,19 +87,26 @@ def wholes(tmp_path_factory):
     return found
 
 
+def loaded():
+    """The models in memory, those of other tests too."""
+    gc.collect()
+    return [
+        candidate
+        for candidate in gc.get_objects()
+        if type(candidate) is LlamaForCausalLM and not candidate.lm_head.weight.is_meta
+    ]
+
+
 def at(point, what, number=1):
-    """A hook that does something to the one model in memory, at the n-th hit of a point by a cell."""
-    hits = []
+    """A hook that does something to the run's model, at the n-th hit of a point by a cell."""
+    hits, others = [], weakref.WeakSet(loaded())
 
     def hook(name):
         hits.append(name)
         if name == point and "scoring.checked" in hits:  # the engine's check of itself edits the model, too
             since = hits[hits.index("scoring.checked") :]
             if since.count(name) == number:
-                gc.collect()
-                [model] = [
-                    one for one in gc.get_objects() if type(one) is LlamaForCausalLM and not one.lm_head.weight.is_meta
-                ]
+                [model] = [model for model in loaded() if model not in others]
                 with torch.no_grad():
                     what(model)
 

@@ -62,9 +62,9 @@ def test_two_runs_give_bit_equal_rows_apart_from_times(subject, tmp_path, monkey
     torch.manual_seed(7)
     assert facts(subject.run(tmp_path / "second").directory) == facts(first)
     code = (
-        "import sys; from pathlib import Path; from lrbench import environment\n"
-        "from lrbench.evaluation.sweep import memory; from tests.support.faulty import SUITES, Subject\n"
-        "environment._git_state = lambda: None; memory.TOKENS['cpu'] = 32\n"
+        "import sys; from pathlib import Path; from lrbench.system import environment\n"
+        "from lrbench.evaluation.sweep import sizes; from tests.support.faulty import SUITES, Subject\n"
+        "environment._git_state = lambda: None; sizes.TOKENS['cpu'] = 32\n"
         "Subject(Path(sys.argv[1]), Path(sys.argv[2]).read_text()).run(Path('third'))\n"
     ).replace("SUITES, ", "")
     variables = os.environ | {"PYTHONPATH": str(HERE), "LRBENCH_CACHE": str(tmp_path / "third-cache")}
