@@ -1,12 +1,14 @@
 """lrbench: low-rank decompositions of language-model weights, under one protocol.
 
-The names here are what a plugin author needs, and what notebooks call: `reduce`, `load`, `read_results`. They load on
-first use, so that importing lrbench does not import torch.
+The names here are what a plugin author needs, and what notebooks call: `run`, `plan`, `leaderboard`, `reduce`, `load`,
+`read_results`. They load on first use, so that importing lrbench does not import torch.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -16,6 +18,7 @@ from lrbench._version import __version__
 if TYPE_CHECKING:
     from lrbench.api.reduced import Reduced, reduce
     from lrbench.api.results import Results, read_results
+    from lrbench.api.run import run
     from lrbench.export.load import load
     from lrbench.reducers.base import Context, Prepared, Reducer, Slot
     from lrbench.reducers.factors import (
@@ -52,6 +55,7 @@ _HOMES = {
     "load": "lrbench.export.load",
     "Results": "lrbench.api.results",
     "read_results": "lrbench.api.results",
+    "run": "lrbench.api.run",
 }
 
 __all__ = [
@@ -75,7 +79,23 @@ __all__ = [
     "load",
     "read_results",
     "reduce",
+    "run",
 ]
+
+
+class _Package(ModuleType):
+    """The package. Importing `lrbench.run.runner` does not hide the public function `lrbench.run`.
+
+    The import system binds a subpackage to its parent's attribute of the same name; a public name is left out of that.
+    `from lrbench.run.runner import ...` finds the subpackage in `sys.modules` all the same.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _HOMES or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from lrbench.cli.options import add_suite_options, default_directory, load_registry, read_suite
+from lrbench.cli.options import add_suite_options, load_registry, read_suite
 from lrbench.cli.output import say
 from lrbench.suite.roles import ROLES
 
@@ -51,6 +51,7 @@ def show(name: str, args: argparse.Namespace) -> int:
     from lrbench.reduction.delta import check_base
     from lrbench.reduction.greedy_plan import compositions_in_words, make_compositions
     from lrbench.reduction.plan import make_plan, methods
+    from lrbench.run.inputs import default_directory
     from lrbench.run.model_run import tasks_of
     from lrbench.run.runner import structure_of
 

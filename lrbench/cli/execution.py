@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lrbench.cli.output import say
 from lrbench.errors import InputError
@@ -16,40 +14,10 @@ from lrbench.errors import InputError
 if TYPE_CHECKING:
     from lrbench.reducers.registry import Registry
     from lrbench.run.executors import Executor
-    from lrbench.run.recorder import RunResult, Stop
+    from lrbench.run.recorder import RunResult
     from lrbench.suite.load import Suite
 
 INTERRUPTED = 130  # as shells count a process that ^C ended
-
-
-@contextmanager
-def _signals(stop: Stop, executor: Executor, note: Callable[[str], None]) -> Iterator[None]:
-    """^C once asks a run to stop after what is at work, twice stops it at once.
-
-    What ends a job on a cluster (SIGTERM) stops it at once, too: there the time left is short, and no one knows how
-    short. It is treated as ^C all the same, so that the terminal is left in order and the way on is said. Where others
-    compute, it is as ^C in that, too: many cells are under way, and the scheduler can be told to send it in time.
-    """
-    from lrbench.run.recorder import Interrupted
-
-    def interrupted(number: int, _frame: Any) -> None:
-        at_once = number == signal.SIGTERM and executor.here
-        if at_once or stop.asked:
-            raise KeyboardInterrupt
-        if not stop.at_work:  # nothing to finish, though the weights are still held to their hash
-            stop.asked = True
-            raise Interrupted
-        stop.asked = True
-        executor.stop()
-        with suppress(RuntimeError):  # the signal may have come in the middle of printing
-            note("finishing what is at work; ^C again stops now")
-
-    kept = {number: signal.signal(number, interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
 
 
 def executor_of(args: argparse.Namespace) -> Executor:
@@ -80,15 +48,16 @@ def execute(
     """
     from lrbench.analysis.leaderboard import build
     from lrbench.cli.leaderboard import write
-    from lrbench.cli.progress import TerminalProgress
+    from lrbench.reports.progress import TerminalProgress
     from lrbench.reports.render import renderer, terminal
+    from lrbench.run.interruption import stopped_by_signals
     from lrbench.run.recorder import Stop
     from lrbench.run.runner import run_suite
 
     executor = executor_of(args)
     stop = Stop()
     try:
-        with TerminalProgress() as progress, closing(executor), _signals(stop, executor, progress.note):
+        with TerminalProgress() as progress, closing(executor), stopped_by_signals(stop, executor, progress.note):
             result = run_suite(
                 suite, registry, out, device=args.device or device, engine=engine, executor=executor, force=args.force,
                 retry_failed=args.retry_failed, progress=progress, trust_remote_code=args.trust_remote_code, stop=stop,

@@ -30,36 +30,16 @@ def add_suite_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def default_directory(suite: Suite) -> Path:
-    """Where a suite's run is kept, unless told otherwise."""
-    return Path("results") / "local" / f"{suite.name}-{suite.hash}"
-
-
 def load_registry(*files: Iterable[str | Path]) -> Registry:
-    """The reducers there are, with those in `files`. A named file that cannot be loaded is said at once."""
-    from lrbench.reducers.registry import Registry
+    """The reducers there are, with those in `files`. A named file that cannot be loaded is reported."""
+    from lrbench.run import inputs
 
-    named = [Path(file) for group in files for file in group]
-    registry = Registry.load(named)
-    for broken in registry.broken:
-        if Path(broken.source) in named or Path(broken.source).parent in named:
-            say(f"lrbench: plugin {broken.source} cannot be loaded: {broken.error}", sys.stderr)
-    return registry
+    named = [file for group in files for file in group]
+    return inputs.load_registry(named, lambda message: say(f"lrbench: {message}", sys.stderr))
 
 
 def read_suite(name: str, args: argparse.Namespace) -> Suite:
-    """The suite called `name`, as the command line changes it.
+    """The suite called `name`, as the command line changes it. Raises InputError: there is none, or it is wrong."""
+    from lrbench.run import inputs
 
-    Raises:
-        InputError: there is no such suite, or it is wrong; a task that no file defines is refused here, before lm-eval
-            is imported.
-    """
-    from lrbench.suite.load import load_suite
-    from lrbench.tasks.names import unknown
-
-    suite = load_suite(name, overrides=args.overrides, limit=args.limit, dtype=args.dtype)
-    named = {spec.task: spec.path for spec in reversed(suite.tasks)}
-    if all(folder.is_dir() for folder in suite.task_paths):
-        for task, hint in unknown([spec.task for spec in suite.tasks], suite.task_paths):
-            raise suite.error(named[task], f"unknown task {task!r}{hint}")
-    return suite
+    return inputs.read_suite(name, args.overrides, limit=args.limit, dtype=args.dtype)

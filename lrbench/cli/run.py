@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lrbench.cli.execution import INTERRUPTED, execute, executor_of
-from lrbench.cli.options import add_suite_options, default_directory, load_registry, read_suite
+from lrbench.cli.options import add_suite_options, load_registry, read_suite
 from lrbench.evaluation import ENGINES
 from lrbench.run.executors import EXECUTORS
-
-if TYPE_CHECKING:
-    pass
 
 
 def add_parser(subparsers: Any) -> None:
@@ -69,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
     suite = read_suite(args.suite, args)
 
     # a suite that is wrong in itself is refused before torch is imported
+
+    from lrbench.run.inputs import default_directory
 
     registry = load_registry(suite.plugins, args.plugin)
     result = execute(suite, registry, args.out or default_directory(suite), args, engine=args.engine or ENGINES[0])

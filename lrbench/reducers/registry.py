@@ -50,15 +50,23 @@ class Registry:
         broken: what failed to load; only asking for one of its names raises.
     """
 
-    def __init__(self, files: Iterable[Path | str] = (), *, entries: Iterable[EntryPoint] | None = None) -> None:
+    def __init__(
+        self,
+        files: Iterable[Path | str] = (),
+        classes: Iterable[type[Reducer]] = (),
+        *,
+        entries: Iterable[EntryPoint] | None = None,
+    ) -> None:
         """Loads everything.
 
         Args:
             files: plugin files, and folders of them (`_*.py` and `test_*.py` stand aside).
+            classes: reducers that no plugin offers, such as those of a notebook.
             entries: entry points instead of the installed ones.
 
         Raises:
-            PluginError: a file that is not there, or one that takes a name already taken.
+            PluginError: a file that is not there, a file or class that takes a name already taken, or a class that is
+                no usable reducer.
         """
         self.reducers: dict[str, type[Reducer]] = {}
         self.broken: list[BrokenPlugin] = []
@@ -72,11 +80,13 @@ class Registry:
             self._add(_source_of(entry), entry.name, entry.load)
         for file in _plugin_files(files):
             self._add(str(file), file.stem.replace("_", "-"), partial(_load_file, file), asked_for=True)
+        for reducer in classes:
+            self._take_class(reducer)
 
     @classmethod
-    def load(cls, files: Iterable[Path | str] = ()) -> Registry:
-        """The installed plugins and those in `files`; see the constructor."""
-        return cls(files)
+    def load(cls, files: Iterable[Path | str] = (), classes: Iterable[type[Reducer]] = ()) -> Registry:
+        """The installed plugins, those in `files`, and `classes`; see the constructor."""
+        return cls(files, classes)
 
     def get(self, name: str) -> type[Reducer]:
         """The reducer called `name`.
@@ -149,6 +159,18 @@ class Registry:
         for classes in offered:
             for reducer in classes:
                 self._take(reducer, source, name, asked_for)
+
+    def _take_class(self, reducer: type[Reducer]) -> None:
+        """Takes a class that no plugin offers. Raises PluginError: it is no usable reducer, or its name is taken."""
+        source = f"{reducer.__module__}.{reducer.__qualname__}"
+        if self.reducers.get(reducer.name) is reducer:
+            return
+        problem = _problem(reducer)
+        if problem is None and reducer.name in self.reducers:
+            problem = f"the reducer name {reducer.name!r} is taken by {self._sources[reducer.name]}; choose another"
+        if problem is not None:
+            raise PluginError(f"{source}: {problem}")
+        self.reducers[reducer.name], self._sources[reducer.name] = reducer, source
 
     def _take(self, reducer: Any, source: str, plugin: str, asked_for: bool) -> None:
         try:

@@ -84,6 +84,14 @@ class Interrupted(KeyboardInterrupt):
         super().__init__()
         self.result = result
 
+    def __str__(self) -> str:
+        done = f"{self.result.summary()}; " if self.result is not None else ""
+        return f"interrupted; {done}the same call goes on where it stopped"
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows."""
+        return [str(self)]
+
 
 @dataclass
 class Stop:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from lrbench.errors import InputError
 from lrbench.suite.calibration import CalibrationSpec, TextSpec
+from lrbench.suite.mapping import override, read_mapping
 from lrbench.suite.messages import suite_error
-from lrbench.suite.model import DeltaSpec, ModelSpec
+from lrbench.suite.model import DeltaSpec, Dtype, ModelSpec
 from lrbench.suite.schema import BASE, ReducerSpec, Suite, TaskSpec
 from lrbench.suite.selection import RaceSpec, ScreenSpec, SelectSpec
 from lrbench.suite.sweep import RankSpec, SweepSpec
@@ -21,7 +22,7 @@ from lrbench.system.text import did_you_mean, one_line
 __all__ = [
     "BASE", "CalibrationSpec", "DeltaSpec", "ModelSpec", "RaceSpec", "RankSpec", "ReducerSpec", "ScreenSpec",
     "SelectSpec", "Suite",
-    "SweepSpec", "TaskSpec", "TextSpec", "bundled_suites", "find_suite", "load_suite", "suite_again",
+    "SweepSpec", "TaskSpec", "TextSpec", "bundled_suites", "find_suite", "load_suite", "narrowed", "suite_again",
 ]  # fmt: skip
 
 _MODELS: dict[tuple[str, ...], type[BaseModel]] = {
@@ -74,8 +75,8 @@ def bundled_suites() -> dict[str, Path]:
 
 
 def load_suite(
-    name_or_path: str | Path,
-    overrides: Sequence[str] = (),
+    source: str | Path | Mapping[str, Any],
+    overrides: Sequence[str] | Mapping[str, Any] = (),
     *,
     limit: int | None = None,
     dtype: str | None = None,
@@ -83,23 +84,27 @@ def load_suite(
     """Reads and validates a suite.
 
     Args:
-        name_or_path: a file, or the name of a bundled suite.
-        overrides: `dotted.path=YAML` each, applied in order; relative paths in them are relative to the working
-            directory, those in the file to the file's folder.
+        source: a file, the name of a bundled suite, or a mapping with a suite's keys, where reducers may be classes.
+        overrides: `dotted.path=YAML` each, or a mapping from dotted paths to values, applied in order. Relative paths
+            in them, and in a mapping, are relative to the working directory; those in a file to the file's folder.
         limit: at most that many documents of each task.
         dtype: for every model, instead of the suite's.
 
     Raises:
-        SuiteError: the file or an override is wrong; one line, `file:line:column: message`.
-        InputError: no such bundled suite, or a limit below 1.
+        SuiteError: the file, the mapping or an override is wrong; one line, `file:line:column: message`.
+        InputError: no such bundled suite, a limit below 1, or another dtype than a suite may name.
     """
-    path = find_suite(name_or_path)
-    document = read_yaml(path)
-    for override in overrides:
-        document.override(override)
-    if limit is not None and limit < 1:
-        raise InputError(f"--limit {limit}: must be at least 1")
-    return _narrowed(_located(_validated(document, path), document, path.parent), limit, dtype)
+    if isinstance(source, Mapping):
+        document, path = read_mapping(source), Path.cwd() / "suite"
+    else:
+        path = find_suite(source)
+        document = read_yaml(path)
+    if isinstance(overrides, Mapping):
+        override(document, overrides)
+    else:
+        for text in overrides:
+            document.override(text)
+    return narrowed(_located(_validated(document, path), document, path.parent), limit, dtype)
 
 
 def suite_again(data: Mapping[str, Any], file: Path, paths: Mapping[str, str], *, with_tasks: bool = True) -> Suite:
@@ -262,8 +267,12 @@ def _located_text(text: TextSpec, document: Document, absolute: Callable[[KeyPat
     return located
 
 
-def _narrowed(suite: Suite, limit: int | None, dtype: str | None) -> Suite:
-    """The suite with the command line's shorthands applied."""
+def narrowed(suite: Suite, limit: int | None = None, dtype: str | None = None) -> Suite:
+    """The suite on at most `limit` documents of each task, in another dtype; see `load_suite`."""
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise InputError(f"limit {limit}: must be a whole number of documents, at least 1")
+    if dtype is not None and dtype not in get_args(Dtype):
+        raise InputError(f"dtype {dtype!r}: must be one of {', '.join(get_args(Dtype))}")
     changes: dict[str, Any] = {}
     if limit is not None:
         changes["tasks"] = tuple(

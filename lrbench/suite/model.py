@@ -49,6 +49,9 @@ def _device_map(value: Any) -> Any:
     return value
 
 
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
 class ModelSpec(Spec):
     """One model: the bundled one by `name`, any other by `pretrained`, or random weights by `config`.
 
@@ -79,7 +82,7 @@ class ModelSpec(Spec):
     seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] | None = None
     tokenizer: Text | None = None
     adapter: Text | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Dtype = "auto"
     device: Text | None = None
     device_map: Annotated[Any, BeforeValidator(_device_map)] = None
     attn_implementation: Text | None = None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -38,6 +39,9 @@ from lrbench.suite.selection import RaceSpec, ScreenSpec, SelectSpec, derived_co
 from lrbench.suite.sweep import SweepSpec
 from lrbench.suite.yaml_reader import Document, KeyPath, Place, describe
 from lrbench.system.text import did_you_mean
+
+if TYPE_CHECKING:
+    from lrbench.reducers.base import Reducer
 
 #: The label of the row that has the base's own weights, where updates are reduced.
 BASE = "base"
@@ -331,6 +335,11 @@ class Suite(Spec):
             key = "file" if text.file is not None else "dataset"
             here[f"calibration.text.{key}"] = str(getattr(text, key))
         return here
+
+    @property
+    def classes(self) -> Sequence[type[Reducer]]:
+        """Reducers that the suite was given as classes, by whose names it calls them."""
+        return self._document.classes
 
     def place(self, path: KeyPath) -> Place:
         """Where the value at `path` was written, as `("sweep", 0, "layers")`, or the nearest thing around it."""

@@ -12,19 +12,22 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
 from lrbench.errors import SuiteError
 from lrbench.system.text import did_you_mean, one_line
 
+if TYPE_CHECKING:
+    from lrbench.reducers.base import Reducer
+
 #: Where a value is in the data: keys and list indices from the root.
 KeyPath = tuple[str | int, ...]
 
 _MAX_BYTES = 200_000  # PyYAML takes a second for them
 _MAX_NODES = 10_000  # aliases of aliases grow exponentially
-_MAX_DEPTH = 64
+MAX_DEPTH = 64
 _TAG = "tag:yaml.org,2002:"
 _NULL = re.compile(r"(?:~|null|Null|NULL|)\Z")
 _BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z")
@@ -47,8 +50,8 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self._depth += 1
         self._count += 1
-        if self._depth > _MAX_DEPTH or self._count > _MAX_NODES:
-            problem = _TOO_DEEP if self._depth > _MAX_DEPTH else _TOO_MANY
+        if self._depth > MAX_DEPTH or self._count > _MAX_NODES:
+            problem = _TOO_DEEP if self._depth > MAX_DEPTH else _TOO_MANY
             raise _TooMuch(problem=problem, problem_mark=self.peek_event().start_mark)
         try:
             return super().compose_node(parent, index)
@@ -56,7 +59,7 @@ class _Loader(yaml.SafeLoader):
             self._depth -= 1
 
 
-_TOO_DEEP = f"not a suite: nested more than {_MAX_DEPTH} levels deep; the keys of a suite are in docs/suites.md"
+_TOO_DEEP = f"not a suite: nested more than {MAX_DEPTH} levels deep; the keys of a suite are in docs/suites.md"
 _TOO_MANY = f"not a suite: more than {_MAX_NODES:,} values, aliases counted; split it into several"
 _CYCLE = "an anchor that contains itself; write out what it stands for"
 
@@ -79,6 +82,9 @@ class Place(NamedTuple):
         return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
 
 
+_KEY_VALUE = "write key=value, with dots between keys and indices: sweep.0.rank.keep=[0.5]"
+
+
 @dataclass
 class Document:
     """One YAML document as plain data, with the place of every key and value.
@@ -89,6 +95,7 @@ class Document:
         values: the place of each value.
         keys: the place of each key of a mapping.
         overridden: the paths that `override` has set.
+        classes: reducers that stood in the data as classes; their names stand there now.
     """
 
     file: str
@@ -96,6 +103,7 @@ class Document:
     values: dict[KeyPath, Place] = field(default_factory=dict)
     keys: dict[KeyPath, Place] = field(default_factory=dict)
     overridden: set[KeyPath] = field(default_factory=set)
+    classes: list[type[Reducer]] = field(default_factory=list)
 
     def place(self, path: KeyPath, *, key: bool = False) -> Place:
         """The place of the value (or the key) at `path`, or of the nearest thing around it that was written."""
@@ -121,16 +129,25 @@ class Document:
         """
         place = Place(f"--set {text}")
         dotted, equals, value = text.partition("=")
+        if not equals:
+            raise SuiteError(_KEY_VALUE, place.file)
+        self.put(dotted, parse_yaml(value, place.file, in_file=False).data, place)
+
+    def put(self, dotted: str, value: Any, place: Place) -> None:
+        """Sets the value at `dotted.path`, as written at `place`; missing mappings are made.
+
+        Raises:
+            SuiteError: an empty key, an index that is none or out of range, a step into a scalar.
+        """
         steps = dotted.strip().split(".")
-        if not equals or not all(steps):
-            raise SuiteError("write key=value, with dots between keys and indices: sweep.0.rank.keep=[0.5]", place.file)
-        new = parse_yaml(value, place.file, in_file=False).data
+        if not all(steps):
+            raise SuiteError(_KEY_VALUE, place.file)
         path: KeyPath = ()
         target = self.data
         for step in steps[:-1]:
             target, path = self._step(target, path, step, place)
         last, path = self._key(target, path, steps[-1], place)
-        target[last] = new
+        target[last] = value
         for marks in (self.values, self.keys):
             for old in [old for old in marks if old[: len(path)] == path]:
                 del marks[old]
@@ -266,7 +283,7 @@ class _Builder:
             raise self.error(_TOO_MANY, node.start_mark)
         if id(node) in self.open:
             raise self.error(_CYCLE, node.start_mark)
-        if len(path) > _MAX_DEPTH:
+        if len(path) > MAX_DEPTH:
             raise self.error(_TOO_DEEP, node.start_mark)
         self.document.values[path] = self.place(node.start_mark)
         if isinstance(node, yaml.ScalarNode):

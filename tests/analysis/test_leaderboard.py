@@ -19,8 +19,8 @@ from lrbench.analysis.edit_summary import describe, ranks, relative_error
 from lrbench.analysis.leaderboard import build
 from lrbench.analysis.score import Overall, unpaired
 from lrbench.cli import leaderboard as verb
-from lrbench.cli.progress import TerminalProgress
 from lrbench.errors import InputError
+from lrbench.reports.progress import TerminalProgress
 from lrbench.reports.render import FORMATS, markdown, terminal
 from lrbench.results.directory import RunDirectory
 from lrbench.results.rows import Score

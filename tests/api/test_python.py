@@ -30,13 +30,13 @@ def test_the_documentations_snippets_run_in_order_and_print_what_they_say(monkey
     monkeypatch.chdir(REPOSITORY)
     text = (REPOSITORY / "docs" / "python.md").read_text()
     snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(snippets) == 5
+    assert len(snippets) == 6
     names: dict[str, object] = {}
     for snippet in snippets:
         exec(compile(snippet, "docs/python.md", "exec"), names)
     printed = capsys.readouterr().out.splitlines()
     shown = [line.split("# ", 1)[1] for snippet in snippets for line in snippet.splitlines() if ")  # " in line]
-    assert len(shown) == 2
+    assert len(shown) == 3
     for line in shown:
         assert line in printed
 

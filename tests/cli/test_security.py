@@ -18,7 +18,6 @@ from rich.console import Console
 
 import lrbench
 from lrbench.cli import main
-from lrbench.cli.progress import TerminalProgress
 from lrbench.errors import InputError, ModelError
 from lrbench.evaluation.interface import Step
 from lrbench.export.card import card
@@ -26,6 +25,7 @@ from lrbench.export.subject import Subject
 from lrbench.models.adapter import find_adapter
 from lrbench.models.base_model import load_base
 from lrbench.models.load import load
+from lrbench.reports.progress import TerminalProgress
 from lrbench.reports.publish.names import slug
 from lrbench.reports.render import FORMATS
 from lrbench.reports.render.document import csv_text

@@ -7,11 +7,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from lrbench.cli.progress import TerminalProgress
 from lrbench.evaluation.interface import Step
 from lrbench.evaluation.sweep import engine
 from lrbench.evaluation.sweep import sizes as memory
 from lrbench.evaluation.sweep.sweeper import Sweeper
+from lrbench.reports.progress import TerminalProgress
 from lrbench.system.device import is_out_of_memory
 from tests.support.suites import MISBEHAVING, Heard, run, write_suite
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import lrbench.run.model_run
+import lrbench
 from lrbench.analysis.leaderboard import build
 from lrbench.cli import main
 from lrbench.errors import InputError, SuiteError
@@ -15,6 +15,7 @@ from lrbench.models.bundled_text import bundled_texts
 from lrbench.models.load import bundled, load, weight_hash
 from lrbench.reduction.calibration import statistics
 from lrbench.reduction.cell_reducer import Reductions
+from lrbench.run import model_run
 from lrbench.run.recompute import compute_again
 from lrbench.suite.load import ModelSpec
 from tests.support.suites import Heard, run, write_suite
@@ -47,7 +48,7 @@ def rows_by_label(result):
 
 def test_calibrated_methods_run_and_their_rows_say_what_they_lost_and_cost(tmp_path, own_cache, monkeypatch):
     seen = []
-    monkeypatch.setattr(lrbench.run.model_run, "load", lambda *a, **k: seen.append(load(*a, **k)) or seen[-1])
+    monkeypatch.setattr(model_run, "load", lambda *a, **k: seen.append(load(*a, **k)) or seen[-1])
     heard = Heard()
     result = run(write_suite(tmp_path, CALIBRATED), tmp_path / "out", heard=heard)
     rows = rows_by_label(result)
@@ -86,7 +87,7 @@ def test_a_model_loses_less_where_its_truncations_are_calibrated(tmp_path, own_c
 def test_the_output_error_is_that_of_the_layer_on_the_calibration_windows(tmp_path, own_cache, monkeypatch):
     made, reduced = [], []
     prepare, of_group = statistics.prepare, Reductions.of_group
-    monkeypatch.setattr(lrbench.run.model_run, "prepare", lambda *a: made.append(prepare(*a)) or made[-1])
+    monkeypatch.setattr(model_run, "prepare", lambda *a: made.append(prepare(*a)) or made[-1])
 
     def remembering(self, cells):
         for cell, outcome in of_group(self, cells):

@@ -13,6 +13,7 @@ import pytest
 from lrbench.cli import main
 from lrbench.errors import InputError, StorageError
 from lrbench.results.directory import RunDirectory
+from lrbench.run import model_run
 from tests.support.faulty import PLAIN, Subject, facts, quicken, scored_lines, write_parts
 from tests.support.synthetic_run import row
 
@@ -169,7 +170,7 @@ def test_a_directory_that_cannot_be_written_to_is_refused_before_a_model_is_load
         return opened(path, mode, *given, **named)
 
     monkeypatch.setattr(Path, "open", refused)
-    monkeypatch.setattr("lrbench.run.model_run.load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(model_run, "load", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(InputError, match=f"cannot be a run directory: {os.strerror(code)}; choose another --out"):
         done.run(tmp_path / "out")
 

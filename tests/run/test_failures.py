@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-import lrbench.run.model_run
 from lrbench.cli import main
 from lrbench.errors import ModelError
 from lrbench.evaluation.sweep import sizes as memory
 from lrbench.results.directory import RunDirectory
+from lrbench.run import model_run
 from lrbench.run.recorder import Interrupted, Stop
 from lrbench.system import faults
 from tests.support.faulty import PARTS, PLAIN, Subject, facts, quicken, scored_lines, write_parts
@@ -231,12 +231,12 @@ def test_the_weights_are_looked_at_after_a_stop_too(made, tmp_path, monkeypatch)
 def test_nothing_is_hashed_where_nothing_was_scored(made, tmp_path, monkeypatch):
     subject = made()
     subject.run(tmp_path / "out")
-    monkeypatch.setattr("lrbench.run.model_run.weight_hash", lambda model: pytest.fail("hashed"))
+    monkeypatch.setattr(model_run, "weight_hash", lambda model: pytest.fail("hashed"))
     assert subject.run(tmp_path / "out").computed == 0
 
 
 def test_a_checkpoint_that_changed_meanwhile_cannot_replace_a_spoilt_model(made, tmp_path, monkeypatch):
-    subject, load = made(), lrbench.run.model_run.load
+    subject, load = made(), model_run.load
 
     def loaded(*given, **options):
         found = load(*given, **options)
@@ -246,7 +246,7 @@ def test_a_checkpoint_that_changed_meanwhile_cannot_replace_a_spoilt_model(made,
         os.replace(tmp_path / "other" / "model.safetensors", tmp_path / "model" / "model.safetensors")
         return found
 
-    monkeypatch.setattr(lrbench.run.model_run, "load", loaded)
+    monkeypatch.setattr(model_run, "load", loaded)
     monkeypatch.setattr(faults, "hook", at("edit.standing", writes, 2))
     with pytest.raises(ModelError, match="not what they were when the run began"):
         subject.run(tmp_path / "out")
@@ -325,7 +325,7 @@ def test_speed_that_cannot_be_measured_fails_the_cell_alone(made, tmp_path, monk
     def fails(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(lrbench.run.model_run, "measure_inference", fails)
+    monkeypatch.setattr(model_run, "measure_inference", fails)
     result = made(PLAIN + "measure: inference\n").run(tmp_path / "out")
     assert result.failed == 3
     for row in result.directory.rows().values():
@@ -333,8 +333,8 @@ def test_speed_that_cannot_be_measured_fails_the_cell_alone(made, tmp_path, monk
 
 
 def test_a_model_that_nobody_touched_is_not_loaded_twice(made, tmp_path, monkeypatch):
-    loads, load = [], lrbench.run.model_run.load
-    monkeypatch.setattr(lrbench.run.model_run, "load", lambda *a, **k: loads.append(1) or load(*a, **k))
+    loads, load = [], model_run.load
+    monkeypatch.setattr(model_run, "load", lambda *a, **k: loads.append(1) or load(*a, **k))
     assert made().run(tmp_path / "out").failed == 0
     assert len(loads) == 1
 

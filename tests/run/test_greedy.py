@@ -5,10 +5,10 @@ import hashlib
 import pytest
 import torch
 
-import lrbench.run.model_run
 from lrbench.errors import InputError, SuiteError
 from lrbench.models.load import load
 from lrbench.results.directory import RunDirectory
+from lrbench.run import model_run
 from lrbench.run.recompute import compute_again
 from lrbench.suite.load import load_suite
 from tests.support.suites import Heard, run, write_suite
@@ -131,7 +131,7 @@ def test_an_interrupted_composition_goes_on_from_its_last_decision(done, tmp_pat
 
 def test_after_all_decisions_the_model_is_the_original(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(lrbench.run.model_run, "load", lambda *a, **k: seen.append(load(*a, **k)) or seen[-1])
+    monkeypatch.setattr(model_run, "load", lambda *a, **k: seen.append(load(*a, **k)) or seen[-1])
     run(write_suite(tmp_path, SUITE, reducers="[svd]"), tmp_path / "run")
 
     def digest(model):

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from lrbench.cli import main
-from lrbench.cli.execution import _signals
 from lrbench.errors import InputError
 from lrbench.results.directory import RunDirectory
 from lrbench.run.executors import LocalExecutor
+from lrbench.run.interruption import stopped_by_signals
 from lrbench.run.model_run import ModelRun
 from lrbench.run.recorder import Interrupted, Stop
 from lrbench.system import faults
@@ -53,7 +53,7 @@ def test_fifty_kills_at_random_moments_cost_no_row():
 def test_where_no_cell_is_at_work_a_signal_stops_at_once(number):
     stop = Stop()
     kept = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt) as raised, _signals(stop, LocalExecutor(), pytest.fail):
+    with pytest.raises(KeyboardInterrupt) as raised, stopped_by_signals(stop, LocalExecutor(), pytest.fail):
         os.kill(os.getpid(), number)
     assert (raised.type is Interrupted) == (number == signal.SIGINT)  # what was scored is still looked at
     assert signal.getsignal(number) is kept
@@ -61,7 +61,7 @@ def test_where_no_cell_is_at_work_a_signal_stops_at_once(number):
 
 def test_where_others_compute_the_end_of_a_job_lets_them_finish_and_the_second_one_does_not():
     stop, executor, notes = Stop(at_work=True), InProcess(), []
-    with _signals(stop, executor, notes.append):
+    with stopped_by_signals(stop, executor, notes.append):
         os.kill(os.getpid(), signal.SIGTERM)
         assert (stop.asked, executor.stopped, len(notes)) == (True, True, 1)
         with pytest.raises(KeyboardInterrupt) as raised:
@@ -70,7 +70,7 @@ def test_where_others_compute_the_end_of_a_job_lets_them_finish_and_the_second_o
 
 
 def test_the_end_of_a_job_does_not_wait_for_the_cell():
-    with pytest.raises(KeyboardInterrupt), _signals(Stop(at_work=True), LocalExecutor(), pytest.fail):
+    with pytest.raises(KeyboardInterrupt), stopped_by_signals(Stop(at_work=True), LocalExecutor(), pytest.fail):
         os.kill(os.getpid(), signal.SIGTERM)
 
 

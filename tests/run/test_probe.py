@@ -8,7 +8,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from lrbench.cli import main
-from lrbench.cli.options import default_directory
 from lrbench.evaluation.sweep import SweepEngine
 from lrbench.evaluation.sweep import sizes as memory
 from lrbench.evaluation.sweep.cost_model import SweepCost, cost
@@ -18,6 +17,7 @@ from lrbench.models.load import bundled
 from lrbench.reducers.registry import Registry
 from lrbench.reduction.plan import make_plan, methods
 from lrbench.run import estimate as probing
+from lrbench.run.inputs import default_directory
 from lrbench.run.runner import structure_of
 from lrbench.suite.load import load_suite
 from lrbench.tasks.load import load_tasks

@@ -212,7 +212,7 @@ def test_answers_kept_by_another_environment_are_not_mixed_in(suite, whole, tmp_
     directory, _, heard = whole
     with pytest.raises(KeyboardInterrupt):
         run(suite, tmp_path / "out", heard=Stopping(12))
-    import lrbench.run.model_run as model_run
+    from lrbench.run import model_run
 
     here = model_run.environment
     monkeypatch.setattr(

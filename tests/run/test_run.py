@@ -8,8 +8,6 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-import lrbench.run.model_run
-import lrbench.run.runner
 from lrbench.errors import InputError, SuiteError
 from lrbench.evaluation.interface import Job
 from lrbench.evaluation.sweep import sizes as memory
@@ -17,6 +15,7 @@ from lrbench.models.load import bundled, load, weight_hash
 from lrbench.reducers.registry import Registry
 from lrbench.reduction.plan import make_plan, methods
 from lrbench.results.directory import RunDirectory
+from lrbench.run import model_run, runner
 from lrbench.suite.load import ModelSpec, load_suite
 from lrbench.system.environment import environment
 from tests.support.suites import MISBEHAVING, Heard, run, write_suite
@@ -108,7 +107,7 @@ def test_the_model_is_bit_for_bit_what_it_was_after_a_run(tmp_path, monkeypatch)
         seen.append(load(*args, **kwargs))
         return seen[-1]
 
-    monkeypatch.setattr(lrbench.run.model_run, "load", remembering)
+    monkeypatch.setattr(model_run, "load", remembering)
     suite = write_suite(tmp_path, mode="together", weights="[all, head, embed]", layers="all", reducers="[id]")
     assert run(suite, tmp_path / "out").computed == 2
     assert weight_hash(seen[0].model) == seen[0].weight_hash
@@ -412,7 +411,7 @@ def test_a_directory_with_another_run_or_with_other_files_is_refused(tmp_path):
 def test_two_processes_do_not_write_to_one_run(tmp_path):
     suite = write_suite(tmp_path)
     directory = RunDirectory(tmp_path / "out")
-    with lrbench.run.runner._exclusive(directory), pytest.raises(InputError, match="another lrbench"):
+    with runner._exclusive(directory), pytest.raises(InputError, match="another lrbench"):
         run(suite, directory.path)
 
 
@@ -506,7 +505,7 @@ def test_engines_are_told_which_modules_a_cell_edits_in_its_first_block(tmp_path
         told.append((job.first_block, job.modules))
         return job
 
-    monkeypatch.setattr(lrbench.run.model_run, "Job", heard)
+    monkeypatch.setattr(model_run, "Job", heard)
     run(write_suite(tmp_path), tmp_path / "out")
 
     down = [(layer, (f"model.layers.{layer}.mlp.down_proj",)) for layer in (2, 5)]

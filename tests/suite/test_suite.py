@@ -497,7 +497,7 @@ def test_limit_and_dtype_of_the_command_line_narrow_the_suite(suite_file):
     assert load_suite(suite_file(DESIGN), limit=900).tasks[1].limit == 500
     assert suite.models[0].dtype == "float16"
     assert suite.error(("seed",), "still knows its places").line == 15
-    with pytest.raises(InputError, match="--limit 0: must be at least 1"):
+    with pytest.raises(InputError, match="limit 0: must be a whole number of documents, at least 1"):
         load_suite(suite_file(DESIGN), limit=0)
 
 
