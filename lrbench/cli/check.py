@@ -139,9 +139,9 @@ def _print_plan(plan: Plan) -> None:
             setting = f"{cell.setting}, {cell.allocation}" if cell.allocation else cell.setting
             lines.setdefault((cell.method.label, cell.mode, setting), []).append(cell)
     width = max((len(setting) for *_, setting in lines), default=0)
-    impossible = {id(cell): reason for cell, reason in plan.impossible()}
+    impossible = dict(plan.impossible())
     for (label, mode, setting), cells in lines.items():
-        possible = [cell for cell in cells if id(cell) not in impossible and not cell.skip]
+        possible = [cell for cell in cells if cell not in impossible and not cell.skip]
         ranks = sorted({rank for cell in possible for rank in cell.ranks() if rank is not None})
         spread = f"rank {ranks[0]}" + (f" to {ranks[-1]}" if len(ranks) > 1 else "") if ranks else "rank found when run"
         slots = sum(len(cell.slots) for cell in cells)

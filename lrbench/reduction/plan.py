@@ -44,6 +44,8 @@ class Cell:
     the base's. `skip` says why the method does not do this one, `failure` why it could not even be asked. `seed` is
     that of the method's random draws; None where it draws nothing. `predicted` is what a screening says of it. With an
     `allocation`, `request` is that of the whole model's size, and the slots' ranks are found when the cell is reduced.
+
+    A cell equals itself alone, so that it can be the key of a dict.
     """
 
     method: Method | None = None

@@ -110,7 +110,7 @@ def probe(
         more = {"race": suite.race.resolved()} if suite.race is not None else {}
     keys = share.keys(plan, engine, more)
     rows = RunDirectory(out).rows()
-    missing = [cell for cell in plan.cells if keys[id(cell)] not in rows and not cell.skip and not cell.failure]
+    missing = [cell for cell in plan.cells if keys[cell] not in rows and not cell.skip and not cell.failure]
     notify("timing some of the work")
     sweep = cost(cast(SweepEngine, engine))
     levels = _composed(share)

@@ -103,16 +103,14 @@ class ModelRun:
 
     def keys(
         self, plan: Plan, engine: BoundEngine | None = None, more: Mapping[str, Any] | None = None
-    ) -> dict[int, str]:
-        """`id` of each cell -> its hash, by which its row is known; on an engine's requests, or on all.
+    ) -> dict[Cell, str]:
+        """The hash of each cell, by which its row is known; on an engine's requests, or on all.
 
         Args:
             more: what else defines the rows.
         """
         setting = setting_of(self.suite, self.loaded, self.spec, engine or self.engine) | dict(more or {})
-        return {
-            id(cell): cell.digest(**setting, **definition_of(cell, self.calibration, self.base)) for cell in plan.cells
-        }
+        return {cell: cell.digest(**setting, **definition_of(cell, self.calibration, self.base)) for cell in plan.cells}
 
     def intact(self) -> bool:
         """Whether the weights are, to the last bit, those that were loaded; else calibration is thrown away."""
@@ -142,7 +140,7 @@ class ModelRun:
         return Scored(self._row(cell, key, "failed", reason=reason))
 
     def rows(
-        self, plan: Plan, keys: Mapping[int, str], engine: BoundEngine | None = None, *, measure: bool = True
+        self, plan: Plan, keys: Mapping[Cell, str], engine: BoundEngine | None = None, *, measure: bool = True
     ) -> Iterator[Scored]:
         """Reduces and scores a plan's cells group by group; each is yielded as soon as it is known.
 
@@ -180,12 +178,12 @@ class ModelRun:
         for group in plan.groups():
             for cell in group:
                 if cell.skip:
-                    yield Scored(self._row(cell, keys[id(cell)], "skipped", reason=cell.skip))
+                    yield Scored(self._row(cell, keys[cell], "skipped", reason=cell.skip))
                 elif cell.failure:
-                    yield Scored(self._row(cell, keys[id(cell)], "failed", reason=cell.failure))
+                    yield Scored(self._row(cell, keys[cell], "failed", reason=cell.failure))
                 elif cell.method is None:
-                    pending[keys[id(cell)]] = (cell, [])
-                    jobs.append(Job(keys[id(cell)], None, _Editing(self, keys[id(cell)], cell, [])))
+                    pending[keys[cell]] = (cell, [])
+                    jobs.append(Job(keys[cell], None, _Editing(self, keys[cell], cell, [])))
             reducible = [cell for cell in group if cell.method is not None and not cell.skip and not cell.failure]
             point("group.begun")
             outcomes = list(self._reductions.of_group(reducible)) if reducible else []
@@ -195,7 +193,7 @@ class ModelRun:
                 spoilt = SpoiltModelError(f"{found} while {group[0].method and group[0].method.label} reduced it")
                 outcomes = [(cell, spoilt) for cell, _ in outcomes]
             for cell, outcome in outcomes:
-                key = keys[id(cell)]
+                key = keys[cell]
                 sharing = to_come[cell.first_block]
                 to_come[cell.first_block] -= 1
                 if isinstance(outcome, LrbenchError):

@@ -157,9 +157,9 @@ class Records:
         engine: BoundEngine | None = None,
         selection: Callable[[Cell], Selection] | None = None,
         more: Mapping[str, Any] | None = None,
-        rows: Callable[[Plan, Mapping[int, str]], Iterator[Scored]] | None = None,
-    ) -> dict[int, Row]:
-        """Every cell's row, by the `id` of the cell: those that are there, and the others, scored and written now.
+        rows: Callable[[Plan, Mapping[Cell, str]], Iterator[Scored]] | None = None,
+    ) -> dict[Cell, Row]:
+        """Every cell's row: those that are there, and the others, scored and written now.
 
         Args:
             engine: bound to the requests that count, where they are not all of the suite's.
@@ -173,8 +173,8 @@ class Records:
         self.stop.check()
         asked = engine or share.engine
         keys = share.keys(plan, asked, more)
-        selected = {keys[id(cell)]: selection(cell) for cell in plan.cells} if selection is not None else {}
-        missing = Plan(tuple(cell for cell in plan.cells if keys[id(cell)] not in self.done))
+        selected = {keys[cell]: selection(cell) for cell in plan.cells} if selection is not None else {}
+        missing = Plan(tuple(cell for cell in plan.cells if keys[cell] not in self.done))
         part = None
         if engine is not None and selected:
             setting = setting_of(share.suite, share.loaded, share.spec, engine) | dict(more or {})
@@ -208,7 +208,7 @@ class Records:
             if now.split == "test" and self.done[key].selection != now:  # it was chosen among others then
                 self.done[key] = _with(self.done[key], selected)
                 self.directory.append(self.done[key])
-        return {id(cell): self.done[keys[id(cell)]] for cell in plan.cells}
+        return {cell: self.done[keys[cell]] for cell in plan.cells}
 
     def block(
         self, share: ModelRun, cells: Sequence[Cell], engine: BoundEngine, *, measure: bool
@@ -226,12 +226,12 @@ class Records:
         partials = self._begin(share, engine)
         missing = []
         for cell in cells:
-            kept = partials.scored(keys[id(cell)])
+            kept = partials.scored(keys[cell])
             if kept is None or (self.retry_failed and kept[0].status == "failed"):
                 missing.append(cell)
             else:
                 yield cell, Scored(*kept)
-        of_key = {keys[id(cell)]: cell for cell in missing}
+        of_key = {keys[cell]: cell for cell in missing}
         for scored in share.rows(Plan(tuple(missing)), keys, engine, measure=measure) if missing else ():
             partials.keep(scored.row.cell, scored.row, scored.samples)
             self.directory.drop_partial(scored.row.cell)

@@ -86,7 +86,7 @@ def cells(folder: Path, *overrides: str, engine: str = "sweep", device: str | No
     )  # fmt: skip
     other = SweepEngine(share.loaded.model, share.loaded.tokenizer, share.tasks, **making) if making else None
     keys = share.keys(share.plan, other)
-    return {cell.method and cell.method.label: keys[id(cell)] for cell in share.plan.cells}
+    return {cell.method and cell.method.label: keys[cell] for cell in share.plan.cells}
 
 
 @pytest.fixture(scope="module")

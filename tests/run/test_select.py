@@ -213,7 +213,7 @@ def chosen_of(*worth, objective=ACCURACY, metric="acc", status="ok"):
     for number, (one, (value, loss, keep)) in enumerate(zip(among, worth, strict=True)):
         scores = {"t": {metric: Score(value=value, n=10)}} if value is not None else {}
         state = status if value is not None else "failed"
-        rows[id(one.cells[0])] = row(str(number), status=state, scores=scores, keep_model=keep, reducer="m")
+        rows[one.cells[0]] = row(str(number), status=state, scores=scores, keep_model=keep, reducer="m")
         samples[str(number)] = [{"task": "t", "doc": 0, "metrics": {}, "loglikelihoods": [-9.0, -loss], "gold": 1}]
     choice = choose(among, objective, rows, samples.__getitem__)
     return None if choice is None else among.index(choice.candidate)
@@ -247,15 +247,15 @@ def test_seeds_are_one_candidate_with_their_mean_and_one_that_failed_fails_it():
     first, second = candidate("m"), candidate("m")
     both = Candidate("m", (*first.cells, *second.cells))
     other = candidate("m")
-    values = {id(both.cells[0]): 0.9, id(both.cells[1]): 0.3, id(other.cells[0]): 0.7}
+    values = {both.cells[0]: 0.9, both.cells[1]: 0.3, other.cells[0]: 0.7}
     rows = {
-        key: row(str(key), scores={"t": {"acc": Score(value=value, n=10)}}, reducer="m")
-        for key, value in values.items()
+        cell: row(str(number), scores={"t": {"acc": Score(value=value, n=10)}}, reducer="m")
+        for number, (cell, value) in enumerate(values.items())
     }
     assert choose([both, other], ACCURACY, rows, lambda cell: []).candidate is other
-    rows[id(other.cells[0])] = rows[id(other.cells[0])].model_copy(update={"status": "failed"})
+    rows[other.cells[0]] = rows[other.cells[0]].model_copy(update={"status": "failed"})
     assert choose([both, other], ACCURACY, rows, lambda cell: []).value == pytest.approx(0.6)
-    rows[id(both.cells[1])] = rows[id(both.cells[1])].model_copy(update={"status": "failed"})
+    rows[both.cells[1]] = rows[both.cells[1]].model_copy(update={"status": "failed"})
     assert choose([both, other], ACCURACY, rows, lambda cell: []) is None
 
 

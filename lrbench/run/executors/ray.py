@@ -201,7 +201,7 @@ class RayExecutor:
                 found.append(one.name)
         return found
 
-    def compute(self, run: RemoteRun, plan: Plan, keys: Mapping[int, str], engine: RemoteEngine) -> Iterator[Scored]:
+    def compute(self, run: RemoteRun, plan: Plan, keys: Mapping[Cell, str], engine: RemoteEngine) -> Iterator[Scored]:
         """Hands out a plan's cells, and yields their rows as they come.
 
         Raises:
@@ -265,7 +265,7 @@ class RayExecutor:
             what = "workers died" if one.died else "workers were lost"
             for cell in given_up:
                 reason = f"{what} on it again and again, last {hand.name}: {one.reason}"
-                yield work.run.given_up(cell, work.keys[id(cell)], reason)
+                yield work.run.given_up(cell, work.keys[cell], reason)
 
     def _taken(self, work: _Work, hand: Hand, message: Mapping[str, Any]) -> Iterator[Scored]:
         """What a worker's message comes to."""
@@ -365,9 +365,9 @@ def _refuse_silent(address: str) -> None:
 class _Work:
     """A plan's cells at work."""
 
-    def __init__(self, run: RemoteRun, plan: Plan, keys: Mapping[int, str], engine: RemoteEngine, crew: Crew) -> None:
+    def __init__(self, run: RemoteRun, plan: Plan, keys: Mapping[Cell, str], engine: RemoteEngine, crew: Crew) -> None:
         self.run, self.keys, self.engine, self._crew = run, keys, engine, crew
-        self.cells = {keys[id(cell)]: cell for cell in plan.cells}
+        self.cells = {keys[cell]: cell for cell in plan.cells}
         blocks = len(run.loaded.inventory.blocks)
         groups: list[Group[Cell]] = []
         for cells in plan.groups():

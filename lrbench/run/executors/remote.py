@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 class Workers(Protocol):
     """Those who hold the model, as a run sees them."""
 
-    def compute(self, run: RemoteRun, plan: Plan, keys: Mapping[int, str], engine: RemoteEngine) -> Iterator[Scored]:
+    def compute(self, run: RemoteRun, plan: Plan, keys: Mapping[Cell, str], engine: RemoteEngine) -> Iterator[Scored]:
         """Has cells reduced and scored on an engine's requests, and notes in `run.made` who did it.
 
         Raises:
@@ -151,7 +151,7 @@ class RemoteRun(ModelRun):
         return {}
 
     def rows(
-        self, plan: Plan, keys: Mapping[int, str], engine: BoundEngine | None = None, *, measure: bool = True
+        self, plan: Plan, keys: Mapping[Cell, str], engine: BoundEngine | None = None, *, measure: bool = True
     ) -> Iterator[Scored]:
         """Has a plan's cells reduced and scored; each is yielded as soon as it is known, in any order.
 
@@ -206,17 +206,17 @@ def open_remote(
     )  # fmt: skip
 
 
-def unit_of(run: RemoteRun, cells: Sequence[Cell], keys: Mapping[int, str], engine: RemoteEngine, here: Any) -> Any:
+def unit_of(run: RemoteRun, cells: Sequence[Cell], keys: Mapping[Cell, str], engine: RemoteEngine, here: Any) -> Any:
     """What a worker is given to do.
 
     Args:
         here: its environment: answers that were given in another do not count.
     """
     partials = run.keep.partials(here) if run.keep is not None else None
-    known = {keys[id(cell)]: partials.read(keys[id(cell)]) for cell in cells} if partials is not None else {}
+    known = {keys[cell]: partials.read(keys[cell]) for cell in cells} if partials is not None else {}
     return {
         "cells": [cell_data(cell) for cell in cells],
-        "keys": [keys[id(cell)] for cell in cells],
+        "keys": [keys[cell] for cell in cells],
         "documents": engine.documents,
         "setting": setting_of(run.suite, run.loaded, run.spec, engine),
         "partials": {key: [partial_data(one) for one in found] for key, found in known.items() if found},

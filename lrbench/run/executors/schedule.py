@@ -5,7 +5,8 @@ Nothing here knows a cluster, or a clock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -16,10 +17,10 @@ LOSSES = 10
 #: A share is what is left, divided by this many for each worker: large at first, small at the end.
 SHARES = 2
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Hashable)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group(Generic[T]):
     """Cells that one worker does together, since they share the preparation of a decomposition.
 
@@ -48,10 +49,10 @@ class Queue(Generic[T]):
 
     def __init__(self, groups: Iterable[Group[T]]) -> None:
         self._waiting = list(groups)
-        self._open = {id(cell) for group in self._waiting for cell in group.cells}
-        self._home = {id(cell): group for group in self._waiting for cell in group.cells}
-        self._deaths: dict[int, int] = {}
-        self._losses: dict[int, int] = {}
+        self._open = {cell for group in self._waiting for cell in group.cells}
+        self._home = {cell: group for group in self._waiting for cell in group.cells}
+        self._deaths: Counter[T] = Counter()
+        self._losses: Counter[T] = Counter()
 
     def __bool__(self) -> bool:
         """Whether any cell waits to be taken."""
@@ -64,7 +65,7 @@ class Queue(Generic[T]):
 
     def is_open(self, cell: T) -> bool:
         """Whether a cell is neither delivered nor given up."""
-        return id(cell) in self._open
+        return cell in self._open
 
     def take(self, workers: int) -> list[Group[T]]:
         """The next share, where so many workers are at work; empty where nothing waits."""
@@ -89,8 +90,8 @@ class Queue(Generic[T]):
 
     def delivered(self, cell: T) -> bool:
         """Notes that a cell has its row. False where it had one already."""
-        known = id(cell) in self._open
-        self._open.discard(id(cell))
+        known = cell in self._open
+        self._open.discard(cell)
         return known
 
     def lost(self, share: Sequence[Group[T]], *, died: bool) -> list[T]:
@@ -102,28 +103,28 @@ class Queue(Generic[T]):
         Returns:
             Cells that are given up, since workers have died on them too often, or far too many machines were lost.
         """
-        left = [cell for group in share for cell in group.cells if id(cell) in self._open]
+        left = [cell for group in share for cell in group.cells if cell in self._open]
         given_up: list[T] = []
         suspect: list[T] = []
         if left:
             first = left[0]
             counts, most = (self._deaths, DEATHS) if died else (self._losses, LOSSES)
-            counts[id(first)] = counts.get(id(first), 0) + 1
-            if counts[id(first)] >= most:
+            counts[first] += 1
+            if counts[first] >= most:
                 given_up.append(left.pop(0))
-                self._open.discard(id(first))
+                self._open.discard(first)
             elif died:
                 suspect.append(left.pop(0))
         back = [self._again([cell], alone=True) for cell in suspect]
-        together: dict[int, list[T]] = {}
+        together: dict[Group[T], list[T]] = {}
         for cell in left:
-            together.setdefault(id(self._home[id(cell)]), []).append(cell)
+            together.setdefault(self._home[cell], []).append(cell)
         back += [self._again(cells, alone=False) for cells in together.values()]
         self._waiting[:0] = back
         return given_up
 
     def _again(self, cells: list[T], *, alone: bool) -> Group[T]:
-        home = self._home[id(cells[0])]
+        home = self._home[cells[0]]
         return Group(tuple(cells), home.block, home.cost * len(cells) / len(home.cells), home.weights, alone)
 
 

@@ -190,7 +190,7 @@ class Worker:
         plan = Plan(tuple(cell_from(data, methods, slots) for data in unit["cells"]))
         keys = share.keys(plan, engine)
         for cell, asked in zip(plan.cells, unit["keys"], strict=True):
-            if keys[id(cell)] != asked:
+            if keys[cell] != asked:
                 raise InputError(self._what_differs(unit["setting"], engine))
         engine.partials = _Relayed(messages, unit["partials"], self._stopping)
         engine.report = lambda step: self._report(step, messages)

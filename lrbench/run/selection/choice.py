@@ -60,7 +60,7 @@ def candidates(plan: Plan) -> list[Candidate]:
 def choose(
     among: Sequence[Candidate],
     objective: Objective,
-    rows: Mapping[int, Row],
+    rows: Mapping[Cell, Row],
     samples: Callable[[str], Iterable[Mapping[str, Any]]],
 ) -> Choice | None:
     """The candidate with the largest value of the objective; None where none has one.
@@ -69,12 +69,11 @@ def choose(
     cell failed, or has no finite number, is not chosen.
 
     Args:
-        rows: by the `id` of the cell.
         samples: per-document scores by the cell's hash.
     """
     judged: list[tuple[float, Candidate, tuple[Row, ...]]] = []
     for candidate in among:
-        found = [rows[id(cell)] for cell in candidate.cells if id(cell) in rows]
+        found = [rows[cell] for cell in candidate.cells if cell in rows]
         if len(found) == len(candidate.cells) and all(row.status == "ok" for row in found):
             value = _mean(objective.value(row) for row in found)
             if math.isfinite(value):

@@ -70,8 +70,8 @@ class Race:
     select: SelectSpec
     spec: RaceSpec
 
-    def run(self) -> dict[int, Row]:
-        """Every cell's row on validation, by the `id` of the cell; `Selection.stopped` says which saw not all of it."""
+    def run(self) -> dict[Cell, Row]:
+        """Every cell's row on validation; `Selection.stopped` says which saw not all of it."""
         sizes = self.split.sizes("validation")
 
         def selection(cell: Cell) -> Selection:
@@ -85,28 +85,28 @@ class Race:
         """On all validation documents."""
         return self.share.engine.restricted(self.split.validation)
 
-    def _rows(self, missing: Plan, keys: Mapping[int, str]) -> Iterator[Scored]:
+    def _rows(self, missing: Plan, keys: Mapping[Cell, str]) -> Iterator[Scored]:
         """What has no row yet: references in full first, then the others as they came out of the race."""
         plan, done = self.share.plan, self.records.done
         raced = [cell for candidate in candidates(plan) for cell in candidate.cells if not (cell.skip or cell.failure)]
-        first = [cell for cell in missing.cells if not any(cell is other for other in raced)]
+        first = [cell for cell in missing.cells if cell not in raced]
         yield from self.share.rows(Plan(tuple(first)), keys, self._engine)
-        baseline = done[next(keys[id(cell)] for cell in plan.cells if cell.method is None)]
-        wanted = [cell for cell in missing.cells if any(cell is other for other in raced)]
+        baseline = done[next(keys[cell] for cell in plan.cells if cell.method is None)]
+        wanted = [cell for cell in missing.cells if cell in raced]
         racing = self._racing(raced, wanted) if baseline.status == "ok" else set()
         alone = [cell for cell in wanted if cell.method is not None and cell.method.label not in racing]
         if alone:
             self.records.progress.note(f"{len(alone)} cells are scored in full: their race is over, or cannot be held")
             yield from self.share.rows(Plan(tuple(alone)), keys, self._engine)
         raced = [cell for cell in raced if cell.method is not None and cell.method.label in racing]
-        self._seen = {id(cell): _Seen() for cell in raced}
+        self._seen = {cell: _Seen() for cell in raced}
         for objective in self.objectives:
             self._race(objective, baseline)
         point("race.over")
         scorers: dict[tuple[tuple[str, int], ...], FrozenRequests] = {}
         for cell in wanted:
-            if id(cell) in self._seen:
-                yield self._finished(cell, keys[id(cell)], scorers)
+            if cell in self._seen:
+                yield self._finished(cell, keys[cell], scorers)
 
     def _racing(self, raced: Sequence[Cell], wanted: Sequence[Cell]) -> set[str]:
         """Labels of the methods that race: all of whose rows are wanted, or that were interrupted on the way.
@@ -114,11 +114,11 @@ class Race:
         Where a race is over and one of its cells is tried again, the others are not: what lost stays as it is.
         """
         interrupted = self.records.directory.has_blocks()
-        missing = {id(cell) for cell in wanted}
+        missing = set(wanted)
         found: dict[str, list[bool]] = {}
         for cell in raced:
             assert cell.method is not None
-            found.setdefault(cell.method.label, []).append(id(cell) in missing)
+            found.setdefault(cell.method.label, []).append(cell in missing)
         return {label for label, absent in found.items() if all(absent) or (any(absent) and interrupted)}
 
     def _race(self, objective: Objective, baseline: Row) -> None:
@@ -152,13 +152,13 @@ class Race:
         for of in fields:
             for place in of.duels.given_up:
                 for cell in of.candidates[place].cells:
-                    self._seen[id(cell)].stopped += objective.tasks
+                    self._seen[cell].stopped += objective.tasks
 
     def _fields(self, course: Course | None) -> list[_Field]:
         """The candidates of each method, which race against each other."""
         by_label: dict[str, list[Candidate]] = {}
         for candidate in candidates(self.share.plan):
-            known = [self._seen.get(id(cell)) for cell in candidate.cells]
+            known = [self._seen.get(cell) for cell in candidate.cells]
             if all(seen is not None and not seen.failed for seen in known):
                 by_label.setdefault(candidate.label, []).append(candidate)
         population, bound = (len(course.units), course.bound) if course is not None else (1, 1.0)
@@ -170,20 +170,20 @@ class Race:
     ) -> None:
         """Scores some candidates of each field on some documents, in the order of the plan."""
         chosen = {
-            id(cell)
+            cell
             for of, of_field in zip(fields, places, strict=True)
             for place in of_field
             for cell in of.candidates[place].cells
-            if not self._seen[id(cell)].failed
+            if not self._seen[cell].failed
         }
-        cells = [cell for cell in self.share.plan.cells if id(cell) in chosen]
+        cells = [cell for cell in self.share.plan.cells if cell in chosen]
         if cells and documents:
             engine = self.share.engine.restricted(documents)
-            new = {id(cell) for cell in cells if self._seen[id(cell)].row is None}
-            first, others = ([cell for cell in cells if (id(cell) in new) is asked] for asked in (True, False))
+            new = {cell for cell in cells if self._seen[cell].row is None}
+            first, others = ([cell for cell in cells if (cell in new) is asked] for asked in (True, False))
             for part, measure in ((first, True), (others, False)):
                 for cell, scored in self.records.block(self.share, part, engine, measure=measure):
-                    self._seen[id(cell)].add(scored)
+                    self._seen[cell].add(scored)
 
     def _finish(self, fields: Sequence[_Field], course: Course, beside: Mapping[str, Sequence[int]]) -> None:
         """Scores on all documents whatever is left, and what was given up for a candidate that then failed."""
@@ -210,7 +210,7 @@ class Race:
         Args:
             known: requests of as many documents of each task, which come in one order.
         """
-        seen = self._seen[id(cell)]
+        seen = self._seen[cell]
         assert seen.row is not None
         if seen.failed:
             return Scored(seen.row.model_copy(update={"cell": key, "evaluate_seconds": seen.seconds}))
@@ -255,7 +255,7 @@ class _Field:
     def __post_init__(self) -> None:
         self.drawn = dict.fromkeys(range(len(self.candidates)), 0)
 
-    def judge(self, course: Course, start: int, end: int, seen: Mapping[int, _Seen]) -> None:
+    def judge(self, course: Course, start: int, end: int, seen: Mapping[Cell, _Seen]) -> None:
         """Takes in a block's values, and gives up what can be given up."""
         self.drop_failed(seen)
         asked = {key for unit in course.units[start:end] for key in unit}
@@ -263,7 +263,7 @@ class _Field:
         for place in self.duels.alive.tolist():
             cells = self.candidates[place].cells
             of_cells = [
-                course.values(start, end, [s for s in seen[id(cell)].samples if (s["task"], s["doc"]) in asked])
+                course.values(start, end, [s for s in seen[cell].samples if (s["task"], s["doc"]) in asked])
                 for cell in cells
             ]
             columns.append(np.mean(of_cells, axis=0))
@@ -273,10 +273,10 @@ class _Field:
             if end < len(course.units):  # what has seen everything takes part in the choice
                 self.duels.give_up()
 
-    def drop_failed(self, seen: Mapping[int, _Seen]) -> None:
+    def drop_failed(self, seen: Mapping[Cell, _Seen]) -> None:
         """Takes out candidates of which a cell failed; what was given up for them alone is in question again."""
         for place in (*self.duels.alive.tolist(), *self.again):
-            if any(seen[id(cell)].failed for cell in self.candidates[place].cells):
+            if any(seen[cell].failed for cell in self.candidates[place].cells):
                 if place in self.again:
                     self.again.remove(place)
                 else:

@@ -50,15 +50,15 @@ def screened(records: Records, share: ModelRun, split: Split, aims: Sequence[Obj
                 ("screen",), f"{aim.name}: no answer is known to be right, so there is no loss; leave 'screen' out"
             )
     terms = _terms(records, share, engine.requests, asked)
-    predicted = {id(cell): _predicted(cell, aims, terms) for cell in share.plan.cells}
+    predicted = {cell: _predicted(cell, aims, terms) for cell in share.plan.cells}
     stays = _promising(share.plan, aims, predicted, spec.top)
-    unknown = sum(predicted[id(cell)] is None and _is_candidate(cell) for cell in share.plan.cells)
+    unknown = sum(predicted[cell] is None and _is_candidate(cell) for cell in share.plan.cells)
     if unknown:
         records.progress.note(f"screening: nothing can be predicted of {unknown} cells; they are scored")
     cells = []
     for cell in share.plan.cells:
-        change = predicted[id(cell)]
-        if change is not None and id(cell) not in stays:
+        change = predicted[cell]
+        if change is not None and cell not in stays:
             text = ", ".join(f"{name} {value:+.3g}" for name, value in change.items())
             names = ", ".join(slot.name for slot in cell.slots[:3]) + (", ..." if len(cell.slots) > 3 else "")
             why = f"screened out: log-loss is predicted to change by {text} nats a document ({names})"
@@ -142,19 +142,19 @@ def _predicted(cell: Cell, aims: Sequence[Objective], terms: Terms) -> dict[str,
 
 
 def _promising(
-    plan: Plan, aims: Sequence[Objective], predicted: Mapping[int, Mapping[str, float] | None], top: int
-) -> set[int]:
-    """`id`s of the cells that are among the `top` of their method for some choice; seeds of one count once."""
-    stays: set[int] = set()
+    plan: Plan, aims: Sequence[Objective], predicted: Mapping[Cell, Mapping[str, float] | None], top: int
+) -> set[Cell]:
+    """The cells that are among the `top` of their method for some choice; seeds of one count once."""
+    stays: set[Cell] = set()
     for aim in aims:
         of_label: dict[str, list[tuple[float, Candidate]]] = defaultdict(list)
         for candidate in candidates(plan):
-            change = predicted[id(candidate.cells[0])]
+            change = predicted[candidate.cells[0]]
             if change is not None:
                 of_label[candidate.label].append((change[aim.name], candidate))
         for known in of_label.values():
             best = sorted(known, key=lambda one: one[0])[:top]
-            stays.update(id(cell) for _, candidate in best for cell in candidate.cells)
+            stays.update(*(candidate.cells for _, candidate in best))
     return stays
 
 
@@ -163,7 +163,7 @@ def _as_before(records: Records, share: ModelRun, split: Split) -> Plan | None:
     race = share.suite.race
     more = {"race": race.resolved()} if race is not None else None
     keys = share.keys(share.plan, share.engine.restricted(split.validation), more)
-    rows = [records.done.get(keys[id(cell)]) for cell in share.plan.cells]
+    rows = [records.done.get(keys[cell]) for cell in share.plan.cells]
     cells = []
     for cell, row in zip(share.plan.cells, rows, strict=True):
         if row is None or row.selection is None:

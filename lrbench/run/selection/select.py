@@ -52,7 +52,7 @@ def run_selection(records: Records, share: ModelRun, spec: SelectSpec) -> None:
     rows = validated(records, share, split) if race is None else Race(records, share, split, aims, spec, race).run()
     found = [one for aim in aims for one in chosen(records, share, aim, rows)]
     point("choice.made")
-    baseline = next(rows[id(cell)] for cell in share.plan.cells if cell.method is None)
+    baseline = next(rows[cell] for cell in share.plan.cells if cell.method is None)
     composed: Composed = {aim.name: [] for aim in aims}
     for aim in aims:
         for composition in share.compositions:
@@ -62,8 +62,8 @@ def run_selection(records: Records, share: ModelRun, spec: SelectSpec) -> None:
     report(records, share, split, found, composed)
 
 
-def validated(records: Records, share: ModelRun, split: Split) -> dict[int, Row]:
-    """Every cell's row on the validation documents, by the `id` of the cell."""
+def validated(records: Records, share: ModelRun, split: Split) -> dict[Cell, Row]:
+    """Every cell's row on the validation documents."""
     engine = share.engine.restricted(split.validation)
     sizes = split.sizes("validation")
 
@@ -73,7 +73,7 @@ def validated(records: Records, share: ModelRun, split: Split) -> dict[int, Row]
     return records.score(share, share.plan, engine, selection)
 
 
-def chosen(records: Records, share: ModelRun, aim: Objective, rows: dict[int, Row]) -> list[Chosen]:
+def chosen(records: Records, share: ModelRun, aim: Objective, rows: dict[Cell, Row]) -> list[Chosen]:
     """The best candidate of each method; a method without any is said, and has none."""
     of_label: dict[str, list[Candidate]] = {}
     for candidate in candidates(share.plan):
@@ -96,14 +96,14 @@ def report(records: Records, share: ModelRun, split: Split, found: Sequence[Chos
     records.score(share, references, share.engine.restricted(split.test), lambda _: everything)
     for aim, compositions in composed.items():
         choices = [one for one in found if one.objective.name == aim]
-        of_cell = {id(cell): _selection(one, split) for one in choices for cell in one.choice.candidate.cells}
-        of_cell |= {id(cell): selection for cell, selection in compositions}
+        of_cell = {cell: _selection(one, split) for one in choices for cell in one.choice.candidate.cells}
+        of_cell |= dict(compositions)
         if not of_cell:
             continue
-        cells = [cell for cell in share.plan.cells if id(cell) in of_cell]
+        cells = [cell for cell in share.plan.cells if cell in of_cell]
         plan = Plan((*cells, *sorted((cell for cell, _ in compositions), key=lambda cell: cell.first_block or 0)))
         documents = {task: split.test[task] for task in next(iter(of_cell.values())).documents}
-        records.score(share, plan, share.engine.restricted(documents), lambda cell, of=of_cell: of[id(cell)])  # type: ignore[misc]
+        records.score(share, plan, share.engine.restricted(documents), lambda cell, of=of_cell: of[cell])  # type: ignore[misc]
 
 
 def _stopped(row: Row, aim: Objective) -> bool:
