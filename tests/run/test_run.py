@@ -473,7 +473,7 @@ def test_rows_of_a_plugin_as_it_was_stay_on_file_but_leave_the_plan(tmp_path):
     plugin.write_text(source)
     suite = write_suite(tmp_path, reducers="[raises]", layers="[5]", rank="{rank: 8}")
     run(suite, tmp_path / "out", plugin)
-    plugin.write_text(source + "\n# a new version\n")
+    plugin.write_text(source.replace("weight.clone()", "weight + 0"))
     result = run(suite, tmp_path / "out", plugin)
     assert (result.computed, result.reused) == (1, 1)
     assert len(result.directory.rows()) == 3
