@@ -106,7 +106,7 @@ def test_a_killed_process_loses_one_cells_part_at_most(suite, whole, tmp_path):
     script.write_text(
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from lrbench.evaluation.sweep import memory\n"
+        "from lrbench.evaluation.sweep import sizes as memory\n"
         "from tests.support.suites import Heard, run\n"
         "memory.TOKENS['cpu'] = 64\n"
         "class Slow(Heard):\n"
