@@ -7,10 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lrbench.cli.output import FORMATS, write
 from lrbench.errors import InputError
-
-# Not lrbench.reports.render.comparison.FORMATS, so that --help stays quick; a test holds the two together.
-_FORMATS = ("terminal", "markdown", "csv", "json")
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -28,7 +26,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--rows", nargs=2, metavar=("A", "B"), help="two rows, each by the beginning of its cell's hash: A of the "
         "first run, B of the last",
     )  # fmt: skip
-    parser.add_argument("--format", choices=_FORMATS, default="terminal", help="default: %(default)s")
+    parser.add_argument("--format", choices=FORMATS, default="terminal", help="default: %(default)s")
     parser.add_argument("--output", metavar="FILE", type=Path, help="write to a file instead of the screen")
     parser.set_defaults(run=run)
     return parser
@@ -42,7 +40,6 @@ def run(args: argparse.Namespace) -> int:
             be written.
     """
     from lrbench.analysis.comparison import compare_rows, compare_runs
-    from lrbench.cli.leaderboard import write
     from lrbench.reports.render import comparison as pages
     from lrbench.results.directory import open_run
 

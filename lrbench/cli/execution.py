@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lrbench.cli.output import say
+from lrbench.cli.output import say, write
 from lrbench.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ def execute(
         args: `--force`, `--retry-failed`, `--trust-remote-code`, and `--device`, which wins over `device`.
     """
     from lrbench.analysis.leaderboard import build
-    from lrbench.cli.leaderboard import write
     from lrbench.reports.progress import TerminalProgress
     from lrbench.reports.render import renderer, terminal
     from lrbench.run.interruption import stopped_by_signals

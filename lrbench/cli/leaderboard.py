@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lrbench.cli.output import write
 
 if TYPE_CHECKING:
     from lrbench.analysis.leaderboard import Leaderboard
@@ -86,23 +87,6 @@ def _print(board: Leaderboard, name: str) -> None:
         show(board)
     else:
         sys.stdout.write(_text(board, name))
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a file in one step: a reader sees the old one or the new one."""
-    from lrbench.errors import InputError
-
-    if path.is_dir():
-        raise InputError(f"--output: {path} is a folder; give a file")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"--output: {path.parent} is not a folder; create it first")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"--output: cannot write {path}: {error.strerror or error}") from None
 
 
 def _joined(args: Sequence[str]) -> list[str]:

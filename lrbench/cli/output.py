@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from lrbench.errors import InputError
+from lrbench.system import files
 from lrbench.system.text import printable
 
 if TYPE_CHECKING:
@@ -42,6 +43,19 @@ def check(path: Path | None, option: str = "--output") -> None:
         raise InputError(f"{option}: {path.parent} is not a folder; create it first")
 
 
+def write(path: Path, text: str) -> None:
+    """Writes a file in one step: a reader sees the old one or the new one.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    check(path)
+    try:
+        files.write(path, text)
+    except OSError as error:
+        raise InputError(f"--output: cannot write {path}: {error.strerror or error}") from None
+
+
 def emit(args: argparse.Namespace, document: Callable[[], Document], data: Mapping[str, Callable[[], str]]) -> None:
     """Writes in `args.format` to `args.output`, or to the screen.
 
@@ -53,7 +67,6 @@ def emit(args: argparse.Namespace, document: Callable[[], Document], data: Mappi
     Raises:
         InputError: the file cannot be written.
     """
-    from lrbench.cli.leaderboard import write
     from lrbench.reports.render.document import markdown, show, terminal
 
     if args.format == "terminal" and args.output is None:

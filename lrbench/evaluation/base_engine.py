@@ -18,7 +18,6 @@ from lrbench.errors import EvaluationError, LrbenchError
 from lrbench.evaluation.interface import Job, Outcome, Partials, Step
 from lrbench.evaluation.lm_eval_model import logits_are_finite, make_hflm
 from lrbench.system.device import is_out_of_memory, synchronize
-from lrbench.system.faults import point
 from lrbench.system.text import one_line
 from lrbench.tasks.containment import OTHER_SEED, contained
 from lrbench.tasks.frozen_requests import freeze
@@ -129,7 +128,6 @@ class BoundEngine(ABC):
                 started = time.perf_counter()
                 with contained():
                     scores, samples = self.measure(job)
-                point("scoring.metrics")
                 return Outcome(job.cell, scores, samples, time.perf_counter() - started)
             except LrbenchError as error:
                 failure = error

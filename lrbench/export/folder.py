@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 from transformers.utils import logging as hf_logging
 
 from lrbench.errors import InputError
+from lrbench.system import files
 from lrbench.system.text import one_line
 
 
@@ -30,20 +29,14 @@ def new_folder(path: Path) -> Iterator[Path]:
         InputError: `path` is taken, or cannot be written.
     """
     refuse_occupied(path)
-    path = path.absolute()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shown = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-        yield temporary
-        if path.is_dir():
-            path.rmdir()
-        temporary.rename(path)
+        with files.temporary_folder(path) as folder:
+            yield folder
+            files.replace_folder(path, folder)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or one_line(error)}") from None
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
         if shown:
             hf_logging.enable_progress_bar()

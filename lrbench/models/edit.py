@@ -11,7 +11,6 @@ from torch import nn
 
 from lrbench.errors import SpoiltModelError
 from lrbench.models.slots import WeightSlot
-from lrbench.system.faults import point
 
 
 @contextmanager
@@ -43,10 +42,7 @@ def edited(weights: Mapping[WeightSlot, torch.Tensor]) -> Iterator[None]:
                     placed[key] = replacement
                 with torch.no_grad():
                     slot.write(placed[key].data, matrix)
-                point("edit.placed")
-            point("edit.standing")
             yield
-            point("edit.removing")
         finally:
             spoilt = []
             for key, (module, parameter, original, version) in originals.items():
@@ -57,7 +53,6 @@ def edited(weights: Mapping[WeightSlot, torch.Tensor]) -> Iterator[None]:
                 raise SpoiltModelError(
                     f"the original weight of {', '.join(spoilt)} was written to while it stood aside"
                 )
-        point("edit.removed")
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from lrbench.errors import ModelError, SpoiltModelError
 from lrbench.models.slots import WeightSlot
 from lrbench.reducers.factors import Dense, Factors
 from lrbench.reducers.factors.layer import FactoredLinear
-from lrbench.system.faults import point
 
 
 def is_whole_layer(slot: WeightSlot) -> bool:
@@ -72,9 +71,7 @@ def factored(model: nn.Module, stand_ins: Mapping[WeightSlot, Factors]) -> Itera
             for parent, name in places:
                 placed.append((parent, name, slot.module, layer))
                 parent._modules[name] = layer
-        point("layers.standing")
         yield
-        point("layers.removing")
     finally:
         spoilt = [
             slot.name

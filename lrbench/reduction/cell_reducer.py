@@ -41,7 +41,6 @@ from lrbench.reduction.weight_job import (
 )
 from lrbench.results.rows import Edit
 from lrbench.system.device import synchronize
-from lrbench.system.faults import point
 from lrbench.system.isolation import process_state_kept
 
 _KEPT = 1 / 8  # of the free memory, for copies of weights and what is shared between methods
@@ -237,9 +236,7 @@ class Reductions:
         own = self._seed if seed is None else seed
         work = Work(slot, method, own, self._copy(slot), self._calibration, self._base)
         optimum = self._optimum(slot, work)
-        point("weight.optimum")
         self._warm_up(work)
-        point("weight.warm")
         return work, optimum
 
     def _slot(
@@ -256,7 +253,6 @@ class Reductions:
                 spectrum = _singular_values(optimum)
                 ranks = ranks_to_prepare(asked, reducer, slot.about, spectrum)
                 shared = work.prepare(ranks) if reducer.one_preparation else None
-                point("weight.prepared")
         except LrbenchError as error:
             self._copies.pop(slot.name, None)
             return [error] * len(requests)
@@ -273,11 +269,9 @@ class Reductions:
                         rank = find_rank(request, reducer, slot.about, spectrum, work.weight, searched.prepared)
                     preparation = shared or work.prepare([rank])
                     factors, seconds, chosen = work.at_rank(preparation, rank)
-                    point("weight.factored")
                     work.check_honesty(factors, request, optimum)
                     measured = work.measured(factors, optimum, seconds, chosen)
                     measured = self._with_output_error(slot, work, measured)
-                    point("weight.measured")
                     done.append(measured)
             except LrbenchError as error:
                 # A method that wrote to what others share must not fail them.
@@ -292,7 +286,6 @@ class Reductions:
             base = None if self._base is None else beside(self._base.slot(slot), slot.read())
             self._copies[slot.name] = Copy(reduced_matrix(slot, base), Shared(), base)
         self._copies.move_to_end(slot.name)
-        point("weight.copied")
         return self._copies[slot.name]
 
     def _without_update(self, slot: WeightSlot) -> Reduction:

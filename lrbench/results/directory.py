@@ -11,7 +11,6 @@ partial/block-CELL.jsonl  while cells race: a row and its per-document scores on
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from pydantic_core import from_json
 from lrbench.errors import InputError, StorageError
 from lrbench.results.manifest import refuse_other
 from lrbench.results.rows import Row
-from lrbench.system.faults import point
+from lrbench.system import files
 from lrbench.system.text import is_plain, one_line
 
 #: Before the name of a partial row on some documents.
@@ -73,7 +72,7 @@ class RunDirectory:
         """Writes rows durably, in one step."""
         if not rows:
             return
-        _append(self.rows_file, "\n".join(row.model_dump_json(by_alias=True) for row in rows), "rows")
+        self._append(self.rows_file, "\n".join(row.model_dump_json(by_alias=True) for row in rows))
 
     def manifest(self) -> dict[str, Any]:
         """The manifest. Raises InputError where there is none or it is not JSON."""
@@ -93,7 +92,7 @@ class RunDirectory:
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """Replaces the manifest in one step."""
-        _replace(self.manifest_file, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", "manifest")
+        self._write(self.manifest_file, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
     def environments(self) -> dict[str, dict[str, Any]]:
         """Hash -> hardware and versions."""
@@ -112,12 +111,12 @@ class RunDirectory:
     def add_environment(self, entry: dict[str, Any]) -> None:
         """Records an environment unless it is there."""
         if entry["hash"] not in self.environments():
-            _append(self.path / "environments.jsonl", json.dumps(entry, ensure_ascii=False), "environments")
+            self._append(self.path / "environments.jsonl", json.dumps(entry, ensure_ascii=False))
 
     def write_samples(self, cell: str, samples: Iterable[dict[str, Any]]) -> None:
         """Writes a cell's per-document scores, before its row: a row never stands without its samples."""
         lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
-        _replace(self.samples_file(cell), "".join(lines), "samples")
+        self._write(self.samples_file(cell), "".join(lines))
 
     def has_samples(self, cell: str) -> bool:
         """Whether a cell's per-document scores are there."""
@@ -139,7 +138,7 @@ class RunDirectory:
 
     def add_partial(self, cell: str, entry: dict[str, Any]) -> None:
         """Keeps part of an unfinished cell durably. Numbers come back exactly, NaN and infinities too."""
-        _append(self._partial_file(cell), json.dumps(entry, ensure_ascii=False), "partial")
+        self._append(self._partial_file(cell), json.dumps(entry, ensure_ascii=False))
 
     def drop_partial(self, cell: str | None = None) -> None:
         """Removes what `add_partial` kept of a cell; without one, of all."""
@@ -161,6 +160,30 @@ class RunDirectory:
         """Removes them."""
         for path in (self.path / "partial").glob(f"{BLOCK}*.jsonl"):
             path.unlink(missing_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from writing to the directory, which is made where missing.
+
+        Raises:
+            Timeout: another process holds the lock.
+            OSError: the directory cannot be made, written to or locked.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with files.locked(self.path / ".lock"):
+            for folder in (self.path, self.path / "samples"):
+                files.remove_leftovers(folder)
+            yield
+
+    def _write(self, path: Path, text: str) -> None:
+        with _to_disk(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.write(path, text)
+
+    def _append(self, path: Path, line: str) -> None:
+        with _to_disk(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.append(path, line)
 
     def _partial_file(self, cell: str) -> Path:
         return self._of_cell("partial", cell)
@@ -217,48 +240,3 @@ def _to_disk(path: Path) -> Iterator[None]:
             f"{path}: cannot be written: {error.strerror or one_line(error)}; the rows so far are kept: make room or "
             "mend it, and the same command goes on"
         ) from error
-
-
-def _replace(path: Path, text: str, kind: str) -> None:
-    """Writes a file that is there whole or not at all, also after a power cut. Raises StorageError."""
-    temporary = path.with_suffix(".tmp")
-    with _to_disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                point(f"{kind}.opened")
-                file.write(text)
-                file.flush()
-                point(f"{kind}.written")
-                os.fsync(file.fileno())
-            point(f"{kind}.synced")
-            os.replace(temporary, path)
-        except OSError:
-            temporary.unlink(missing_ok=True)  # it takes the room that is wanted
-            raise
-        point(f"{kind}.renamed")
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def _append(path: Path, line: str, kind: str) -> None:
-    """Adds a line, or several, durably, after cutting off one that is torn. Raises StorageError."""
-    with _to_disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+b") as file:
-            point(f"{kind}.opened")
-            end = file.seek(0, os.SEEK_END)
-            if end:
-                file.seek(end - 1)
-                if file.read(1) != b"\n":  # a torn line: cut it off
-                    file.seek(0)
-                    file.truncate(file.read().rfind(b"\n") + 1)
-            file.seek(0, os.SEEK_END)
-            file.write(line.encode() + b"\n")
-            file.flush()
-            point(f"{kind}.appended")
-            os.fsync(file.fileno())
-        point(f"{kind}.synced")

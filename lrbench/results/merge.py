@@ -7,13 +7,9 @@ that failed here and was scored there, the scored row counts.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +20,12 @@ from pydantic_core import from_json
 from lrbench.errors import InputError
 from lrbench.results.directory import RunDirectory, open_run
 from lrbench.results.rows import Row
+from lrbench.system import files
 from lrbench.system.text import one_line
 
-LOCK = ".lock"  # that of `lrbench run`
 _OWN = frozenset(
     {
-        *("manifest.json", "environments.jsonl", "rows.jsonl", "samples", "partial"),
+        *("manifest.json", "environments.jsonl", "rows.jsonl", "samples", "partial", ".lock"),
         *("leaderboard.md", "leaderboard.csv", "leaderboard.json"),
     }
 )
@@ -251,77 +247,36 @@ def _write(
     """Beside `out` first, then in its place: whoever looks sees the old directory or the whole new one."""
     out = out.absolute()
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise InputError(f"--out: cannot write beside {out}: {error.strerror or one_line(error)}") from None
-    new = temporary / "new"
-    try:
-        new.mkdir()
-        run = RunDirectory(new)
-        run.write_manifest(manifest)
-        _lines(new / "environments.jsonl", (json.dumps(entry, ensure_ascii=False) for entry in environments))
-        (new / "samples").mkdir()
-        for placed in chosen:
-            if placed.samples.is_symlink():  # a shard may come from someone else, and lead to any file of this machine
-                raise InputError(f"{placed.samples}: a link; put the file there itself")
-            if placed.samples.is_file():
-                shutil.copyfile(placed.samples, new / "samples" / placed.samples.name)
-        _lines(new / "rows.jsonl", (placed.row.model_dump_json(by_alias=True) for placed in chosen))
-        if out.exists() and _digest(out) == _digest(new):
-            return  # nothing to change, and times of files are left alone
-        with _alone(out):
-            _keep_foreign(out, new)
-            if out.exists():
-                os.replace(out, temporary / "old")
-            try:
-                os.replace(new, out)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    os.replace(temporary / "old", out)
-                raise
+        with files.temporary_folder(out) as new:
+            run = RunDirectory(new)
+            run.write_manifest(manifest)
+            _lines(new / "environments.jsonl", (json.dumps(entry, ensure_ascii=False) for entry in environments))
+            (new / "samples").mkdir()
+            for placed in chosen:
+                if placed.samples.is_symlink():  # a shard from someone else may link to any file of this machine
+                    raise InputError(f"{placed.samples}: a link; put the file there itself")
+                if placed.samples.is_file():
+                    shutil.copyfile(placed.samples, new / "samples" / placed.samples.name)
+            _lines(new / "rows.jsonl", (placed.row.model_dump_json(by_alias=True) for placed in chosen))
+            if not out.exists():
+                files.replace_folder(out, new)
+            elif _digest(out) != _digest(new):  # else files keep their times
+                with RunDirectory(out).locked():  # a run would write its next rows to the folder that is taken away
+                    files.replace_folder(out, new, [path.name for path in out.iterdir() if path.name not in _OWN])
+    except files.Timeout:
+        raise InputError(f"--out: {out}: lrbench is running a suite here; wait for it") from None
     except OSError as error:
         raise InputError(f"--out: cannot write {out}: {error.strerror or one_line(error)}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Not while a run writes there: its next rows would go to the directory that is taken away."""
-    if not out.is_dir():
-        yield
-        return
-    with (out / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"--out: {out}: lrbench is running a suite here; wait for it") from None
-        yield
-
-
-def _keep_foreign(out: Path, new: Path) -> None:
-    """Copies what lrbench did not write: a note, a figure."""
-    for path in out.iterdir() if out.is_dir() else ():
-        if path.name in _OWN or path.name.startswith("."):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.copytree(path, new / path.name, symlinks=True)
-        else:
-            shutil.copy2(path, new / path.name, follow_symlinks=False)
 
 
 def _lines(path: Path, lines: Iterator[str]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in lines)
-        file.flush()
-        os.fsync(file.fileno())
+    files.write(path, "".join(f"{line}\n" for line in lines))
 
 
 def _digest(folder: Path) -> str:
     """Of what a run consists of; tables that were made from it are not part of it."""
     digest = hashlib.sha256()
-    files = [folder / "manifest.json", folder / "environments.jsonl", folder / "rows.jsonl"]
-    for path in (*files, *sorted((folder / "samples").glob("*.jsonl"))):
+    parts = [folder / "manifest.json", folder / "environments.jsonl", folder / "rows.jsonl"]
+    for path in (*parts, *sorted((folder / "samples").glob("*.jsonl"))):
         digest.update(path.name.encode() + b"\0" + (path.read_bytes() if path.is_file() else b"") + b"\0")
     return digest.hexdigest()

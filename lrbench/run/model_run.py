@@ -28,7 +28,6 @@ from lrbench.reduction.speed_benchmark import measure_inference
 from lrbench.results.rows import Edit, Row
 from lrbench.suite.load import ModelSpec, Suite
 from lrbench.system.environment import environment
-from lrbench.system.faults import point
 from lrbench.system.text import did_you_mean, one_line
 from lrbench.tasks.load import load_tasks
 from lrbench.tasks.task_set import TaskSet
@@ -185,7 +184,6 @@ class ModelRun:
                     pending[keys[cell]] = (cell, [])
                     jobs.append(Job(keys[cell], None, _Editing(self, keys[cell], cell, [])))
             reducible = [cell for cell in group if cell.method is not None and not cell.skip and not cell.failure]
-            point("group.begun")
             outcomes = list(self._reductions.of_group(reducible)) if reducible else []
             if found := self.originals.spoilt():
                 self._load_again(found, engine)
@@ -199,7 +197,6 @@ class ModelRun:
                 if isinstance(outcome, LrbenchError):
                     yield Scored(self._row(cell, key, "failed", reason=str(outcome)))
                     continue
-                point("cell.reduced")
                 pending[key] = (cell, noted(cell.slots, outcome, self.suite.inference))
                 editing = _Editing(self, key, cell, outcome)
                 jobs.append(Job(key, cell.first_block, editing, cell.first_modules, sharing))
@@ -227,13 +224,11 @@ class ModelRun:
             try:
                 with self.originals.guarded(scored.cell):
                     measured["inference"] = measure_inference(self.loaded.model, cell.slots, reductions)
-                    point("inference.measured")
             except FOREIGN as error:  # factors are foreign code, and memory may run out: this cell's failure alone
                 if isinstance(error, SpoiltModelError):
                     raise
                 reason = error if isinstance(error, LrbenchError) else f"measuring its speed failed: {one_line(error)}"
                 return Scored(self._row(cell, scored.cell, "failed", reason=str(reason), **measured))
-        point("row.made")
         return Scored(self._row(cell, scored.cell, "ok", scores=scored.scores, **measured), scored.samples)
 
     def _load_again(self, found: str, engine: BoundEngine) -> None:
@@ -278,27 +273,21 @@ def open_model(
     """
     notify(f"loading {spec.display_name}")
     loaded = load(spec, device=device, trust_remote_code=trust_remote_code)
-    point("model.loaded")
     plan = make_plan(suite, loaded.inventory, built)
-    point("model.planned")
     base = base_of(suite, loaded, notify, trust_remote_code=trust_remote_code)
     if base is not None:
         plan = without_unchanged(plan, base.differs)
-    point("model.base")
     broken = first_non_finite(loaded.model)
     if broken:  # cells that reduce it name it themselves; the others fail for it all the same
         notify(f"{spec.display_name}: {broken}; mend the checkpoint")
     notify("building requests")
     tasks = tasks_of(suite, notify)
-    point("tasks.loaded")
     memory = None if suite.frontier_memory == "auto" else suite.frontier_memory
     scorer = make_engine(engine, loaded, tasks, spec, suite.batch_size, notify, memory)
-    point("requests.frozen")
     calibration = None
     asked = any(method.reducer.needs for method in built) or any(cell.calibrated for cell in plan.cells)
     if suite.calibration is not None and asked:
         calibration = prepare(suite, loaded, scorer.requests, scorer.lm.max_length, notify)
-    point("calibration.drawn")
     compositions = make_compositions(suite, loaded.inventory, built)
     return ModelRun(
         suite, spec, loaded, plan, tasks, scorer, base, calibration, compositions,

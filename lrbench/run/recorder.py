@@ -14,7 +14,6 @@ from lrbench.results.rows import Row, Selection
 from lrbench.run.manifest_writer import Manifest, Part
 from lrbench.run.model_run import Keep, ModelRun, Scored, setting_of
 from lrbench.run.partial_answers import RunPartials
-from lrbench.system.faults import point
 
 
 class Progress(Protocol):
@@ -183,7 +182,6 @@ class Records:
             share.loaded, share.tasks, share.engine, setting_of(share.suite, share.loaded, share.spec, share.engine),
             list(keys.values()), share.calibration, share.base, at_work=bool(missing.cells), part=part,
         )  # fmt: skip
-        point("cells.known")
         reused = [self.done[key] for key in keys.values() if key in self.done]
         self.result.count(reused, new=False)
         self.progress.planned(share.loaded.label, len(plan.cells), len(reused), share.tasks.named)
@@ -191,7 +189,6 @@ class Records:
             self._begin(share, asked)
             if share.calibration is not None:
                 share.calibration.expect(missing.cells)
-            point("cells.begun")
             self.stop.at_work = True
             try:
                 found = rows(missing, keys) if rows is not None else share.rows(missing, keys, asked)
@@ -202,7 +199,6 @@ class Records:
             finally:
                 self.stop.at_work = False
                 self.manifest.update_engine(share.loaded, asked, part.name if part is not None else None)
-            point("cells.scored")
         self.directory.drop_blocks()
         for key, now in selected.items():
             if now.split == "test" and self.done[key].selection != now:  # it was chosen among others then
@@ -235,7 +231,6 @@ class Records:
         for scored in share.rows(Plan(tuple(missing)), keys, engine, measure=measure) if missing else ():
             partials.keep(scored.row.cell, scored.row, scored.samples)
             self.directory.drop_partial(scored.row.cell)
-            point("block.kept")
             yield of_key[scored.row.cell], scored
             self.stop.check()
 
@@ -244,15 +239,12 @@ class Records:
         row = scored.row
         if row.status == "ok":
             self.directory.write_samples(row.cell, scored.samples)
-            point("row.samples")
         self.directory.append(row)
-        point("row.appended")
         self.directory.drop_partial(row.cell)
         self.done[row.cell] = row
         self._unverified.append(row)
         self.result.count([row], new=True)
         self.progress.finished(row)
-        point("row.counted")
 
     def _verify(self, share: ModelRun) -> None:
         if not self._unverified and not self.directory.has_partial():
@@ -261,7 +253,6 @@ class Records:
         found = share.unsound([row.cell for row in scored])
         if found is None:
             self._unverified.clear()
-            point("cells.verified")
             return
         self.directory.drop_partial()
         unsound = set(found)

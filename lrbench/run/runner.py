@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -22,10 +21,8 @@ from lrbench.run.manifest_writer import Manifest
 from lrbench.run.recorder import Interrupted, Progress, Records, RunResult, Stop
 from lrbench.run.selection import run_model
 from lrbench.suite.load import ModelSpec, Suite
-from lrbench.system.faults import point
+from lrbench.system.files import Timeout
 from lrbench.system.text import one_line
-
-LOCK = ".lock"
 
 
 def run_suite(
@@ -64,40 +61,31 @@ def run_suite(
         Interrupted: (a KeyboardInterrupt) after the rows of all finished cells are on disk; it has the counts.
     """
     started = time.perf_counter()
-    point("plan.begun")
     built = methods(suite, registry)
     executor = executor or LocalExecutor()
     present = device if executor.here else "cpu"  # other machines have their own devices
     for spec in suite.models:  # a mistake in the last one is said before the first is scored
         inventory = structure_of(suite, spec, present, trust_remote_code=trust_remote_code)
-        point("plan.structure")
         check_base(suite, inventory, make_plan(suite, inventory, built), trust_remote_code=trust_remote_code)
-        point("plan.made")
     directory = RunDirectory(out)
     result = RunResult(directory)
     with _exclusive(directory), _counted(result, started):
-        point("directory.locked")
         _refuse_other_suite(directory, suite)
-        point("directory.checked")
         if force:
             directory.drop_partial()
         manifest = Manifest(directory, suite, built, registry)
         rows = {} if force else directory.rows()
         done = {key: row for key, row in rows.items() if row.status != "failed" or not retry_failed}
         records = Records(directory, manifest, result, progress, done, retry_failed, stop or Stop())
-        point("directory.read")
         for spec in suite.models:
             records.stop.check()  # it may have been asked while the last model's weights were looked at
             share = executor.open(
                 suite, spec, built, registry, engine=engine, device=device, trust_remote_code=trust_remote_code,
                 notify=progress.note,
             )  # fmt: skip
-            point("model.opened")
             records.verified(share, partial(run_model, records, share))
             del share  # nothing holds the model when the next one is loaded
-        point("partial.dropping")
         directory.drop_partial()  # every cell of the plan has its row
-        point("run.done")
     return result
 
 
@@ -137,7 +125,7 @@ def structure_of(
 def _refuse_other_suite(directory: RunDirectory, suite: Suite) -> None:
     if not directory.manifest_file.exists():
         # a screening keeps what it finds in `partial` before anything else is known
-        own = [LOCK, directory.manifest_file.with_suffix(".tmp").name, "environments.jsonl", "partial"]
+        own = [".lock", "environments.jsonl", "partial"]
         if (directory.path / "environments.jsonl").exists():  # the manifest was deleted before the first row
             own += ["samples"]
         if not directory.rows_file.exists() and any(path.name not in own for path in directory.path.iterdir()):
@@ -153,20 +141,13 @@ def _refuse_other_suite(directory: RunDirectory, suite: Suite) -> None:
 
 @contextmanager
 def _exclusive(directory: RunDirectory) -> Iterator[None]:
-    """One process at a time writes to a run; the lock is gone with the process, however it ends."""
-    try:
-        directory.path.mkdir(parents=True, exist_ok=True)
-        point("directory.made")
-        lock = (directory.path / LOCK).open("w")
-    except OSError as error:
-        reason = error.strerror or one_line(error)
-        raise InputError(f"{directory.path}: cannot be a run directory: {reason}; choose another --out") from None
-    with lock as file:
+    """One process at a time writes to a run."""
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            stack.enter_context(directory.locked())
+        except Timeout:
             raise InputError(f"{directory.path}: another lrbench is running this suite here; wait for it") from None
         except OSError as error:
             reason = error.strerror or one_line(error)
-            raise InputError(f"{directory.path}: cannot be locked: {reason}; choose --out on another disk") from None
+            raise InputError(f"{directory.path}: cannot be a run directory: {reason}; choose another --out") from None
         yield

@@ -189,7 +189,7 @@ def test_bad_input_is_one_line_and_exit_code_2(pair, words, capsys):
 
 
 def test_the_command_writes_a_file_in_any_format(pair, tmp_path):
-    assert verb._FORMATS == FORMATS
+    assert verb.FORMATS == FORMATS
     for name in FORMATS:
         file = tmp_path / f"out.{name}"
         words = ["compare", *(str(run.path) for run in pair), "--format", name, "--output", str(file)]

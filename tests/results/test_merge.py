@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -192,14 +191,14 @@ def test_a_full_disk_leaves_what_was_there(two, tmp_path, monkeypatch, capsys):
 def test_where_the_last_step_fails_the_old_run_is_back(two, tmp_path, monkeypatch):
     out = tmp_path / "out"
     merge(two[:1], out)
-    before, replace = everything(out), os.replace
+    before, rename = everything(out), os.rename
 
     def broken(source, target):
         if os.path.basename(source) == "new":
             raise OSError(5, "Input/output error")
-        replace(source, target)
+        rename(source, target)
 
-    monkeypatch.setattr(module.os, "replace", broken)
+    monkeypatch.setattr(os, "rename", broken)
     with pytest.raises(InputError, match="Input/output error"):
         merge(two, out)
     assert {name: text for name, text in everything(out).items() if name != ".lock"} == before
@@ -208,22 +207,14 @@ def test_where_the_last_step_fails_the_old_run_is_back(two, tmp_path, monkeypatc
 def test_a_run_that_is_being_written_is_not_replaced(two, tmp_path):
     out = tmp_path / "out"
     merge(two[:1], out)
-    with (out / module.LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="wait for it"):
-            merge(two, out)
+    with RunDirectory(out).locked(), pytest.raises(InputError, match="wait for it"):
+        merge(two, out)
 
 
 def test_a_torn_last_line_is_not_a_row(two, tmp_path):
     with (two[1] / "rows.jsonl").open("a") as file:
         file.write('{"schema": 1, "cell": "c", "stat')
     assert list(merge(two, tmp_path / "out").directory.rows()) == ["base", "a", "b"]
-
-
-def test_the_lock_is_that_of_a_run():
-    from lrbench.run.runner import LOCK
-
-    assert module.LOCK == LOCK
 
 
 def test_shards_of_a_real_suite_are_gone_on_with_and_nothing_is_scored_twice(tmp_path):

@@ -17,8 +17,7 @@ from lrbench.evaluation.sweep import sizes as memory
 from lrbench.results.directory import RunDirectory
 from lrbench.run import model_run
 from lrbench.run.recorder import Interrupted, Stop
-from lrbench.system import faults
-from tests.support.faulty import PARTS, PLAIN, Subject, facts, quicken, scored_lines, write_parts
+from tests.support.faulty import PARTS, PLAIN, Subject, at, facts, quicken, scored_lines, write_parts
 from tests.support.suites import Heard
 
 FAILING = """
@@ -97,20 +96,16 @@ def loaded():
     ]
 
 
-def at(point, what, number=1):
-    """A hook that does something to the run's model, at the n-th hit of a point by a cell."""
-    hits, others = [], weakref.WeakSet(loaded())
+def spoiling(what):
+    """Does something to the model of the run that begins now, in whatever function it is called."""
+    others = weakref.WeakSet(loaded())
 
-    def hook(name):
-        hits.append(name)
-        if name == point and "scoring.checked" in hits:  # the engine's check of itself edits the model, too
-            since = hits[hits.index("scoring.checked") :]
-            if since.count(name) == number:
-                [model] = [model for model in loaded() if model not in others]
-                with torch.no_grad():
-                    what(model)
+    def spoil():
+        [model] = [model for model in loaded() if model not in others]
+        with torch.no_grad():
+            what(model)
 
-    return hook
+    return spoil
 
 
 def writes(model):
@@ -140,24 +135,21 @@ def adds_layer(model):
 
 
 @pytest.mark.parametrize(
-    ("text", "point", "what"),
+    ("text", "place", "what"),
     [
-        (PLAIN, "edit.standing", writes),
-        (PLAIN, "edit.standing", replaces_layer),
-        (PLAIN, "scoring.advanced", writes_elsewhere),
-        (PLAIN, "weight.prepared", replaces_weight),
-        (PARTS, "edit.standing", replaces_weight),
-        (PARTS, "scoring.advanced", adds_layer),
-        (PARTS, "weight.prepared", writes),
+        (PLAIN, "edit in place", writes),
+        (PLAIN, "edit in place", replaces_layer),
+        (PLAIN, "states advanced", writes_elsewhere),
+        (PLAIN, "weight prepared", replaces_weight),
+        (PARTS, "edit in place", replaces_weight),
+        (PARTS, "states advanced", adds_layer),
+        (PARTS, "weight prepared", writes),
     ],
 )
-def test_a_cell_that_spoils_the_model_fails_and_the_weights_are_loaded_again(
-    made, wholes, tmp_path, monkeypatch, text, point, what
-):
+def test_a_cell_that_spoils_the_model_fails_and_the_weights_are_loaded_again(made, wholes, tmp_path, text, place, what):
     subject, heard = made(text), Heard()
-    monkeypatch.setattr(faults, "hook", at(point, what, 2))
-    result = subject.run(tmp_path / "out", heard)
-    monkeypatch.setattr(faults, "hook", None)
+    with at(place, spoiling(what), 2):
+        result = subject.run(tmp_path / "out", heard)
     assert (result.computed, result.failed) == (3, 1)
     [failed] = [row for row in result.directory.rows().values() if row.status == "failed"]
     assert "written to" in failed.reason or "replaced" in failed.reason
@@ -176,9 +168,8 @@ def test_weights_that_were_changed_unseen_take_back_all_that_was_scored_since(ma
     kept = first.directory.rows_file.read_text().splitlines()[:1]
     first.directory.rows_file.write_text(kept[0] + "\n")
 
-    monkeypatch.setattr(faults, "hook", at("row.made", writes_unseen))
-    result = subject.run(tmp_path / "out", heard)
-    monkeypatch.setattr(faults, "hook", None)
+    with at("row made", spoiling(writes_unseen)):
+        result = subject.run(tmp_path / "out", heard)
 
     assert (result.computed, result.reused, result.failed) == (2, 1, 2)
     baseline, *others = result.directory.rows().values()
@@ -195,33 +186,27 @@ def test_weights_that_were_changed_unseen_take_back_all_that_was_scored_since(ma
 
 def test_answers_to_parts_that_were_given_on_changed_weights_are_dropped(made, wholes, tmp_path, monkeypatch):
     """No row tells of them: they would be taken for right by the run that goes on."""
-    stop = Stop()
-    spoil = at("scoring.chunk", writes_unseen)
+    stop, heard, spoil = Stop(), Heard(), spoiling(writes_unseen)
 
-    def hook(name):
-        spoil(name)
-        stop.asked = name == "scoring.chunk" or stop.asked
+    def spoil_and_stop():
+        spoil()
+        stop.asked = True
 
-    monkeypatch.setattr(faults, "hook", hook)
-    heard = Heard()
-    with pytest.raises(Interrupted):
+    with at("answers kept", spoil_and_stop), pytest.raises(Interrupted):
         made(PARTS).run(tmp_path / "out", heard, stop=stop)
-    monkeypatch.setattr(faults, "hook", None)
     assert any("changed unseen, by a method or a task's code: no row stands on them" in note for note in heard.notes)
     assert not RunDirectory(tmp_path / "out").has_partial()
     assert facts(made(PARTS).run(tmp_path / "out", retry_failed=True).directory) == wholes[PARTS]
 
 
 def test_the_weights_are_looked_at_after_a_stop_too(made, tmp_path, monkeypatch):
-    stop = Stop()
-    spoil = at("row.made", writes_unseen)
+    stop, spoil = Stop(), spoiling(writes_unseen)
 
-    def hook(name):
-        spoil(name)
-        stop.asked = name == "row.made" or stop.asked
+    def spoil_and_stop():
+        spoil()
+        stop.asked = True
 
-    monkeypatch.setattr(faults, "hook", hook)
-    with pytest.raises(Interrupted) as interrupted:
+    with at("row made", spoil_and_stop), pytest.raises(Interrupted) as interrupted:
         made().run(tmp_path / "out", stop=stop)
     assert (interrupted.value.result.computed, interrupted.value.result.failed) == (1, 1)
     [row] = RunDirectory(tmp_path / "out").rows().values()
@@ -247,8 +232,8 @@ def test_a_checkpoint_that_changed_meanwhile_cannot_replace_a_spoilt_model(made,
         return found
 
     monkeypatch.setattr(model_run, "load", loaded)
-    monkeypatch.setattr(faults, "hook", at("edit.standing", writes, 2))
-    with pytest.raises(ModelError, match="not what they were when the run began"):
+    spoil = at("edit in place", spoiling(writes), 2)
+    with spoil, pytest.raises(ModelError, match="not what they were when the run began"):
         subject.run(tmp_path / "out")
     assert len(RunDirectory(tmp_path / "out").rows()) == 1  # what was scored before stays
 
@@ -280,16 +265,12 @@ def test_cells_that_fail_say_why_are_counted_and_make_exit_code_1(made, tmp_path
 
 
 def test_memory_that_runs_out_in_a_pass_fails_that_cell_alone(made, wholes, tmp_path, monkeypatch):
-    hits = []
-
-    def hook(name):
-        hits.append(name)
-        if name == "edit.standing" and hits.count("scoring.advanced") == 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+    def runs_out():
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setitem(memory.TOKENS, "cpu", memory.LEAST_TOKENS)  # no smaller batches to go on with
-    monkeypatch.setattr(faults, "hook", hook)
-    result = made().run(tmp_path / "out")
+    with at("edit in place", runs_out, 2):
+        result = made().run(tmp_path / "out")
     assert (result.computed, result.failed) == (3, 1)
     [failed] = [row for row in result.directory.rows().values() if row.status == "failed"]
     assert "out of memory" in failed.reason
@@ -301,14 +282,12 @@ def test_a_run_that_is_asked_to_stop_finishes_the_cell_at_work_and_goes_on_later
 ):
     subject, stop = made(text), Stop()
 
-    def hook(name):
-        stop.asked = stop.asked or name == "scoring.answered"
-        assert stop.at_work or not name.startswith("scoring.") or name == "scoring.checked"
+    def ask():
+        assert stop.at_work
+        stop.asked = True
 
-    monkeypatch.setattr(faults, "hook", hook)
-    with pytest.raises(Interrupted) as interrupted:
+    with at("requests answered", ask), pytest.raises(Interrupted) as interrupted:
         subject.run(tmp_path / "out", stop=stop)
-    monkeypatch.setattr(faults, "hook", None)
     result = interrupted.value.result
     assert (result.computed, result.reused, result.seconds > 0) == (first, 0, True)
     directory = RunDirectory(tmp_path / "out")
@@ -345,9 +324,8 @@ def test_statistics_that_were_collected_in_a_run_whose_weights_changed_unseen_ar
     monkeypatch.setenv("LRBENCH_CACHE", str(tmp_path / "cache"))
     text = PLAIN + "calibration: {text: ./calibration.txt, samples: 4, length: 16}\n"
     subject = made(text, reducers="[asvd]")
-    monkeypatch.setattr(faults, "hook", at("row.made", writes_unseen))
-    assert subject.run(tmp_path / "out").failed == 3
-    monkeypatch.setattr(faults, "hook", None)
+    with at("row made", spoiling(writes_unseen)):
+        assert subject.run(tmp_path / "out").failed == 3
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
     assert subject.run(tmp_path / "out", retry_failed=True).failed == 0
     assert list((tmp_path / "cache").rglob("*.safetensors"))
@@ -355,16 +333,15 @@ def test_statistics_that_were_collected_in_a_run_whose_weights_changed_unseen_ar
 
 def test_so_are_those_of_a_run_in_which_every_cell_failed(made, tmp_path, monkeypatch):
     monkeypatch.setenv("LRBENCH_CACHE", str(tmp_path / "cache"))
-    spoil = at("scoring.answered", writes_unseen)
+    spoil = spoiling(writes_unseen)
 
-    def hook(name):
-        spoil(name)
-        if name == "scoring.answered":
-            raise RuntimeError("no")
+    def spoil_and_fail():
+        spoil()
+        raise RuntimeError("no")
 
-    monkeypatch.setattr(faults, "hook", hook)
     text = PLAIN + "calibration: {text: ./calibration.txt, samples: 4, length: 16}\n"
-    assert made(text, reducers="[asvd]").run(tmp_path / "out").failed == 3
+    with at("requests answered", spoil_and_fail, None):
+        assert made(text, reducers="[asvd]").run(tmp_path / "out").failed == 3
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 

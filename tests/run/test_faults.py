@@ -1,6 +1,8 @@
-"""Whatever stops a run, wherever it stops: started again, it ends with the rows of one that never stopped."""
+"""Whatever stops a run while it writes: started again, it ends with the rows of one that never stopped."""
 
 from __future__ import annotations
+
+import itertools
 
 import pytest
 
@@ -13,7 +15,6 @@ from tests.support.faulty import (
     PARTS,
     PLAIN,
     RICH,
-    TEXTS,
     Fault,
     Killed,
     Subject,
@@ -23,22 +24,17 @@ from tests.support.faulty import (
     write_parts,
 )
 
-#: points that need more than the plainest run
-ELSEWHERE = {
-    "parts": ("partial.opened", "partial.appended", "partial.synced", "scoring.chunk"),
-    "rich": (
-        *(
-            name
-            for name in POINTS
-            if name.startswith(("calibration.", "cache.", "layers.")) and name != "calibration.drawn"
-        ),
-        "inference.measured",
-    ),
-    "texts": ("scoring.texts",),
-    "choosing": tuple(name for name in POINTS if name.startswith(("screen.", "block.", "race.", "greedy.", "choice."))),
-}
-WHERE = {point: kind for kind, points in ELSEWHERE.items() for point in points}
-TORN = ("rows.appended", "environments.appended", "partial.appended", "samples.written", "manifest.written")
+SUITES = {"plain": PLAIN, "parts": PARTS, "rich": RICH, "choosing": CHOOSING}
+WRITTEN, APPENDED = ("manifest", "samples", "cache"), ("rows", "environments", "partial")
+#: every durable write: which suite comes by it, what kind of file it is, and the point
+WRITES = [
+    (suite, kind, point)
+    for suite, kinds in {"plain": ("manifest", "samples", "rows", "environments"), "parts": ("partial",),
+                         "rich": ("cache",), "choosing": ("partial", "rows")}.items()
+    for kind in kinds
+    for point in POINTS
+    if point.startswith("write." if kind in WRITTEN else "append.")
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -54,13 +50,7 @@ def subjects(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         quicken(patched)
         patched.setattr(Sweeper, "_check_remembering", lambda *_: None)
-        for kind, text in (
-            ("plain", PLAIN),
-            ("parts", PARTS),
-            ("rich", RICH),
-            ("texts", TEXTS),
-            ("choosing", CHOOSING),
-        ):
+        for kind, text in SUITES.items():
             folder = tmp_path_factory.mktemp(kind)
             write_parts(folder)
             patched.setenv("LRBENCH_CACHE", str(folder / "cache"))
@@ -92,45 +82,47 @@ def end(subject, out, whole):
     assert scored_lines(directory) == dict.fromkeys(scored, 1)
     assert sorted(directory.manifest()["cells"]) == sorted(whole)
     assert not (out / "partial").exists()
+    assert not list(out.rglob("*.tmp"))
     assert (result.failed, result.computed + result.reused) == (0, len(whole))
-    return result
 
 
-def test_there_are_more_than_fifty_points_and_runs_come_by_each(subjects):
-    assert len(POINTS) >= 50
-    for point in POINTS:
-        assert subjects[WHERE.get(point, "plain")][2][point], point
+def test_runs_come_by_every_point_and_write_no_other_kind_of_file(subjects):
+    for suite, kind, point in WRITES:
+        assert subjects[suite][2][kind, point], (suite, kind, point)
+    come_by = set(itertools.chain.from_iterable(hits for _, _, hits in subjects.values()))
+    assert come_by == {(kind, point) for _, kind, point in WRITES}
+    assert {point for _, point in come_by} == set(POINTS)
 
 
-@pytest.mark.parametrize("point", POINTS)
-def test_an_exception_and_then_a_kill_at_any_point_cost_no_row(point, subjects, tmp_path, monkeypatch):
-    subject, whole, hits = subjects[WHERE.get(point, "plain")]
+@pytest.mark.parametrize(("suite", "kind", "point"), WRITES)
+def test_an_exception_and_then_a_kill_at_any_write_cost_no_row(suite, kind, point, subjects, tmp_path, monkeypatch):
+    subject, whole, hits = subjects[suite]
     monkeypatch.setenv("LRBENCH_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "out"
-    fault = Fault(point)
+    fault, torn = Fault((kind, point)), point.endswith(".written")
     went_on = begin(subject, out, fault, monkeypatch)
     assert fault.struck
     failed = [row for row in RunDirectory(out).rows().values() if row.status == "failed"]
     assert went_on or not failed
     assert all("BrokenError" in row.reason for row in failed), failed  # the cell's own fault, and said
-    killing = Fault(point, 1, Killed, out if point in TORN else None)
-    went_on = begin(subject, out, killing, monkeypatch)
+    went_on = begin(subject, out, Fault((kind, point), 1, Killed, torn=torn), monkeypatch)
     end(subject, out, whole)
     if went_on:  # what was left to do does not come by this point
         out = tmp_path / "other"
         monkeypatch.setenv("LRBENCH_CACHE", str(tmp_path / "other cache"))
-        killing = Fault(point, min(2, hits[point]), Killed, out if point in TORN else None)
+        killing = Fault((kind, point), min(2, hits[kind, point]), Killed, torn=torn)
         assert not begin(subject, out, killing, monkeypatch)
         end(subject, out, whole)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
-@pytest.mark.parametrize("point", POINTS)
-def test_a_kill_whenever_a_run_comes_by_a_point_costs_no_row(point, number, subjects, tmp_path, monkeypatch):
-    subject, whole, hits = subjects[WHERE.get(point, "plain")]
-    if number > hits[point]:
+@pytest.mark.parametrize(("suite", "kind", "point"), WRITES)
+def test_a_kill_at_each_write_costs_no_row(suite, kind, point, number, subjects, tmp_path, monkeypatch):
+    subject, whole, hits = subjects[suite]
+    if number > hits[kind, point]:
         return
     monkeypatch.setenv("LRBENCH_CACHE", str(tmp_path / "cache"))
-    assert not begin(subject, tmp_path / "out", Fault(point, number, Killed), monkeypatch)
+    torn = point.endswith(".written")
+    assert not begin(subject, tmp_path / "out", Fault((kind, point), number, Killed, torn=torn), monkeypatch)
     end(subject, tmp_path / "out", whole)

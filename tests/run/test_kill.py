@@ -19,7 +19,7 @@ from lrbench.run.interruption import stopped_by_signals
 from lrbench.run.model_run import ModelRun
 from lrbench.run.recorder import Interrupted, Stop
 from lrbench.system import faults
-from tests.support.faulty import PARTS, PLAIN, Subject, facts, quicken, scored_lines, write_parts
+from tests.support.faulty import PARTS, PLAIN, Subject, at, facts, quicken, scored_lines, write_parts
 from tests.support.workers import InProcess
 
 HERE = Path(__file__).parents[2]
@@ -79,18 +79,14 @@ def test_the_end_of_a_job_does_not_wait_for_the_cell():
 def test_control_c_once_finishes_the_cell_twice_stops_now_and_both_go_on(tmp_path, monkeypatch, capsys, text, times):
     write_parts(tmp_path)
     whole = facts(Subject(tmp_path, text).run(tmp_path / "whole").directory)
-    sent = []
 
-    def presses(name):
-        if name == "scoring.answered" and len(sent) < times:
-            for _ in range(times):
-                sent.append(name)
-                os.kill(os.getpid(), signal.SIGINT)
+    def presses():
+        for _ in range(times):
+            os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(faults, "hook", presses)
     command = ["run", str(tmp_path / "suite.yaml"), "--out", str(tmp_path / "out")]
-    assert main(command) == 130
-    monkeypatch.setattr(faults, "hook", None)
+    with at("requests answered", presses):
+        assert main(command) == 130
     said = capsys.readouterr()
     assert "Traceback" not in said.out + said.err
     assert "finishing what is at work; ^C again stops now" in said.err
@@ -130,8 +126,8 @@ def test_control_c_while_scores_are_taken_back_leaves_none_of_them(tmp_path, mon
     looked = []
     monkeypatch.setattr(ModelRun, "intact", lambda _: looked.append(1))  # falsy
 
-    def presses(name):
-        if looked and name == "rows.opened":
+    def presses(name, path):
+        if looked and name == "append.opened" and path.name == "rows.jsonl":
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(faults, "hook", presses)
@@ -144,7 +140,7 @@ def test_two_processes_do_not_write_to_one_run_and_the_lock_dies_with_its_owner(
     write_parts(tmp_path)
     subject, out = Subject(tmp_path, PLAIN), tmp_path / "out"
     out.mkdir()
-    holding = "import fcntl, sys, time; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); print('held')"
+    holding = "import filelock, sys, time; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held')"
     other = subprocess.Popen(
         [sys.executable, "-uc", f"{holding}; time.sleep(600)", str(out / ".lock")], stdout=subprocess.PIPE
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -16,9 +18,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lrbench.evaluation.sweep import sizes as memory
+from lrbench.evaluation.sweep.sweeper import Sweeper
 from lrbench.reducers.registry import Registry
+from lrbench.reduction.weight_job import Work
 from lrbench.results.directory import RunDirectory
 from lrbench.run import model_run
+from lrbench.run.model_run import ModelRun
+from lrbench.run.partial_answers import RunPartials
 from lrbench.run.recorder import RunResult, Stop
 from lrbench.run.runner import run_suite
 from lrbench.suite.load import Suite, load_suite
@@ -44,7 +50,6 @@ RICH = (
     + "inference: factored\nmeasure: inference\n"
     + "calibration: {text: ./calibration.txt, samples: 4, length: 16}\n"
 )
-TEXTS = PLAIN.replace("[{task: which, limit: 4}]", "[{task: which, limit: 4}, {task: said, limit: 2}]")
 CHOOSING = """\
 name: choosing
 model: {pretrained: ./model, device: cpu}
@@ -57,17 +62,6 @@ sweep:
 select: {validation: 0.5}
 race: {block: 2}
 screen: {documents: 3, top: 3}
-"""
-SAID = """\
-task: said
-dataset_path: json
-dataset_kwargs: {data_files: {test: FILE}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{question}}"
-doc_to_target: "{{choices[0]}}"
-generation_kwargs: {until: ["w3"], max_gen_toks: 3}
-metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 """
 
 
@@ -94,7 +88,6 @@ def write_parts(folder: Path) -> None:
     AutoModelForCausalLM.from_config(config).eval().save_pretrained(folder / "model")
     save_tokenizer(folder / "model", "llama")
     write_task(folder / "tasks")
-    (folder / "tasks" / "said.yaml").write_text(SAID.replace("FILE", str(folder / "tasks" / "which.jsonl")))
     (folder / "calibration.txt").write_text(
         "\n\n".join(f"w{n % 90 + 4} w{n * 7 % 90 + 4} w{n % 11 + 5}" for n in range(99))
     )
@@ -106,44 +99,82 @@ def suite_of(folder: Path, text: str, *overrides: str) -> Suite:
     return load_suite(path, overrides=overrides)
 
 
+def kind_of(path: Path) -> str:
+    """Which of a run's files it is: `manifest`, `rows`, `environments`, `samples`, `partial`, or `cache`."""
+    if path.parent.name in ("samples", "partial"):
+        return path.parent.name
+    return path.stem if path.stem in ("manifest", "rows", "environments") else "cache"
+
+
 class Fault:
-    """A hook that strikes at the n-th hit of a point; a kill strikes at every point after it, too.
+    """A hook that strikes at the n-th write of a kind of file, at one point of it; a kill strikes at every later point.
 
     Attributes:
-        hits: of each point, as far as the run came.
+        hits: how often the run came by each (kind, point).
     """
 
     def __init__(
-        self, point: str = "", number: int = 1, kind: type[BaseException] = BrokenError, torn: Path | None = None
+        self,
+        at: tuple[str, str] | None = None,
+        number: int = 1,
+        kind: type[BaseException] = BrokenError,
+        *,
+        torn: bool = False,
     ) -> None:
-        self.point, self.number, self.kind, self.torn = point, number, kind, torn
-        self.hits: Counter[str] = Counter()
+        self.at, self.number, self.kind, self.torn = at, number, kind, torn
+        self.hits: Counter[tuple[str, str]] = Counter()
         self.struck = False
 
-    def __call__(self, name: str) -> None:
+    def __call__(self, name: str, path: Path) -> None:
         assert name in faults.POINTS, f"{name}: not in POINTS"
-        if not name.startswith("frontier.") or self.hits["scoring.checked"]:
-            self.hits[name] += 1  # what fails in an engine's check of itself is for the engine to go by
+        here = kind_of(path), name
+        self.hits[here] += 1
         if self.struck and self.kind is Killed:
             raise Killed(name)
-        if name == self.point and self.hits[name] == self.number and not self.struck:
+        if here == self.at and self.hits[here] == self.number and not self.struck:
             self.struck = True
-            if self.torn is not None:
-                tear(self.torn, name.partition(".")[0])
+            if self.torn:
+                tear(path)
             raise self.kind(name)
 
 
-def tear(out: Path, kind: str) -> None:
+def tear(path: Path) -> None:
     """Takes from the disk half of what was written last, as a power cut may before it is synchronised."""
-    if kind in ("rows", "environments"):
-        file = out / f"{kind}.jsonl"
-    else:
-        folder = out if kind == "manifest" else out / kind
-        suffix = "*.jsonl" if kind == "partial" else "*.tmp"
-        file = max(folder.glob(suffix), key=lambda path: path.stat().st_mtime_ns)
+    [file] = path.parent.glob(".lrbench-*.tmp") if kind_of(path) in ("manifest", "samples", "cache") else [path]
     content = file.read_bytes()
     start = content.rstrip(b"\n").rfind(b"\n") + 1
     file.write_bytes(content[: (start + len(content)) // 2])
+
+
+#: where a test steps in: the function, and whether before or after it
+PLACES: dict[str, tuple[type, str, str]] = {
+    "weight prepared": (Work, "prepare", "after"),
+    "states advanced": (Sweeper, "advance", "after"),
+    "edit in place": (Sweeper, "score", "before"),
+    "requests answered": (Sweeper, "score", "after"),
+    "answers kept": (RunPartials, "add", "after"),
+    "row made": (ModelRun, "_row", "after"),
+}
+
+
+@contextmanager
+def at(place: str, do: Callable[[], object], number: int | None = 1) -> Iterator[None]:
+    """Does something at the n-th time that a run comes by a place, as a plugin or the machine may; None: at each."""
+    owner, name, when = PLACES[place]
+    original, calls = getattr(owner, name), itertools.count(1)
+
+    def wrapped(*args: Any, **options: Any) -> Any:
+        strikes = number in (None, next(calls))
+        if strikes and when == "before":
+            do()
+        result = original(*args, **options)
+        if strikes and when == "after":
+            do()
+        return result
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(owner, name, wrapped)
+        yield
 
 
 @dataclass

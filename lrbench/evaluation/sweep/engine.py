@@ -21,7 +21,6 @@ from lrbench.evaluation.sweep.queries import make_queries
 from lrbench.evaluation.sweep.sweeper import MODES, Part, Sweeper, silent
 from lrbench.models.slots import find_slots
 from lrbench.system.device import is_out_of_memory, synchronize
-from lrbench.system.faults import point
 from lrbench.tasks.containment import contained
 from lrbench.tasks.score import Answers, score
 from lrbench.tasks.task_set import TaskSet
@@ -95,9 +94,7 @@ class SweepEngine(FrozenEngine):
         if self._whole is not None and self._whole.sweeper is not None:
             return self._whole.sweeper.restricted(queries)
         with contained():
-            made = Sweeper(self._model, queries, **self._sweeping)
-        point("scoring.checked")
-        return made
+            return Sweeper(self._model, queries, **self._sweeping)
 
     def forget(self) -> None:
         """As every engine's; it checks itself anew before it scores again."""
@@ -160,7 +157,6 @@ class SweepEngine(FrozenEngine):
                 if several and one.error is None and self.partials is not None:
                     answers = one.tally.of(part.queries)
                     self.partials.add(one.job.cell, Partial(part.queries, *answers, one.seconds - before))
-                    point("scoring.chunk")
         for one in answering:
             self._generate(one)
             yield self._outcome(one)
@@ -177,7 +173,6 @@ class SweepEngine(FrozenEngine):
             if known and known.keys() >= set(part.queries):
                 one.tally.restore(part.queries, [known[index] for index in part.queries])
                 one.known.add(number)
-        point("scoring.begun")
         return one
 
     def _answer(self, sweeper: Sweeper, one: _Answering, part: Part, number: int) -> bool:
@@ -192,13 +187,11 @@ class SweepEngine(FrozenEngine):
                     synchronize(self._model.device)
                 finally:
                     self._unpaid += time.perf_counter() - started
-                point("scoring.advanced")
                 stack.enter_context(one.job.edited())
                 synchronize(self._model.device)
                 started, scoring = time.perf_counter(), True
                 with contained():
                     sweeper.score(part, one.block, states, one.tally, one.job.modules)
-                point("scoring.answered")
             except LrbenchError as error:
                 failure = error
             except Exception as error:  # torch, lm-eval and the tasks' code raise whatever they like
@@ -242,7 +235,6 @@ class SweepEngine(FrozenEngine):
                 started = time.perf_counter()
                 with contained():
                     one.texts = self._texts()
-                point("scoring.texts")
             except LrbenchError as error:
                 one.error = error
             except Exception as error:  # as in `_answer`
@@ -255,7 +247,6 @@ class SweepEngine(FrozenEngine):
             try:
                 with contained():
                     scores, samples = score(self.requests, self._answers(one))
-                point("scoring.metrics")
                 return Outcome(one.job.cell, scores, samples, one.seconds + time.perf_counter() - started)
             except LrbenchError as error:
                 one.error = error

@@ -9,7 +9,6 @@ import torch
 from lrbench.evaluation.sweep.activation_cache import Memos
 from lrbench.evaluation.sweep.batches import Batch
 from lrbench.evaluation.sweep.partial_forward import Passes
-from lrbench.system.faults import point
 
 
 class Frontier:
@@ -45,7 +44,6 @@ class Frontier:
                 for index, batch in enumerate(batches):
                     inside = memos.known(batches, self.block, index) if memos else None
                     self._states[index] = self._passes.states(batch, self.block, self._states[index], block, inside)
-                    point("frontier.moving")
             except BaseException:  # some states would be of one block and some of another
                 self.drop()
                 raise

@@ -35,7 +35,6 @@ from lrbench.evaluation.sweep.selfcheck import (
 )
 from lrbench.models.slots import find_slots
 from lrbench.system.device import is_out_of_memory
-from lrbench.system.faults import point
 from lrbench.system.text import one_line
 
 #: From the fastest down. `packed`: trees of tokens, put together in rows under one mask; `padded`: a plain row for each
@@ -178,7 +177,6 @@ class Sweeper:
             else:
                 entering = self._passes.asked(batch, start, state)
             tally.add(batch, *predictions(self._passes, batch, entering))
-            point("scoring.batch")
 
     def halve(self) -> bool:
         """Makes batches half as large, after memory ran out. False where they are as small as is sensible."""

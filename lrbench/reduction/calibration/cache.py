@@ -16,7 +16,7 @@ from safetensors.torch import save
 
 from lrbench.errors import InputError
 from lrbench.reducers.source_hash import code_hash
-from lrbench.system.faults import point
+from lrbench.system import files
 from lrbench.system.text import one_line
 
 #: packages of lrbench that compute statistics; a change in them makes all statistics anew
@@ -133,22 +133,13 @@ class Cache:
 
     def _write(self, name: str, content: bytes) -> None:
         try:
-            with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
-                try:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                    point("cache.written")
-                    os.replace(file.name, self.folder / name)
-                    self._written.append(self.folder / name)
-                except BaseException:
-                    Path(file.name).unlink(missing_ok=True)
-                    raise
+            files.write(self.folder / name, content)
         except OSError as error:
             raise InputError(
                 f"{self.folder / name}: cannot be written: {error.strerror or one_line(error)}; "
                 "make room, or set LRBENCH_CACHE to another folder"
             ) from None
+        self._written.append(self.folder / name)
 
 
 def cache_root() -> Path:

@@ -21,7 +21,6 @@ from lrbench.reduction.calibration.refusal import TOKENS
 from lrbench.reduction.calibration.samples import Samples, draw
 from lrbench.reduction.calibration.sources import NAME, TEXT, read_text
 from lrbench.suite.load import Suite
-from lrbench.system.faults import point
 from lrbench.system.text import one_line
 
 if TYPE_CHECKING:
@@ -217,7 +216,6 @@ class Calibration:
             f"calibrating {self._loaded.label}: {', '.join(sorted(set().union(*missing.values())))} of "
             f"{len(missing)} weights on {samples} samples of {length} tokens"
         )
-        point("calibration.begun")
         try:
             self._collect_activations(
                 {name: kinds & set(KINDS) for name, kinds in missing.items() if kinds & set(KINDS)}
@@ -262,13 +260,11 @@ class Calibration:
             reason = _unusable(kind, moments.tokens, one.features)
             if not reason:
                 tensor = moments.mean(kind)
-                point("calibration.collected")
                 reason = _wrong(tensor)
             if reason:
                 self._refuse(one.weights, [kind], reason)
             else:
                 self._cache.write(kind, one.name, Entry(tensor, collected.seconds / len(kinds), len(one.weights)))
-                point("calibration.kept")
 
     def _collect_fisher(self, slots: list[WeightSlot]) -> None:
         if not slots:

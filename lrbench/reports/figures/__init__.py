@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import io
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from string import Template
 from typing import Any
 
 from lrbench.errors import InputError
+from lrbench.system import files
 
 SUFFIXES = (".svg", ".png", ".pdf", ".html")
 
@@ -84,12 +84,9 @@ def save(chart: Any, path: Path) -> None:
     """
     check(path)
     content = to_bytes(chart, path.suffix.lower().removeprefix("."))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        files.write(path, content)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise InputError(f"--figure: cannot write {path}: {error.strerror or error}") from None
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from lrbench.errors import InputError
+from lrbench.system import files
 
 #: Says that a directory is a site of ours, and which of its files are.
 MARKER = ".lrbench-site.json"
@@ -28,11 +28,11 @@ def check(to: Path) -> None:
         _ours(to)
 
 
-def put(files: Mapping[str, bytes], to: Path) -> None:
+def put(contents: Mapping[str, bytes], to: Path) -> None:
     """Writes a site. Whoever looks sees the old one or the new one; files beside the old one's stay.
 
     Args:
-        files: relative path -> content.
+        contents: relative path -> content.
         to: a directory that is not there, empty, or a site of ours.
 
     Raises:
@@ -40,42 +40,21 @@ def put(files: Mapping[str, bytes], to: Path) -> None:
     """
     check(to)
     to = to.resolve()
-    temporary, old = (to.with_name(f".{to.name}.{os.getpid()}.{what}") for what in ("new", "old"))
-    marker = json.dumps({"lrbench site": 1, "files": sorted(files)}, indent=1) + "\n"
+    marker = json.dumps({"lrbench site": 1, "files": sorted(contents)}, indent=1) + "\n"
     try:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        for name, content in {**files, MARKER: marker.encode()}.items():
-            file = temporary / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(content)
-        if to.is_dir():
-            _replace(temporary, to, old, [name for name in os.listdir(to) if name not in _tops(_ours(to))])
-        else:
-            os.rename(temporary, to)
+        with files.temporary_folder(to) as new:
+            for name, content in {**contents, MARKER: marker.encode()}.items():
+                file = new / name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content)
+            # a CNAME, a .git
+            others = [name for name in os.listdir(to) if name not in _tops(_ours(to))] if to.is_dir() else []
+            for name in others:
+                if (new / name).exists():
+                    raise InputError(f"--to: {to / name} is not of the site that is there; move it away")
+            files.replace_folder(to, new, others)
     except OSError as error:
         raise InputError(f"--to: cannot write {to}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _replace(new: Path, to: Path, old: Path, others: list[str]) -> None:
-    for name in others:
-        if (new / name).exists():
-            raise InputError(f"--to: {to / name} is not of the site that is there; move it away")
-    os.rename(to, old)
-    try:
-        os.rename(new, to)
-        for name in others:  # a CNAME, a .git
-            os.rename(old / name, to / name)
-    except OSError:
-        if to.exists():
-            for name in others:
-                if (to / name).exists() and not (old / name).exists():
-                    os.rename(to / name, old / name)
-            os.rename(to, new)
-        os.rename(old, to)
-        raise
-    shutil.rmtree(old)
 
 
 def _ours(to: Path) -> set[str]:

@@ -12,7 +12,6 @@ from lrbench.run.recorder import Records
 from lrbench.run.selection.choice import candidates, choose
 from lrbench.run.selection.objective import Objective
 from lrbench.run.selection.split import Split
-from lrbench.system.faults import point
 
 
 @dataclass
@@ -58,7 +57,6 @@ def compose(
         trials = Plan(tuple(composition.trials(chain.accepted, level)))
         rows = records.score(share, trials, engine, lambda _: on_validation)
         chain.tried += len(trials.cells)
-        point("greedy.tried")
         choice = choose(candidates(trials), aim, rows, samples)
         if choice is None:  # every edit of the block failed, and has its row
             continue
@@ -68,7 +66,6 @@ def compose(
         chain.decisions.append(Decision(cell=row.cell, weight=cell.slots[-1].name, accepted=accepted))
         if accepted:
             chain.accepted, chain.row, chain.value, chain.log_loss = cell, row, choice.value, log_loss
-        point("greedy.decided")
     return composition.composed(chain.accepted), Selection(
         split="test",
         documents={task: len(split.test[task]) for task in aim.tasks},

@@ -25,7 +25,6 @@ from lrbench.run.selection.objective import Objective
 from lrbench.run.selection.split import Split
 from lrbench.stats.betting import Duels
 from lrbench.suite.selection import RaceSpec, SelectSpec
-from lrbench.system.faults import point
 from lrbench.tasks.frozen_requests import FrozenRequests
 from lrbench.tasks.score import aggregate_samples
 
@@ -102,7 +101,6 @@ class Race:
         self._seen = {cell: _Seen() for cell in raced}
         for objective in self.objectives:
             self._race(objective, baseline)
-        point("race.over")
         scorers: dict[tuple[tuple[str, int], ...], FrozenRequests] = {}
         for cell in wanted:
             if cell in self._seen:
@@ -139,7 +137,6 @@ class Race:
             self._block(running, [of.duels.alive.tolist() for of in running], course.documents(start, end))
             for of in running:
                 of.judge(course, start, end, self._seen)
-            point("race.judged")
             start = end
             left = sum(len(of.duels.alive) for of in fields)
             total = sum(len(of.candidates) for of in fields)

@@ -23,7 +23,6 @@ from lrbench.run.selection.choice import Candidate, candidates
 from lrbench.run.selection.objective import Objective
 from lrbench.run.selection.split import Split
 from lrbench.suite.selection import ScreenSpec
-from lrbench.system.faults import point
 from lrbench.tasks.frozen_requests import FrozenRequests
 
 Terms = dict[str, dict[str, Sensitivity]]  # task -> slot's name -> its sensitivity
@@ -109,10 +108,8 @@ def _terms(
         for task, documents in asked.items()
         if documents
     }
-    point("screen.predicted")
     plain = {task: {slot: _to_plain(one) for slot, one in of_task.items()} for task, of_task in found.items()}
     records.directory.add_partial(name, plain)
-    point("screen.kept")
     return found
 
 

@@ -16,7 +16,6 @@ from lrbench.run.selection.race import Race
 from lrbench.run.selection.screen import screened
 from lrbench.run.selection.split import Split, split_of
 from lrbench.suite.selection import SelectSpec
-from lrbench.system.faults import point
 
 #: Choice -> what was composed for it, and what the row says of that.
 Composed = dict[str, list[tuple[Cell, Selection]]]
@@ -51,7 +50,6 @@ def run_selection(records: Records, share: ModelRun, spec: SelectSpec) -> None:
     records.progress.note(f"{share.loaded.label}: {how} on {_in_words(split, 'validation')}")
     rows = validated(records, share, split) if race is None else Race(records, share, split, aims, spec, race).run()
     found = [one for aim in aims for one in chosen(records, share, aim, rows)]
-    point("choice.made")
     baseline = next(rows[cell] for cell in share.plan.cells if cell.method is None)
     composed: Composed = {aim.name: [] for aim in aims}
     for aim in aims:

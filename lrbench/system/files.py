@@ -1,0 +1,137 @@
+"""Writing files so that a kill or a power cut never leaves half of one; and locks between processes.
+
+A file or folder is written under another name beside its place, `.lrbench-*.tmp`, and then renamed. What a killed
+process leaves under such a name is never read.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+from filelock import Timeout as Timeout
+
+from lrbench.system.faults import point
+
+_PREFIX, _SUFFIX = ".lrbench-", ".tmp"
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Creates or replaces a file durably: it holds the old content or all of the new, also after a power cut.
+
+    Args:
+        path: its folder must exist.
+        content: text is encoded as UTF-8, its line ends unchanged.
+
+    Raises:
+        OSError: it cannot be written; the old file stays.
+    """
+    temporary = path.with_name(f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}")
+    try:
+        with temporary.open("wb") as file:
+            point("write.opened", path)
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            point("write.written", path)
+            os.fsync(file.fileno())
+        point("write.synced", path)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # a full disk needs its room
+        raise
+    point("write.renamed", path)
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def append(path: Path, line: str) -> None:
+    """Appends a line, or several, durably, after cutting off a last line that was never written to its end.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with path.open("a+b") as file:
+        point("append.opened", path)
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(end - 1)
+            if file.read(1) != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+        file.seek(0, os.SEEK_END)
+        file.write(line.encode() + b"\n")
+        file.flush()
+        point("append.written", path)
+        os.fsync(file.fileno())
+    point("append.synced", path)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files that killed processes left in a folder; only while no other process writes to it."""
+    for path in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path`, for `replace_folder`; removed at the end of the block if it is still there.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    parent = path.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, suffix=_SUFFIX, dir=parent, ignore_cleanup_errors=True) as folder:
+        new = Path(folder, "new")  # with the permissions of any new folder; those of `folder` are narrower
+        new.mkdir()
+        yield new
+
+
+def replace_folder(path: Path, new: Path, keep: Sequence[str] = ()) -> None:
+    """Puts a temporary folder in the place of `path`, which may be missing.
+
+    Args:
+        path: what becomes of `new`.
+        new: from `temporary_folder(path)`.
+        keep: names in the old folder that are moved to the new one.
+
+    Raises:
+        OSError: the old folder is as it was.
+    """
+    if not path.exists():
+        os.rename(new, path)
+        return
+    old = new.with_name("old")
+    os.rename(path, old)
+    moved = []
+    try:
+        for name in keep:
+            os.rename(old / name, new / name)
+            moved.append(name)
+        os.rename(new, path)
+    except BaseException:
+        for name in moved:
+            os.rename(new / name, old / name)
+        os.rename(old, path)
+        raise
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds a lock file, which stays; the lock itself is released when the process ends, however it ends.
+
+    Raises:
+        Timeout: another process holds it.
+        OSError: the file cannot be made or locked.
+    """
+    with FileLock(path, timeout=0):
+        yield
