@@ -107,12 +107,11 @@ def to_bytes(chart: Any, form: str) -> bytes:
 
 
 def vector(specification: Mapping[str, Any]) -> dict[str, bytes]:
-    """A Vega-Lite specification as `svg` and `pdf`, the same bytes whenever it is made.
+    """A Vega-Lite specification as `svg` and `pdf`; the SVG has the same bytes whenever it is made.
 
-    Vega numbers what it clips by over a whole process.
+    Vega numbers clip paths and gradients over a whole process, so the SVG's are numbered anew. vl-convert writes the
+    objects of a PDF in an order that varies.
     """
-    from lrbench.reports.figures.pdf import ordered
-
     numbers: dict[bytes, bytes] = {}
 
     def renumbered(match: re.Match[bytes]) -> bytes:
@@ -121,7 +120,7 @@ def vector(specification: Mapping[str, Any]) -> dict[str, bytes]:
     converter = importlib.import_module("vl_convert")
     text: str = converter.vegalite_to_svg(dict(specification), vl_version=version())
     svg = re.sub(rb"\b(clip|gradient_|gradient)\d+\b", renumbered, text.encode())
-    return {"svg": svg, "pdf": ordered(converter.svg_to_pdf(svg.decode()))}
+    return {"svg": svg, "pdf": converter.svg_to_pdf(svg.decode())}
 
 
 def version() -> str:

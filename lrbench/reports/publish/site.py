@@ -53,8 +53,8 @@ def publish(
 ) -> Published:
     """Writes a site.
 
-    The same runs give the same bytes, whenever and wherever it is made. A `spectrum.json` in a run's directory is taken
-    along.
+    The same runs give the same bytes but for PDFs, whenever and wherever it is made. A `spectrum.json` in a run's
+    directory is taken along.
 
     Args:
         runs: what it shows, at least one.
