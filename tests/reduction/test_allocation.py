@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrbench.reduction.allocation.knapsack import Options, convex, equal_shares, increasing, least_loss, lower_hull
+from lrbench.reduction.allocation.knapsack import Options, convex, equal_shares, least_loss, lower_hull
 
 
 def options(sizes, losses):
@@ -145,18 +145,6 @@ def test_a_convex_curve_is_met_between_the_ranks_that_were_built():
     curve = convex(ranks, built, 1 / built)
     assert np.allclose(curve[built.astype(int) - 1], 1 / built)
     assert (curve >= 1 / ranks - 1e-12).all()  # chords lie above a convex curve
-
-
-@given(st.lists(st.floats(-5, 5), min_size=1, max_size=12))
-@settings(deadline=None)
-def test_pooling_gives_the_nearest_sequence_that_never_falls(values):
-    found = increasing(values)
-    assert all(a <= b + 1e-12 for a, b in itertools.pairwise(found))
-    assert sum(found) == pytest.approx(sum(values), abs=1e-9)
-    if values == sorted(values):
-        assert found == pytest.approx(values)
-    # Projection on a convex cone: the residual is orthogonal to the projection.
-    assert sum(f * (v - f) for f, v in zip(found, values, strict=True)) == pytest.approx(0, abs=1e-8)
 
 
 @pytest.mark.parametrize(

@@ -155,17 +155,6 @@ def convex(x: NDArray[np.float64], known: NDArray[np.float64], values: NDArray[n
     return np.interp(x, known[hull], values[hull])
 
 
-def increasing(values: Sequence[float]) -> list[float]:
-    """The nearest sequence, in squares, that never falls (isotonic regression, by pooling adjacent violators)."""
-    pools: list[tuple[float, int]] = []
-    for value in values:
-        pools.append((value, 1))
-        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
-            (mean, count), (last, more) = pools[-2], pools.pop()
-            pools[-1] = ((mean * count + last * more) / (count + more), count + more)
-    return [mean for mean, count in pools for _ in range(count)]
-
-
 class _State:
     """A choice on its way."""
 

@@ -23,7 +23,7 @@ from lrbench.errors import ReducerError
 from lrbench.reducers.factors import Factors
 from lrbench.reducers.ranks import RankRequest, find_rank, worthwhile_ranks
 from lrbench.reduction.allocation.budget import TOLERANCE, Choices
-from lrbench.reduction.allocation.knapsack import Options, convex, increasing
+from lrbench.reduction.allocation.knapsack import Options, convex
 from lrbench.reduction.weight_job import Preparation, Work
 
 #: Ranks at which factors are built where a method does not know its curve.
@@ -151,7 +151,9 @@ def carried(squares: Curve, measured: dict[float, float]) -> Curve:
     xs = sorted(square for square in measured if square > 0)
     if not xs:
         return np.zeros(len(squares))
-    ys = increasing([0.0, *(max(0.0, measured[x]) for x in xs)])
+    from scipy.optimize import isotonic_regression  # here: the import takes long
+
+    ys = isotonic_regression([0.0, *(max(0.0, measured[x]) for x in xs)]).x  # a larger error never loses less
     xs = [0.0, *xs]
     slope = max((ys[-1] - ys[-2]) / (xs[-1] - xs[-2]), ys[-1] / xs[-1])
     return np.interp(squares, xs, ys) + slope * np.clip(squares - xs[-1], 0.0, None)
