@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import ModelCardData, metadata_load
 
 from lrbench._version import __version__
 from lrbench.analysis.edit_summary import describe, ranks, relative_error
@@ -116,16 +117,16 @@ def _what(subject: Subject) -> str:
 
 
 def _front_matter(subject: Subject, form: str) -> str:
-    data: dict[str, Any] = {"library_name": "peft" if form == "lora" else "transformers"}
     delta = subject.delta if form == "lora" else None
     name, folder = (delta.name, delta.folder) if delta else (subject.base, subject.base_folder)
-    if folder is None:
-        data["base_model"] = clean(name)
     licence = _licence_of(subject.base_folder)
-    if licence:
-        data["license"] = clean(licence)
-    data["tags"] = ["lrbench", "low-rank"]
-    return "---\n" + yaml.safe_dump(data, sort_keys=False, allow_unicode=True) + "---"
+    data = ModelCardData(
+        library_name="peft" if form == "lora" else "transformers",
+        base_model=clean(name) if folder is None else None,
+        license=clean(licence) if licence else None,
+        tags=["lrbench", "low-rank"],
+    )
+    return f"---\n{data.to_yaml()}\n---"
 
 
 def _scores(subject: Subject) -> str:
@@ -235,12 +236,10 @@ def _licence(subject: Subject) -> str:
 def _licence_of(folder: Path | None) -> str | None:
     """What a checkpoint's own card says of its licence."""
     try:
-        text = (folder / "README.md").read_text(encoding="utf-8") if folder is not None else ""
-        match = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-        data = yaml.safe_load(match[1]) if match else None
+        data = metadata_load(folder / "README.md") if folder is not None else None
     except (OSError, ValueError, yaml.YAMLError):
         return None
-    licence = data.get("license") if isinstance(data, dict) else None
+    licence = (data or {}).get("license")
     return licence if isinstance(licence, str) else None
 
 
