@@ -12,6 +12,7 @@ from lrbench.analysis.score import Measured
 from lrbench.analysis.scored_run import Split, first_class, split_of
 from lrbench.analysis.table import Column, Entry, Leaderboard
 from lrbench.results.directory import RunDirectory
+from lrbench.results.manifest import parse
 from lrbench.results.rows import Edit, Row
 from lrbench.stats import RankCorrelation, spearman
 from lrbench.suite.roles import ROLES
@@ -225,8 +226,8 @@ def weight_hashes(runs: Iterable[RunDirectory]) -> dict[str, str | None]:
     """
     found: dict[str, str | None] = {}
     for run in runs:
-        models = run.manifest().get("models") or () if run.manifest_file.is_file() else ()
-        of_model = {model["label"]: model.get("weight_hash") for model in models}
+        models = parse(run.manifest()).models if run.manifest_file.is_file() else []
+        of_model = {model.label: model.weight_hash for model in models}
         found |= {cell: of_model.get(row.model) for cell, row in run.rows().items()}
     return found
 

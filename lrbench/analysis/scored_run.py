@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from lrbench.analysis.score import Measured, asked_for, compared
 from lrbench.errors import InputError
 from lrbench.results.directory import RunDirectory
+from lrbench.results.manifest import TaskRecord, parse
 from lrbench.results.rows import Row, Score
 from lrbench.stats import Difference, Pair, PerDocument, Scores, agree, differences, stratified
 from lrbench.stats.metric_names import base_name
@@ -53,6 +54,9 @@ def lines_of(rows: Iterable[Row]) -> list[Line]:
     return [Line(tuple(rows)) for rows in found.values()]
 
 
+_UNKNOWN = TaskRecord()
+
+
 class ScoredRun:
     """A run's rows and what its manifest says of them; measures rows against the baselines.
 
@@ -62,17 +66,16 @@ class ScoredRun:
 
     def __init__(self, run: RunDirectory, name: str, split: Literal["validation", "test"] | None = None) -> None:
         self.run, self.name = run, name
-        self.manifest = manifest = run.manifest() if run.manifest_file.is_file() else {}
-        rows = run.rows()
+        self.manifest = run.manifest() if run.manifest_file.is_file() else {}
+        manifest = parse(self.manifest)
         # A file may hold more than its suite asks for now: rows of a plugin or of a task as it was before a change.
-        everything = {cell: rows[cell] for cell in manifest.get("cells", rows) if cell in rows}
+        everything = manifest.rows_of_suite(run.rows())
         self.rows = {cell: row for cell, row in everything.items() if _is_of(row, split)}
         self.waiting = sum(row.status == "ok" for cell, row in everything.items() if cell not in self.rows)
         self.subtasks: dict[str, list[str]] = {
-            entry["task"]: [name for name in entry.get("subtasks") or () if name != entry["task"]]
-            for entry in manifest.get("tasks") or ()
+            entry.task: [name for name in entry.subtasks if name != entry.task] for entry in manifest.tasks
         }
-        derived = (manifest.get("suite") or {}).get("derived") or {}
+        derived = manifest.suite.get("derived") or {}
         self.derived: list[DerivedColumn] = []
         try:
             for label, given in derived.items():
@@ -80,26 +83,16 @@ class ScoredRun:
         except (ValueError, AttributeError) as error:
             raise InputError(f"{run.manifest_file}: derived columns cannot be read: {one_line(error)}") from None
         self._top = asked_for(self.subtasks, {task for row in self.rows.values() for task in row.scores})
-        models = {model["label"]: model for model in manifest.get("models") or ()}
-        self.blocks: dict[str, int] = {label: model["blocks"] for label, model in models.items() if "blocks" in model}
-        self._weights = {label: model.get("weight_hash") for label, model in models.items()}
-        # What is known of tasks stands with the model, or with the engine that asked them.
-        places = {label: (model, model.get("engine") or {}) for label, model in models.items()}
-        self._parts: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
-            (label, share): (part.get("engine") or {}).get("tasks") or {}
-            for label, model in models.items()
-            for share, part in (model.get("parts") or {}).items()
+        models = manifest.models
+        self.blocks: dict[str, int] = {model.label: model.blocks for model in models if model.blocks is not None}
+        self._weights = {model.label: model.weight_hash for model in models}
+        self._parts = {
+            (model.label, documents): part.engine.tasks for model in models for documents, part in model.parts.items()
         }
-        self._tasks: dict[str, dict[str, dict[str, Any]]] = {
-            label: {name: about for place in both for name, about in (place.get("tasks") or {}).items()}
-            for label, both in places.items()
-        }
-        self._groups: dict[str, list[str]] = {
-            name: parts
-            for both in places.values()
-            for place in both
-            for name, parts in (place.get("groups") or {}).items()
-        }
+        self._tasks = {model.label: {**model.tasks, **model.engine.tasks} for model in models}
+        self._groups: dict[str, list[str]] = {}
+        for model in models:
+            self._groups |= {**model.groups, **model.engine.groups}
         self.chance: dict[tuple[str, str], float] = {}
         self._documents: dict[tuple[int, ...], tuple[int, ...]] = {}
 
@@ -116,7 +109,7 @@ class ScoredRun:
         """What the task, or one of a group's tasks, says of its metric; None where the manifest does not know it."""
         for tasks in self._tasks.values():
             for leaf in self.leaves(task):
-                said = (tasks.get(leaf, {}).get("higher_is_better") or {}).get(base_name(metric))
+                said = tasks.get(leaf, _UNKNOWN).higher_is_better.get(base_name(metric))
                 if isinstance(said, bool):
                     return said
         return None
@@ -131,7 +124,7 @@ class ScoredRun:
         Where the manifest has no hashes, by how many documents there were.
         """
         tasks = self._tasks_of(row)
-        hashes = {leaf: tasks.get(leaf, {}).get("hashes") for leaf in self.leaves(task)}
+        hashes = {leaf: tasks.get(leaf, _UNKNOWN).hashes for leaf in self.leaves(task)}
         found = sorted((leaf, *sorted(of_leaf.items())) for leaf, of_leaf in hashes.items() if of_leaf)
         if found and len(found) == len(hashes) and not self.stopped(row, task):
             return tuple(found)
@@ -140,7 +133,7 @@ class ScoredRun:
     def document_hashes(self, row: Row, task: str) -> Hashable | None:
         """The hashes of a task's documents, prompts apart; None where the manifest does not know them."""
         tasks = self._tasks_of(row)
-        found = {leaf: (tasks.get(leaf, {}).get("hashes") or {}).get("documents") for leaf in self.leaves(task)}
+        found = {leaf: tasks.get(leaf, _UNKNOWN).hashes.get("documents") for leaf in self.leaves(task)}
         return None if None in found.values() else tuple(sorted(found.items()))
 
     def stopped(self, row: Row, task: str) -> bool:
@@ -148,7 +141,7 @@ class ScoredRun:
         stopped = row.selection.stopped if row.selection is not None else None
         return stopped is not None and any(leaf in stopped for leaf in self.leaves(task))
 
-    def _tasks_of(self, row: Row) -> dict[str, dict[str, Any]]:
+    def _tasks_of(self, row: Row) -> dict[str, TaskRecord]:
         """What the manifest says of the tasks, as this row was asked them."""
         if row.selection is not None:
             return self._parts.get((row.model, row.selection.share), {})

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from lrbench.errors import InputError, StorageError
-from lrbench.results.manifest import refuse_other
+from lrbench.results.manifest import parse
 from lrbench.results.rows import Row
 from lrbench.system import files
 from lrbench.system.text import is_plain, one_line
@@ -80,7 +80,7 @@ class RunDirectory:
             manifest = from_json(self.manifest_file.read_bytes())
             if not isinstance(manifest, dict):
                 raise ValueError("not a mapping")
-            refuse_other(manifest)
+            parse(manifest)
             return manifest
         except (OSError, ValueError) as error:
             hint = (

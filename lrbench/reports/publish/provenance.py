@@ -13,6 +13,7 @@ from lrbench.analysis.edit_summary import describe, optimal_error, relative_erro
 from lrbench.reports.render.json import finite
 from lrbench.reports.render.number_format import clean
 from lrbench.results.directory import RunDirectory
+from lrbench.results.manifest import parse
 from lrbench.results.rows import Row
 from lrbench.system.text import printable
 
@@ -44,14 +45,13 @@ class Run:
             InputError: one of its files cannot be read.
         """
         manifest = _public(directory.manifest()) if directory.manifest_file.is_file() else {}
-        rows = directory.rows()
         suite = manifest.get("suite")
         return cls(
             name=name,
             key=key,
             manifest=manifest,
             suite=_as_yaml(_without_nothing(suite)) if suite else "",
-            rows={cell: rows[cell] for cell in manifest.get("cells", rows) if cell in rows},
+            rows=parse(manifest).rows_of_suite(directory.rows()),
             environments=directory.environments(),
         )
 
