@@ -18,7 +18,7 @@ class Reduced:
 
     Attributes:
         method, setting: cells with both the same are one point.
-        keep: numbers stored over dense ones, of the edited weights.
+        keep: stored parameters over dense ones, of the edited weights.
         error: ‖W − Ŵ‖ / ‖W‖.
         ratio: the same over the least error that any matrix of that rank has; None where that is zero.
     """
@@ -60,7 +60,7 @@ def chart(cells: Sequence[Reduced]) -> Any:
     panels = [panel for panel in _PANELS if any(point["panel"] == panel for point in points)]
     across = alt.X(
         "keep:Q",
-        title="kept: numbers stored over dense ones, edited weights",
+        title="kept: stored parameters over dense ones, edited weights",
         scale=alt.Scale(zero=False, padding=12),
         axis=alt.Axis(tickCount=6),
     )

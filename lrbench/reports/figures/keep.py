@@ -25,7 +25,7 @@ class Point:
     Attributes:
         panel: which score it is; a panel each.
         method, setting, edited: as in the leaderboard. The baseline has an empty setting.
-        keep: numbers stored over dense ones, of the whole model.
+        keep: stored parameters over dense ones, of the whole model.
         value, low, high: the score, and one standard error below and above (None: not known).
         better: `higher` or `lower`.
         field: points of one field were scored on the same documents, and compete.
@@ -103,7 +103,7 @@ def chart(points: Sequence[Point]) -> Any:
     methods = list(dict.fromkeys(point.method for point in points if not point.baseline))
     across = alt.X(
         "keep:Q",
-        title="kept: numbers stored over dense ones, whole model",
+        title="kept: stored parameters over dense ones, whole model",
         scale=alt.Scale(zero=False, padding=12),
         axis=alt.Axis(tickCount=6),
     )

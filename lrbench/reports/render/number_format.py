@@ -14,7 +14,7 @@ MISSING = "—"
 PARETO = "◆"
 
 _UNITS = {
-    "keep": "keep targets: numbers stored over dense ones, of the edited weights",
+    "keep": "keep targets: stored parameters over dense ones, of the edited weights",
     "keep_model": "keep model: the same of the whole model",
     "compression": "smaller: dense numbers of the whole model over stored ones",
     "error": "error: ‖W − Ŵ‖ / ‖W‖, after rounding",
@@ -32,7 +32,7 @@ FRONT = f"{PARETO} Pareto-optimal: no other row scored on the same documents kee
 def units(columns: Iterable[Column]) -> str:
     """One sentence on what the numbers of these columns are."""
     names = [column.name for column in columns]
-    known = {**_UNITS, "keep_model": "keep model: numbers stored over dense ones"} if "keep" not in names else _UNITS
+    known = {**_UNITS, "keep_model": "keep model: stored parameters over dense ones"} if "keep" not in names else _UNITS
     scores = "Accuracies in %, ± one standard error, signed: the difference (Δ) from the baseline"
     return "; ".join([scores, *(known[name] for name in names if name in known)]) + "."
 
