@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lrbench.evaluation.base_engine import BoundEngine
+from lrbench.evaluation.base_engine import BaseEngine
 from lrbench.evaluation.interface import Job
 from lrbench.models.edit import edited
 from lrbench.models.load import LoadedModel
@@ -98,7 +98,7 @@ class Swept:
 
 
 def run_sweep(
-    engine: BoundEngine, loaded: LoadedModel, cells: Sequence[Cell], setup_seconds: float, keep: Collection[str]
+    engine: BaseEngine, loaded: LoadedModel, cells: Sequence[Cell], setup_seconds: float, keep: Collection[str]
 ) -> Swept:
     """Scores all cells as a run does: block after block, unless the engine wants them all at once.
 

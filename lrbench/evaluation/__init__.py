@@ -1,4 +1,4 @@
-"""Scoring cells: the boundary (`engine`), and the engines that stand behind it."""
+"""Scoring cells: the engine protocol (`interface`) and its implementations."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lrbench.evaluation.base_engine import BoundEngine
+    from lrbench.evaluation.base_engine import BaseEngine
     from lrbench.models.load import LoadedModel
     from lrbench.suite.load import ModelSpec
     from lrbench.tasks.task_set import TaskSet
 
-#: What `--engine` chooses from, the default first.
+#: The choices of `--engine`, the default first.
 ENGINES = ("sweep", "frozen", "harness")
 DEFAULT_BATCH_SIZE = 32  # rows of one forward pass
 
@@ -24,20 +24,20 @@ def make_engine(
     batch_size: int | None = None,
     notify: Callable[[str], None] | None = None,
     frontier_memory: float | None = None,
-) -> BoundEngine:
-    """The engine called `name`, bound to a model as its suite describes it, and to tasks.
+) -> BaseEngine:
+    """Makes the engine called `name` for a loaded model and its tasks.
 
     Args:
-        notify: told what the engine has to do without on this model.
-        frontier_memory: GiB that states kept between cells may take, in an engine that keeps some; None: as much as
-            suits the free memory.
+        notify: called with one line for each optimisation that this model does not support.
+        frontier_memory: GiB for the hidden states that the sweep engine keeps between cells; None: chosen from the
+            free memory.
 
     Raises:
-        ModelError: lm-eval cannot take the model.
+        ModelError: lm-eval does not accept the model.
         TaskError: the tasks' requests cannot be built.
     """
     options = engine_options(spec, batch_size)
-    Engine: type[BoundEngine]
+    Engine: type[BaseEngine]
     if name == "sweep":
         from lrbench.evaluation.sweep import SweepEngine as Engine
 
@@ -53,7 +53,7 @@ def make_engine(
 
 
 def engine_options(spec: ModelSpec, batch_size: int | None = None) -> dict[str, Any]:
-    """What every engine is told of a model, as its suite describes it."""
+    """The keyword arguments that every engine takes from a suite's model entry."""
     return {
         "batch_size": batch_size or DEFAULT_BATCH_SIZE,
         "max_length": spec.max_length,

@@ -1,4 +1,4 @@
-"""What engines have in common: one model, one set of tasks, one job after the other."""
+"""The base class of engines: one model, one set of tasks, jobs scored one by one."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from lrbench.tasks.score import Samples, Scores
 from lrbench.tasks.task_set import TaskSet, cut_into_windows
 
 
-class BoundEngine(ABC):
-    """An `Engine` bound to a model and tasks: it wraps the model for lm-eval and freezes the requests when it is made.
+class BaseEngine(ABC):
+    """An `Engine` bound to a model and tasks. It wraps the model for lm-eval and freezes the requests when made.
 
-    A subclass says how the model, as it stands edited, is measured.
+    A subclass implements `measure`, which scores the model in its current, edited state.
 
     Args:
         model: on its device, with its original weights.
@@ -37,13 +37,13 @@ class BoundEngine(ABC):
 
     Attributes:
         lm: lm-eval's model.
-        tasks: the tasks, with texts cut into windows of this model's tokens where their tokens are what is counted.
+        tasks: the tasks; the texts of tasks that measure per token are cut into windows of this model's tokens.
         requests: the frozen requests, with their hashes; `requests.hashes()` belongs into a cell's hash.
-        partials: where an engine that scores requests in parts keeps the answers to each; None: nowhere.
-        report: told what was done for each job, by an engine that knows it.
+        partials: stores the answers of an engine that scores requests in parts; None: not stored.
+        report: called with a `Step` after each piece of work, by engines that report progress.
 
     Raises:
-        ModelError: lm-eval cannot take the model.
+        ModelError: lm-eval does not accept the model.
         TaskError: the tasks' requests cannot be built.
     """
 
@@ -71,9 +71,9 @@ class BoundEngine(ABC):
         self.chat_template = chat_template
         self.seed = seed
         self.requests = freeze(self.tasks, self.lm, chat_template=chat_template, seed=seed)
-        if self.requests.split_differently():  # lm-eval's cache then takes the continuation's place from another one
+        if self.requests.split_differently():  # lm-eval's cache would use the wrong position of a continuation
             self.lm.logits_cache = False
-        self._asked_batch_size = batch_size
+        self._requested_batch_size = batch_size
 
     def restricted(self, documents: Mapping[str, Collection[int]]) -> Self:
         """The same engine on some documents only; see `FrozenRequests.restricted`."""
@@ -81,30 +81,30 @@ class BoundEngine(ABC):
         part.requests = self.requests.restricted(documents)
         return part
 
-    def forget(self) -> None:  # noqa: B027 - most keep nothing
-        """Drops whatever was computed with the model: it may not have been the model."""
+    def forget(self) -> None:  # noqa: B027 - most engines cache nothing
+        """Drops everything computed with the model, because its weights may have been wrong."""
 
     @property
     def prefers_many(self) -> bool:
-        """No: jobs are scored one by one."""
+        """False: jobs are scored one by one."""
         return False
 
     @abstractmethod
     def measure(self, job: Job) -> tuple[Scores, Samples]:
-        """Scores the model as it stands, with `job`'s edit in place."""
+        """Scores the model; `job`'s edit is in place."""
 
     def score(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
-        """Scores each job in turn; one that cannot be scored yields an Outcome with an error, and the next goes on."""
+        """Scores each job in turn. A job that fails yields an Outcome with an error; the next ones still run."""
         for job in jobs:
             yield self._attempt(job)
 
     def describe(self) -> dict[str, Any]:
-        """The engine, what it scores with, and the tasks (`FrozenRequests.describe`)."""
+        """The engine's name, version and settings, and the tasks (`FrozenRequests.describe`), for the manifest."""
         return {
             "name": self.name,
             "lm_eval": version("lm_eval"),
             "batch_size": self.lm.batch_size,
-            "batch_size_asked": self._asked_batch_size,
+            "batch_size_asked": self._requested_batch_size,
             "max_length": self.lm.max_length,
             "add_bos": self.lm.add_bos_token,
             "chat_template": self.chat_template,
@@ -112,16 +112,16 @@ class BoundEngine(ABC):
         }
 
     def check_generation(self) -> None:
-        """Raises EvaluationError where the tasks want text, and the model's logits are not finite."""
+        """Raises EvaluationError if a task generates text and the model's logits are not finite."""
         for prompt in self.requests.prompts[:1]:
             if not logits_are_finite(self.lm, prompt.args[0]):
                 raise EvaluationError(
                     f"{prompt.task_name}: the logits are not finite; the weights hold NaN or overflow "
-                    "their dtype (mend the checkpoint, or try float32 or another rank)"
+                    "their dtype (repair the checkpoint, or try float32 or another rank)"
                 )
 
     def _attempt(self, job: Job) -> Outcome:
-        with ExitStack() as stack:  # an edit that cannot be undone is no matter of one cell: it goes up
+        with ExitStack() as stack:  # outside the try: a failure to undo an edit concerns more than this cell
             try:
                 stack.enter_context(job.edited())
                 synchronize(self.lm.device)
@@ -131,7 +131,7 @@ class BoundEngine(ABC):
                 return Outcome(job.cell, scores, samples, time.perf_counter() - started)
             except LrbenchError as error:
                 failure = error
-            except Exception as error:  # torch, lm-eval and the tasks' code raise whatever they like
+            except Exception as error:  # torch, lm-eval and task code may raise anything
                 failure = self._failure(error)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -1,24 +1,24 @@
-"""Scores cells on requests that were built and tokenised once."""
+"""Scores cells on requests that are built and tokenised once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lrbench.evaluation.base_engine import BoundEngine
+from lrbench.evaluation.base_engine import BaseEngine
 from lrbench.evaluation.interface import Job
 from lrbench.tasks.score import Answers, Samples, Scores, score
 
 
-class FrozenEngine(BoundEngine):
-    """lm-eval's forward passes and metrics, without its building and tokenising for every cell.
+class FrozenEngine(BaseEngine):
+    """Uses lm-eval's forward passes and metrics, but builds and tokenises the requests only once.
 
-    Batches are lm-eval's own, so the numbers are too, to the last bit.
+    The batches are lm-eval's own, so the scores equal lm-eval's to the last bit.
     """
 
     name = "frozen"
 
     def measure(self, job: Job) -> tuple[Scores, Samples]:
-        """Answers every request and scores the answers. Raises EvaluationError where an answer is not finite."""
+        """Answers every request and scores the answers. Raises EvaluationError if an answer is not finite."""
         return score(self.requests, Answers(self._pairs(), list(self._rolling()), self._texts()))
 
     def _pairs(self) -> list[tuple[float, bool]]:
@@ -27,9 +27,12 @@ class FrozenEngine(BoundEngine):
         return self.lm._loglikelihood_tokens(self.requests.pairs, disable_tqdm=True)
 
     def _rolling(self) -> Iterator[float]:
-        """Sums of windows, which lm-eval takes in batches as they come, not sorted, one kind of request at a time."""
-        asked, counts, size = self.requests.asked_rolling, self.requests.window_counts, self.lm.batch_size
-        kinds = [i.request_type for i, count in zip(asked, counts, strict=True) for _ in range(count)]  # of each window
+        """The log-likelihood of each text, summed over its windows.
+
+        As lm-eval does, batches windows in their order, unsorted, one request type at a time.
+        """
+        requests, counts, size = self.requests.asked_rolling, self.requests.window_counts, self.lm.batch_size
+        kinds = [i.request_type for i, count in zip(requests, counts, strict=True) for _ in range(count)]  # per window
         answers = [0.0] * len(kinds)
         for kind in dict.fromkeys(kinds):
             places = [place for place, other in enumerate(kinds) if other == kind]

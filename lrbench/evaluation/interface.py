@@ -1,4 +1,4 @@
-"""The boundary between a run and whatever scores its cells."""
+"""The interface between a run and the engines that score its cells."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Job:
         edited: puts the edit in place for as long as the context lasts. May be entered more than once.
         modules: names of the modules whose parameters the edit replaces in the first block, in no order. Empty where
             that is not known, or where something that comes before the block is edited too.
-        sharing: how many jobs, from this one on, start at its block: what it costs to get there is shared by them.
+        sharing: how many jobs, from this one on, start at the same block and share the cost of reaching it.
     """
 
     cell: str
@@ -34,13 +34,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an engine says of one job: its scores, or the error that kept it from scoring.
+    """The result of one job: its scores, or the error that prevented them.
 
     Attributes:
         scores: task (or group) -> metric -> score, named as in rows.
         samples: one dict a document: `task`, `doc` (its index in the task), `metrics` {metric: value}, and for
             log-likelihood tasks `loglikelihoods` and `greedy`, one entry a request.
-        seconds: spent scoring, with the job's share of what several jobs need, and with `Partial.seconds`.
+        seconds: spent scoring, including `Partial.seconds` and the job's fraction of work shared by several jobs.
     """
 
     cell: str
@@ -52,12 +52,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Partial:
-    """What one job has been answered so far, of some of its log-likelihood queries.
+    """The answers to some of one job's log-likelihood queries.
 
     Attributes:
         queries: their indices, in the engine's order.
-        loglikelihoods, greedy: an answer each.
-        seconds: spent on them.
+        loglikelihoods, greedy: one entry per query.
+        seconds: spent on these queries.
     """
 
     queries: list[int]
@@ -67,26 +67,27 @@ class Partial:
 
 
 class Partials(Protocol):
-    """Keeps partial answers where a kill does not reach them. They must be of the same requests and environment."""
+    """Stores partial answers so that they survive a kill. They hold for the same requests and environment only."""
 
     def read(self, cell: str) -> list[Partial]:
-        """All that was kept of a cell."""
+        """All stored answers of a cell."""
         ...
 
     def add(self, cell: str, partial: Partial) -> None:
-        """Keeps more of a cell; durably, when it returns."""
+        """Stores more answers of a cell; they are on disk when this returns."""
         ...
 
 
 @dataclass(frozen=True)
 class Step:
-    """What an engine has just done for one job.
+    """One piece of work that an engine has finished for one job.
 
     Attributes:
-        block: the first decoder block that was run; `blocks`, how many there are, where it was the head alone.
-        part, parts: which part of the requests it was, from 1, and how many there are.
-        tokens: put through all blocks; one that was put through half of them counts half.
-        seconds: that this took, without what other jobs need too.
+        block: the first decoder block that was run; equal to `blocks` if only the head was run.
+        blocks: the number of decoder blocks.
+        part, parts: which part of the requests this was, from 1, and how many there are.
+        tokens: tokens times the fraction of blocks that they passed through.
+        seconds: taken by this step, without work shared with other jobs.
     """
 
     block: int
@@ -100,25 +101,25 @@ class Step:
 class Engine(Protocol):
     """Scores jobs. An engine is bound to one loaded model and one set of tasks.
 
-    A run calls `score` again and again, with jobs in ascending `first_block`; what an engine learnt in one call it may
-    keep for the next, as long as a job's numbers do not depend on the jobs before it.
+    A run calls `score` repeatedly, with jobs in ascending `first_block`. An engine may keep results of one call for
+    the next, as long as the scores of a job do not depend on the jobs before it.
     """
 
     name: str
 
     @property
     def prefers_many(self) -> bool:
-        """Whether a call of `score` has costs of its own, so that jobs should come many at once."""
+        """Whether each call of `score` has a fixed cost, so that many jobs should be passed at once."""
         ...
 
     def score(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
-        """Scores each job in turn; one that cannot be scored yields an Outcome with an error, and the next goes on."""
+        """Scores each job in turn. A job that fails yields an Outcome with an error; the next ones still run."""
         ...
 
     def forget(self) -> None:
-        """Drops whatever was computed with the model: it may not have been the model."""
+        """Drops everything computed with the model, because its weights may have been wrong."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What the manifest says of the engine: its name, batch size, and how it came to them."""
+        """The engine's name and settings, for the manifest."""
         ...

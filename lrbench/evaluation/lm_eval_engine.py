@@ -1,4 +1,4 @@
-"""Scores cells with lm-eval's own evaluator: slow, and what the other engines are compared with."""
+"""Scores cells with lm-eval's entry_sample evaluator: slow, the reference for the other engines."""
 
 from __future__ import annotations
 
@@ -9,33 +9,36 @@ from typing import Any
 
 from lm_eval.evaluator import evaluate
 
-from lrbench.evaluation.base_engine import BoundEngine
+from lrbench.evaluation.base_engine import BaseEngine
 from lrbench.evaluation.interface import Job
 from lrbench.tasks.frozen_requests import FrozenTask
 from lrbench.tasks.score import RawMetrics, Samples, Scores, aggregate, annotate, metric_name, sample
 
 
-class HarnessEngine(BoundEngine):
-    """`lm_eval.evaluator.evaluate` for every cell: builds, tokenises, scores and aggregates anew each time.
+class HarnessEngine(BaseEngine):
+    """Calls `lm_eval.evaluator.evaluate` for every cell, which rebuilds and tokenises the requests each time.
 
-    The values are lm-eval's; only the standard errors, for which it would bootstrap, are lrbench's.
+    The values are lm-eval's. The standard errors are lrbench's, because lm-eval would bootstrap them.
     """
 
     name = "harness"
 
     def measure(self, job: Job) -> tuple[Scores, Samples]:
-        """One whole evaluation by lm-eval. Raises EvaluationError where an answer is not finite."""
+        """Runs one evaluation by lm-eval. Raises EvaluationError if an answer is not finite."""
         self.check_generation()
-        asked = self.requests.tasks
+        tasks = self.requests.tasks
         for task in self.tasks.tasks.values():
             task.set_fewshot_seed(seed=self.seed)
         with ExitStack() as stack:
-            for name, frozen in asked.items():
-                stack.enter_context(_as_among_all(frozen, self.tasks.limits[name]))
+            for name, frozen in tasks.items():
+                stack.enter_context(_built_from_all_documents(frozen, self.tasks.limits[name]))
             results = evaluate(
                 lm=self.lm,
-                task_dict={"tasks": {name: self.tasks.tasks[name] for name in asked}, "groups": self.requests.groups},
-                samples={name: frozen.indices for name, frozen in asked.items()},
+                task_dict={
+                    "tasks": {name: self.tasks.tasks[name] for name in tasks},
+                    "groups": self.requests.groups,
+                },
+                samples={name: frozen.indices for name, frozen in tasks.items()},
                 bootstrap_iters=0,
                 log_samples=True,
                 apply_chat_template=self.chat_template,
@@ -43,13 +46,13 @@ class HarnessEngine(BoundEngine):
             )
         raw: dict[str, RawMetrics] = {}
         samples: Samples = []
-        for name in asked:
+        for name in tasks:
             raw[name], documents = _read(name, results["samples"][name])
-            annotate(documents, asked[name])
+            annotate(documents, tasks[name])
             samples += documents
-        return self._with_values_of(results["results"], aggregate(self.requests, raw)), samples
+        return self._with_lm_eval_values(results["results"], aggregate(self.requests, raw)), samples
 
-    def _with_values_of(self, results: dict[str, dict[str, Any]], scores: Scores) -> Scores:
+    def _with_lm_eval_values(self, results: dict[str, dict[str, Any]], scores: Scores) -> Scores:
         reported = {
             name: {metric_name(*key.split(",", 1)): value for key, value in metrics.items() if "," in key}
             for name, metrics in results.items()
@@ -64,13 +67,13 @@ class HarnessEngine(BoundEngine):
 
 
 @contextmanager
-def _as_among_all(frozen: FrozenTask, limit: int | None) -> Iterator[None]:
-    """Has lm-eval ask about a task's documents what it asks about them among all, or among the first `limit`.
+def _built_from_all_documents(frozen: FrozenTask, limit: int | None) -> Iterator[None]:
+    """Makes lm-eval build requests for all documents (or the first `limit`), then keeps those of `frozen`.
 
-    It draws few-shot examples document after document, so that on some documents alone it would draw others.
+    lm-eval draws few-shot examples document by document, so building for a subset would draw other examples.
     """
     task, build = frozen.task, frozen.task.build_all_requests
-    places = {index: place for place, index in enumerate(frozen.indices)}  # lm-eval numbers what it goes through
+    places = {index: place for place, index in enumerate(frozen.indices)}  # lm-eval counts from 0
 
     def build_some(**options: Any) -> None:
         build(**{**options, "samples": None, "limit": limit})
@@ -86,13 +89,13 @@ def _as_among_all(frozen: FrozenTask, limit: int | None) -> Iterator[None]:
 
 
 def _read(name: str, logged: list[dict[str, Any]]) -> tuple[RawMetrics, Samples]:
-    """Values and per-document results from lm-eval's logged samples: one entry a document and filter."""
+    """Metric values and per-document samples from lm-eval's log, which has an entry per document and filter."""
     raw: RawMetrics = defaultdict(list)
     documents: dict[int, dict[str, Any]] = {}
     for entry in logged:
         metrics = {metric_name(metric, entry["filter"]): entry[metric] for metric in entry["metrics"]}
         for metric in entry["metrics"]:
             raw[metric, entry["filter"]].append(entry[metric])
-        own = sample(name, entry["doc_id"], metrics, entry["resps"])
-        documents.setdefault(entry["doc_id"], own)["metrics"].update(own["metrics"])
+        entry_sample = sample(name, entry["doc_id"], metrics, entry["resps"])
+        documents.setdefault(entry["doc_id"], entry_sample)["metrics"].update(entry_sample["metrics"])
     return dict(raw), list(documents.values())

@@ -1,4 +1,4 @@
-"""lm-eval's model class around a model that is already loaded."""
+"""Wraps a loaded model in lm-eval's model class."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from lrbench.system.text import one_line
 from lrbench.tasks.containment import contained
 from lrbench.tasks.token_windows import window_pair
 
-CPU_BATCH_SIZE = 32  # for `auto`: a CPU has no memory limit that could be probed safely
+CPU_BATCH_SIZE = 32  # for `auto` on a CPU, whose memory limit cannot be probed safely
 
 
 class WindowedHFLM(HFLM):
-    """lm-eval's model, which also takes requests that are tokens already."""
+    """lm-eval's model, extended with requests that are already tokenised."""
 
     def loglikelihood_windows(self, requests: list[Instance]) -> list[float]:
-        """The log-likelihood of each window after its first token, in batches as they come."""
+        """The log-likelihood of each window after its first token; windows are batched in their order."""
         pairs, answers = [window_pair(request) for request in requests], []
         for start in range(0, len(pairs), self.batch_size):
             batch = pairs[start : start + self.batch_size]
@@ -39,17 +39,17 @@ def make_hflm(
     add_bos: bool | None = None,
     chat_template: bool = False,
 ) -> HFLM:
-    """Wraps a model for lm-eval. Do this before any edit: it calls `eval()`, and `tie_weights()` undoes edits of heads.
+    """Wraps a model for lm-eval. Call it before any edit: lm-eval's `tie_weights()` would undo an edit of the head.
 
     Args:
-        model: on its device already; lm-eval reads the device once.
-        batch_size: rows of one forward pass; `auto` finds once what the GPU's memory holds.
-        max_length: of a row in tokens; None: the model's own.
+        model: already on its device; lm-eval reads the device once.
+        batch_size: rows of one forward pass; `auto` measures once how many fit the GPU's memory.
+        max_length: tokens per row; None: the model's own limit.
         add_bos: whether texts begin with the beginning-of-sequence token; None: as the tokenizer does.
         chat_template: whether prompts will go through the tokenizer's chat template.
 
     Raises:
-        ModelError: lm-eval does not take the model or its tokenizer, or there is no chat template.
+        ModelError: lm-eval does not accept the model or its tokenizer, or the tokenizer has no chat template.
     """
     if chat_template and not getattr(tokenizer, "chat_template", None):
         raise ModelError("chat_template is on, and the tokenizer has none; turn it off or take an instruction model")
@@ -67,18 +67,18 @@ def make_hflm(
             if batch_size == "auto":
                 lm.batch_size_per_gpu = lm._detect_batch_size() if lm.device.type != "cpu" else CPU_BATCH_SIZE
         except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
-            raise ModelError(f"{model.name_or_path or 'model'}: lm-eval cannot take it: {one_line(error)}") from error
+            raise ModelError(f"{model.name_or_path or 'model'}: lm-eval rejects it: {one_line(error)}") from error
     return lm
 
 
 def logits_are_finite(lm: HFLM, prompt: str) -> bool:
-    """Whether the model, as it stands, can still choose a next token; generation itself would not notice."""
+    """Whether the logits after `prompt` are finite. Generation itself would not notice."""
     tokens = torch.tensor([lm.tok_encode(prompt)[-lm.max_length :]], device=lm.device)
     return bool(torch.isfinite(lm._model_call(tokens)[0, -1]).all())
 
 
 def _with_bos(tokenizer: Any, add_bos: bool | None) -> Any:
-    """A tokenizer that does as `add_bos` says, which lm-eval sees to only for one that it loads itself."""
+    """The tokenizer with `add_bos` applied, which lm-eval does only for a tokenizer that it loads itself."""
     if add_bos is None or not hasattr(tokenizer, "add_bos_token") or tokenizer.add_bos_token == add_bos:
         return tokenizer
     tokenizer = copy.deepcopy(tokenizer)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import cast
 
 from lrbench.errors import LrbenchError
-from lrbench.evaluation.base_engine import BoundEngine
+from lrbench.evaluation.base_engine import BaseEngine
 from lrbench.evaluation.sweep import SweepEngine
 from lrbench.evaluation.sweep.cost_model import SweepCost, cost
 from lrbench.linalg import optimal_errors
@@ -250,7 +250,7 @@ def _of_group(
     return max(0.0, seconds - first), time.perf_counter() - started
 
 
-def _metrics(engine: BoundEngine) -> float:
+def _metrics(engine: BaseEngine) -> float:
     """Seconds from a cell's answers to its scores."""
     requests = engine.requests
     answers = Answers(

@@ -13,7 +13,7 @@ from lrbench.results.directory import RunDirectory
 from lrbench.suite.load import Suite
 
 if TYPE_CHECKING:
-    from lrbench.evaluation.base_engine import BoundEngine
+    from lrbench.evaluation.base_engine import BaseEngine
     from lrbench.models.base_model import Base
     from lrbench.models.load import LoadedModel
     from lrbench.reducers.registry import Registry
@@ -33,7 +33,7 @@ class Part:
     """
 
     name: str
-    engine: BoundEngine
+    engine: BaseEngine
     setting: Mapping[str, Any]
 
 
@@ -66,7 +66,7 @@ class Manifest:
         self,
         loaded: LoadedModel,
         tasks: TaskSet,
-        engine: BoundEngine,
+        engine: BaseEngine,
         setting: Mapping[str, Any],
         cells: list[str],
         calibration: Calibration | None = None,
@@ -113,7 +113,7 @@ class Manifest:
         self._content["tasks"] = [{"task": name, "subtasks": parts} for name, parts in tasks.named.items()]
         self._write()
 
-    def update_engine(self, loaded: LoadedModel, engine: BoundEngine, part: str | None = None) -> None:
+    def update_engine(self, loaded: LoadedModel, engine: BaseEngine, part: str | None = None) -> None:
         """Writes what is known of an engine after it has scored: what it had to do without shows only then."""
         entry = self._models[loaded.label]
         (entry if part is None else entry["parts"][part])["engine"] = engine.describe()

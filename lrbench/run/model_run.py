@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from lrbench.errors import FOREIGN, LrbenchError, SpoiltModelError, TaskError
 from lrbench.evaluation import make_engine
-from lrbench.evaluation.base_engine import BoundEngine
+from lrbench.evaluation.base_engine import BaseEngine
 from lrbench.evaluation.interface import Job, Outcome, Partials, Step
 from lrbench.models.base_model import Base
 from lrbench.models.integrity import Originals
@@ -79,7 +79,7 @@ class ModelRun:
     loaded: LoadedModel
     plan: Plan
     tasks: TaskSet
-    engine: BoundEngine
+    engine: BaseEngine
     base: Base | None = None
     calibration: Calibration | None = None
     compositions: Sequence[Composition] = ()
@@ -101,7 +101,7 @@ class ModelRun:
         return Reductions(self.suite.seed, self.calibration, self.base)
 
     def keys(
-        self, plan: Plan, engine: BoundEngine | None = None, more: Mapping[str, Any] | None = None
+        self, plan: Plan, engine: BaseEngine | None = None, more: Mapping[str, Any] | None = None
     ) -> dict[Cell, str]:
         """The hash of each cell, by which its row is known; on an engine's requests, or on all.
 
@@ -123,7 +123,7 @@ class ModelRun:
         """Of cells that were scored, those that may have been on other weights than were loaded; None: all is well."""
         return None if self.intact() else cells
 
-    def begin(self, engine: BoundEngine, keep: Keep) -> dict[str, Any]:
+    def begin(self, engine: BaseEngine, keep: Keep) -> dict[str, Any]:
         """Names where rows are made, and has kept what the engine is answered part by part; before the first row."""
         memory = self.suite.frontier_memory
         here = environment(
@@ -139,7 +139,7 @@ class ModelRun:
         return Scored(self._row(cell, key, "failed", reason=reason))
 
     def rows(
-        self, plan: Plan, keys: Mapping[Cell, str], engine: BoundEngine | None = None, *, measure: bool = True
+        self, plan: Plan, keys: Mapping[Cell, str], engine: BaseEngine | None = None, *, measure: bool = True
     ) -> Iterator[Scored]:
         """Reduces and scores a plan's cells group by group; each is yielded as soon as it is known.
 
@@ -231,7 +231,7 @@ class ModelRun:
                 return Scored(self._row(cell, scored.cell, "failed", reason=str(reason), **measured))
         return Scored(self._row(cell, scored.cell, "ok", scores=scored.scores, **measured), scored.samples)
 
-    def _load_again(self, found: str, engine: BoundEngine) -> None:
+    def _load_again(self, found: str, engine: BaseEngine) -> None:
         """Makes the model what it was, after something was left in it."""
         self.notify(f"{self.loaded.label}: {found}; its weights are loaded again")
         # An adapter is merged where it was merged before: another device rounds otherwise.
@@ -316,7 +316,7 @@ def tasks_of(suite: Suite, notify: Callable[[str], None]) -> TaskSet:
     return tasks
 
 
-def setting_of(suite: Suite, loaded: LoadedModel, spec: ModelSpec, engine: BoundEngine) -> dict[str, Any]:
+def setting_of(suite: Suite, loaded: LoadedModel, spec: ModelSpec, engine: BaseEngine) -> dict[str, Any]:
     """What defines a result beside the cell itself. What a suite leaves out is left out, so that its hashes stay."""
     attention = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
     return {

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from lrbench.evaluation.base_engine import BoundEngine
+from lrbench.evaluation.base_engine import BaseEngine
 from lrbench.evaluation.interface import Step
 from lrbench.reduction.plan import Cell, Plan
 from lrbench.results.directory import RunDirectory
@@ -153,7 +153,7 @@ class Records:
         self,
         share: ModelRun,
         plan: Plan,
-        engine: BoundEngine | None = None,
+        engine: BaseEngine | None = None,
         selection: Callable[[Cell], Selection] | None = None,
         more: Mapping[str, Any] | None = None,
         rows: Callable[[Plan, Mapping[Cell, str]], Iterator[Scored]] | None = None,
@@ -207,7 +207,7 @@ class Records:
         return {cell: self.done[keys[cell]] for cell in plan.cells}
 
     def block(
-        self, share: ModelRun, cells: Sequence[Cell], engine: BoundEngine, *, measure: bool
+        self, share: ModelRun, cells: Sequence[Cell], engine: BaseEngine, *, measure: bool
     ) -> Iterator[tuple[Cell, Scored]]:
         """Some cells on some documents, as part of rows to come: what is known already, then what is scored now.
 
@@ -281,7 +281,7 @@ class Records:
         come = f"{len(reasons)} cells failed; --retry-failed scores them again" if reasons else "no row stands on them"
         self.progress.note(f"{share.loaded.label}: {what}: {come}")
 
-    def _begin(self, share: ModelRun, engine: BoundEngine) -> RunPartials:
+    def _begin(self, share: ModelRun, engine: BaseEngine) -> RunPartials:
         """Has the environment named, and kept what the engine is answered part by part."""
         asked = [engine.lm.max_length, list(engine.requests.hashes().items())]
 

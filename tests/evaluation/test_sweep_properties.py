@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrbench.errors import EvaluationError
-from lrbench.evaluation.sweep.batches import Layout, make_batches
+from lrbench.evaluation.sweep.batches import BatchLayout, make_batches
 from lrbench.evaluation.sweep.prefix_trees import Costs, grow
 from lrbench.evaluation.sweep.queries import make_queries
 from lrbench.evaluation.sweep.sweeper import Sweeper
@@ -76,7 +76,7 @@ def test_trees_hold_every_query_once_and_each_node_sees_its_own_path(asked, cost
 )
 def test_batches_ask_every_query_once_and_keep_to_their_budget(asked, costs, style, tokens, scores):
     queries = make_queries(asked, LONGEST)
-    layout = Layout(style, tokens, min(32, tokens), scores, costs)
+    layout = BatchLayout(style, tokens, min(32, tokens), scores, costs)
     batches = make_batches(queries, ordered(queries), layout, CPU)
     most = max(tree.size for tree in grow(queries, ordered(queries), costs if style == "packed" else None))
 
@@ -101,7 +101,7 @@ def test_rows_are_filled_and_no_longer_than_that_pays():
     ]
     queries = make_queries(asked, 1000)
     costs = Costs(token=2e6, pair=1500.0, longest=4096)
-    batches = make_batches(queries, ordered(queries), Layout("packed", 1024, 1, None, costs), CPU)
+    batches = make_batches(queries, ordered(queries), BatchLayout("packed", 1024, 1, None, costs), CPU)
     trees = [tree.size for tree in grow(queries, ordered(queries), costs)]
     paid = sum(batch.ids.shape[0] * costs.row(batch.ids.shape[1]) for batch in batches)
     assert sum(batch.ids.numel() for batch in batches) < 1.02 * sum(trees)

@@ -58,7 +58,7 @@ def model():
 def test_of_every_weight_of_every_block_an_edit_that_changes_nothing_is_the_baseline_bit_for_bit(family):
     model = tiny(family)
     sweeper = Sweeper(model, QUERIES)
-    assert sweeper.remembers
+    assert sweeper.replays
     baseline = scored(sweeper, 0)
     assert same(baseline, plainly(model, QUERIES))
 
@@ -139,7 +139,7 @@ def test_memos_keep_to_what_the_frontier_leaves_of_the_budget_and_change_nothing
     expected = scored(roomy, 2, slots, 0.5)
     batches = roomy.parts[0].batches
     states = sum(batch.ids.numel() for batch in batches) * TOKEN
-    full = roomy._memos.bytes
+    full = roomy._cache.bytes
     assert len(batches) > 5
     assert full > 2 * states
 
@@ -148,7 +148,7 @@ def test_memos_keep_to_what_the_frontier_leaves_of_the_budget_and_change_nothing
     assert len(tight.parts) == 1
     for _ in range(2):
         assert scored(tight, 2, slots, 0.5) == expected
-        assert tight._memos.bytes <= share * full
+        assert tight._cache.bytes <= share * full
     attention, gate = counted(model.model.layers[2].self_attn), counted(model.model.layers[2].mlp.gate_proj)
     scored(tight, 2, slots, 0.5)
     some = range(1, len(batches))
@@ -166,7 +166,7 @@ def test_where_requests_go_in_parts_memos_have_their_half_of_the_budget(model):
     assert scored(apart, 2, slots, 0.5) == expected
     assert (
         0
-        < apart._memos.bytes
+        < apart._cache.bytes
         <= budget - max(sum(batch.ids.numel() for batch in part.batches) * TOKEN for part in apart.parts)
     )
 
@@ -175,13 +175,13 @@ def test_memos_are_forgotten_when_the_frontier_moves_and_when_another_weight_is_
     sweeper = Sweeper(model, QUERIES)
     by_name = {slot.name.removeprefix("model.layers."): slot for slot in find_slots(model).slots}
     scored(sweeper, 1, [by_name["1.mlp.down_proj.weight"]], 0.5)
-    of_down = sweeper._memos.bytes
+    of_down = sweeper._cache.bytes
     scored(sweeper, 1, [by_name["1.self_attn.o_proj.weight"]], 0.5)
-    assert 0 < sweeper._memos.bytes < of_down
+    assert 0 < sweeper._cache.bytes < of_down
 
     sweeper.advance(sweeper.parts[0], 2)
 
-    assert sweeper._memos.bytes == 0
+    assert sweeper._cache.bytes == 0
 
 
 @pytest.mark.parametrize("family", EVERY)
@@ -193,7 +193,7 @@ def test_the_frontier_moves_up_by_what_cells_remembered_and_comes_to_the_same_bi
     for block, target in ((0, 1), (1, 3), (3, 4)):  # from tokens, past a block, and behind the last
         for slot in [slot for slot in find_slots(model).slots if slot.about.layer == block]:
             scored(moved, block, [slot], -0.5)
-            remembered += moved._memos.bytes
+            remembered += moved._cache.bytes
             states = [state.clone() for state in moved.advance(part, target)]
             for mine, plain in zip(states, fresh.advance(fresh.parts[0], target), strict=True):
                 assert torch.equal(mine, plain), slot.name
@@ -219,7 +219,7 @@ def test_what_a_cell_ran_as_factors_is_in_no_later_cell(model, name):
             sweeper.score(part, 1, states, tally, modules)
         return tally.answers()
 
-    scored(sweeper, 1, [slot], 0.5)  # a matrix, and what it remembers
+    scored(sweeper, 1, [slot], 0.5)  # a matrix, and what it replays
     found = [answers(sweeper, factors, (slot.module_name,)) for factors in halves * 2]
     assert found[:2] == found[2:] == [answers(plain, factors, ()) for factors in halves]
     assert found[0] != found[1]
@@ -255,13 +255,13 @@ def test_moving_the_frontier_up_computes_only_what_the_last_edit_left_open(model
 
 
 def test_what_was_edited_below_the_named_modules_is_never_replayed(model):
-    """An embedding is edited with a block: the engine is told of no modules, and remembers nothing."""
+    """An embedding is edited with a block: the engine is told of no modules, and replays nothing."""
     slots = [slot for slot in find_slots(model).slots if slot.about.role == "embed" or slot.about.layer == 0]
     sweeper = Sweeper(model, QUERIES)
 
     scored(sweeper, 0, slots, 0.5, modules=Cell(slots=tuple(slots), first_block=0).first_modules)
 
-    assert sweeper._memos.bytes == 0
+    assert sweeper._cache.bytes == 0
 
 
 def test_a_cell_names_the_modules_that_it_edits_in_its_first_block(model):

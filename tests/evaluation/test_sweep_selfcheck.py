@@ -6,7 +6,7 @@ from lrbench.evaluation.sweep import sizes as memory
 from lrbench.evaluation.sweep.answers import Tally
 from lrbench.evaluation.sweep.forward_patching import Trace
 from lrbench.evaluation.sweep.masks import Masks
-from lrbench.evaluation.sweep.partial_forward import Passes
+from lrbench.evaluation.sweep.partial_forward import PartialForward
 from lrbench.evaluation.sweep.queries import Query
 from lrbench.evaluation.sweep.sweeper import Sweeper
 from lrbench.models.slots import find_slots
@@ -233,7 +233,7 @@ def test_a_block_that_peeks_at_its_weights_is_computed_whole_in_each_cell(model)
     forward = block.input_layernorm.forward
     block.input_layernorm.forward = lambda x: forward(x) * (1 + abs(block.mlp.down_proj.weight.data.numpy()).mean())
 
-    sweeper = falls_back(model, "before model.layers.3.mlp.down_proj.weight")
+    sweeper = falls_back(model, "what was remembered before model.layers.3.mlp.down_proj.weight")
 
     assert sweeper.mode == "packed"
     assert not sweeper.describe()["remembers_before_the_edit"]
@@ -246,7 +246,7 @@ def test_a_block_that_cannot_be_followed_is_computed_whole_in_each_cell(model, m
 
     monkeypatch.setattr(Trace, "__torch_dispatch__", refuses)
 
-    assert not falls_back(model, "no dispatch").remembers
+    assert not falls_back(model, "no dispatch").replays
 
 
 def test_a_last_block_that_mixes_positions_late_computes_them_all(model):
@@ -258,11 +258,11 @@ def test_a_last_block_that_mixes_positions_late_computes_them_all(model):
 
     assert sweeper.mode == "padded"
     assert not sweeper.describe()["last_block_only_where_asked"]
-    assert sweeper.remembers
+    assert sweeper.replays
 
 
 def test_memory_that_runs_out_in_the_self_check_halves_the_batches_there(model, monkeypatch):
-    asked, failing = Passes.asked, [True, True]
+    asked, failing = PartialForward.asked, [True, True]
 
     def runs_out(self, batch, *args):
         if failing:
@@ -272,7 +272,7 @@ def test_memory_that_runs_out_in_the_self_check_halves_the_batches_there(model, 
             )
         return asked(self, batch, *args)
 
-    monkeypatch.setattr(Passes, "asked", runs_out)
+    monkeypatch.setattr(PartialForward, "asked", runs_out)
     said = []
     sweeper = Sweeper(model, QUERIES, tokens=512, notify=said.append)
 

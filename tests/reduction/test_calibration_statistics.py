@@ -80,10 +80,10 @@ def test_whole_passes_give_the_same_statistics(monkeypatch):
     def refuse(self, count, states):
         raise KeyError("shared keys")
 
-    states = activations.Passes.states
-    monkeypatch.setattr(activations.Passes, "states", refuse)
+    states = activations.PartialForward.states
+    monkeypatch.setattr(activations.PartialForward, "states", refuse)
     whole, collector = collected(model, inventory, windows, notify=notes.append)
-    monkeypatch.setattr(activations.Passes, "states", states)
+    monkeypatch.setattr(activations.PartialForward, "states", states)
     assert collector.whole
     assert len(notes) == 1
     assert all(torch.equal(whole[name][kind], by_blocks[name][kind]) for name in by_blocks for kind in BOTH)

@@ -11,7 +11,7 @@ from lrbench.cli import main
 from lrbench.evaluation.sweep import SweepEngine
 from lrbench.evaluation.sweep import sizes as memory
 from lrbench.evaluation.sweep.cost_model import SweepCost, cost
-from lrbench.evaluation.sweep.partial_forward import Passes
+from lrbench.evaluation.sweep.partial_forward import PartialForward
 from lrbench.evaluation.sweep.sweeper import Sweeper
 from lrbench.models.load import bundled
 from lrbench.reducers.registry import Registry
@@ -67,7 +67,7 @@ def computed(monkeypatch):
         return wrapped
 
     monkeypatch.setattr(LlamaDecoderLayer, "forward", counting)
-    monkeypatch.setattr(Passes, "recipes", unseen(Passes.recipes))
+    monkeypatch.setattr(PartialForward, "recipes", unseen(PartialForward.recipes))
     for name in ("advance", "score"):
         monkeypatch.setattr(Sweeper, name, while_scoring(getattr(Sweeper, name)))
     return seen

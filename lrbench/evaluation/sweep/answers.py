@@ -1,4 +1,4 @@
-"""From hidden states to answers: (log-likelihood, whether greedy) of each query."""
+"""From hidden states to answers: the log-likelihood of each query, and whether it is the greedy continuation."""
 
 from __future__ import annotations
 
@@ -8,46 +8,46 @@ import torch
 
 from lrbench.evaluation.sweep import sizes as memory
 from lrbench.evaluation.sweep.batches import Batch
-from lrbench.evaluation.sweep.partial_forward import Passes
+from lrbench.evaluation.sweep.partial_forward import PartialForward
 
 
 class Tally:
-    """Sums predictions up to answers, for queries by index."""
+    """Sums the predictions of each query, by index, to its answer."""
 
     def __init__(self, queries: int) -> None:
         self._loglikelihoods = torch.zeros(queries, dtype=torch.float64)
         self._misses = torch.zeros(queries, dtype=torch.int64)
 
     def add(self, batch: Batch, loglikelihoods: torch.Tensor, greedy: torch.Tensor) -> None:
-        """Adds a batch's predictions, (predictions,) each."""
+        """Adds the predictions of a batch, two tensors of shape (predictions,)."""
         self._loglikelihoods.index_add_(0, batch.owners, loglikelihoods.to("cpu", torch.float64))
         self._misses.index_add_(0, batch.owners, (~greedy).to("cpu", torch.int64))
 
     def forget(self, indices: Sequence[int]) -> None:
-        """Takes back what was added for some queries."""
+        """Resets the sums of some queries to zero."""
         self._loglikelihoods[list(indices)] = 0
         self._misses[list(indices)] = 0
 
     def restore(self, indices: Sequence[int], answers: Sequence[tuple[float, bool]]) -> None:
-        """Takes over what some queries were answered earlier."""
+        """Sets the answers of some queries."""
         loglikelihoods, greedy = zip(*answers, strict=True)
         self._loglikelihoods[list(indices)] = torch.tensor(loglikelihoods, dtype=torch.float64)
         self._misses[list(indices)] = (~torch.tensor(greedy, dtype=torch.bool)).to(torch.int64)
 
     def of(self, indices: Sequence[int]) -> tuple[list[float], list[bool]]:
-        """Log-likelihoods of some queries, and whether they are greedy."""
+        """The log-likelihoods of some queries, and whether they are greedy."""
         return self._loglikelihoods[list(indices)].tolist(), (self._misses[list(indices)] == 0).tolist()
 
     def answers(self) -> list[tuple[float, bool]]:
-        """Of each query."""
+        """(log-likelihood, greedy) of every query."""
         return list(zip(self._loglikelihoods.tolist(), (self._misses == 0).tolist(), strict=True))
 
 
-def predictions(passes: Passes, batch: Batch, entering: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The log-probability of each target and whether it is the likeliest token, (predictions,) each.
+def predictions(passes: PartialForward, batch: Batch, entering: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The log-probability of each target, and whether it is the most likely token; both of shape (predictions,).
 
     Args:
-        entering: the head at the asked positions, (positions, width).
+        entering: (positions, width), the head's input at the batch's scored positions.
     """
     entries, targets = batch.entries.to(entering.device), batch.targets.to(entering.device)
     loglikelihoods = torch.empty(len(entries), dtype=torch.float32, device=entering.device)

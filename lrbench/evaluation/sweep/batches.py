@@ -1,4 +1,4 @@
-"""Laying trees out in rows, and rows in batches of about as many tokens as fit the budget."""
+"""Packs prefix trees into rows, and rows into batches of about the requested number of tokens."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ import torch
 from lrbench.evaluation.sweep.prefix_trees import Costs, Tree, grow
 from lrbench.evaluation.sweep.queries import Query
 
-#: how rows are made: trees packed together under an explicit mask, or a plain row, padded on the right, for each
+#: `packed`: several trees per row under an explicit mask; `padded`: one plain row, padded on the right, per tree.
 Style = Literal["packed", "padded"]
 
-PLAIN_FROM = 256  # tokens; a chain this long is cheaper plain: causal attention computes half of what a mask does
+PLAIN_FROM = 256  # tokens; a chain this long is cheaper in a plain row: causal attention is half the work of masked
 
 
 @dataclass(frozen=True)
-class Layout:
+class BatchLayout:
     """How batches are made.
 
     Attributes:
-        tokens: of a batch, about.
-        row: tokens that a row of trees has at least, if it can be filled.
-        scores: numbers in the scores of one attention head over a batch; None: the model does not hold them.
-        costs: decide what is shared.
+        tokens: the approximate number of tokens per batch.
+        row: the minimum length of a row of trees, if there are enough trees to fill it.
+        scores: the maximum number of attention scores per head and batch; None: no limit, as the model does not
+            materialise them.
+        costs: the cost model that decides which queries are merged.
     """
 
     style: Style
@@ -37,11 +38,11 @@ class Layout:
     costs: Costs
 
     def allows(self, length: int) -> bool:
-        """Whether trees may be put together to so long a row."""
+        """Whether several trees may form a row of this length."""
         return length <= min(self.tokens, self.costs.longest) and (self.scores is None or length**2 <= self.scores)
 
     def rows(self, length: int) -> int:
-        """How many rows of a length a batch has."""
+        """The number of rows of this length per batch."""
         fits = self.tokens // length
         if self.scores is not None:
             fits = min(fits, self.scores // length**2)
@@ -50,16 +51,16 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Rows of tokens that go through the model together.
+    """Rows of tokens for one forward pass.
 
     Attributes:
         ids: (rows, length).
-        depths, ends: (rows, length), as in `Tree`, with ends within the row; None where rows are plain.
-        asked: (positions,), indices into the flattened rows at which something is predicted.
+        depths, ends: (rows, length), as in `Tree`, ends as positions in the row; None if rows are plain.
+        asked: (positions,), the scored positions, as indices into the flattened rows.
         entries: (predictions,), indices into `asked`.
-        targets: (predictions,), the tokens to be predicted.
-        owners: (predictions,), the queries to which the predictions belong.
-        tokens: those that are not padding.
+        targets: (predictions,), target tokens.
+        owners: (predictions,), the index of each prediction's query.
+        tokens: the number of tokens without padding.
     """
 
     ids: torch.Tensor
@@ -72,11 +73,13 @@ class Batch:
     tokens: int
 
 
-def make_batches(queries: Sequence[Query], order: Sequence[int], layout: Layout, device: torch.device) -> list[Batch]:
-    """Batches that ask every query once, the longest rows first.
+def make_batches(
+    queries: Sequence[Query], order: Sequence[int], layout: BatchLayout, device: torch.device
+) -> list[Batch]:
+    """Makes batches that score every query in `order` once, the longest rows first.
 
     Args:
-        order: of the queries' tokens, as for `grow`; queries that are not in it are left out.
+        order: query indices sorted by their tokens, as for `grow`.
     """
     trees = list(grow(queries, order, layout.costs if layout.style == "packed" else None))
     masked = [tree for tree in trees if _is_masked(tree, layout)]
@@ -85,17 +88,19 @@ def make_batches(queries: Sequence[Query], order: Sequence[int], layout: Layout,
     return batches + [_batch(queries, rows, True, device) for rows in _filled(masked, layout)]
 
 
-def make_uneven(queries: Sequence[Query], trees: Iterable[Tree], layout: Layout, device: torch.device) -> list[Batch]:
-    """Batches of those trees that stand under masks, each in a row of its own, the shortest first."""
+def make_uneven(
+    queries: Sequence[Query], trees: Iterable[Tree], layout: BatchLayout, device: torch.device
+) -> list[Batch]:
+    """Makes batches of the trees that need masks, one tree per row, the shortest first."""
     masked = [tree for tree in trees if _is_masked(tree, layout)]
     return [_batch(queries, rows[::-1], True, device) for rows in _one_each(masked, layout)]
 
 
-def _is_masked(tree: Tree, layout: Layout) -> bool:
+def _is_masked(tree: Tree, layout: BatchLayout) -> bool:
     return layout.style == "packed" and not (tree.chain and tree.size >= PLAIN_FROM)
 
 
-def _one_each(trees: list[Tree], layout: Layout) -> Iterator[list[list[Tree]]]:
+def _one_each(trees: list[Tree], layout: BatchLayout) -> Iterator[list[list[Tree]]]:
     trees = sorted(trees, key=lambda tree: -tree.size)
     start = 0
     while start < len(trees):
@@ -104,11 +109,11 @@ def _one_each(trees: list[Tree], layout: Layout) -> Iterator[list[list[Tree]]]:
         start = end
 
 
-def _filled(trees: list[Tree], layout: Layout) -> Iterator[list[list[Tree]]]:
-    """Batches of rows that hold one tree each or several, as many as make its tokens cost least.
+def _filled(trees: list[Tree], layout: BatchLayout) -> Iterator[list[list[Tree]]]:
+    """Packs trees into batches of rows with the least cost per token.
 
-    Short rows cost little attention, and long ones are filled better. So each batch is tried with several lengths that
-    the longest tree left fits into.
+    Short rows need less attention, long rows less padding. So for each batch several row lengths are tried, all of
+    which fit the longest remaining tree.
     """
     left = sorted(trees, key=lambda tree: tree.size)
     while left:
@@ -123,8 +128,8 @@ def _filled(trees: list[Tree], layout: Layout) -> Iterator[list[list[Tree]]]:
         left = [tree for place, tree in enumerate(left) if place not in taken]
 
 
-def _fill(sizes: list[int], length: int, layout: Layout) -> list[list[int]]:
-    """Rows of places in `sizes`, which ascend: in each row the longest first, then what is longest of what fits."""
+def _fill(sizes: list[int], length: int, layout: BatchLayout) -> list[list[int]]:
+    """Rows as indices into `sizes` (ascending): each row takes the longest tree that still fits, repeatedly."""
     rows: list[list[int]] = []
     sizes, places = list(sizes), list(range(len(sizes)))
     for _ in range(layout.rows(length)):
@@ -139,7 +144,7 @@ def _fill(sizes: list[int], length: int, layout: Layout) -> list[list[int]]:
 
 
 def _cost(rows: list[list[int]], sizes: list[int], costs: Costs) -> tuple[float, int]:
-    """Of rows for each token that is no padding; of those that cost the same, the fullest come first."""
+    """The cost per token without padding; ties are broken in favour of the fullest row."""
     filled = [sum(sizes[place] for place in row) for row in rows]
     return len(rows) * costs.row(max(filled)) / sum(filled), -max(filled)
 
@@ -148,7 +153,9 @@ def _batch(queries: Sequence[Query], rows: list[list[Tree]], masked: bool, devic
     length = max(sum(tree.size for tree in row) for row in rows)
     ids = np.zeros((len(rows), length), dtype=np.int64)
     depths = np.zeros_like(ids)
-    ends = np.tile(np.arange(1, length + 1), (len(rows), 1))  # padding sees itself, as every position must see one
+    ends = np.tile(
+        np.arange(1, length + 1), (len(rows), 1)
+    )  # a padding position attends to itself, as each position must attend to something
     positions, targets, owners = [], [], []
     for r, row in enumerate(rows):
         at = 0

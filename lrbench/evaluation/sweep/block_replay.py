@@ -1,10 +1,9 @@
-"""What the first edited block computes apart from its edited matrices: the same for every cell that edits them.
+"""Replays the modules of the first edited block that do not depend on the edit, for all cells with the same edit.
 
-Nothing is known of the block but one pass through it: which module called which, and which operation read what. A
-module in which nothing was computed from an edited parameter cannot depend on the edit: it stands aside and returns
-what it returned before. One whose output nothing reads any more need not even be remembered. And a module that hands
-on, untouched, what the edited one within it returned is left out as a whole: the edited one is called with the input
-that it had.
+The block is known only from a trace of one pass: which module called which, and which operation read which tensor. A
+module that computed nothing from an edited parameter does not depend on the edit, so it is skipped and returns its
+recorded output. Outputs that nothing reads any more are not recorded. A module that returns the output of the edited
+module within it unchanged is skipped as a whole: the edited module is called with its recorded input replacing.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ from torch import nn
 
 from lrbench.evaluation.sweep.forward_patching import (
     Call,
-    Change,
     Forward,
+    Patch,
     Trace,
-    answering,
-    instead,
     leading,
+    replacing,
+    returning,
     storages,
 )
 
 
 @dataclass(frozen=True)
-class Aside:
-    """A module that stands aside, and which of the things it returns are read and so must be remembered."""
+class SkippedModule:
+    """A module that is skipped, and which of its outputs are read and so must be recorded."""
 
     module: nn.Module
     read: tuple[bool, ...]
@@ -39,28 +38,28 @@ class Aside:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What of a block stands aside.
+    """Which modules of a block are skipped.
 
     Attributes:
-        asides: modules that are not called.
-        enclosing, edited: the enclosing module is not called, but the edited one in its place, with its former input.
-        bytes_per_token: what has to be remembered, in the pass that was followed.
+        skipped: modules that return their recorded outputs.
+        enclosing, edited: `edited` is called with its recorded input in place of `enclosing`.
+        bytes_per_token: size of the recorded tensors in the traced pass.
     """
 
-    asides: tuple[Aside, ...]
-    enclosing: Aside | None
+    skipped: tuple[SkippedModule, ...]
+    enclosing: SkippedModule | None
     edited: nn.Module | None
     bytes_per_token: float
 
 
 @dataclass
 class Memo:
-    """What is remembered of one batch.
+    """The recorded tensors of one batch.
 
     Attributes:
-        answers: of the modules that stand aside.
-        args, kwargs: what the edited module was called with, where it stands for the one that encloses it.
-        rest: what that one returned beside the edited module's output; None where it returned nothing else.
+        answers: the outputs of the skipped modules.
+        args, kwargs: the arguments of the edited module, if it replaces its enclosing module.
+        rest: the enclosing module's further outputs; None if it returned only that of the edited module.
     """
 
     recipe: Recipe
@@ -71,97 +70,97 @@ class Memo:
 
     @property
     def bytes(self) -> int:
-        """What is held."""
+        """Bytes held."""
         held: dict[int, int] = {}
         for tensor in _tensors((list(self.answers.values()), self.args, self.kwargs)):
             if tensor.numel() and any(tensor.stride()):
                 held[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
         return sum(held.values())
 
-    def inner(self) -> list[Change]:
-        """The changes that make modules stand aside."""
-        changes = [instead(module, answering(answer)) for module, answer in self.answers.items()]
+    def inner(self) -> list[Patch]:
+        """The patches that skip modules."""
+        patches = [replacing(module, returning(answer)) for module, answer in self.answers.items()]
         enclosing, edited = self.recipe.enclosing, self.recipe.edited
         if enclosing is None or edited is None:
-            return changes
+            return patches
 
         def alone(*_: Any, **__: Any) -> Any:
             output = edited(*self.args, **self.kwargs)
             return (output, *self.rest) if self.rest is not None else output
 
-        return [*changes, instead(enclosing.module, alone)]
+        return [*patches, replacing(enclosing.module, alone)]
 
 
 class Recording:
-    """Makes a memo of a pass that computes everything.
+    """Records a memo during a pass that computes everything.
 
-    `inner` changes go below, `outer` ones above whatever else wraps a module: the edited module is called from outside.
+    Other patches of a module are applied between the `inner` and the `outer` ones.
     """
 
     def __init__(self, recipe: Recipe) -> None:
         self._memo = Memo(recipe)
         self._times: Counter[nn.Module] = Counter()
         self._versions: list[tuple[torch.Tensor, int]] = []
-        self._given: torch.Tensor | None = None
-        self._handed_on = recipe.enclosing is None
+        self._edited_output: torch.Tensor | None = None
+        self._returned_unchanged = recipe.enclosing is None
 
-    def inner(self) -> list[Change]:
-        """Notes what the modules that will stand aside return."""
+    def inner(self) -> list[Patch]:
+        """The patches that record the outputs of the modules to be skipped."""
         recipe = self._memo.recipe
-        changes = [(aside.module, self._noting(aside)) for aside in recipe.asides]
+        patches = [(skipped_module.module, self._recording_output(skipped_module)) for skipped_module in recipe.skipped]
         if recipe.enclosing is not None:
-            changes.append((recipe.enclosing.module, self._enclosing(recipe.enclosing)))
-        return changes
+            patches.append((recipe.enclosing.module, self._recording_enclosing(recipe.enclosing)))
+        return patches
 
-    def outer(self) -> list[Change]:
-        """Notes with what the edited module is called."""
+    def outer(self) -> list[Patch]:
+        """The patches that record the arguments of the edited module."""
         edited = self._memo.recipe.edited
         if edited is None:
             return []
 
         def change(forward: Forward) -> Forward:
-            def noted(*args: Any, **kwargs: Any) -> Any:
+            def recorded(*args: Any, **kwargs: Any) -> Any:
                 self._times[edited] += 1
                 self._memo.args, self._memo.kwargs = args, kwargs
                 self._watch((args, kwargs))
                 output = forward(*args, **kwargs)
-                self._given = leading(output)
+                self._edited_output = leading(output)
                 return output
 
-            return noted
+            return recorded
 
         return [(edited, change)]
 
     def memo(self) -> Memo | None:
-        """What was remembered; None where this pass did not go as the one did that the recipe was made from."""
+        """The recorded memo; None if this pass called modules differently from the traced one."""
         once = all(self._times[module] == 1 for module in _modules(self._memo.recipe))
         untouched = all(tensor._version == version for tensor, version in self._versions)
-        return self._memo if once and untouched and self._handed_on else None
+        return self._memo if once and untouched and self._returned_unchanged else None
 
-    def _noting(self, aside: Aside) -> Callable[[Forward], Forward]:
+    def _recording_output(self, skipped_module: SkippedModule) -> Callable[[Forward], Forward]:
         def change(forward: Forward) -> Forward:
-            def noted(*args: Any, **kwargs: Any) -> Any:
+            def recorded(*args: Any, **kwargs: Any) -> Any:
                 output = forward(*args, **kwargs)
-                self._times[aside.module] += 1
-                self._memo.answers[aside.module] = kept = _only_read(output, aside.read)
+                self._times[skipped_module.module] += 1
+                self._memo.answers[skipped_module.module] = kept = _only_read(output, skipped_module.read)
                 self._watch(kept)
                 return output
 
-            return noted
+            return recorded
 
         return change
 
-    def _enclosing(self, aside: Aside) -> Callable[[Forward], Forward]:
+    def _recording_enclosing(self, skipped_module: SkippedModule) -> Callable[[Forward], Forward]:
         def change(forward: Forward) -> Forward:
-            def noted(*args: Any, **kwargs: Any) -> Any:
+            def recorded(*args: Any, **kwargs: Any) -> Any:
                 output = forward(*args, **kwargs)
-                self._times[aside.module] += 1
-                self._handed_on = leading(output) is self._given and self._given is not None
+                self._times[skipped_module.module] += 1
+                self._returned_unchanged = leading(output) is self._edited_output and self._edited_output is not None
                 if isinstance(output, tuple):
-                    self._memo.rest = tuple(_only_read(output, aside.read)[1:])
+                    self._memo.rest = tuple(_only_read(output, skipped_module.read)[1:])
                 return output
 
-            return noted
+            return recorded
 
         return change
 
@@ -170,17 +169,17 @@ class Recording:
 
 
 def recipes(trace: Trace, block: nn.Module, edited: Collection[nn.Module], tokens: int) -> list[Recipe]:
-    """What may stand aside, the most first: all that can, then only what the block itself calls; perhaps nothing.
+    """The possible recipes, largest first: all skippable modules, then only direct children of the block; or none.
 
     Args:
-        trace: of a pass through the block, with all its modules followed.
-        edited: modules within the block.
-        tokens: that went through.
+        trace: of a pass through the block that followed all its modules.
+        edited: the edited modules in the block.
+        tokens: the number of tokens in the pass.
     """
     whole = next((call for call in trace.calls if call.module is block and call.ended is not None), None)
     calls = [call for call in trace.calls if call.module in edited]
     if whole is None or {call.module for call in calls} != set(edited):
-        return []  # a parameter that is used without a call of its module may be used anywhere
+        return []  # a parameter used without a call of its module may be used anywhere
     first = calls[0]
     chain = [first]
     while chain[0] is not whole:
@@ -191,43 +190,43 @@ def recipes(trace: Trace, block: nn.Module, edited: Collection[nn.Module], token
     times = Counter(call.module for call in trace.calls)
     edit = trace.depending(parameter for module in edited for parameter in module.parameters(recurse=False))
     touched = [one.call for one in trace.operations if one.call is not None and (one.read | one.made) & edit]
-    handing_on = [call for call in trace.calls if storages(call.output) & edit]
-    dependent = {ancestor for call in {*touched, *handing_on, *calls} for ancestor in call.upwards()}
+    returning_edit = [call for call in trace.calls if storages(call.output) & edit]
+    dependent = {ancestor for call in {*touched, *returning_edit, *calls} for ancestor in call.upwards()}
 
-    def asides(parents: Sequence[Call]) -> list[Call]:
+    def skipped(parents: Sequence[Call]) -> list[Call]:
         return [
             call for call in trace.calls
             if call.ended is not None and call not in dependent and times[call.module] == 1
             and any(call.parent is parent for parent in parents) and _returns_tensors(call.output)
         ]  # fmt: skip
 
-    found: list[Recipe | None] = []
-    enclosing = next((i for i in range(1, len(chain) - 1) if _hands_on(chain[i], first, calls, times)), None)
+    candidates: list[Recipe | None] = []
+    enclosing = next((i for i in range(1, len(chain) - 1) if _returns_unchanged(chain[i], first, calls, times)), None)
     if enclosing is not None and not storages((first.args, first.kwargs)) & edit:
-        found.append(_recipe(trace, whole, asides(chain[:enclosing]), chain[enclosing], first, tokens))
-    if not any(found):
-        found.append(_recipe(trace, whole, asides(chain), None, first, tokens))
-    outermost = [call for call in asides(chain[:1]) if _costly(call.module)]
-    found.append(_recipe(trace, whole, outermost, None, first, tokens))
-    made = [recipe for recipe in found if recipe is not None]
+        candidates.append(_recipe(trace, whole, skipped(chain[:enclosing]), chain[enclosing], first, tokens))
+    if not any(candidates):
+        candidates.append(_recipe(trace, whole, skipped(chain), None, first, tokens))
+    outermost = [call for call in skipped(chain[:1]) if _costly(call.module)]
+    candidates.append(_recipe(trace, whole, outermost, None, first, tokens))
+    made = [recipe for recipe in candidates if recipe is not None]
     return made if len(made) < 2 or made[0].bytes_per_token > made[1].bytes_per_token else made[:1]
 
 
 def _recipe(
-    trace: Trace, whole: Call, asides: list[Call], enclosing: Call | None, first: Call, tokens: int
+    trace: Trace, whole: Call, skipped: list[Call], enclosing: Call | None, first: Call, tokens: int
 ) -> Recipe | None:
-    """None where nothing worth it stands aside, or where something would be missing."""
+    """Makes a recipe; None if it would save nothing, or would leave an output unset that is read."""
 
     def computed(call: Call | None) -> bool:
-        """Whether what a call itself does still happens."""
+        """Whether a call's own operations are still executed."""
         if call is None or call.within(first):
             return True
-        return not any(call.within(gone) for gone in (*asides, *((enclosing,) if enclosing else ())))
+        return not any(call.within(gone) for gone in (*skipped, *((enclosing,) if enclosing else ())))
 
-    final = storages(leading(whole.output))  # all that a block which stands aside is known by
+    final = storages(leading(whole.output))  # the only output of the block that later blocks read
 
     def read(tensor: Any, since: int | None) -> bool:
-        """Whether something still reads a tensor after it was returned."""
+        """Whether an operation that is still executed reads the tensor after it was returned."""
         own = storages(tensor)
         return bool(own & final) or any(
             one.when > (since or 0) and own & one.read and computed(one.call) for one in trace.operations
@@ -238,21 +237,21 @@ def _recipe(
 
     if enclosing is not None and any(reads(enclosing)[1:]):
         return None
-    if not any(_costly(call.module) for call in asides) and enclosing is None:
+    if not any(_costly(call.module) for call in skipped) and enclosing is None:
         return None
-    kept = [Aside(call.module, reads(call)) for call in asides]
-    held: list[Any] = [_only_read(call.output, one.read) for call, one in zip(asides, kept, strict=True)]
+    kept = [SkippedModule(call.module, reads(call)) for call in skipped]
+    held: list[Any] = [_only_read(call.output, one.read) for call, one in zip(skipped, kept, strict=True)]
     around = None
     if enclosing is not None:
-        around = Aside(enclosing.module, (True,) + (False,) * (len(_several(enclosing.output)) - 1))
+        around = SkippedModule(enclosing.module, (True,) + (False,) * (len(_several(enclosing.output)) - 1))
         held += [first.args, first.kwargs]
     sizes = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in _tensors(held) if any(t.stride())}
     edited = first.module if enclosing is not None else None
     return Recipe(tuple(kept), around, edited, sum(sizes.values()) / tokens)
 
 
-def _hands_on(call: Call, first: Call, edited: Sequence[Call], times: Counter[nn.Module]) -> bool:
-    """Whether a call returned just what the edited module within it had returned."""
+def _returns_unchanged(call: Call, first: Call, edited: Sequence[Call], times: Counter[nn.Module]) -> bool:
+    """Whether a call returned the output of the edited module within it unchanged."""
     return (
         times[call.module] == times[first.module] == 1
         and _returns_tensors(call.output)
@@ -264,14 +263,14 @@ def _hands_on(call: Call, first: Call, edited: Sequence[Call], times: Counter[nn
 
 
 def _modules(recipe: Recipe) -> list[nn.Module]:
-    found = [aside.module for aside in recipe.asides]
+    modules = [skipped_module.module for skipped_module in recipe.skipped]
     if recipe.enclosing is not None and recipe.edited is not None:
-        found += [recipe.enclosing.module, recipe.edited]
-    return found
+        modules += [recipe.enclosing.module, recipe.edited]
+    return modules
 
 
 def _costly(module: nn.Module) -> bool:
-    """Whether it multiplies by a matrix: anything less is as soon computed as fetched."""
+    """Whether the module multiplies by a matrix; anything cheaper is not worth recording."""
     return any(parameter.ndim > 1 for parameter in module.parameters())
 
 
@@ -286,12 +285,12 @@ def _returns_tensors(output: Any) -> bool:
 
 
 def _only_read(output: Any, read: tuple[bool, ...]) -> Any:
-    """An output without what nobody reads: there stands something of the same form that takes no memory."""
-    kept = tuple(one if wanted else _idle(one) for one, wanted in zip(_several(output), read, strict=True))
+    """An output in which unread tensors are replaced by placeholders of the same shape that take no memory."""
+    kept = tuple(one if wanted else _placeholder(one) for one, wanted in zip(_several(output), read, strict=True))
     return kept if isinstance(output, tuple) else kept[0]
 
 
-def _idle(one: Any) -> Any:
+def _placeholder(one: Any) -> Any:
     if not isinstance(one, torch.Tensor):
         return one
     return torch.full((), float("nan") if one.is_floating_point() else 0, dtype=one.dtype, device=one.device).expand(

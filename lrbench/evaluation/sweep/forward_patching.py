@@ -1,4 +1,4 @@
-"""Other forwards for some modules, for a while; and what a pass called, in which order, with what."""
+"""Temporarily replaces the forwards of modules, and traces the calls and operations of a pass."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 Forward = Callable[..., Any]
-#: a module, and what makes its new forward from the one it has
-Change = tuple[nn.Module, Callable[[Forward], Forward]]
+#: A module, and a function from its current forward to its new one.
+Patch = tuple[nn.Module, Callable[[Forward], Forward]]
 
 _MISSING = object()
 
 
-def answering(answer: Any) -> Forward:
-    """A forward that has its answer already."""
+def returning(answer: Any) -> Forward:
+    """A forward that ignores its arguments and returns `answer`."""
     return lambda *_, **__: answer
 
 
-def instead(module: nn.Module, forward: Forward) -> Change:
-    """The change that leaves nothing of a module's own forward."""
+def replacing(module: nn.Module, forward: Forward) -> Patch:
+    """The patch that replaces a module's forward."""
     return module, lambda _: forward
 
 
 @contextmanager
-def changed(changes: Iterable[Change]) -> Iterator[None]:
-    """Changes forwards one after the other; what instances had as `forward` comes back afterwards."""
+def patched(patches: Iterable[Patch]) -> Iterator[None]:
+    """Applies patches in turn; afterwards each instance has its previous `forward` again."""
     kept: list[tuple[nn.Module, Any]] = []
     try:
-        for module, change in changes:
+        for module, change in patches:
             forward = change(module.forward)
             kept.append((module, module.__dict__.get("forward", _MISSING)))
             module.__dict__["forward"] = forward
@@ -52,9 +52,10 @@ class Call:
     """One call of a module.
 
     Attributes:
-        parent: the call within which it was made.
-        begun, ended: places in the order of all beginnings and ends; `ended` is None where the pass was cut short.
-        version: of the first tensor returned, at the end: another one later tells that it was written to.
+        parent: the enclosing call.
+        begun, ended: times on the trace's clock; `ended` is None if the pass was cut short.
+        version: torch's version counter of the first returned tensor at the end of the call. A higher one later shows
+            that the tensor was modified in place.
     """
 
     module: nn.Module
@@ -67,20 +68,20 @@ class Call:
     version: int | None = None
 
     def upwards(self) -> Iterator[Call]:
-        """Itself, and the calls within which it was made, from the innermost out."""
+        """This call and its enclosing calls, innermost first."""
         call: Call | None = self
         while call is not None:
             yield call
             call = call.parent
 
     def within(self, other: Call) -> bool:
-        """Whether it is `other`, or was made by it, directly or not."""
+        """Whether this is `other` or was made, directly or indirectly, by it."""
         return any(call is other for call in self.upwards())
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation: the innermost call, the storages that it read, and those that it returned or wrote to."""
+    """A tensor operation: its time, its innermost call, the storages it read, and those it returned or wrote to."""
 
     when: int
     call: Call | None
@@ -89,13 +90,13 @@ class Operation:
 
 
 class Trace(TorchDispatchMode):
-    """Follows a pass: the calls of some modules, and the operations on tensors.
+    """Records the calls of some modules, and all tensor operations, of a pass.
 
-    Whatever the operations returned lives as long as the trace, so that no two tensors seem to lie in one place.
+    It keeps every returned tensor alive, so that no storage address is reused during the trace.
 
     Attributes:
-        calls: in the order of their beginnings.
-        operations: in their order.
+        calls: in the order in which they began.
+        operations: in the order of execution.
     """
 
     def __init__(self) -> None:
@@ -106,8 +107,8 @@ class Trace(TorchDispatchMode):
         self._alive: list[Any] = []
         self._clock = 0
 
-    def follow(self, module: nn.Module) -> Change:
-        """The change that makes a module's calls known."""
+    def follow(self, module: nn.Module) -> Patch:
+        """The patch that records a module's calls."""
 
         def change(forward: Forward) -> Forward:
             def followed(*args: Any, **kwargs: Any) -> Any:
@@ -128,12 +129,12 @@ class Trace(TorchDispatchMode):
         return module, change
 
     def depending(self, tensors: Iterable[torch.Tensor]) -> set[int]:
-        """Storages of which anything was computed from any of these tensors."""
-        found = storages(list(tensors))
+        """The storages of these tensors and of everything computed from them."""
+        dependent = storages(list(tensors))
         for operation in self.operations:
-            if operation.read & found:
-                found |= operation.made
-        return found
+            if operation.read & dependent:
+                dependent |= operation.made
+        return dependent
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
@@ -152,19 +153,20 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[A
     """The arguments that an operation writes to."""
     if not func._schema.is_mutable:
         return []
-    given = [args[i] if i < len(args) else kwargs.get(one.name) for i, one in enumerate(func._schema.arguments)]
+    parameters = func._schema.arguments
+    values = [args[i] if i < len(args) else kwargs.get(parameter.name) for i, parameter in enumerate(parameters)]
     return [
-        value for value, one in zip(given, func._schema.arguments, strict=True)
-        if one.alias_info is not None and one.alias_info.is_write
+        value for value, parameter in zip(values, parameters, strict=True)
+        if parameter.alias_info is not None and parameter.alias_info.is_write
     ]  # fmt: skip
 
 
 def leading(output: Any) -> torch.Tensor | None:
-    """What a module returns, or the first of several things; None where that is no tensor."""
+    """The output, or its first element if it is a tuple; None if that is not a tensor."""
     first = output[0] if isinstance(output, tuple) and output else output
     return first if isinstance(first, torch.Tensor) else None
 
 
 def storages(tree: Any) -> set[int]:
-    """Where the tensors in nested tuples, lists and dicts lie."""
+    """The storage addresses of all tensors in nested tuples, lists and dicts."""
     return {leaf.untyped_storage()._cdata for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)}

@@ -1,4 +1,4 @@
-"""The hidden states that enter the first edited block: computed once with the original weights, and kept."""
+"""The hidden states that enter the first edited block, computed once with the original weights."""
 
 from __future__ import annotations
 
@@ -6,33 +6,35 @@ from collections.abc import Sequence
 
 import torch
 
-from lrbench.evaluation.sweep.activation_cache import Memos
+from lrbench.evaluation.sweep.activation_cache import ActivationCache
 from lrbench.evaluation.sweep.batches import Batch
-from lrbench.evaluation.sweep.partial_forward import Passes
+from lrbench.evaluation.sweep.partial_forward import PartialForward
 
 
 class Frontier:
-    """Keeps the states of some batches at one block, and moves them up.
+    """Keeps the hidden states of some batches at one block, and moves them up to later blocks.
 
     Move it only while the model has its original weights.
 
     Attributes:
-        block: whose input is kept; 0 where nothing is, since there the model starts from tokens.
+        block: the block whose input is kept; 0 if nothing is, since a pass from block 0 starts from tokens.
     """
 
-    def __init__(self, passes: Passes) -> None:
+    def __init__(self, passes: PartialForward) -> None:
         self.block = 0
         self._passes = passes
         self._batches: Sequence[Batch] = ()
         self._states: list[torch.Tensor | None] = []
 
-    def at(self, batches: Sequence[Batch], block: int, memos: Memos | None = None) -> list[torch.Tensor | None]:
-        """The states of each batch that enter `block`; for block 0 None, and what is kept stays as it is.
+    def at(
+        self, batches: Sequence[Batch], block: int, cache: ActivationCache | None = None
+    ) -> list[torch.Tensor | None]:
+        """The hidden states that enter `block`, per batch; None for block 0, which leaves the kept states as they are.
 
-        Moving down, or to other batches, starts anew from the tokens.
+        Moving down, or to other batches, starts again from the tokens.
 
         Args:
-            memos: of the block that is left behind, whose parts before the edit need not be computed once more.
+            cache: cached activations of the block that the frontier leaves, which need not be computed again.
         """
         if block == 0 or not self._passes.resume:
             return [None] * len(batches)
@@ -42,14 +44,14 @@ class Frontier:
         if self.block < block:
             try:
                 for index, batch in enumerate(batches):
-                    inside = memos.known(batches, self.block, index) if memos else None
+                    inside = cache.known(batches, self.block, index) if cache else None
                     self._states[index] = self._passes.states(batch, self.block, self._states[index], block, inside)
-            except BaseException:  # some states would be of one block and some of another
+            except BaseException:  # the states would belong to different blocks
                 self.drop()
                 raise
             self.block = block
         return self._states
 
     def drop(self) -> None:
-        """Forgets all states."""
+        """Drops all states."""
         self.block, self._batches, self._states = 0, (), []

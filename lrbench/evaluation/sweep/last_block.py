@@ -1,4 +1,4 @@
-"""Computing only where something is asked: what comes after the last attention treats every position by itself."""
+"""After the last attention, every position is computed independently: so compute only the scored positions."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import torch
 from torch import nn
 
 from lrbench.evaluation.sweep.batches import Batch
-from lrbench.evaluation.sweep.forward_patching import Call, Change, Forward, Trace
+from lrbench.evaluation.sweep.forward_patching import Call, Forward, Patch, Trace
 
-WORTH = 0.9  # of the positions of a batch: where more are asked, picking them out costs what it saves
+WORTH = 0.9  # of a batch's positions; if more than this fraction is scored, selecting them costs as much as it saves
 
 
 def positionwise(trace: Trace, block: nn.Module, shape: tuple[int, int]) -> list[nn.Module]:
-    """Modules that need to compute only at the asked positions.
+    """The modules that need to compute only the scored positions.
 
-    Without regard to names: what is called with hidden states and nothing else (no mask, no positions, no flag) treats
-    positions apart, and whatever else a block calls may bring them together. So in the last block all that it calls
-    with hidden states alone after the last other child, that child's own last projection if it returns what that made,
-    and what the model calls between the last block and its head.
+    Decided by the trace, not by names: a module whose only arguments are hidden states (no mask, positions or flags)
+    treats positions independently; any other module may mix them. In the last block these are the children called
+    after the last mixing child, and that child's own output projection if the child returns its output unchanged;
+    after the block, the modules called up to the head.
 
     Args:
-        trace: of a pass through the last block and all that follows, up to the head.
-        block: the last one.
+        trace: of a pass through the last block, up to the head.
+        block: the last block.
         shape: (rows, length) of the pass.
     """
     called = [call for call in trace.calls if call.module is block]
@@ -33,21 +33,21 @@ def positionwise(trace: Trace, block: nn.Module, shape: tuple[int, int]) -> list
     last = called[0]
     after = [call for call in trace.calls if call.begun > called[0].ended and call.ended is not None]
     outermost = [call for call in after if call.parent is None or call.parent.begun < last.begun]
-    found = [call.module for call in outermost if _alone(call, shape)]
+    modules = [call.module for call in outermost if _only_hidden_states(call, shape)]
     children = [call for call in trace.calls if call.parent is last]
-    mixing = [call for call in children if not _alone(call, shape)]
+    mixing = [call for call in children if not _only_hidden_states(call, shape)]
     if mixing:
-        found += [call.module for call in children if call.begun > mixing[-1].begun]
-        found += _projection(trace, mixing[-1], shape)
-    times = [sum(call.module is module for call in trace.calls) for module in found]
-    return [m for m, count in zip(found, times, strict=True) if count == 1 and any(True for _ in m.parameters())]
+        modules += [call.module for call in children if call.begun > mixing[-1].begun]
+        modules += _projection(trace, mixing[-1], shape)
+    times = [sum(call.module is module for call in trace.calls) for module in modules]
+    return [m for m, count in zip(modules, times, strict=True) if count == 1 and any(True for _ in m.parameters())]
 
 
-def trimming(modules: Sequence[nn.Module], batch: Batch) -> list[Change]:
-    """The changes that make modules compute at a batch's asked positions only; elsewhere they return zeros."""
+def trimming(modules: Sequence[nn.Module], batch: Batch) -> list[Patch]:
+    """The patches that make modules compute only a batch's scored positions and return zeros elsewhere."""
     rows, length = batch.ids.shape
 
-    def change(forward: Forward) -> Forward:
+    def patch(forward: Forward) -> Forward:
         def trimmed(*args: Any, **kwargs: Any) -> Any:
             picked = tuple(_pick(one, batch.asked) for one in args)
             output = forward(*picked, **{name: _pick(one, batch.asked) for name, one in kwargs.items()})
@@ -57,37 +57,37 @@ def trimming(modules: Sequence[nn.Module], batch: Batch) -> list[Change]:
 
         return trimmed
 
-    return [(module, change) for module in modules]
+    return [(module, patch) for module in modules]
 
 
 def _projection(trace: Trace, call: Call, shape: tuple[int, int]) -> list[nn.Module]:
-    """Of what a call made within it, the module whose output it hands on as its own, if it is called so."""
+    """The module inside a call whose output the call returns unchanged, if that module is positionwise."""
     output = call.output[0] if isinstance(call.output, tuple) else call.output
     makers = [one for one in trace.calls if one is not call and one.within(call) and one.output is output]
-    return [makers[0].module] if makers and _alone(makers[0], shape) else []
+    return [makers[0].module] if makers and _only_hidden_states(makers[0], shape) else []
 
 
-def _alone(call: Call, shape: tuple[int, int]) -> bool:
-    """Whether hidden states, (rows, length, width) or (rows · length, width), are all that a call was given."""
-    given = [*call.args, *call.kwargs.values()]
-    return bool(given) and all(isinstance(one, torch.Tensor) and _folded(one.shape, shape) is not None for one in given)
+def _only_hidden_states(call: Call, shape: tuple[int, int]) -> bool:
+    """Whether a call's only arguments are hidden states, (rows, length, width) or (rows · length, width)."""
+    values = [*call.args, *call.kwargs.values()]
+    return bool(values) and all(isinstance(v, torch.Tensor) and _folded(v.shape, shape) is not None for v in values)
 
 
 def _folded(own: torch.Size, shape: tuple[int, int]) -> int | None:
-    """How many dimensions the positions have in hidden states of a shape; None where it has no such form."""
+    """The number of dimensions that index positions in hidden states of shape `own`; None for any other tensor."""
     if len(own) == 3 and own[:2] == shape:
         return 2
     return 1 if len(own) == 2 and own[0] == shape[0] * shape[1] else None
 
 
 def _pick(states: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
-    """(rows, length, width) to (1, asked, width), (rows · length, width) to (asked, width)."""
+    """Selects positions: (rows, length, width) to (1, asked, width), (rows · length, width) to (asked, width)."""
     asked = asked.to(states.device)
     return states.flatten(0, 1).index_select(0, asked)[None] if states.ndim == 3 else states.index_select(0, asked)
 
 
 def _spread(picked: Any, asked: torch.Tensor, rows: int, length: int) -> Any:
-    """The way back; what is no hidden states (nothing, a router's scores) as it is."""
+    """The inverse of `_pick`; values that are not hidden states (None, a router's scores) are returned unchanged."""
     if not isinstance(picked, torch.Tensor) or _folded(picked.shape, (1, len(asked))) is None:
         return picked
     states = picked.new_zeros(rows * length, picked.shape[-1])

@@ -1,6 +1,6 @@
-"""Attention masks for rows that hold trees.
+"""Attention masks for rows of prefix trees.
 
-They are additive: a boolean one is silently wrong where attention runs eager.
+Masks are additive, because eager attention silently computes wrong results with boolean ones.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 class Masks:
-    """Makes the masks of one model.
+    """Makes the masks for one model: a single mask, or a mask per layer type if its configuration names several.
 
-    A model all of whose layers attend alike takes one mask; one whose configuration names several types of layers takes
-    a mask for each. A sliding window must be in the mask: the model adds its own only to masks that it makes.
+    The mask includes any sliding window, because the model applies its own window only to masks that it makes.
     """
 
     def __init__(self, config: Any, dtype: torch.dtype) -> None:
@@ -28,7 +27,7 @@ class Masks:
         self._types = set(getattr(config, "layer_types", None) or ())
 
     def of(self, batch: Batch) -> torch.Tensor | dict[str, torch.Tensor]:
-        """(rows, 1, length, length): 0 where a position sees another (on its path, itself included), else very low."""
+        """(rows, 1, length, length): 0 where a position attends to itself or an ancestor, else the dtype's minimum."""
         assert batch.depths is not None
         assert batch.ends is not None
         place = torch.arange(batch.ids.shape[1], device=batch.ids.device)

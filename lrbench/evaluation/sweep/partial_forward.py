@@ -1,4 +1,4 @@
-"""Running parts of a model through its own forward: some blocks stand aside, and the pass may stop early."""
+"""Runs part of a model through its own forward: leading blocks are skipped, and the pass may stop early."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from transformers import PreTrainedModel
 
 from lrbench.evaluation.sweep.batches import Batch
 from lrbench.evaluation.sweep.block_replay import Memo, Recipe, Recording, recipes
-from lrbench.evaluation.sweep.forward_patching import Change, Trace, answering, changed, instead
+from lrbench.evaluation.sweep.forward_patching import Patch, Trace, patched, replacing, returning
 from lrbench.evaluation.sweep.last_block import WORTH, positionwise, trimming
 from lrbench.evaluation.sweep.masks import Masks
 
 
-class _Stop(Exception):  # noqa: N818 - no error: it ends a pass whose rest is not needed
-    """Carries what the pass was made for."""
+class _Stop(Exception):  # noqa: N818 - not an error: it ends a pass whose rest is not needed
+    """Carries the tensor for which the pass was run."""
 
-    def __init__(self, found: torch.Tensor) -> None:
-        self.found = found
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
 
 
-class Passes:
-    """Parts of a model's forward pass over batches, all without gradients.
+class PartialForward:
+    """Runs parts of a model's forward pass over batches, without gradients and for any model family.
 
-    No family is named. A block stands aside by returning, in the form in which it returns itself, hidden states that
-    were recorded earlier; all else (embeddings, masks, rotary angles) the model makes as ever. What is asked of the
-    head is put in as the head's input, so that scaled and capped logits come out as the model computes them.
+    A skipped block returns recorded hidden states in its usual output format; the model itself still makes embeddings,
+    masks and rotary angles. Logits are computed by replacing the head's input in the model's own forward, so that the
+    model's scaling and capping of logits apply.
 
     Args:
         blocks: the decoder blocks.
-        resume: whether blocks may stand aside at all; else every pass goes through all of them.
+        resume: whether leading blocks may be skipped; otherwise every pass runs all of them.
 
     Attributes:
-        width: of the hidden states, once recorded.
-        trim: whether what follows the last attention computes at the asked positions only. Hidden states elsewhere
-            then mean nothing.
-        trimmed: the modules that this concerns, once recorded.
-        vocabulary: how many logits a position has.
+        width: the width of hidden states, after `record`.
+        trim: whether modules after the last attention compute only scored positions; hidden states elsewhere are
+            then meaningless.
+        trimmed: these modules, after `record`.
+        vocabulary: logits per position.
     """
 
     def __init__(self, model: PreTrainedModel, blocks: Sequence[nn.Module], *, resume: bool = True) -> None:
@@ -49,25 +49,25 @@ class Passes:
         self.trim = False
         self.trimmed: list[nn.Module] = []
         self._masks = Masks(model.config, model.dtype)
-        self._forms: list[int | None] = []  # of each block: how many things it returns; None: a bare tensor
+        self._forms: list[int | None] = []  # per block: the length of the tuple that it returns; None: a bare tensor
         self.width = 0
-        self.vocabulary = int(model.get_output_embeddings().weight.shape[0])  # an edited head may hold no such matrix
+        self.vocabulary = int(model.get_output_embeddings().weight.shape[0])  # an edited head may have no weight
 
     @property
     def _head(self) -> nn.Module:
-        """The one that is there now: an edit may have put another in its place."""
+        """The current head, which an edit may have replaced."""
         return self.model.get_output_embeddings()
 
     @torch.no_grad()
     def states(
         self, batch: Batch, start: int, states: torch.Tensor | None, stop: int, inside: Memo | Recording | None = None
     ) -> torch.Tensor:
-        """Hidden states that leave block `stop` - 1, (rows, length, width).
+        """The output of block `stop` - 1, (rows, length, width).
 
         Args:
-            start: the first block that computes; those below stand aside.
-            states: what left block `start` - 1; None where `start` is 0.
-            inside: what of block `start` stands aside, or is to be remembered for that.
+            start: the first block to run; earlier ones are skipped.
+            states: the output of block `start` - 1; None if `start` is 0.
+            inside: replays or records modules of block `start`.
         """
 
         def caught(_module: nn.Module, _args: Any, output: Any) -> None:
@@ -83,7 +83,7 @@ class Passes:
     def asked(
         self, batch: Batch, start: int, states: torch.Tensor | None, inside: Memo | Recording | None = None
     ) -> torch.Tensor:
-        """What enters the head at the asked positions, (positions, width); arguments as in `states`."""
+        """The head's input at the scored positions, (positions, width); arguments as in `states`."""
 
         def caught(_module: nn.Module, args: tuple[Any, ...]) -> None:
             raise _Stop(args[0])
@@ -99,10 +99,10 @@ class Passes:
     def recipes(
         self, batch: Batch, start: int, states: torch.Tensor | None, edited: Collection[nn.Module]
     ) -> list[Recipe]:
-        """What of block `start` need not be computed again once remembered, if only `edited` in it change.
+        """The recipes for replaying block `start` when only the `edited` modules change.
 
         Args:
-            batch, states: to find it out with, in a pass through this block.
+            batch, states: the input of the traced pass through the block.
         """
         block = self.blocks[start]
         if not set(edited) <= set(block.modules()):
@@ -110,7 +110,7 @@ class Passes:
         trace, trim = Trace(), self.trim
         self.trim = False
         try:
-            with changed(trace.follow(module) for module in block.modules()), trace:
+            with patched(trace.follow(module) for module in block.modules()), trace:
                 self.states(batch, start, states, start + 1)
         finally:
             self.trim = trim
@@ -118,34 +118,34 @@ class Passes:
 
     @torch.no_grad()
     def logits(self, entering: torch.Tensor) -> torch.Tensor:
-        """Logits (positions, vocabulary), float32, from what enters the head (positions, width)."""
+        """Logits (positions, vocabulary), float32, from the head's input (positions, width)."""
 
         def replaced(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             return (entering[None].to(args[0].device), *args[1:])
 
         one = torch.zeros(1, 1, dtype=torch.long, device=self.model.device)
-        idle = torch.zeros(1, 1, self.width, dtype=entering.dtype, device=entering.device)
+        placeholder = torch.zeros(1, 1, self.width, dtype=entering.dtype, device=entering.device)
         hook = self._head.register_forward_pre_hook(replaced)
         try:
-            with changed(self._aside(len(self.blocks) if self.resume else 0, idle)):
+            with patched(self._skipping(len(self.blocks) if self.resume else 0, placeholder)):
                 return self.model(input_ids=one, use_cache=False).logits[0].to(entering.device).float()
         finally:
             hook.remove()
 
     @torch.no_grad()
     def record(self, batch: Batch) -> None:
-        """Learns in what form each block returns, how wide, and what may be trimmed; needed before any of these."""
+        """Records each block's output format, the width, and the trimmable modules; call it before a partial pass."""
         forms: dict[int, int | None] = {}
 
-        def noted(module: nn.Module, _args: Any, output: Any) -> None:
+        def recorded(module: nn.Module, _args: Any, output: Any) -> None:
             forms[id(module)] = None if isinstance(output, torch.Tensor) else len(output)
             self.width = (output if isinstance(output, torch.Tensor) else output[0]).shape[-1]
 
         trace, self.trimmed = Trace(), []
         below = {module for block in self.blocks[:-1] for module in block.modules()}
-        hooks = [block.register_forward_hook(noted) for block in self.blocks]
+        hooks = [block.register_forward_hook(recorded) for block in self.blocks]
         try:
-            with changed(trace.follow(module) for module in self.model.modules() if module not in below):
+            with patched(trace.follow(module) for module in self.model.modules() if module not in below):
                 self.asked(batch, 0, None)
         finally:
             for hook in hooks:
@@ -160,21 +160,21 @@ class Passes:
         arguments: dict[str, Any] = {"input_ids": batch.ids, "use_cache": False}
         if batch.depths is not None:
             arguments |= {"position_ids": batch.depths, "attention_mask": self._masks.of(batch)}
-        changes = [*self._aside(start, states), *(inside.inner() if inside else ())]
+        patches = [*self._skipping(start, states), *(inside.inner() if inside else ())]
         if last and self.trim and len(batch.asked) <= WORTH * batch.ids.numel():
-            changes += trimming(self.trimmed, batch)
+            patches += trimming(self.trimmed, batch)
         if isinstance(inside, Recording):
-            changes += inside.outer()
+            patches += inside.outer()
         try:
-            with changed(changes):
+            with patched(patches):
                 self.model(**arguments)
         except _Stop as stop:
-            return stop.found
-        raise RuntimeError("the model's forward pass went by the place where it was to be stopped")
+            return stop.tensor
+        raise RuntimeError("the model's forward pass did not reach the module where it was to stop")
 
-    def _aside(self, count: int, states: torch.Tensor | None) -> list[Change]:
-        """The first `count` blocks return `states`."""
+    def _skipping(self, count: int, states: torch.Tensor | None) -> list[Patch]:
+        """The patches that make the first `count` blocks return `states`."""
         return [
-            instead(block, answering(states if form is None else (states, *[None] * (form - 1))))
+            replacing(block, returning(states if form is None else (states, *[None] * (form - 1))))
             for block, form in zip(self.blocks[:count], self._forms, strict=False)
         ]

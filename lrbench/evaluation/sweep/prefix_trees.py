@@ -1,4 +1,4 @@
-"""Sharing: queries that begin alike become one tree of tokens, in which what they share stands once."""
+"""Prefix trees: queries with a common prefix become one tree of tokens that holds the prefix once."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lrbench.evaluation.sweep.queries import Query
 
 @dataclass(frozen=True)
 class Costs:
-    """What a row of L tokens costs in one block, in multiply-adds: `token`·L + `pair`·L².
+    """The cost of a row of L tokens in one block, in multiply-adds: `token`·L + `pair`·L².
 
     Attributes:
-        token: numbers in a block, about: each meets each token once.
-        pair: for each two positions of a row; the mask saves nothing, what it hides is computed too.
-        longest: tokens that a tree may have unless a single query needs more.
+        token: about the number of parameters in a block.
+        pair: multiply-adds of attention per pair of positions; masked pairs are computed too.
+        longest: the maximum number of tokens in a tree of several queries.
     """
 
     token: float
@@ -31,14 +31,14 @@ class Costs:
 
 @dataclass
 class Tree:
-    """Queries that share their beginnings. Tokens stand in depth-first order.
+    """Queries merged at their common prefixes, with tokens in depth-first order.
 
     Attributes:
-        tokens, depths: of each node.
-        ends: of each node, where its subtree ends: node j is i or above i where j <= i < ends[j].
-        asked: of each query, its index and the nodes that predict its targets.
-        alone: tokens that its queries would have without sharing.
-        chain: no node has two children, so that a plain causal row computes the same.
+        tokens, depths: (nodes,), the token and depth of each node.
+        ends: (nodes,), the end of each node's subtree: node j is i or an ancestor of i iff j <= i < ends[j].
+        asked: per query, its index and the nodes that predict its targets.
+        alone: the total number of tokens of its queries before merging.
+        chain: whether no node has two children, so that a plain causal row computes the same.
     """
 
     tokens: np.ndarray
@@ -50,12 +50,12 @@ class Tree:
 
     @property
     def size(self) -> int:
-        """Nodes."""
+        """The number of nodes."""
         return len(self.tokens)
 
 
 class _Growing:
-    """A tree to which queries are added in the order of their tokens: only the last path can still grow."""
+    """A tree under construction. Queries are added in token order, so only the last path can still grow."""
 
     def __init__(self) -> None:
         self.tokens: list[np.ndarray] = []
@@ -67,7 +67,7 @@ class _Growing:
         self.chain = True
 
     def shared(self, query: Query) -> int:
-        """How many of its first tokens are here already."""
+        """The length of the prefix that the query has in common with the last path."""
         n = min(len(self.read), len(query.tokens))
         different = np.flatnonzero(self.read[:n] != query.tokens[:n])
         return int(different[0]) if len(different) else n
@@ -94,15 +94,15 @@ class _Growing:
 
 
 def grow(queries: Sequence[Query], order: Sequence[int], costs: Costs | None) -> Iterator[Tree]:
-    """Trees that together hold every query.
+    """Yields trees that together hold every query.
 
-    A query joins the tree of the one before it where that costs less than to stand alone, and no more for each token
-    asked than the tree does without it. So choices share their context, and documents their few-shot examples as long
-    as the row does not become too long for that.
+    A query joins the tree of its predecessor if that costs less than a row of its own, and no more per query token
+    than the tree costs without it. So the choices of a document are merged at its context, and documents at their
+    few-shot examples, unless the row becomes too long.
 
     Args:
-        order: indices into `queries` in the order of their tokens (`Query.key`).
-        costs: None: only a query that begins with all of another joins it, which a causal model allows without a mask.
+        order: indices into `queries`, sorted by `Query.key`.
+        costs: None: merge only a query that extends the whole of another, which needs no mask in a causal model.
     """
     growing = _Growing()
     for index in order:
@@ -134,7 +134,7 @@ def _joins(tree: _Growing, query: Query, shared: int, costs: Costs | None) -> bo
 
 
 def _ends(depths: np.ndarray) -> np.ndarray:
-    """Where each subtree ends: at the next node that is not deeper."""
+    """The end of each subtree: the next node that is not deeper."""
     ends = np.full(len(depths), len(depths))
     starts = np.flatnonzero(np.diff(depths, prepend=-1) != 1)  # of the branches after the first
     last_at = np.full(int(depths.max(initial=0)) + 2, -1)  # depth -> the node of the current path

@@ -1,4 +1,4 @@
-"""What is asked of the model: tokens, and the tokens that are to be predicted at their end."""
+"""Log-likelihood requests as token arrays."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lrbench.tasks.frozen_requests import Pair
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """One log-likelihood request, as the model sees it.
+    """One log-likelihood request.
 
     Attributes:
-        tokens: (n,), what the model reads.
-        targets: (k,), k <= n: what its last k positions are asked to predict.
+        tokens: (n,), the model's input.
+        targets: (k,), k <= n: the tokens whose probability is scored at the last k positions.
     """
 
     tokens: np.ndarray
@@ -25,23 +25,23 @@ class Query:
 
     @property
     def key(self) -> bytes:
-        """Sorts as the tokens do, a prefix before what it begins."""
+        """A sort key in the order of the tokens; a prefix sorts before its extensions."""
         return self.tokens.astype(">u4").tobytes()
 
     def last(self, count: int) -> Query:
-        """The same tokens, of which only the last `count` predictions are asked for."""
+        """The same tokens with only the last `count` targets."""
         return Query(self.tokens, self.targets[-count:])
 
 
 def make_queries(pairs: Iterable[Pair], longest: int) -> list[Query]:
-    """Queries from contexts and continuations, cut from the left as lm-eval does it.
+    """Makes queries from contexts and continuations, truncated on the left as lm-eval does.
 
     Args:
-        longest: tokens that the model may read at once.
+        longest: the model's maximum input length, in tokens.
 
     Raises:
-        EvaluationError: an empty context or continuation, or a continuation longer than the model may read; lm-eval
-            refuses them too.
+        EvaluationError: an empty context or continuation, or a continuation longer than `longest`; lm-eval refuses
+            them too.
     """
     made = []
     for _, context, continuation in pairs:

@@ -1,4 +1,4 @@
-"""The self-check: a few queries, chosen to be hard, scored by the plain model and by the engine."""
+"""The self-check: scores a few hard queries with the plain model and with the engine, and compares."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lrbench.evaluation.sweep.answers import Tally, predictions
-from lrbench.evaluation.sweep.batches import PLAIN_FROM, Batch, Layout, make_batches, make_uneven
+from lrbench.evaluation.sweep.batches import PLAIN_FROM, Batch, BatchLayout, make_batches, make_uneven
 from lrbench.evaluation.sweep.block_replay import Recording
 from lrbench.evaluation.sweep.frontier import Frontier
-from lrbench.evaluation.sweep.partial_forward import Passes
+from lrbench.evaluation.sweep.partial_forward import PartialForward
 from lrbench.evaluation.sweep.prefix_trees import Costs, Tree, grow
 from lrbench.evaluation.sweep.queries import Query
 from lrbench.models.edit import edited
 from lrbench.models.slots import WeightSlot
 
-ASKED = 64  # predictions a query, at most: with all of a long window's, the plain model's logits would fill the memory
+ASKED = 64  # maximum predictions per query: the plain model's logits of a whole long window would fill the memory
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What may differ.
+    """The largest accepted differences.
 
     Attributes:
-        entering: what enters the head, as a share of its norm. The sharper test: where a model's logits hardly depend
-            on the context, log-likelihoods agree although the wrong tokens were attended to.
-        absolute, relative: of a query's log-likelihood; the larger of the two counts.
+        entering: of the head's input, relative to its norm. This is the sharper test: if logits hardly depend on the
+            context, log-likelihoods agree even if the wrong tokens were attended to.
+        absolute, relative: of a query's log-likelihood; the larger bound applies.
     """
 
     entering: float
@@ -49,19 +49,20 @@ TOLERANCES = {
 
 
 @dataclass(frozen=True)
-class Plain:
-    """What the plain model says of one query: what enters its head at the asked positions, and its log-likelihood."""
+class Reference:
+    """The plain model's result for one query: its head's input at the scored positions, and the log-likelihood."""
 
     entering: torch.Tensor
     loglikelihood: float
 
 
 @dataclass(frozen=True)
-class Compared:
-    """The largest differences over all queries and block boundaries, and whether they are tolerable.
+class Comparison:
+    """The largest differences over all queries and block boundaries.
 
     Attributes:
-        exact: starting at a later block changed nothing, to the last bit.
+        passed: whether they are within the tolerance.
+        exact: whether results are bit-identical whatever block a pass starts from.
     """
 
     entering: float
@@ -69,20 +70,19 @@ class Compared:
     passed: bool
     exact: bool
 
-    def __and__(self, other: Compared) -> Compared:
-        """Both: the larger differences, tolerable if both are."""
-        return Compared(
+    def __and__(self, other: Comparison) -> Comparison:
+        """Combines two comparisons: the larger differences; passed and exact if both are."""
+        return Comparison(
             max(self.entering, other.entering), max(self.loglikelihood, other.loglikelihood),
             self.passed and other.passed, self.exact and other.exact,
         )  # fmt: skip
 
 
 def choose(queries: Sequence[Query], trees: Sequence[Tree]) -> list[Query]:
-    """The longest query (past any sliding window, if one is), the shortest few, and forks.
+    """Chooses hard queries: the longest (which may exceed a sliding window), a few of the shortest, and forks.
 
-    Of trees that fork the longest, the shortest and the bushiest; of chains the longest one that stands under a mask.
-
-    The longest is asked for no more than half of what it could be: there must be positions that nobody asks about.
+    Forks are taken from the longest, the shortest and the bushiest forked tree, and from chains the longest one that
+    needs a mask. Of the longest query at most half of the positions are scored, so that some positions are unscored.
     """
     forked = [tree for tree in trees if not tree.chain]
     chosen: dict[int, None] = {max(range(len(queries)), key=lambda index: len(queries[index].tokens)): None}
@@ -102,7 +102,7 @@ def choose(queries: Sequence[Query], trees: Sequence[Tree]) -> list[Query]:
 
 
 def _fork(tree: Tree) -> tuple[int, int]:
-    """Two queries of a tree that is no chain, of which neither begins with all of the other."""
+    """Two queries of a forked tree, neither of which is a prefix of the other."""
     for (one, nodes), (other, following) in pairwise(tree.asked):
         if following[-1] >= tree.ends[nodes[-1]]:
             return one, other
@@ -110,14 +110,14 @@ def _fork(tree: Tree) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def plainly(model: PreTrainedModel, query: Query) -> Plain:
-    """Scores one query by itself, without a mask, without padding, with nothing standing aside."""
+def score_plainly(model: PreTrainedModel, query: Query) -> Reference:
+    """Scores one query by itself with the plain model: no mask, no padding, no skipped module."""
     entering: list[torch.Tensor] = []
     head: nn.Module = model.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda _module, args: entering.append(args[0]))
     asked = len(query.targets)
     keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
-    only = {"logits_to_keep": asked} if keeps else {}  # of a long window all logits are gigabytes
+    only = {"logits_to_keep": asked} if keeps else {}  # all logits of a long window take gigabytes
     try:
         tokens = torch.from_numpy(query.tokens)[None].to(model.device)
         logits = model(tokens, use_cache=False, **only).logits[0, -asked:].float()
@@ -125,25 +125,25 @@ def plainly(model: PreTrainedModel, query: Query) -> Plain:
         hook.remove()
     targets = torch.from_numpy(query.targets).to(logits.device)
     loglikelihood = logits.log_softmax(-1).gather(1, targets[:, None]).double().sum()
-    return Plain(entering[0][0, -asked:], float(loglikelihood))
+    return Reference(entering[0][0, -asked:], float(loglikelihood))
 
 
-def make_check(queries: Sequence[Query], layout: Layout, device: torch.device) -> list[Batch]:
-    """The chosen queries in batches, the smallest last.
+def make_check(queries: Sequence[Query], layout: BatchLayout, device: torch.device) -> list[Batch]:
+    """Batches of the chosen queries, the smallest last.
 
-    Whatever can be shared is, and the shortest go into one row, so that nothing is left untested because it is dear.
+    All common prefixes are merged and the shortest queries share a row, so that both are tested whatever they cost.
     """
     several = sum(sorted(len(query.tokens) for query in queries)[:3])
     batches = make_batches(queries, _order(queries), replace(layout, row=several, costs=_sharing(layout)), device)
     return sorted(batches, key=lambda batch: -batch.ids.numel())
 
 
-def make_side_by_side(queries: Sequence[Query], layout: Layout, device: torch.device) -> list[Batch]:
-    """Those of the chosen queries that stand under masks, in rows of different lengths beside each other.
+def make_side_by_side(queries: Sequence[Query], layout: BatchLayout, device: torch.device) -> list[Batch]:
+    """Batches of the chosen queries that need masks, in rows of different lengths.
 
-    So it is seen that a model looks at the masks and positions of every row, and that padding is nowhere seen; the
-    first row has most of it, so that what is its alone does for no other. Forks stay together, and nothing else: one
-    first token that all have in common would put them all into one row.
+    They test that the model uses the mask and positions of every row and ignores padding; the first row is the
+    shortest, so that its mask fits no other row. Only forks are merged: otherwise a first token common to all queries
+    would put them all into one row.
     """
     order, trees = _order(queries), list[Tree]()
     while order:
@@ -154,7 +154,7 @@ def make_side_by_side(queries: Sequence[Query], layout: Layout, device: torch.de
 
 
 def _fork_late(one: Query, other: Query) -> bool:
-    """Whether the shorter of two queries has half of its tokens, or more, in common with the other."""
+    """Whether the common prefix of two queries has at least half of the tokens of the shorter one."""
     length = min(len(one.tokens), len(other.tokens))
     different = np.flatnonzero(one.tokens[:length] != other.tokens[:length])
     return 2 * (int(different[0]) if len(different) else length) >= length
@@ -164,18 +164,22 @@ def _order(queries: Sequence[Query]) -> list[int]:
     return sorted(range(len(queries)), key=lambda index: queries[index].key)
 
 
-def _sharing(layout: Layout) -> Costs:
-    """Costs by which whatever can be shared is."""
+def _sharing(layout: BatchLayout) -> Costs:
+    """Costs under which all common prefixes are merged."""
     return Costs(token=1.0, pair=0.0, longest=layout.costs.longest)
 
 
 def compare(
-    passes: Passes, batches: Sequence[Batch], plain: Sequence[Plain], tolerance: Tolerance, starts: Collection[int]
-) -> Compared:
-    """Scores `batches` from some block boundaries on and holds the answers to their queries against `plain`.
+    passes: PartialForward,
+    batches: Sequence[Batch],
+    plain: Sequence[Reference],
+    tolerance: Tolerance,
+    starts: Collection[int],
+) -> Comparison:
+    """Scores `batches` from several start blocks and compares the answers with `plain`.
 
     Raises:
-        Exception: whatever the model raises where it does not take the mask, or blocks that stand aside.
+        Exception: whatever the model raises if it does not accept the mask or skipped blocks.
     """
     entering = loglikelihood = 0.0
     passed = exact = True
@@ -188,13 +192,15 @@ def compare(
         for index, (batch, state) in enumerate(zip(batches, states, strict=True)):
             if start:
                 _other_tokens(passes, batches[-1])
-            found = passes.asked(batch, start, state)
+            head_inputs = passes.asked(batch, start, state)
             if not place:
-                first.append(found)
-            exact = exact and torch.equal(found, first[index])
-            tally.add(batch, *predictions(passes, batch, found))
+                first.append(head_inputs)
+            exact = exact and torch.equal(head_inputs, first[index])
+            tally.add(batch, *predictions(passes, batch, head_inputs))
             for owner in batch.owners.unique().tolist():
-                mine = found[batch.entries[(batch.owners == owner).to(batch.entries.device)].to(found.device)]
+                mine = head_inputs[
+                    batch.entries[(batch.owners == owner).to(batch.entries.device)].to(head_inputs.device)
+                ]
                 distance = float(torch.linalg.vector_norm((mine - plain[owner].entering).float()))
                 norm = float(torch.linalg.vector_norm(plain[owner].entering.float()))
                 entering = max(entering, distance / norm if norm else distance)
@@ -206,19 +212,15 @@ def compare(
             loglikelihood = max(loglikelihood, difference)
             bound = max(tolerance.absolute, tolerance.relative * abs(reference))
             passed = passed and difference <= bound
-    return Compared(entering, loglikelihood, passed, exact)
+    return Comparison(entering, loglikelihood, passed, exact)
 
 
 @torch.no_grad()
-def remembers_amiss(passes: Passes, batch: Batch, slots: Sequence[WeightSlot]) -> str | None:
-    """The first weight before which something cannot be remembered; None where all is well.
+def first_wrong_replay(passes: PartialForward, batch: Batch, slots: Sequence[WeightSlot]) -> str | None:
+    """The name of the first weight whose block is replayed wrongly; None if all are right.
 
-    For some blocks and each of their weights: what one edit's pass remembered is given back to another edit's, which
-    must come to what it comes to without, bit for bit.
-
-    Args:
-        batch: to try it on.
-        slots: the model's.
+    For some blocks and each of their weights, a pass with one edit is recorded and replayed for another edit. The
+    result must equal that of a full pass bit for bit.
     """
     blocks = len(passes.blocks)
     frontier = Frontier(passes)
@@ -228,7 +230,9 @@ def remembers_amiss(passes: Passes, batch: Batch, slots: Sequence[WeightSlot]) -
         for slot in _one_each(slot for slot in slots if slot.about.layer == block):
             weight = slot.read()
             ways = passes.recipes(batch, block, state, {slot.module})
-            for recipe in ways if block == blocks - 1 else ways[:1]:  # of the others, some of the same stands aside
+            for recipe in (
+                ways if block == blocks - 1 else ways[:1]
+            ):  # further recipes skip a subset of the same modules
                 recording = Recording(recipe)
                 with edited({slot: -weight}):
                     passes.states(batch, block, state, block + 1, recording)
@@ -242,12 +246,12 @@ def remembers_amiss(passes: Passes, batch: Batch, slots: Sequence[WeightSlot]) -
 
 
 def _one_each(slots: Iterator[WeightSlot]) -> list[WeightSlot]:
-    """One slot of each module."""
+    """One slot per module."""
     return list({id(slot.module): slot for slot in slots}.values())
 
 
-def _other_tokens(passes: Passes, batch: Batch) -> None:
-    """A whole pass over other tokens: a block that remembers what it last saw then remembers something else."""
+def _other_tokens(passes: PartialForward, batch: Batch) -> None:
+    """Runs a full pass over other tokens, which overwrites the state of a block that remembers its last input."""
     rolled = Batch(
         batch.ids.roll(1, -1), batch.depths, batch.ends, batch.asked,
         batch.entries, batch.targets, batch.owners, batch.tokens,

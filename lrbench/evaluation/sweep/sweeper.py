@@ -1,4 +1,4 @@
-"""Queries on one model, in the fastest way that the model allows."""
+"""Scores queries on one model in the fastest mode that the model supports."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ import torch
 from transformers import PreTrainedModel
 
 from lrbench.evaluation.sweep import sizes as memory
-from lrbench.evaluation.sweep.activation_cache import Memos, Place
+from lrbench.evaluation.sweep.activation_cache import ActivationCache, EditSite
 from lrbench.evaluation.sweep.answers import Tally, predictions
-from lrbench.evaluation.sweep.batches import Batch, Layout, make_batches
+from lrbench.evaluation.sweep.batches import Batch, BatchLayout, make_batches
 from lrbench.evaluation.sweep.block_replay import Recipe
 from lrbench.evaluation.sweep.frontier import Frontier
-from lrbench.evaluation.sweep.partial_forward import Passes
+from lrbench.evaluation.sweep.partial_forward import PartialForward
 from lrbench.evaluation.sweep.prefix_trees import Costs, grow
 from lrbench.evaluation.sweep.queries import Query
 from lrbench.evaluation.sweep.selfcheck import (
     TOLERANCES,
-    Compared,
-    Plain,
+    Comparison,
+    Reference,
     choose,
     compare,
+    first_wrong_replay,
     make_check,
     make_side_by_side,
-    plainly,
-    remembers_amiss,
+    score_plainly,
 )
 from lrbench.models.slots import find_slots
 from lrbench.system.device import is_out_of_memory
 from lrbench.system.text import one_line
 
-#: From the fastest down. `packed`: trees of tokens, put together in rows under one mask; `padded`: a plain row for each
-#: query; `whole`: likewise, and no block stands aside; `none`: the plain model's numbers were not reproduced.
+#: The fastest first. `packed`: rows of prefix trees under one mask; `padded`: a plain row per query; `whole`: likewise,
+#: but every pass runs all blocks; `none`: the engine does not reproduce the plain model's results.
 MODES = ("packed", "padded", "whole", "none")
 
 Checked = TypeVar("Checked")
 
 
 def silent(message: str) -> None:
-    """Says nothing."""
+    """Ignores a message."""
 
 
 @dataclass
-class Part:
+class QueryPart:
     """Queries whose hidden states fit the memory budget together."""
 
     queries: list[int]
@@ -57,22 +57,23 @@ class Part:
 
 
 class Sweeper:
-    """Scores queries from any block on. Make it while the model has its original weights: it
-    then compares itself with the plain model.
+    """Scores queries from any block on.
+
+    Make it while the model has its original weights, because it then runs the self-check against the plain model.
 
     Args:
-        tokens: of a batch; None: as suits the device.
-        frontier_bytes: what is kept between calls may take, hidden states and, as far as there is room, what the edited
-            block computes before the edit; None: half of what is free. Where it is not enough for the hidden states,
-            the queries go in parts.
-        mode: the first of `MODES` to be tried.
-        notify: told once what has to be done without, and why.
+        tokens: per batch; None: chosen for the device.
+        frontier_bytes: the budget for hidden states kept between calls, and, in what they leave, for cached
+            activations of the edited block; None: half of the free memory. If the hidden states do not fit, the
+            queries are split into parts.
+        mode: the first of `MODES` to try.
+        notify: called with one line for each optimisation that the model does not support.
 
     Attributes:
-        mode: what the self-check allowed; with `none`, nothing here may be used.
+        mode: the mode that passed the self-check; with `none`, do not call `advance` or `score`.
         parts: to be scored one after the other.
-        remembers: whether what precedes the first edited matrix in its block is computed once for all cells that edit
-            the same; found out by the self-check.
+        replays: whether modules of the edited block that do not depend on the edit are computed once for all cells
+            with the same edit; decided by the self-check.
     """
 
     def __init__(
@@ -97,13 +98,13 @@ class Sweeper:
         self._blocks = self._inventory.blocks
         self._frontier_bytes = frontier_bytes
         self._own = frozenset(model.modules())
-        self._recipes: dict[Place, list[Recipe]] = {}
-        self.remembers = False
+        self._recipes: dict[EditSite, list[Recipe]] = {}
+        self.replays = False
         self.mode = self._first_that_passes(MODES[MODES.index(mode) :])
         self.parts = self._divided()
 
     def restricted(self, queries: Sequence[Query]) -> Sweeper:
-        """The same for some of the queries, or others that are alike: what the self-check found holds for them, too."""
+        """A sweeper for other queries of the same kind, which reuses the result of the self-check."""
         part = copy.copy(self)
         part._queries = queries
         part._order = sorted(range(len(queries)), key=lambda index: queries[index].key)
@@ -111,31 +112,31 @@ class Sweeper:
         part.parts = part._divided()
         return part
 
-    def _divided(self) -> list[Part]:
-        """The queries in parts whose hidden states fit the memory, and room for these states."""
+    def _divided(self) -> list[QueryPart]:
+        """Splits the queries into parts whose hidden states fit the memory, and makes the frontier and the cache."""
         if self.mode == "none":
             return []
-        model, found = self._model, []
+        model, query_parts = self._model, []
         self._frontier = Frontier(self._passes)
         budget = memory.free_bytes(model.device) // 2 if self._frontier_bytes is None else self._frontier_bytes
         batches = make_batches(self._queries, self._order, self._layout(self.mode), model.device)
         size = self._passes.width * model.dtype.itemsize
         parts = memory.split(batches, size, budget)
-        if len(parts) > 1 and self.remembers:  # more of them cost nothing, and leave room for memos
+        if len(parts) > 1 and self.replays:  # more parts cost nothing, and leave room for the cache
             parts = memory.split(batches, size, budget // 2)
         held = max(size * sum(batch.ids.numel() for batch in part) for part in parts)
-        self._memos = Memos(self._passes, max(0, budget - held), self._recipes)
+        self._cache = ActivationCache(self._passes, max(0, budget - held), self._recipes)
         for part in parts:
             asked = {int(index) for batch in part for index in batch.owners.unique()}
-            found.append(Part([index for index in self._order if index in asked], part))
-        return found
+            query_parts.append(QueryPart([index for index in self._order if index in asked], part))
+        return query_parts
 
     def describe(self) -> dict[str, Any]:
-        """The mode, what the self-check found, what was done without and why, and the tokens computed."""
+        """The mode, the self-check's result, the fallbacks with reasons, and token counts; for the manifest."""
         return {
             "mode": self.mode,
             "self_check": self._checked,
-            "remembers_before_the_edit": self.remembers,
+            "remembers_before_the_edit": self.replays,
             "last_block_only_where_asked": self.mode != "none" and self._passes.trim,
             "fallbacks": self._fallbacks,
             "out_of_memory": self._halvings,
@@ -145,43 +146,43 @@ class Sweeper:
             "tokens_computed": sum(batch.ids.numel() for part in self.parts for batch in part.batches),
         }
 
-    def advance(self, part: Part, block: int) -> list[torch.Tensor | None]:
-        """What enters `block`, batch by batch, for `score`. The model must have its original weights."""
-        states = self._frontier.at(part.batches, block, self._memos)
-        self._memos.keep_only(part.batches, block)
+    def advance(self, part: QueryPart, block: int) -> list[torch.Tensor | None]:
+        """The hidden states that enter `block`, per batch, for `score`. The model must have its original weights."""
+        states = self._frontier.at(part.batches, block, self._cache)
+        self._cache.keep_only(part.batches, block)
         return states
 
     def score(
         self,
-        part: Part,
+        part: QueryPart,
         block: int,
         states: Sequence[torch.Tensor | None],
         tally: Tally,
         modules: Collection[str] = (),
     ) -> None:
-        """Adds a part's answers to `tally`, with the model as it stands from `block` on.
+        """Adds a part's answers to `tally`, running the edited model from `block` on.
 
         Args:
-            modules: names of those whose parameters are edited in `block`, if that is all that is edited up to there;
-                what the block computes before them is then remembered for the next call with the same ones. Not where
-                another module stands in the place of one of them: that is gone when the call is over.
+            modules: names of the modules edited in `block`, if nothing before the block is edited. Activations of the
+                block that do not depend on them are then cached for the next call with the same modules, unless an
+                edit has replaced one of these modules.
         """
         edited = frozenset(self._model.get_submodule(name) for name in modules)
-        remembering = self.remembers and bool(edited) and block < len(self._blocks) and edited <= self._own
+        remembering = self.replays and bool(edited) and block < len(self._blocks) and edited <= self._own
         if remembering:
-            self._memos.use(part.batches, states, block, edited)
+            self._cache.use(part.batches, states, block, edited)
         start = block if self._passes.resume else 0
         for index, (batch, state) in enumerate(zip(part.batches, states, strict=True)):
             if remembering:
-                entering = self._memos.asked(index)
+                entering = self._cache.asked(index)
             else:
                 entering = self._passes.asked(batch, start, state)
             tally.add(batch, *predictions(self._passes, batch, entering))
 
     def halve(self) -> bool:
-        """Makes batches half as large, after memory ran out. False where they are as small as is sensible."""
+        """Halves the batch size after memory ran out. False if batches are already at the minimum."""
         self._frontier.drop()
-        self._memos.drop()
+        self._cache.drop()
         if not self._halve_tokens():
             return False
         for part in self.parts:
@@ -198,98 +199,106 @@ class Sweeper:
         return True
 
     def _first_that_passes(self, modes: Sequence[str]) -> str:
-        """The fastest mode that gives the plain model's numbers; then what can be left out in it is found out, too."""
+        """The fastest mode that reproduces the plain model's results, with its further optimisations checked."""
         chosen = choose(self._queries, list(grow(self._queries, self._order, self._costs())))
         try:
-            plain = [plainly(self._model, query) for query in chosen]
-        except Exception as error:  # a model that cannot even score a sequence will say so again, cell by cell
+            plain = [score_plainly(self._model, query) for query in chosen]
+        except Exception as error:  # a model that cannot even score a sequence fails again in each cell
             self._fall_back(modes[0], MODES[-1], f"the plain model fails: {one_line(error)}")
             return MODES[-1]
         for mode, following in pairwise(modes):
-            self._passes = Passes(self._model, self._blocks, resume=mode != "whole")
+            self._passes = PartialForward(self._model, self._blocks, resume=mode != "whole")
             blocks = len(self._blocks)
             starts = {0, blocks // 2, blocks - 1, blocks} if self._passes.resume else {0}
-            found = self._tried(partial(self._compare, mode, chosen, plain, starts, record=True))
-            if isinstance(found, str):
-                self._fall_back(mode, following, found)
+            comparison = self._attempted(partial(self._compare, mode, chosen, plain, starts, record=True))
+            if isinstance(comparison, str):
+                self._fall_back(mode, following, comparison)
                 continue
             self._checked = {
                 "requests": len(chosen),
-                "largest_difference": found.loglikelihood,
-                "entering_the_head": found.entering,
-                "resuming_is_exact": found.exact,
+                "largest_difference": comparison.loglikelihood,
+                "entering_the_head": comparison.entering,
+                "resuming_is_exact": comparison.exact,
             }
-            if found.passed:
-                if not found.exact:
+            if comparison.passed:
+                if not comparison.exact:
                     rounding = "its numbers depend on where a pass begins, by rounding"
                     self._do_without("resumed passes to the last bit", "the same up to rounding", rounding)
                 if self._passes.resume:
-                    self._check_trimming(mode, chosen, plain, found.exact)
+                    self._check_trimming(mode, chosen, plain, comparison.exact)
                     self._check_remembering(mode, chosen)
                 return mode
-            self._fall_back(mode, following, _differ(found))
+            self._fall_back(mode, following, _differ(comparison))
         return MODES[-1]
 
-    def _check_trimming(self, mode: str, chosen: Sequence[Query], plain: Sequence[Plain], exact: bool) -> None:
-        """Lets the last block and what follows compute only where something is asked, if that changes no answer."""
+    def _check_trimming(self, mode: str, chosen: Sequence[Query], plain: Sequence[Reference], exact: bool) -> None:
+        """Restricts the last block and what follows to scored positions, if that changes no answer."""
         if not self._passes.trimmed:
             return
         self._passes.trim = True
         starts = {len(self._blocks) - 1, len(self._blocks)}
-        found = self._tried(partial(self._compare, mode, chosen, plain, starts))
-        if isinstance(found, str) or not found.passed or (exact and not found.exact):
+        comparison = self._attempted(partial(self._compare, mode, chosen, plain, starts))
+        if isinstance(comparison, str) or not comparison.passed or (exact and not comparison.exact):
             self._passes.trim = False
-            reason = found if isinstance(found, str) else _differ(found)
+            reason = comparison if isinstance(comparison, str) else _differ(comparison)
             self._do_without("the last block only where asked", "the last block at every position", reason)
 
     def _check_remembering(self, mode: str, chosen: Sequence[Query]) -> None:
-        """Lets cells share what their block computes before their edit, if that changes nothing to the last bit."""
+        """Enables the replay of the edited block, if that gives bit-identical results."""
 
         def check() -> str | None:
-            shortest = sorted(chosen, key=lambda query: len(query.tokens))[:3]  # what is exact is so on any tokens
+            # bit-exactness does not depend on the tokens
+            shortest = sorted(chosen, key=lambda query: len(query.tokens))[:3]
             batch = make_check(shortest, self._layout(mode), self._model.device)[-1]
-            name = remembers_amiss(self._passes, batch, self._inventory.slots)
+            name = first_wrong_replay(self._passes, batch, self._inventory.slots)
             return name and f"what was remembered before {name} is not what it computes"
 
-        amiss = self._tried(check)
-        self.remembers = amiss is None
-        if amiss is not None:
-            self._do_without("what precedes the edit once", "the whole edited block in each cell", amiss)
+        problem = self._attempted(check)
+        self.replays = problem is None
+        if problem is not None:
+            self._do_without("what precedes the edit once", "the whole edited block in each cell", problem)
 
     def _compare(
-        self, mode: str, chosen: Sequence[Query], plain: Sequence[Plain], starts: Collection[int], record: bool = False
-    ) -> Compared:
+        self,
+        mode: str,
+        chosen: Sequence[Query],
+        plain: Sequence[Reference],
+        starts: Collection[int],
+        record: bool = False,
+    ) -> Comparison:
         layout, device, tolerance = self._layout(mode), self._model.device, TOLERANCES[self._model.dtype]
         batches = make_check(chosen, layout, device)
         assert {owner for batch in batches for owner in batch.owners.tolist()} == set(range(len(chosen)))
         if record:
             self._passes.record(batches[-1])
-        found = compare(self._passes, batches, plain, tolerance, starts)
+        comparison = compare(self._passes, batches, plain, tolerance, starts)
         uneven = make_side_by_side(chosen, layout, device)
-        return found & compare(self._passes, uneven, plain, tolerance, {min(starts)})
+        return comparison & compare(self._passes, uneven, plain, tolerance, {min(starts)})
 
-    def _tried(self, check: Callable[[], Checked]) -> Checked | str:
-        """What a check finds, in smaller batches where memory runs out; or why the model does not allow it."""
+    def _attempted(self, check: Callable[[], Checked]) -> Checked | str:
+        """The result of a check, run in smaller batches if memory runs out; or the reason why the model fails it."""
         while True:
             try:
                 return check()
-            except Exception as error:  # models refuse masks, positions and stand-ins in many ways
+            except Exception as error:  # models reject masks, positions and skipped modules in many ways
                 reason, ran_out = one_line(error), is_out_of_memory(error)
-            if not (ran_out and self._halve_tokens()):  # outside the handler: what it holds of the failed pass is gone
+            # outside the handler, so that the tensors of the failed pass are released
+            if not (ran_out and self._halve_tokens()):
                 return reason
 
     def _fall_back(self, mode: str, following: str, reason: str) -> None:
         self._fallbacks.append({"from": mode, "to": following, "reason": reason})
-        instead = "lm-eval's own forward passes are" if following == "none" else f"{following!r} is"
-        self._notify(f"sweep engine: this model does not allow mode {mode!r}, so {instead} used ({reason})")
+        instead = "lm-eval's own forward passes" if following == "none" else f"mode {following!r}"
+        self._notify(f"sweep engine: this model does not support mode {mode!r}; using {instead} ({reason})")
 
-    def _do_without(self, trick: str, instead: str, reason: str) -> None:
-        self._fallbacks.append({"from": trick, "to": instead, "reason": reason})
-        self._notify(f"sweep engine: this model does not allow to compute {trick}; {instead} is computed ({reason})")
+    # the manifest stores these words: a comparison with an older run must not show a difference
+    def _do_without(self, optimisation: str, instead: str, reason: str) -> None:
+        self._fallbacks.append({"from": optimisation, "to": instead, "reason": reason})
+        self._notify(f"sweep engine: this model cannot compute {optimisation}; computing {instead} ({reason})")
 
-    def _layout(self, mode: str) -> Layout:
+    def _layout(self, mode: str) -> BatchLayout:
         style = "packed" if mode == "packed" else "padded"
-        return Layout(style, self._tokens, 1, self._scores(), self._costs())  # type: ignore[arg-type]
+        return BatchLayout(style, self._tokens, 1, self._scores(), self._costs())  # type: ignore[arg-type]
 
     def _costs(self) -> Costs:
         block = sum(parameter.numel() for parameter in self._blocks[0].parameters())
@@ -298,12 +307,12 @@ class Sweeper:
         return Costs(float(block), 4.0 * getattr(self._model.config.get_text_config(), "hidden_size", 0), longest)
 
     def _scores(self) -> int | None:
-        """Attention scores of one head that a batch may have; None where the model does not hold them, or has none."""
+        """The maximum attention scores per head and batch; None if the model does not materialise them."""
         heads = getattr(self._model.config.get_text_config(), "num_attention_heads", None)
         if heads is None or getattr(self._model.config, "_attn_implementation", "eager") != "eager":
             return None
         return memory.of(memory.SCORES, self._model.device) // heads
 
 
-def _differ(found: Compared) -> str:
-    return f"log-likelihoods differ by {found.loglikelihood:.2g}, hidden states by {found.entering:.2g}"
+def _differ(comparison: Comparison) -> str:
+    return f"log-likelihoods differ by {comparison.loglikelihood:.2g}, hidden states by {comparison.entering:.2g}"

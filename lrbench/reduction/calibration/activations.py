@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lrbench.evaluation.sweep.batches import Batch
-from lrbench.evaluation.sweep.partial_forward import Passes
+from lrbench.evaluation.sweep.partial_forward import PartialForward
 from lrbench.evaluation.sweep.sizes import free_bytes
 from lrbench.models.slots import Inventory, WeightSlot
 from lrbench.reduction.calibration.experts import Routed
@@ -97,7 +97,7 @@ class Activations:
     ) -> None:
         started = time.perf_counter()
         self._device = model.device
-        self._passes = Passes(model, inventory.blocks)
+        self._passes = PartialForward(model, inventory.blocks)
         rows = max(1, TOKENS // windows.shape[1])
         self._batches = [_batch(part.to(self._device)) for part in windows.split(rows)]
         first = _batch(windows[:1].to(self._device))

@@ -12,7 +12,7 @@ import torch
 from lrbench._version import __version__
 from lrbench.errors import EvaluationError, ModelError
 from lrbench.evaluation import engine_options
-from lrbench.evaluation.base_engine import BoundEngine
+from lrbench.evaluation.base_engine import BaseEngine
 from lrbench.models.base_model import Base
 from lrbench.models.load import LoadedModel
 from lrbench.models.slots import WeightSlot, count_numbers, find_slots
@@ -76,7 +76,7 @@ def order_of(
     }
 
 
-class RemoteEngine(BoundEngine):
+class RemoteEngine(BaseEngine):
     """An engine's requests. Workers have the engine itself, and say how it is after it has scored."""
 
     def __init__(self, name: str, *arguments: Any, **options: Any) -> None:
@@ -145,13 +145,13 @@ class RemoteRun(ModelRun):
             return None
         return cells if self.calibration is not None else [cell for cell in cells if self.made.get(cell) in spoilt]
 
-    def begin(self, engine: BoundEngine, keep: Keep) -> dict[str, Any]:
+    def begin(self, engine: BaseEngine, keep: Keep) -> dict[str, Any]:
         """Notes where to keep what workers send; each names its own environment."""
         self.keep = keep
         return {}
 
     def rows(
-        self, plan: Plan, keys: Mapping[Cell, str], engine: BoundEngine | None = None, *, measure: bool = True
+        self, plan: Plan, keys: Mapping[Cell, str], engine: BaseEngine | None = None, *, measure: bool = True
     ) -> Iterator[Scored]:
         """Has a plan's cells reduced and scored; each is yielded as soon as it is known, in any order.
 

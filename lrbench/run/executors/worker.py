@@ -20,7 +20,7 @@ from lrbench.run.executors.wire import cell_from, pack, partial_data, partials_f
 from lrbench.system.text import one_line
 
 if TYPE_CHECKING:
-    from lrbench.evaluation.base_engine import BoundEngine
+    from lrbench.evaluation.base_engine import BaseEngine
     from lrbench.evaluation.interface import Partial, Step
     from lrbench.reduction.plan import Method
     from lrbench.run.model_run import ModelRun
@@ -48,7 +48,7 @@ class Worker:
         self._order: dict[str, Any] = {}
         self._share: ModelRun | None = None
         self._environment: dict[str, Any] = {}
-        self._part: tuple[str, BoundEngine] | None = None
+        self._part: tuple[str, BaseEngine] | None = None
         self._said: list[str] = []
 
     def where(self) -> str:
@@ -204,7 +204,7 @@ class Worker:
                 break
         return {} if self._stopping.is_set() else engine.describe()
 
-    def _engine(self, documents: Sequence[Mapping[str, Sequence[int]]]) -> BoundEngine:
+    def _engine(self, documents: Sequence[Mapping[str, Sequence[int]]]) -> BaseEngine:
         """On all the requests, or on the documents that remain after each restriction; the last such one is kept."""
         assert self._share is not None
         if not documents:
@@ -218,7 +218,7 @@ class Worker:
             self._part = asked, engine
         return self._part[1]
 
-    def _what_differs(self, setting: Mapping[str, Any], engine: BoundEngine) -> str:
+    def _what_differs(self, setting: Mapping[str, Any], engine: BaseEngine) -> str:
         from lrbench.run.model_run import setting_of
 
         share = self._share

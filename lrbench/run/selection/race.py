@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lrbench.evaluation.base_engine import BoundEngine
+from lrbench.evaluation.base_engine import BaseEngine
 from lrbench.reduction.plan import Cell, Plan
 from lrbench.results.rows import Row, Selection
 from lrbench.run.model_run import ModelRun, Scored
@@ -80,7 +80,7 @@ class Race:
         return self.records.score(self.share, self.share.plan, self._engine, selection, more, self._rows)
 
     @cached_property
-    def _engine(self) -> BoundEngine:
+    def _engine(self) -> BaseEngine:
         """On all validation documents."""
         return self.share.engine.restricted(self.split.validation)
 

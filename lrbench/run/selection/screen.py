@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lrbench.errors import ReducerError
-from lrbench.evaluation.base_engine import BoundEngine
+from lrbench.evaluation.base_engine import BaseEngine
 from lrbench.reducers.ranks import closed_rank
 from lrbench.reducers.source_hash import code_hash
 from lrbench.reduction.gradient_sensitivity import Asked, Sensitivity, sensitivities
@@ -66,7 +66,7 @@ def screened(records: Records, share: ModelRun, split: Split, aims: Sequence[Obj
     return Plan(tuple(cells))
 
 
-def right_answers(engine: BoundEngine) -> dict[str, list[list[Asked]]]:
+def right_answers(engine: BaseEngine) -> dict[str, list[list[Asked]]]:
     """Task -> of each document, the tokens of what is right: its right choice, its only continuation, or its text."""
     requests, longest = engine.requests, engine.lm.max_length
     found: dict[str, dict[int, list[Asked]]] = {name: defaultdict(list) for name in requests.tasks}
