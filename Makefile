@@ -1,23 +1,45 @@
 # make quickstart   environment, install, the quickstart suite on the bundled model, its leaderboard
 # make test         environment, install with test extras, ruff, mypy and the test suite
-# make slow         tests that take long, and that the others leave little doubt about
+# make slow         tests that take long, and those on a Ray cluster (installs Ray)
+# make browser      a published site in Chromium (installs Playwright; Chromium too where run as root on Debian)
+# make latex        the LaTeX table, compiled (installs TeX Live where run as root on Debian)
+# make wheel        the wheel, built and tried in clean environments of Python 3.11 and the newest Python torch has wheels for
+# .ci/run           all of these
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: quickstart test slow lint clean
+.PHONY: quickstart test slow browser latex wheel lint clean
+
+# $(call need,COMMANDS,PACKAGES): one of the commands must be there; root on Debian gets the packages that bring it.
+need = for each in $(1); do command -v $$each >/dev/null && exit; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $(2) >/dev/null; \
+	else echo "make $@ needs $(firstword $(1)); on Debian: sudo apt-get install $(2)" >&2; exit 1; fi
 
 quickstart: $(VENV)/.installed
 	$(BIN)/lrbench run suites/quickstart.yaml
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest -n 2 -m "not gpu and not slow"
+	$(BIN)/python -m pytest -n 2 -m "not gpu and not slow and not browser and not latex"
 
 slow: $(VENV)/.installed-dev
 	$(PIP) 'ray<3'
 	$(BIN)/python -m pytest -n 2 -m "slow and not gpu"
+
+browser: $(VENV)/.installed-dev
+	@$(call need,chromium chromium-browser google-chrome,chromium)
+	$(PIP) --editable '.[browser]'
+	$(BIN)/python -m pytest -m browser
+
+latex: $(VENV)/.installed-dev
+	@$(call need,pdflatex,texlive-latex-base texlive-latex-recommended)
+	$(BIN)/python -m pytest -m latex
+
+wheel: $(VENV)/.installed-dev
+	bash .ci/wheel $(BIN)/python
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """A published site in a real browser: it sorts, filters, asks nothing of a network, and takes names for text.
 
-Needs Playwright (`pip install 'lrbench[browser]'`) and a Chromium on the path; without them the tests are skipped.
+Needs Playwright and a Chromium on the path, which `make browser` installs; without them the tests are skipped.
 """
 
 from __future__ import annotations
