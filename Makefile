@@ -32,11 +32,11 @@ slow: $(VENV)/.installed-dev
 browser: $(VENV)/.installed-dev
 	@$(call need,chromium chromium-browser google-chrome,chromium)
 	$(PIP) --editable '.[browser]'
-	$(BIN)/python -m pytest -m browser
+	$(BIN)/python -m pytest tests/reports -m browser
 
 latex: $(VENV)/.installed-dev
 	@$(call need,pdflatex,texlive-latex-base texlive-latex-recommended)
-	$(BIN)/python -m pytest -m latex
+	$(BIN)/python -m pytest tests/reports -m latex
 
 wheel: $(VENV)/.installed-dev
 	bash .ci/wheel $(BIN)/python

@@ -105,7 +105,9 @@ def test_latex_of_any_names_has_only_the_commands_of_the_template(hostile, demo)
 
 
 @pytest.mark.latex
-@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex here (make latex); the structure is checked without")
+@pytest.mark.skipif(
+    not shutil.which("pdflatex"), reason="no pdflatex here (make latex); the structure is checked without"
+)
 def test_latex_of_any_names_compiles(hostile, demo, tmp_path):
     for place, board in enumerate((hostile, demo)):
         head = r"\documentclass{article}\usepackage[T1]{fontenc}\usepackage{booktabs,amssymb,textcomp}\begin{document}"
