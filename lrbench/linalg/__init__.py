@@ -1,6 +1,6 @@
-"""Shared kernels of the reducers: everything takes and returns plain tensors, on the device it is given.
+"""Matrix algorithms that the reducers share. Functions take plain tensors and return results on the same device.
 
-Convention: `W` is (m, n); G is a Gram matrix; `k` and `rank` count vectors. Positions are int64.
+Notation: `W` is (m, n), `G` is a Gram matrix, `k` and `rank` count vectors. Row and column positions are int64.
 """
 
 from lrbench.linalg.blocks import block_errors, block_truncations

@@ -9,15 +9,15 @@ from lrbench.linalg.gram import GATE, full_precision, tail_errors
 
 
 def block_errors(blocks: Tensor) -> list[float]:
-    """The least error of all blocks together with r = 0 ... s components of each kept, s = min(p, q).
+    """The smallest total error of all blocks when each keeps r = 0 ... s singular components, s = min(p, q).
 
-    From float64 Grams, and below `GATE` from singular values of the blocks themselves.
+    Computed from float64 Gram matrices; relative errors below `GATE` from SVDs of the blocks themselves.
 
     Args:
         blocks: (..., p, q).
 
     Returns:
-        s + 1 floats, sqrt(Σ over blocks of Σ_{j > r} sigma_j²), never growing, the last one 0.
+        s + 1 floats, sqrt(Σ over blocks of Σ_{j > r} sigma_j²), non-increasing; the last is 0.
     """
     squares = torch.linalg.eigvalsh(_short_gram(blocks)).flip(-1)  # (..., s), largest first
     errors = tail_errors(squares.flatten(0, -2).sum(0))
@@ -28,10 +28,10 @@ def block_errors(blocks: Tensor) -> list[float]:
 
 
 def block_truncations(blocks: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Each block's best approximation of a rank: factors (..., p, r) and (..., r, q), in the dtype of the blocks.
+    """The best rank-r approximation of each block: factors (..., p, r) and (..., r, q), in the dtype of the blocks.
 
-    `U_r (U_rᵀ B)`, with the singular vectors of the shorter side, from float64 Grams, or from SVDs of the blocks where
-    what is left is below `GATE`.
+    The factors are U_r and U_rᵀ B, with U_r the leading singular vectors of the shorter side. They come from float64
+    Gram matrices, or from SVDs of the blocks where the relative error is below `GATE`.
 
     Args:
         blocks: (..., p, q).
@@ -52,10 +52,10 @@ def block_truncations(blocks: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def _short_gram(blocks: Tensor) -> Tensor:
-    """(..., s, s) float64, of the shorter side."""
+    """The Gram matrix of each block's shorter side: (..., s, s), float64."""
     B = blocks.double()
     return B @ B.mT if B.shape[-2] <= B.shape[-1] else B.mT @ B
 
 
 def _driver(blocks: Tensor) -> str | None:
-    return "gesvd" if blocks.is_cuda else None  # the default on CUDA, Jacobi, is less exact in the tail
+    return "gesvd" if blocks.is_cuda else None  # CUDA's default, Jacobi, computes small singular values less exactly

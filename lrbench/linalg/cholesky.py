@@ -1,4 +1,4 @@
-"""Pivoted Cholesky of a Gram matrix: the pivots, the coefficients and the error of a row-ID at every rank."""
+"""Pivoted Cholesky of a Gram matrix, which gives pivots, coefficients and error of a row ID at every rank."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class PivotedCholesky:
         pivots: (r,) positions, in the order chosen; the first k are the pivots of rank k.
         factor: (r, s) Lᵀ, float64; its columns `pivots` are upper triangular.
         traces: (r + 1,) trace of the Schur complement after k = 0 ... r pivots. With G = W Wᵀ it is the squared
-            Frobenius error of the row-ID of rank k with least-squares coefficients.
+            Frobenius error of the row ID of rank k with least-squares coefficients.
     """
 
     pivots: Tensor
@@ -28,8 +28,8 @@ class PivotedCholesky:
     traces: Tensor
 
 
-#: LAPACK factorizes to the end, whatever rank is asked; the loop below stops at the rank, but takes longer a pivot. It
-#: is the faster one up to some k = s^1.5 / 100: 16% of the rank at s = 256, 31% at 1024, 45% at 2048.
+#: LAPACK always factorizes the whole matrix. The loop below stops at the requested rank, but is slower per pivot; it is
+#: faster up to about k = s^1.5 / 100: 16% of the rank at s = 256, 31% at 1024, 45% at 2048.
 #: Measured by `benchmarks/decompose.py --crossovers` on an AMD EPYC (Zen 4), one thread.
 LAPACK_FROM = 100
 
@@ -43,42 +43,42 @@ def pivoted_cholesky(
     block: int = 64,
     overwrite: bool = False,
 ) -> PivotedCholesky:
-    """Cholesky with diagonal pivoting, which torch does not expose, on CPU or CUDA.
+    """Cholesky with diagonal pivoting, which torch does not offer, on CPU or CUDA.
 
-    `lapack` is dpstrf. `blocked` runs anywhere: within a block the columns are left-looking, products with the few
-    columns of the block; after each block the Schur complement of the rows still alive takes one matrix product, and
-    the host waits for the device that once.
+    `lapack` is LAPACK's dpstrf, on the CPU only. `blocked` runs on any device. Within a block it is left-looking: each
+    new column is corrected by the earlier columns of the block. After each block, one matrix product updates the Schur
+    complement of the rows not yet chosen; only then does the host wait for the device.
 
     Args:
         G: (s, s), symmetric positive semidefinite, float64.
-        rank: how many pivots, at most s.
-        floor: stop early once the trace is at most `floor` times that of G.
-        algorithm: `auto` is what `faster` says.
-        block: columns to a block.
-        overwrite: whether G may be destroyed, to save a copy.
+        rank: the number of pivots, at most s.
+        floor: stop early once the trace is at most `floor` times the trace of G.
+        algorithm: `auto` takes the one that `faster_algorithm` names.
+        block: columns per block.
+        overwrite: whether G may be overwritten, to save a copy.
 
     Returns:
-        The factorization; of fewer pivots than asked where the floor was reached, or the largest diagonal entry left
-        is rounding.
+        The factorization. It has fewer than `rank` pivots if the floor was reached, or if the largest remaining
+        diagonal entry is rounding error.
 
     Source: Higham, "Analysis of the Cholesky decomposition of a semi-definite matrix", 1990; Hammarling, Higham, Lucas,
     "LAPACK-style codes for pivoted Cholesky and QR updating", 2007 (LAPACK Working Note 161), for dpstrf.
     """
-    if (faster(G, rank) if algorithm == "auto" else algorithm) == "lapack":
+    if (faster_algorithm(G, rank) if algorithm == "auto" else algorithm) == "lapack":
         return _by_lapack(G, rank, floor, overwrite)
     schur = G if overwrite else G.clone()
     return _factorize(_Explicit(schur), schur.diagonal().clone(), rank, floor, block)
 
 
-def faster(G: Tensor, rank: int) -> Literal["lapack", "blocked"]:
-    """Which algorithm has the first `rank` pivots of G (s, s) sooner."""
-    return "lapack" if lapack.serves(G) and LAPACK_FROM * rank > len(G) ** 1.5 else "blocked"
+def faster_algorithm(G: Tensor, rank: int) -> Literal["lapack", "blocked"]:
+    """The algorithm that computes the first `rank` pivots of G (s, s) faster."""
+    return "lapack" if lapack.supports(G) and LAPACK_FROM * rank > len(G) ** 1.5 else "blocked"
 
 
 def _by_lapack(G: Tensor, rank: int, floor: float, overwrite: bool) -> PivotedCholesky:
     total = G.diagonal().clamp(min=0).sum()[None]
     pivots, ordered = lapack.pivoted_cholesky(G, overwrite)  # (s,), (r, s)
-    squares = ordered.square().sum(1)  # (r,), what each pivot takes off the trace
+    squares = ordered.square().sum(1)  # (r,), how much each pivot reduces the trace
     traces = torch.cat([squares.flip(0).cumsum(0).flip(0), squares.new_zeros(1)])  # summed from the small end
     traces[0] = total[0]
     above = traces[:-1] > floor * total
@@ -95,7 +95,7 @@ def pivoted_cholesky_by_rows(
     """`pivoted_cholesky` of a Gram matrix too large to form.
 
     Args:
-        row: maps a position, a (1,) tensor, to that row of G, (s,).
+        row: returns the row (s,) of G at a position, a (1,) tensor.
         diagonal: (s,) of G, float64.
         rank, floor, block: as in `pivoted_cholesky`.
     """
@@ -103,19 +103,19 @@ def pivoted_cholesky_by_rows(
 
 
 class _Explicit:
-    """The Schur complement as a matrix, cut down to the living rows now and then."""
+    """The Schur complement as a matrix. Rows already chosen are removed once they are a quarter of it."""
 
     def __init__(self, schur: Tensor) -> None:
         self._schur = schur
         self.alive = torch.arange(schur.shape[0], device=schur.device)  # positions in G of the matrix's rows
 
     def row(self, p: Tensor, panel: Tensor) -> Tensor:
-        """Row p of the Schur complement, `panel` (j, alive) being this block's columns so far."""
-        # The matrix is symmetric, and its rows, unlike its columns, lie together in memory.
+        """Row p of the Schur complement, where `panel` (j, alive) holds the columns of this block so far."""
+        # The matrix is symmetric, and its rows, unlike its columns, are contiguous in memory.
         return torch.addmv(self._schur.index_select(0, p)[0], panel.T, panel.index_select(1, p)[:, 0], alpha=-1)
 
     def advance(self, panel: Tensor, keep: Tensor) -> bool:
-        """Takes a finished block off; returns whether the rows outside `keep` were dropped."""
+        """Subtracts a finished block; returns whether the rows outside `keep` were removed."""
         self._schur.addmm_(panel.T, panel, alpha=-1)
         if 4 * len(keep) > 3 * len(self.alive):
             return False
@@ -125,7 +125,7 @@ class _Explicit:
 
 
 class _ByRows:
-    """Rows of G made when they are asked for, and all columns so far taken off each."""
+    """The Schur complement row by row: computes a row of G on demand and subtracts all columns so far."""
 
     def __init__(self, row: Callable[[Tensor], Tensor]) -> None:
         self._row = row
@@ -144,7 +144,7 @@ class _ByRows:
 
 def _factorize(source: _Explicit | _ByRows, diagonal: Tensor, rank: int, floor: float, block: int) -> PivotedCholesky:
     size = len(diagonal)
-    left = diagonal.clamp(min=0)  # what is left of the diagonal; chosen rows are set to zero
+    left = diagonal.clamp(min=0)  # (alive,) diagonal of the Schur complement; zero at chosen rows
     total = left.sum()
     alive = torch.arange(size, device=left.device)
     rounding = float(left.max()) * size * torch.finfo(left.dtype).eps if size else 0.0
@@ -159,14 +159,14 @@ def _factorize(source: _Explicit | _ByRows, diagonal: Tensor, rank: int, floor: 
         panel = left.new_zeros(width, len(alive))
         local = torch.zeros(width, dtype=torch.int64, device=left.device)
         heights, tails = left.new_zeros(width), left.new_zeros(width)
-        for j in range(width):  # few and small steps, none of which the host waits for
+        for j in range(width):  # few small kernels, without a wait of the host for the device
             p = torch.argmax(left, 0, keepdim=True, out=local[j : j + 1])  # (1,)
             height = torch.index_select(left, 0, p, out=heights[j : j + 1])
             torch.mul(source.row(p, panel[:j]), height.rsqrt(), out=panel[j])
             left.addcmul_(panel[j], panel[j], value=-1)
             left.index_fill_(0, p, 0.0)
             torch.sum(left, 0, keepdim=True, out=tails[j : j + 1])
-        # A pivot that is rounding, or a tail under the floor, ends the factorization; what followed it is discarded.
+        # The first pivot at rounding level, or trace under the floor, ends the factorization; later pivots are dropped.
         tails = tails.clamp(min=0)
         good = (heights > rounding) & (torch.cat([traces[-1][-1:], tails])[:-1] > lowest)
         taken = width if bool(good.all()) else int(good.int().argmin())

@@ -1,4 +1,4 @@
-"""The float64 Gram matrix, how far it can be trusted, and products that keep their digits."""
+"""Gram matrices, the limits of their accuracy, and matrix products in full precision."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from lrbench.linalg import lapack
 
 _Scaled = TypeVar("_Scaled", Tensor, float)
 
-#: Relative tail error ‖W − W_k‖ / ‖W‖ under which a float64 Gram no longer tells the tail from rounding: squaring
-#: leaves half of float64's sixteen digits, and sums over thousands of directions take some of those. Below it, use an
-#: SVD or QR of W itself; tests/linalg/test_linalg.py holds errors on both sides to within two percent of the optimum.
+#: Relative tail error ‖W − W_k‖ / ‖W‖ below which a float64 Gram cannot resolve the tail: squaring leaves half of
+#: float64's sixteen digits, and sums over thousands of terms lose some of those. Below it, use an SVD or QR of W;
+#: tests/linalg/test_linalg.py checks that errors on both sides are within two percent of the optimum.
 GATE = 1e-6
 
 
 def gate(dtype: torch.dtype) -> float:
-    """The relative tail error down to which a Gram in a dtype serves: `GATE`, or 0.03 in float32.
+    """The smallest relative tail error that a Gram in this dtype resolves: `GATE`, or 0.03 in float32.
 
-    There the squares are rounded to some 1e-6 of the whole, a thousandth of a tail of 0.03, squared.
+    In float32, squares have a rounding error of about 1e-6 of the total, a thousandth of 0.03².
     """
     return GATE if dtype == torch.float64 else 3e-2
 
 
 def in_range(W: Tensor) -> tuple[Tensor, int]:
-    """W as `scaled * 2^exponent`, with squares of `scaled` that neither overflow nor vanish.
+    """`scaled` and `exponent` with W = scaled * 2^exponent, such that squares of `scaled` do not over- or underflow.
 
-    W itself and 0 where its largest entry has an exponent in the middle half of what float32 has, or float64 for a W of
-    float64: a square takes the whole range then, and a sum of many finds room. Else the largest entry is brought
-    between 1 and 2; scaling by a power of two rounds nothing that counts.
+    Returns W itself and 0 if the exponent of its largest entry lies in the middle half of float32's range (float64's
+    for a float64 W), so that sums of squares stay in range. Otherwise the largest entry is scaled to between 1 and 2;
+    scaling by a power of two is exact, but for entries that become subnormal.
 
     Args:
-        W: (m, n), of any floating dtype; finite.
+        W: (m, n), any floating dtype, finite.
     """
     largest = float(W.abs().max()) if W.numel() else 0.0
     bound = math.frexp(torch.finfo(torch.float64 if W.dtype == torch.float64 else torch.float32).max)[1] // 4
@@ -47,7 +47,7 @@ def in_range(W: Tensor) -> tuple[Tensor, int]:
 
 
 def times_power(value: _Scaled, exponent: int) -> _Scaled:
-    """`value * 2^exponent`, of a tensor or a float, also where 2^exponent itself is beyond its dtype."""
+    """`value * 2^exponent`, for a tensor or a float, even if 2^exponent itself overflows its dtype."""
     half = exponent // 2
     return value * 2.0**half * 2.0 ** (exponent - half)
 
@@ -57,12 +57,12 @@ def gram(W: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
 
     Args:
         W: (m, n).
-        dtype: float64, or float32 where the caller knows that half the digits will do.
+        dtype: float64, or float32 if the caller needs only half the digits.
 
     Returns:
-        (m, m), symmetric to the last bit where the BLAS is.
+        (m, m), exactly symmetric if the BLAS product is.
     """
-    if lapack.pays(W):
+    if lapack.is_faster(W):
         return lapack.symmetric_product(W, dtype)
     with full_precision():
         A = W.to(dtype)
@@ -75,17 +75,17 @@ def short_gram(W: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def eigenvectors(G: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (s,), largest first, and eigenvectors in the rows of (s, s), of a symmetric G.
+    """Eigenvalues (s,) of a symmetric G (s, s), largest first, and its eigenvectors as the rows of (s, s).
 
     Raises:
-        torch.linalg.LinAlgError: none could be found, as where G holds NaN or Inf.
+        torch.linalg.LinAlgError: G holds NaN or Inf, or the solver did not converge.
     """
     if not bool(G.isfinite().all()):
         raise torch.linalg.LinAlgError(
             f"a {len(G)} x {len(G)} Gram matrix holds NaN or Inf: so does its matrix, or squares overflow "
             f"{str(G.dtype).removeprefix('torch.')}"
         )
-    if lapack.pays(G):
+    if lapack.is_faster(G):
         values, rows = lapack.eigenvectors(G)
         return values.flip(0), rows.flip(0)
     values, vectors = torch.linalg.eigh(G)
@@ -93,21 +93,21 @@ def eigenvectors(G: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def tail_errors(squares: Tensor) -> Tensor:
-    """Frobenius errors of dropping all but the first k of some orthogonal parts, for k = 0 ... s.
+    """Frobenius error of keeping only the first k of s orthogonal components, for k = 0 ... s.
 
     Args:
-        squares: (s,) squared norms of the parts; rounding below zero is taken as zero.
+        squares: (s,) squared norms of the components; negative rounding errors count as zero.
 
     Returns:
-        (s + 1,) `sqrt(sum(squares[k:]))`, never growing, the last one 0.
+        (s + 1,) `sqrt(sum(squares[k:]))`, non-increasing; the last is 0.
     """
-    tails = squares.clamp(min=0).flip(0).cumsum(0).flip(0)  # summed from the small end, so that small tails keep digits
+    tails = squares.clamp(min=0).flip(0).cumsum(0).flip(0)  # from the small end, which keeps digits of small tails
     return torch.cat([tails, tails.new_zeros(1)]).sqrt()
 
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """No TF32 within: its ten bits of mantissa are too few for Grams, sketches and projections."""
+    """Disables TF32 inside the block: its ten mantissa bits are too few for Grams, sketches and projections."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -1,4 +1,4 @@
-"""Which rows to keep: greedy pivots of W itself, pivots of a sketch or of singular vectors, and leverage sampling."""
+"""Selection of rows: greedy pivots of W, LU pivots of a sketch or of singular vectors, and leverage-score sampling."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lrbench.linalg.cholesky import faster, pivoted_cholesky, pivoted_cholesky_by_rows
+from lrbench.linalg.cholesky import faster_algorithm, pivoted_cholesky, pivoted_cholesky_by_rows
 from lrbench.linalg.gram import GATE, gram
-from lrbench.linalg.sketch import rows_after
+from lrbench.linalg.sketch import permutation_of_swaps
 
 
 @dataclass(frozen=True, eq=False)
 class RowPivots:
-    """Greedy rows of W, best first: the first k are the choice at rank k.
+    """Greedily selected rows of W, best first: the first k rows are the selection at rank k.
 
     Attributes:
         order: (r,) positions.
-        errors: r + 1 floats, ‖W − W_I⁺-fit‖_F with the first k = 0 ... r rows kept and least-squares coefficients.
-        factor: (t, m) Lᵀ of the Gram's pivoted Cholesky for the first t rows, those above the accuracy gate.
+        errors: r + 1 floats, the Frobenius error of W's least-squares fit on its first k = 0 ... r selected rows.
+        factor: (t, m) Lᵀ of the Gram's pivoted Cholesky for the first t rows, which the Gram resolves.
         trusted: t, the largest rank whose coefficients the factor gives.
-        algorithm: what found the first of them: an algorithm of `pivoted_cholesky`, or "rows" without a Gram matrix.
+        algorithm: of the first rows: an algorithm of `pivoted_cholesky`, or "rows" without a Gram matrix.
     """
 
     order: Tensor
@@ -34,13 +34,13 @@ class RowPivots:
         return len(self.factor)
 
     def coefficients(self, k: int, others: Tensor) -> Tensor:
-        """Least-squares coefficients of the rows `others` on the first k pivots: one triangular solve.
+        """Least-squares coefficients of the rows `others` on the first k pivots, by one triangular solve.
 
         Returns:
             (len(others), k) float64.
 
         Raises:
-            ValueError: k is above `trusted`; `RowRefit` serves there.
+            ValueError: k is above `trusted`; use `RowRefit` there.
         """
         if k > self.trusted:
             raise ValueError(f"the Gram gives coefficients up to rank {self.trusted}, not {k}; use RowRefit")
@@ -50,18 +50,19 @@ class RowPivots:
 
 
 def greedy_rows(W: Tensor, rank: int, G: Tensor | None = None) -> RowPivots:
-    """Pivots of W by pivoted Cholesky of `W Wᵀ`: the same rows as QR of Wᵀ with column pivoting, in exact arithmetic.
+    """Pivots of W by pivoted Cholesky of `W Wᵀ`: in exact arithmetic, those of QR of Wᵀ with column pivoting.
 
-    A float64 Gram sees six digits of tail (`GATE`). Where W has more, the rows found so far are projected off W
-    itself, and the Gram of what remains gives the next six digits, until all ranks are served or only rounding is left.
+    A float64 Gram resolves relative errors down to `GATE`. If W needs more, the rows selected so far are
+    projected out of W, and the Gram of the residual gives six more digits, until enough rows are selected or the
+    residual is rounding error.
 
     Args:
         W: (m, n).
-        rank: how many rows, at most m.
-        G: (m, m) float64, W Wᵀ, where the caller has it.
+        rank: the number of rows, at most m.
+        G: (m, m) float64, W Wᵀ, if the caller has it.
 
     Returns:
-        Exactly `rank` rows; past the numerical rank of W, the ones not chosen yet in ascending order.
+        Exactly `rank` rows; beyond the numerical rank of W, the remaining rows in ascending order.
     """
     m, n = W.shape
     total = float(torch.linalg.vector_norm(W, dtype=torch.float64))
@@ -76,9 +77,9 @@ def greedy_rows(W: Tensor, rank: int, G: Tensor | None = None) -> RowPivots:
             own = G is None or len(order) > 0
             schur = gram(residual) if own else G
             assert schur is not None
-            algorithm = faster(schur, missing) if not len(order) else algorithm
+            algorithm = faster_algorithm(schur, missing) if not len(order) else algorithm
             step = pivoted_cholesky(schur, missing, floor=GATE**2, overwrite=own)
-        else:  # the Gram of the long side would be larger than W
+        else:  # the Gram of the longer side would be larger than W
             residual = residual.double()
             step = pivoted_cholesky_by_rows(
                 lambda p, A=residual: A @ A.index_select(0, p)[0],  # type: ignore[misc]
@@ -113,38 +114,38 @@ def greedy_rows(W: Tensor, rank: int, G: Tensor | None = None) -> RowPivots:
 
 
 def cpqr_pivots(A: Tensor, rank: int, G: Tensor | None = None) -> Tensor:
-    """The first columns that QR with column pivoting (LAPACK's geqp3) chooses of A (m, n): (rank,), rank <= n.
+    """The first `rank` columns of A that QR with column pivoting (LAPACK's geqp3) selects: (rank,).
 
     Args:
         A: (m, n).
-        rank: how many.
-        G: (n, n) float64, Aᵀ A, where the caller has it.
+        rank: the number of columns, at most n.
+        G: (n, n) float64, Aᵀ A, if the caller has it.
     """
     return greedy_rows(A.T, rank, G).order
 
 
 def lupp_pivots(Y: Tensor, rank: int) -> Tensor:
-    """The rows that LU with partial pivoting chooses of Y, best first.
+    """The rows of Y that LU with partial pivoting selects, best first.
 
-    Column j decides pivot j, so the pivots of the first k columns are the first k pivots: one factorization of a
-    sketch serves every rank. On the leading singular vectors these are the DEIM points.
+    Pivot j depends on the first j columns only, so one factorization of a sketch serves every rank. Applied to the
+    leading singular vectors, it gives the DEIM points.
 
     Args:
         Y: (m, l), a sketch `W Ω` or singular vectors of W.
-        rank: how many rows, at most min(m, l).
+        rank: the number of rows, at most min(m, l).
 
     Returns:
-        (rank,) different positions.
+        (rank,) distinct positions.
 
     Source: Dong, Martinsson, "Simpler is better", 2021 (arXiv 2104.05877); Sorensen, Embree, "A DEIM
     induced CUR factorization", 2016 (arXiv 1407.5516).
     """
-    # The plain lu_factor refuses a singular sketch; its pivots are good all the same.
-    return rows_after(torch.linalg.lu_factor_ex(Y).pivots, len(Y))[:rank]
+    # lu_factor rejects a singular sketch, although its pivots are usable.
+    return permutation_of_swaps(torch.linalg.lu_factor_ex(Y).pivots, len(Y))[:rank]
 
 
 def leverage_scores(U: Tensor) -> Tensor:
-    """Leverage of each row of an orthonormal U (m, k), as probabilities (m,): ‖U_i‖² / k.
+    """Leverage score of each row of an orthonormal U (m, k), as probabilities (m,): ‖U_i‖² / k.
 
     Source: Mahoney, Drineas, "CUR matrix decompositions for improved data analysis", 2009, equation 3.
     """
@@ -152,17 +153,17 @@ def leverage_scores(U: Tensor) -> Tensor:
 
 
 def weighted_sample(weights: Tensor, uniforms: Tensor, count: int) -> Tensor:
-    """Draws `count` different positions, one after another, each with probability in proportion to its weight.
+    """Draws `count` positions without replacement, each time with probability proportional to weight.
 
     Args:
-        weights: (m,), not negative; positions of zero weight come last.
-        uniforms: (m,) in [0, 1), the randomness; the same for all ranks where ranks are to resemble each other.
+        weights: (m,), non-negative; positions of zero weight come last.
+        uniforms: (m,) in [0, 1), the source of randomness; reuse it to make the draws of different ranks similar.
         count: at most m.
 
     Returns:
         (count,) positions.
 
-    Source: Efraimidis, Spirakis, "Weighted random sampling with a reservoir", 2006: the largest `log(u) / w`.
+    Source: Efraimidis, Spirakis, "Weighted random sampling with a reservoir", 2006: take the largest `log(u) / w`.
     """
     tiny = torch.finfo(torch.float64).tiny
     keys = uniforms.double().clamp(min=tiny).log() / weights.double().clamp(min=tiny)

@@ -1,4 +1,4 @@
-"""Least squares on chosen rows and columns, through QR and never through an inverse or a Gram."""
+"""Least squares on selected rows and columns by QR, without forming an inverse or a Gram matrix."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor
 
 
 def solve_upper(R: Tensor, B: Tensor, cutoff: float) -> Tensor:
-    """X that minimizes ‖R X − B‖_F, for an upper triangular R (k, k) that may be singular, and B (k, p).
+    """The X that minimizes ‖R X − B‖_F, for an upper triangular R (k, k), possibly singular, and B (k, p).
 
-    Back substitution where that gives sane numbers; else the solution of least norm, with the singular values of R
-    under `cutoff` times the largest taken as zero.
+    By back substitution if the result is finite and bounded; otherwise the minimum-norm solution, treating singular
+    values of R below `cutoff` times the largest as zero.
 
     Returns:
         (k, p), in the dtype of R.
     """
     X = torch.linalg.solve_triangular(R, B, upper=True)
-    # Entries of such size are division by rounding, and would drown the rest when they are stored in fewer digits.
+    # Entries above this bound come from division by rounding errors, and would swamp the rest in a shorter dtype.
     bound = float(B.abs().max()) / max(float(R.abs().max()) * cutoff, torch.finfo(R.dtype).tiny) if B.numel() else 0.0
     if bool(X.isfinite().all()) and float(X.abs().max() if X.numel() else 0.0) <= bound:
         return X
@@ -33,14 +33,14 @@ def _pinv(R: Tensor, cutoff: float) -> Tensor:
 
 
 class RowRefit:
-    """Coefficients of all rows of W on a nested choice of its rows: one QR serves every rank.
+    """Coefficients of all rows of W on a nested selection of its rows: one QR serves every rank.
 
-    With `W_I ᵀ = Q R`, the first k rows of the choice have the leading parts of Q and R, and the least-squares
-    coefficients are `(W Q_k) R_k⁻ᵀ`.
+    With `W_Iᵀ = Q R`, the first k selected rows have the leading parts Q_k and R_k, and the least-squares coefficients
+    are `(W Q_k) R_k⁻ᵀ`.
     """
 
     def __init__(self, W: Tensor, order: Tensor) -> None:
-        """Takes W (m, n) and the choice (r,), best first."""
+        """Factorizes the rows `order` (r,), best first, of W (m, n)."""
         self._order = order
         self._cutoff = torch.finfo(W.dtype).eps * max(W.shape)
         W64 = W.double()
@@ -49,9 +49,9 @@ class RowRefit:
         self._norm = float(torch.linalg.matrix_norm(W64))
 
     def errors(self) -> list[float]:
-        """‖W − W_I⁺-fit‖_F with the first k = 0 ... r rows kept: what the projections leave of ‖W‖².
+        """Frobenius error of W's least-squares fit on its first k = 0 ... r selected rows: r + 1 floats.
 
-        A difference of squares: exact to a hundred-millionth of ‖W‖.
+        A difference of squares, accurate to 1e-8 of ‖W‖.
         """
         taken = self._WQ.square().sum(0)  # (r,)
         rest = max(self._norm**2 - float(taken.sum()), 0.0)
@@ -60,12 +60,12 @@ class RowRefit:
         return errors + [errors[-1]] * (len(self._order) + 1 - len(errors))
 
     def coefficients(self, k: int, others: Tensor) -> Tensor:
-        """Least-squares coefficients of the rows `others` on the first k of the choice, k <= r.
+        """Least-squares coefficients of the rows `others` on the first k selected rows, k <= r.
 
         Returns:
-            (len(others), k) float64; zeros for chosen rows beyond the n that can be independent.
+            (len(others), k) float64; zero on selected rows past the n-th, since at most n are independent.
         """
-        size = min(k, self._R.shape[0])  # more rows than W has columns depend on the first ones
+        size = min(k, self._R.shape[0])
         solution = solve_upper(self._R[:size, :size], self._WQ[:, :size].index_select(0, others).T, self._cutoff)
         return torch.cat([solution, solution.new_zeros(k - size, len(others))]).T
 
@@ -73,13 +73,13 @@ class RowRefit:
 class Core:
     """The middle factor of a CUR, `U = C⁺ W R⁺`, at every rank of nested columns and rows.
 
-    With `C = Q_C T_C` and `Rᵀ = Q_R T_R`, one product `M = Q_Cᵀ W Q_R` serves every rank: the leading parts of all
-    five belong to the leading columns and rows, and `U_k = T_C⁻¹ M_k T_R⁻ᵀ`. (The cross `W[I,J]⁻¹` in place of this U
-    only interpolates: its error is never smaller, and grows as W[I,J] nears a singular matrix.)
+    With `C = Q_C T_C` and `Rᵀ = Q_R T_R`, one product `M = Q_Cᵀ W Q_R` serves every rank: the first k columns and rows
+    have the leading parts of these matrices, and `U_k = T_C⁻¹ M_k T_R⁻ᵀ`. (`U = W[I,J]⁻¹`, which interpolates W on the
+    chosen rows and columns, never has a smaller error, and the error grows as W[I,J] approaches a singular matrix.)
     """
 
     def __init__(self, W: Tensor, columns: Tensor, rows: Tensor) -> None:
-        """Takes W (m, n), and positions (r,) of columns and rows, best first, r <= min(m, n)."""
+        """Factorizes W (m, n) on positions (r,) of its columns and rows, best first, r <= min(m, n)."""
         self._dtype = W.dtype
         W64 = W.double()
         Q_C, self._T_C = torch.linalg.qr(W64.index_select(1, columns))  # (m, r), (r, r)
@@ -92,19 +92,18 @@ class Core:
         return self._fitted(k)[0]
 
     def error(self, k: int) -> float:
-        """‖W − C U R‖_F at rank k, with what U loses by being rounded.
+        """‖W − C U R‖_F at rank k, including the error of rounding U.
 
-        A difference of squares: exact to a hundred-millionth of ‖W‖.
+        A difference of squares, accurate to 1e-8 of ‖W‖.
         """
         kept = float(self._M[:k, :k].square().sum())
         return math.sqrt(max(self._norm**2 - kept, 0.0) + self._fitted(k)[1] ** 2)
 
     def _fitted(self, k: int) -> tuple[Tensor, float]:
-        """U (k, k), and what `C U R` loses by it.
+        """U (k, k), and the error ‖M − T_C U T_Rᵀ‖_F that rounding U adds to `C U R`.
 
-        Where C or R is nearly singular, U's entries are huge and cancel in `C U R`, which they do only as far as U's
-        dtype has digits. What U loses in `C U R` once rounded is `‖M − T_C U T_Rᵀ‖`, a k×k computation: the cut-off
-        of small singular values that loses least is taken.
+        If C or R is nearly singular, U has huge entries that cancel in `C U R` only to the precision of U's dtype.
+        Several cut-offs for small singular values are tried, and the one with the smallest error is used.
         """
         T_C, T_R, M = self._T_C[:k, :k], self._T_R[:k, :k], self._M[:k, :k]
         eps = torch.finfo(self._dtype).eps

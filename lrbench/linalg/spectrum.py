@@ -1,4 +1,4 @@
-"""Singular values and vectors at every rank, from one Gram where it can be trusted and from an SVD where it cannot."""
+"""Singular values and vectors at every rank, from one Gram matrix where it is accurate enough, else from an SVD."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ from lrbench.linalg.gram import (
 )
 
 
-def at_once(make: Callable[..., Any], *arguments: Any) -> Any:
-    """`make(*arguments)`: what stands for `Context.once` where nothing is shared."""
+def call_directly(make: Callable[..., Any], *arguments: Any) -> Any:
+    """`make(*arguments)`: a substitute for `Context.once` that shares nothing."""
     return make(*arguments)
 
 
 class Spectrum:
     """The singular values of W and the singular vectors of its shorter side, in float64.
 
-    The eigenvectors of the shorter side's Gram give both at every rank. Singular vectors of the longer side are not
-    offered: `Wᵀ U / sigma` loses orthogonality where sigma is small, and `U_k (U_kᵀ W)` needs none. Ranks whose
-    relative tail is under `GATE` are answered from an SVD of W in float64, which is computed only if there are such
-    ranks among those asked for. All of it is done when the object is made; nothing is computed later and kept.
+    The eigenvectors of the shorter side's Gram matrix give both at every rank. Singular vectors of the longer side are
+    not offered: `Wᵀ U / sigma` loses orthogonality where sigma is small, and `U_k (U_kᵀ W)` does not need them. Ranks
+    whose relative error is below `GATE` use an SVD of W in float64, computed only if there are such ranks up
+    to `rank`. All of it is computed in the constructor.
 
     Attributes:
-        wide: whether m <= n, so that the vectors are left ones, of size m; else right ones, of size n.
+        wide: whether m <= n; the vectors are then left singular vectors, of size m, else right ones, of size n.
         size: min(m, n).
-        rank: the largest rank that can be asked.
+        rank: the largest rank available.
     """
 
     def __init__(
-        self, W: Tensor, G: Tensor | None = None, *, rank: int | None = None, once: Callable[..., Any] = at_once
+        self, W: Tensor, G: Tensor | None = None, *, rank: int | None = None, once: Callable[..., Any] = call_directly
     ) -> None:
         """Factorizes W.
 
         Args:
             W: (m, n).
-            G: (s, s) float64, the Gram of its shorter side, s = min(m, n), where the caller already has it.
-            rank: the largest rank that will be asked, at most s; by default s.
-            once: `Context.once`, where the parts (Gram, eigenvectors, SVD) are to be shared with other reducers of W.
+            G: (s, s) float64, the Gram matrix of W's shorter side, s = min(m, n), if the caller already has it.
+            rank: the largest rank needed, at most s; by default s.
+            once: `Context.once`, to share Gram matrix, eigenvectors and SVD with other reducers of W.
 
         Raises:
-            torch.linalg.LinAlgError: no eigenvalues could be found, as where W holds NaN or Inf.
+            torch.linalg.LinAlgError: W holds NaN or Inf, or the eigenvalue solver did not converge.
         """
         self.wide = W.shape[0] <= W.shape[1]
         self.size = min(W.shape)
@@ -59,14 +59,14 @@ class Spectrum:
         exponent = 0
         if G is None:
             W, exponent = in_range(W)
-            once = at_once if exponent else once  # nobody else has this copy
+            once = call_directly if exponent else once  # no other reducer sees this scaled copy
         squares, self._rows = once(eigenvectors, once(short_gram, W) if G is None else G)  # (s,), (s, s)
         errors = tail_errors(squares)  # (s + 1,)
         relative = errors / errors[0].clamp(min=torch.finfo(torch.float64).tiny)
-        # At full rank the vectors are a whole orthonormal basis, whatever their accuracy.
+        # At full rank the vectors are a complete orthonormal basis, whatever their accuracy.
         self._trusted: list[bool] = [*(relative[:-1] >= GATE).tolist(), True][: self.rank + 1]
         self._errors: list[float] = errors.tolist()[: self.rank + 1]
-        self._exact = self._rows  # (s, s), the vectors for ranks under the gate
+        self._exact = self._rows  # (s, s), the vectors for ranks that the Gram does not resolve
         if not all(self._trusted):
             self._exact, errors = once(exact_vectors, W)
             pairs = zip(self._trusted, self._errors, errors.tolist(), strict=False)
@@ -80,60 +80,64 @@ class Spectrum:
         Raises:
             ValueError: k is above `rank`.
         """
-        self._refuse_above(k)
+        self._check_rank(k)
         return (self._rows if self._trusted[k] else self._exact)[:k].T
 
     def coordinates(self, k: int) -> Tensor:
-        """W on the basis `leading(k)`: U_kᵀ W (k, n) where wide, else V_kᵀ Wᵀ (k, m); in the dtype of W.
+        """W in the basis `leading(k)`: U_kᵀ W (k, n) if wide, else V_kᵀ Wᵀ (k, m); in the dtype of W.
 
         Raises:
             ValueError: k is above `rank`.
         """
         basis = self.leading(k).to(self._short.dtype)  # (s, k)
         with full_precision():
-            # Of a tall W this is the transpose of `W V_k`, so that the factor lies in memory as it is used.
+            # For a tall W, transpose `W V_k`, so that the factor W V_k is contiguous.
             return basis.T @ self._short if self.wide else (self._short.T @ basis).T
 
     def trusts(self, k: int) -> bool:
-        """Whether rank k is answered from the Gram; else from an SVD of W."""
-        self._refuse_above(k)
+        """Whether rank k uses the Gram matrix, rather than an SVD of W.
+
+        Raises:
+            ValueError: k is above `rank`.
+        """
+        self._check_rank(k)
         return self._trusted[k]
 
     @property
     def vectors(self) -> Tensor:
-        """All singular vectors of the shorter side, (min(m, n), min(m, n)), float64.
+        """All singular vectors of the shorter side: (min(m, n), min(m, n)), float64.
 
-        As exact as they can be had, where `rank` was left at its default.
+        Fully accurate only if `rank` was left at its default.
         """
         return self._exact.T
 
     def errors(self) -> list[float]:
-        """The Eckart-Young optimum ‖W − W_k‖_F at k = 0 ... `rank`."""
+        """The smallest error of each rank (Eckart, Young): ‖W − W_k‖_F at k = 0 ... `rank`."""
         return self._errors
 
-    def _refuse_above(self, k: int) -> None:
+    def _check_rank(self, k: int) -> None:
         if k > self.rank:
-            raise ValueError(f"rank {k} was asked of a spectrum made for ranks up to {self.rank}")
+            raise ValueError(f"rank {k} is above {self.rank}, the largest rank of this spectrum")
 
 
 def exact_vectors(W: Tensor) -> tuple[Tensor, Tensor]:
-    """By an SVD of W in float64: the shorter side's singular vectors, the rows of (s, s), and tail errors (s + 1,)."""
+    """Singular vectors of W's shorter side, as rows of (s, s), and tail errors (s + 1,), from an SVD in float64."""
     short = W if W.shape[0] <= W.shape[1] else W.T  # (s, l)
-    # The triangle of an LQ has the same left vectors, and is square: the SVD never sees the long side.
+    # The triangle of an LQ has the same left vectors and is square, so the SVD does not depend on the longer side.
     triangle = torch.linalg.qr(short.double().T, mode="r").R.T  # (s, s)
-    driver = "gesvd" if triangle.is_cuda else None  # the default on CUDA, Jacobi, is less exact in the tail
+    driver = "gesvd" if triangle.is_cuda else None  # CUDA's default, Jacobi, computes small values less exactly
     U, S, _ = torch.linalg.svd(triangle, driver=driver)
     return U.T.contiguous(), tail_errors(S.square())
 
 
-def optimal_errors(W: Tensor, *, once: Callable[..., Any] = at_once) -> list[float]:
-    """The Eckart-Young optimum ‖W − W_k‖_F at k = 0 ... min(m, n), for W (m, n).
+def optimal_errors(W: Tensor, *, once: Callable[..., Any] = call_directly) -> list[float]:
+    """The smallest error of each rank (Eckart, Young): ‖W − W_k‖_F at k = 0 ... min(m, n), for W (m, n).
 
     Args:
         W: finite.
         once: as in `Spectrum`.
 
     Raises:
-        torch.linalg.LinAlgError: no eigenvalues could be found, as where W holds NaN or Inf.
+        torch.linalg.LinAlgError: W holds NaN or Inf, or the eigenvalue solver did not converge.
     """
     return Spectrum(W, once=once).errors()

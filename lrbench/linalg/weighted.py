@@ -1,6 +1,6 @@
-"""Approximations that are measured behind the inputs: in the norm ‖(W − Ŵ) L‖_F, where L Lᵀ = E[x xᵀ].
+"""Approximations with the smallest output error: ‖(W − Ŵ) L‖_F² = E‖W x − Ŵ x‖², where L Lᵀ = E[x xᵀ].
 
-Since E‖W x − Ŵ x‖² = ‖(W − Ŵ) L‖_F², what is best in this norm is best for the outputs. Nothing here inverts L.
+L is never inverted.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from lrbench.linalg.spectrum import Spectrum
 
 
 def root(H: Tensor) -> Tensor:
-    """L (n, n), float64, with L Lᵀ = H: the Cholesky factor, or where H is singular `Q sqrt(Λ)` of H = Q Λ Qᵀ.
+    """L (n, n), float64, with L Lᵀ = H: the Cholesky factor, or Q sqrt(Λ) of H = Q Λ Qᵀ if H is singular.
 
     Args:
-        H: (n, n), symmetric positive semidefinite; eigenvalues that rounding has made negative are taken as zero.
+        H: (n, n), symmetric positive semidefinite; eigenvalues negative by rounding count as zero.
     """
     H64 = H.double()
     L, failed = torch.linalg.cholesky_ex(H64)
@@ -32,9 +32,9 @@ def weighted(W: Tensor, L: Tensor) -> Tensor:
 
 
 def output_error(W: Tensor, approximation: Tensor, H: Tensor) -> float:
-    """‖(W − Ŵ) H^{1/2}‖_F / ‖W H^{1/2}‖_F: the root of E‖W x − Ŵ x‖² over that of E‖W x‖², for H = E[x xᵀ] (n, n).
+    """Relative output error sqrt(E‖W x − Ŵ x‖² / E‖W x‖²), for W and Ŵ (m, n) and H = E[x xᵀ] (n, n).
 
-    Where W x is always zero, the numerator alone.
+    If W x is always zero, the numerator's root alone.
     """
     H64 = H.double()
 
@@ -46,14 +46,14 @@ def output_error(W: Tensor, approximation: Tensor, H: Tensor) -> float:
 
 
 class WeightedSpectrum:
-    """The best approximation of W of every rank in the norm ‖(W − Ŵ) L‖_F.
+    """The best approximation of W at every rank in the norm ‖(W − Ŵ) L‖_F.
 
-    By Eckart and Young the best W L of rank k is U_k U_kᵀ W L, with U_k the leading left singular vectors of W L; so
-    Ŵ = U_k (U_kᵀ W), and L need not be inverted. Where m > n the m×m Gram is not formed: U_k = orth(W L V_k).
+    By Eckart and Young the best rank-k approximation of W L is U_k U_kᵀ W L, with U_k the leading left singular vectors
+    of W L; so Ŵ = U_k (U_kᵀ W), without an inverse of L. If m > n, U_k = orth(W L V_k) avoids the m × m Gram matrix.
     """
 
     def __init__(self, W: Tensor, L: Tensor) -> None:
-        """Takes W (m, n), and L (n, n), or (n,) for a diagonal one."""
+        """Factorizes W L, for W (m, n) and L (n, n), or (n,) for a diagonal L."""
         self._W = W
         self._product = weighted(W, L)  # (m, n)
         self._spectrum = Spectrum(self._product)
@@ -70,7 +70,7 @@ class WeightedSpectrum:
             return U.contiguous(), U.T @ self._W
 
     def weighted_errors(self) -> list[float]:
-        """‖(W − Ŵ_k) L‖_F at k = 0 ... min(m, n): no matrix of rank k has less."""
+        """‖(W − Ŵ_k) L‖_F at k = 0 ... min(m, n), the smallest of any matrix of rank k."""
         return self._spectrum.errors()
 
     def errors(self) -> list[float]:
@@ -81,17 +81,17 @@ class WeightedSpectrum:
 
 
 class FeatureRefit:
-    """Coefficients of W on a nested choice of input features: `W x ≈ B x_J` with `B = W H[:, J] H[J, J]⁻¹`.
+    """Coefficients of W on a nested selection of input features: `W x ≈ B x_J` with `B = W H[:, J] H[J, J]⁻¹`.
 
-    This B minimizes E‖W x − B x_J‖² (Nyström). One Cholesky factor of H, its features in the order of choice, serves
-    every rank: the factor of a leading block is the leading block of the factor.
+    This B minimizes E‖W x − B x_J‖² (Nyström). One Cholesky factor of H, with its features in the order of selection,
+    serves every rank: the factor of a leading block is the leading block of the factor.
     """
 
     def __init__(self, W: Tensor, H: Tensor, order: Tensor) -> None:
-        """Takes W (m, n), H = E[x xᵀ] (n, n), and features (r,), best first.
+        """Factorizes H = E[x xᵀ] (n, n) on the features `order` (r,), best first, for W (m, n).
 
         Raises:
-            ValueError: H is singular on the features chosen; damping mends it.
+            ValueError: H is singular on the selected features; use damping.
         """
         self._dtype = W.dtype
         H64 = H.double()
