@@ -208,7 +208,7 @@ def measure(slot: WeightSlot) -> SlotSpectrum:
     if not bool(weight.isfinite().all()):
         row, column = (~weight.isfinite()).nonzero()[0].tolist()
         value = float(weight[row, column])
-        raise ModelError(f"{slot.name}: the weight holds {value} at [{row}, {column}]; mend the checkpoint")
+        raise ModelError(f"{slot.name}: the weight holds {value} at [{row}, {column}]; repair the checkpoint")
     values = singular_values(weight)
     reference = random_singular_values(slot.about.shape, weight.device)
     random_curve = energy_curve(reference)

@@ -23,8 +23,8 @@ from lrbench.reducers.parameters import values
 from lrbench.reducers.ranks import RankKind, RankRequest
 from lrbench.reducers.registry import Registry
 from lrbench.reducers.source_hash import source_hash
-from lrbench.reduction.apply import Inference, in_place, noted
-from lrbench.reduction.cell_reducer import Reductions
+from lrbench.reduction.apply import Inference, in_place, record_inference
+from lrbench.reduction.cell_reducer import CellReducer
 from lrbench.reduction.plan import Cell, Method
 from lrbench.reduction.reduced_weight import Reduction, sizes
 from lrbench.results.rows import Edit
@@ -59,7 +59,7 @@ class Reduced:
         measured = sizes(slots, reductions, count_numbers(model))
         self.keep_targets, self.keep_model = measured["keep_targets"], measured["keep_model"]
         self._inventory, self._slots = inventory, slots
-        self._reductions = noted(slots, reductions, inference)
+        self._reductions = record_inference(slots, reductions, inference)
         self._edit = ExitStack()
         self._edit.enter_context(in_place(model, slots, reductions, inference))
         self._versions = {name: (tensor, tensor._version) for name, tensor in _state(model)}
@@ -236,7 +236,7 @@ def reduce(
         reason = method.reducer.supports(slot.about)
         if reason:
             raise InputError(f"{method.label} does not support {slot.name}: {reason}")
-    [(_, outcome)] = Reductions(seed).of_group([Cell(method, "together", slots, request)])
+    [(_, outcome)] = CellReducer(seed).reduce_group([Cell(method, "together", slots, request)])
     if isinstance(outcome, LrbenchError):
         raise outcome
     return Reduced(model, inventory, slots, outcome, inference)

@@ -16,7 +16,7 @@ from lrbench.errors import InputError, PluginError
 if TYPE_CHECKING:
     from lrbench.reducers.ranks import RankRequest
     from lrbench.reduction.plan import Method
-    from lrbench.reduction.single_matrix import Outcome
+    from lrbench.reduction.single_matrix import MatrixResult
 
 #: Where no rank is asked for.
 DEFAULT = ("keep", (0.75, 0.5, 0.25))
@@ -118,7 +118,7 @@ def _requests(args: argparse.Namespace) -> list[RankRequest]:
     return [RankRequest(kind, value) for value in dict.fromkeys(values)]  # type: ignore[arg-type]
 
 
-def _exit_code(outcomes: Sequence[Outcome]) -> int:
+def _exit_code(outcomes: Sequence[MatrixResult]) -> int:
     return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
 
 

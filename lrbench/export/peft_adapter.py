@@ -90,7 +90,7 @@ def write_lora(
 def write_adapter(subject: Subject, directory: Path) -> None:
     """Writes an edit as the LoRA adapter of its difference from the base, where that difference is of low rank.
 
-    Reductions of updates are written as their own factors, for the base that they are updates of. What else was
+    CellReducer of updates are written as their own factors, for the base that they are updates of. What else was
     fine-tuned goes with them as whole modules, so that base and adapter are the edited model.
 
     Args:

@@ -121,7 +121,7 @@ def load_base(spec: ModelSpec, tuned: LoadedModel, *, trust_remote_code: bool = 
     model = load_weights(read, source, count_numbers(structure(source, read.attn_implementation)), torch.device("cpu"))
     broken = first_non_finite(model)
     if broken:
-        raise ModelError(f"base {spec.display_name}: {broken}; mend the checkpoint")
+        raise ModelError(f"base {spec.display_name}: {broken}; repair the checkpoint")
     return Base(
         spec.display_name, described(read.model_copy(update={"attn_implementation": None}), source), model, tuned
     )

@@ -1,1 +1,1 @@
-"""From a plan to reduced weights: cells, ranks, allocations, calibration, and the edit of a model."""
+"""Planning cells, calibrating, allocating ranks, reducing weights and applying them to a model."""

@@ -1,4 +1,4 @@
-"""Putting reductions in a model's place, as matrices or as layers of factors."""
+"""Applies reductions to a model, as dense matrices or as layers of factors."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ from lrbench.reduction.reduced_weight import Reduction
 Inference = Literal["dense", "factored"]
 
 
-def noted(slots: Sequence[WeightSlot], reductions: Sequence[Reduction], inference: Inference) -> list[Reduction]:
-    """The reductions with a record of how each runs: factors that cannot take a layer's place run as a matrix."""
+def record_inference(
+    slots: Sequence[WeightSlot], reductions: Sequence[Reduction], inference: Inference
+) -> list[Reduction]:
+    """Records in each edit how it runs: factors that cannot replace a whole layer run as a dense matrix."""
     if inference == "dense":
         return list(reductions)
     return [
         dataclasses.replace(
-            done,
-            edit=done.edit.model_copy(
-                update={"evaluated_as": "factors" if runs_as_factors(slot, done.factors) else "dense"}
+            reduction,
+            edit=reduction.edit.model_copy(
+                update={"evaluated_as": "factors" if runs_as_factors(slot, reduction.factors) else "dense"}
             ),
         )
-        for slot, done in zip(slots, reductions, strict=True)
+        for slot, reduction in zip(slots, reductions, strict=True)
     ]
 
 
@@ -36,21 +38,20 @@ def noted(slots: Sequence[WeightSlot], reductions: Sequence[Reduction], inferenc
 def in_place(
     model: nn.Module, slots: Sequence[WeightSlot], reductions: Sequence[Reduction], inference: Inference = "dense"
 ) -> Iterator[None]:
-    """The edited model, for as long as the context lasts.
+    """Applies the reductions to the model for as long as the context lasts.
 
     Args:
-        model: the one that the slots are of.
-        slots, reductions: one of each for each edited weight.
-        inference: `factored` runs whatever can through the factors' own layers, and the rest as matrices.
+        slots, reductions: one of each per edited weight; the slots belong to `model`.
+        inference: `factored` runs factors as layers of their own where possible; all others run as dense matrices.
 
     Raises:
-        SpoiltModelError: on leaving, an original was written to or replaced behind our back.
+        SpoiltModelError: on exit, if an original weight was written to or replaced in the meantime.
     """
     pairs = list(zip(slots, reductions, strict=True))
-    own = [(slot, r) for slot, r in pairs if inference == "factored" and runs_as_factors(slot, r.factors)]
-    layers = {id(slot) for slot, _ in own}
+    factored_pairs = [(slot, r) for slot, r in pairs if inference == "factored" and runs_as_factors(slot, r.factors)]
+    layers = {id(slot) for slot, _ in factored_pairs}
     with (
         edited({slot: r.matrix() for slot, r in pairs if id(slot) not in layers}),
-        factored(model, {slot: r.factors for slot, r in own}),
+        factored(model, {slot: r.factors for slot, r in factored_pairs}),
     ):
         yield

@@ -1,4 +1,4 @@
-"""From cells to checked, measured factors: each weight's work is shared between the ranks and methods that need it."""
+"""Reduces the weights of cells, sharing each weight's computations between ranks and methods."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from lrbench.models.slots import WeightSlot
 from lrbench.reducers.factors import Dense, Factors, LowRank
 from lrbench.reducers.ranks import WHOLE, AllocationKind, RankRequest, closed_rank, find_rank, ranks_to_prepare
 from lrbench.reducers.shared_results import Shared
-from lrbench.reduction.allocation.budget import Budget, Choices, by_size
+from lrbench.reduction.allocation.budget import Budget, RankOptions, options_by_shape
 from lrbench.reduction.allocation.loss_curves import (
-    Judge,
-    choices_by_building,
-    choices_by_rank,
+    LossMeasure,
     largest_rank,
+    options_by_construction,
+    options_by_rank,
     squared_error,
 )
 from lrbench.reduction.apply import in_place
 from lrbench.reduction.greedy_plan import GREEDY
 from lrbench.reduction.plan import Cell, Method
-from lrbench.reduction.reduced_weight import Reduction, beside
+from lrbench.reduction.reduced_weight import Reduction, base_weight
 from lrbench.reduction.weight_job import (
-    Bases,
-    Copy,
+    BaseWeights,
     Preparation,
     Statistics,
-    Work,
+    WeightJob,
+    WorkingCopy,
     failing_as,
     reduced_matrix,
 )
@@ -43,19 +43,17 @@ from lrbench.results.rows import Edit
 from lrbench.system.device import synchronize
 from lrbench.system.isolation import process_state_kept
 
-_KEPT = 1 / 8  # of the free memory, for copies of weights and what is shared between methods
+_CACHE_FRACTION = 1 / 8  # of the free memory, for working copies and shared results
 
 
-class Reductions:
-    """Reduces slots for a run. Keeps each slot's optimal errors, and which reducers have been warmed up.
+class CellReducer:
+    """Reduces the slots of a run's cells.
 
-    Copies of weights, and what reducers share, are kept of the slots used last, up to an eighth of the free memory:
-    methods follow one another on a slot, or on the same few slots.
-
-    With a base, W − W_base stands for each weight W: reducers are given that, and errors are of that.
+    Caches optimal errors per slot, and working copies with shared results of the most recent slots, up to an eighth of
+    the free memory. With a base, reducers and errors refer to W − W_base instead of W.
     """
 
-    def __init__(self, seed: int, calibration: Statistics | None = None, base: Bases | None = None) -> None:
+    def __init__(self, seed: int, calibration: Statistics | None = None, base: BaseWeights | None = None) -> None:
         self._seed = seed
         self._calibration = calibration
         self._base = base
@@ -64,18 +62,18 @@ class Reductions:
         self._baseline_loss: float | None = None
         self._accepted: dict[tuple[str, str, RankRequest, int | None], Reduction] = {}
         self._warm: set[tuple[str, torch.device]] = set()
-        self._copies: OrderedDict[str, Copy] = OrderedDict()
+        self._copies: OrderedDict[str, WorkingCopy] = OrderedDict()
 
-    def of_group(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, list[Reduction] | LrbenchError]]:
-        """Reduces cells that differ in the rank alone (one seed, too), sharing each slot's preparation between them.
+    def reduce_group(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, list[Reduction] | LrbenchError]]:
+        """Reduces cells that differ only in the rank, sharing each slot's preparation between them.
 
-        Every rank's factors are held until all slots are done; where they would take more than a quarter of the free
-        memory, the ranks are done one after the other, and the preparation is repeated.
+        The factors of all ranks are held until all slots are done. If they would take more than a quarter of the free
+        memory, ranks are reduced one by one, and the preparation is repeated.
         """
         slots, method = cells[0].slots, cells[0].method
         assert method is not None
         if cells[0].allocation is not None:
-            yield from self._shared_out(cells)
+            yield from self._allocated(cells)
             return
         if cells[0].mode == GREEDY:
             yield from self._composed(cells)
@@ -86,21 +84,21 @@ class Reductions:
         size = sum(slot.numbers * slot.tensor().element_size() for slot in slots)
         at_once = len(cells) if size * len(cells) <= _free_memory(slots[0].tensor().device) / 4 else 1
         for start in range(0, len(cells), at_once):
-            part = cells[start : start + at_once]
-            done: list[list[Reduction] | LrbenchError] = [[] for _ in part]
+            batch = cells[start : start + at_once]
+            results: list[list[Reduction] | LrbenchError] = [[] for _ in batch]
             for slot in slots:
-                alive = [i for i, result in enumerate(done) if isinstance(result, list)]
-                requests = [part[i].request_of(slot) for i in alive]
+                alive = [i for i, result in enumerate(results) if isinstance(result, list)]
+                requests = [batch[i].request_of(slot) for i in alive]
                 outcomes = self._slot(slot, method, requests, cells[0].seed)
                 for i, outcome in zip(alive, outcomes, strict=True):
                     if isinstance(outcome, Reduction):
-                        done[i].append(outcome)  # type: ignore[union-attr]
+                        results[i].append(outcome)  # type: ignore[union-attr]
                     else:
-                        done[i] = outcome
-            yield from zip(part, done, strict=True)
+                        results[i] = outcome
+            yield from zip(batch, results, strict=True)
 
     def _composed(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, list[Reduction] | LrbenchError]]:
-        """Reduces the last slot of each; those before it, which have been accepted, are reduced once in a run."""
+        """Reduces the last slot of each cell; the accepted slots before it are reduced once per run."""
         method, seed, slots = cells[0].method, cells[0].seed, cells[0].slots
         assert method is not None
         before: list[Reduction] = []
@@ -122,42 +120,42 @@ class Reductions:
             else:
                 yield cell, outcome
 
-    def _shared_out(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, list[Reduction] | LrbenchError]]:
-        """Reduces cells of one allocation, once the ranks are found that fill each one's budget.
+    def _allocated(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, list[Reduction] | LrbenchError]]:
+        """Reduces cells of one allocation, after choosing the ranks that fill each cell's budget.
 
-        First every slot is prepared for its curve alone, which all budgets share; then cells are reduced to the ranks
-        found. Where a method turns out to store less than it says, so that a budget is missed, both are done again with
-        what its factors do store.
+        The loss curves of the slots are computed once for all budgets. If a method stores less than it declares and
+        misses a budget, the curves and ranks are computed again from the factors' actual sizes.
         """
         method, kind, waiting = cells[0].method, cells[0].allocation, list(cells)
         assert method is not None
         assert kind is not None
-        for by_building in (False, True):
+        for by_construction in (False, True):
             missed: list[Cell] = []
             try:
-                choices, costs = self._choices(cells[0], by_building=by_building)
+                rank_options, costs = self._rank_options(cells[0], by_construction=by_construction)
             except LrbenchError as error:
                 yield from ((cell, error) for cell in waiting)
                 return
-            given: list[tuple[Cell, Budget, Cell]] = []
+            allocated: list[tuple[Cell, Budget, Cell]] = []
             for cell in waiting:
                 assert cell.request is not None
                 budget = Budget.of(cell.slots, float(cell.request.value))
                 try:
-                    allocation = budget.shared(choices, kind, method.label)
+                    allocation = budget.allocate(rank_options, kind, method.label)
                     budget.refuse_missed(allocation.size, method.label)
                 except LrbenchError as error:
                     yield cell, error
                     continue
-                requests = tuple(one.request(option) for one, option in zip(choices, allocation.choice, strict=True))
-                given.append((cell, budget, dataclasses.replace(cell, requests=requests, allocation=None)))
-            done = self.of_group([ranked for *_, ranked in given]) if given else ()
-            for (cell, budget, _), (ranked, outcome) in zip(given, done, strict=True):
+                chosen = zip(rank_options, allocation.choice, strict=True)
+                requests = tuple(options.request(option) for options, option in chosen)
+                allocated.append((cell, budget, dataclasses.replace(cell, requests=requests, allocation=None)))
+            reduced = self.reduce_group([ranked for *_, ranked in allocated]) if allocated else ()
+            for (cell, budget, _), (ranked, outcome) in zip(allocated, reduced, strict=True):
                 if isinstance(outcome, LrbenchError):
                     yield cell, outcome
                     continue
                 stored = sum(reduction.edit.stored_numbers for reduction in outcome)
-                if stored < budget.least and not by_building:
+                if stored < budget.min_stored and not by_construction:
                     missed.append(cell)
                     continue
                 try:
@@ -165,57 +163,59 @@ class Reductions:
                 except LrbenchError as error:
                     yield cell, error
                     continue
-                asked = zip(outcome, ranked.requests, costs, strict=True)
-                yield cell, [_allocated(reduction, request, cost) for reduction, request, cost in asked]
+                parts = zip(outcome, ranked.requests, costs, strict=True)
+                yield cell, [_with_allocation(reduction, request, cost) for reduction, request, cost in parts]
             waiting = missed
             if not waiting:
                 return
 
-    def _choices(self, cell: Cell, *, by_building: bool) -> tuple[list[Choices], list[Cost]]:
-        """What each slot of a cell may be, by the cell's allocation, and what finding that took.
+    def _rank_options(self, cell: Cell, *, by_construction: bool) -> tuple[list[RankOptions], list[Cost]]:
+        """The rank options of each slot of a cell, and the cost of computing them.
 
         Raises:
             ReducerError: the method fails on a slot.
         """
         method, slots = cell.method, cell.slots
         assert method is not None
-        sized = None if by_building else by_size(method.reducer, slots)
+        sized = None if by_construction else options_by_shape(method.reducer, slots)
         if sized is not None and cell.allocation == "uniform":
             return sized, [Cost()] * len(slots)
-        found, costs = [], []
+        options, costs = [], []
         for place, slot in enumerate(slots):
             try:
                 with failing_as(slot, method):
-                    work, optimum = self._begin(slot, method, cell.seed)
+                    job, optimum = self._begin(slot, method, cell.seed)
                     known = None if sized is None else sized[place]
-                    preparation = work.prepare([largest_rank(work, known)])
+                    preparation = job.prepare([largest_rank(job, known)])
                     started = time.perf_counter()
-                    judge = self._judge(cell.allocation, work, preparation, optimum)
+                    measure = self._loss_measure(cell.allocation, job, preparation, optimum)
                     if known is not None:
-                        found.append(choices_by_rank(work, preparation, known, judge))
+                        options.append(options_by_rank(job, preparation, known, measure))
                     else:
-                        found.append(choices_by_building(work, preparation, judge, Budget.of(slots, 1.0).numbers))
-                    again = 0.0 if method.reducer.one_preparation else preparation.seconds
-                    costs.append(Cost(time.perf_counter() - started + again, preparation.seconds - again))
+                        options.append(
+                            options_by_construction(job, preparation, measure, Budget.of(slots, 1.0).parameters)
+                        )
+                    repeated = 0.0 if method.reducer.one_preparation else preparation.seconds
+                    costs.append(Cost(time.perf_counter() - started + repeated, preparation.seconds - repeated))
             except LrbenchError:
                 self._copies.pop(slot.name, None)
                 raise
             self._forget_old(slot)
-        return found, costs
+        return options, costs
 
-    def _judge(
-        self, kind: AllocationKind | None, work: Work, preparation: Preparation, optimum: Sequence[float]
-    ) -> Judge:
-        """How an allocation tells what is lost of a slot."""
-        slot, calibration = work.slot, self._calibration
-        judge = squared_error(work, preparation, optimum[0])
+    def _loss_measure(
+        self, kind: AllocationKind | None, job: WeightJob, preparation: Preparation, optimum: Sequence[float]
+    ) -> LossMeasure:
+        """The measure by which an allocation compares losses of a slot."""
+        slot, calibration = job.slot, self._calibration
+        measure = squared_error(job, preparation, optimum[0])
         if kind == "output-error":
             assert calibration is not None
             H = calibration.second_moment(slot)
-            best = self._output_optimum(slot, work, H) if "output-optimal" in work.method.reducer.promises else None
-            return Judge(
-                lambda factors: output_error(work.weight, factors.dense(), H) ** 2,
-                lambda ranks: None if best is None else [best[rank] ** 2 for rank in ranks],
+            optimal = self._output_optimum(slot, job, H) if "output-optimal" in job.method.reducer.promises else None
+            return LossMeasure(
+                lambda factors: output_error(job.weight, factors.dense(), H) ** 2,
+                lambda ranks: None if optimal is None else [optimal[rank] ** 2 for rank in ranks],
             )
         if kind == "sensitivity":
             assert calibration is not None
@@ -225,71 +225,71 @@ class Reductions:
             assert model is not None
 
             def on_text(factors: Factors) -> float:
-                with in_place(model, [slot], [work.measured(factors, optimum, 0.0, {})]):
+                with in_place(model, [slot], [job.round_and_measure(factors, optimum, 0.0, {})]):
                     return calibration.loss() - baseline
 
-            return dataclasses.replace(judge, on_text=on_text)
-        return judge
+            return dataclasses.replace(measure, on_text=on_text)
+        return measure
 
-    def _begin(self, slot: WeightSlot, method: Method, seed: int | None) -> tuple[Work, list[float]]:
-        """A method at work on a slot, warmed up, and the optimal errors that it is judged by."""
-        own = self._seed if seed is None else seed
-        work = Work(slot, method, own, self._copy(slot), self._calibration, self._base)
-        optimum = self._optimum(slot, work)
-        self._warm_up(work)
-        return work, optimum
+    def _begin(self, slot: WeightSlot, method: Method, seed: int | None) -> tuple[WeightJob, list[float]]:
+        """A warmed-up job of a method on a slot, and the slot's optimal errors."""
+        own_seed = self._seed if seed is None else seed
+        job = WeightJob(slot, method, own_seed, self._copy(slot), self._calibration, self._base)
+        optimum = self._optimum(slot, job)
+        self._warm_up(job)
+        return job, optimum
 
     def _slot(
         self, slot: WeightSlot, method: Method, requests: Sequence[RankRequest], seed: int | None = None
     ) -> list[Reduction | LrbenchError]:
-        """One slot at each requested rank; a failure that concerns them all is given to each."""
+        """Reduces one slot at each requested rank; a failure of the preparation is returned for every rank."""
         reducer = method.reducer
-        asked = [request for request in requests if request != WHOLE]
-        if not asked:
+        to_reduce = [request for request in requests if request != WHOLE]
+        if not to_reduce:
             return [_whole(slot, method) for _ in requests]
         try:
             with failing_as(slot, method):
-                work, optimum = self._begin(slot, method, seed)
+                job, optimum = self._begin(slot, method, seed)
                 spectrum = _singular_values(optimum)
-                ranks = ranks_to_prepare(asked, reducer, slot.about, spectrum)
-                shared = work.prepare(ranks) if reducer.one_preparation else None
+                ranks = ranks_to_prepare(to_reduce, reducer, slot.about, spectrum)
+                shared = job.prepare(ranks) if reducer.one_preparation else None
         except LrbenchError as error:
             self._copies.pop(slot.name, None)
             return [error] * len(requests)
-        done: list[Reduction | LrbenchError] = []
+        results: list[Reduction | LrbenchError] = []
         for request in requests:
             if request == WHOLE:
-                done.append(_whole(slot, method))
+                results.append(_whole(slot, method))
                 continue
             try:
                 with failing_as(slot, method):
                     rank = closed_rank(request, reducer, slot.about, spectrum)
-                    if rank is None:  # factors must be built to know it; that search is in no one's time
-                        searched = shared or work.prepare(ranks)
-                        rank = find_rank(request, reducer, slot.about, spectrum, work.weight, searched.prepared)
-                    preparation = shared or work.prepare([rank])
-                    factors, seconds, chosen = work.at_rank(preparation, rank)
-                    work.check_honesty(factors, request, optimum)
-                    measured = work.measured(factors, optimum, seconds, chosen)
-                    measured = self._with_output_error(slot, work, measured)
-                    done.append(measured)
+                    if rank is None:  # the rank is found by building factors; this search is not timed
+                        searched = shared or job.prepare(ranks)
+                        rank = find_rank(request, reducer, slot.about, spectrum, job.weight, searched.prepared)
+                    preparation = shared or job.prepare([rank])
+                    factors, seconds, chosen = job.at_rank(preparation, rank)
+                    job.check_error(factors, request, optimum)
+                    measured = job.round_and_measure(factors, optimum, seconds, chosen)
+                    measured = self._with_output_error(slot, job, measured)
+                    results.append(measured)
             except LrbenchError as error:
-                # A method that wrote to what others share must not fail them.
+                # A method that wrote to shared results must not make other methods fail.
                 self._copies.pop(slot.name, None)
-                done.append(error)
+                results.append(error)
         self._forget_old(slot)
-        return done
+        return results
 
-    def _copy(self, slot: WeightSlot) -> Copy:
-        """The slot's, as the method before left it."""
+    def _copy(self, slot: WeightSlot) -> WorkingCopy:
+        """The slot's cached working copy."""
         if slot.name not in self._copies:
-            base = None if self._base is None else beside(self._base.slot(slot), slot.read())
-            self._copies[slot.name] = Copy(reduced_matrix(slot, base), Shared(), base)
+            base = None if self._base is None else base_weight(self._base.slot(slot), slot.read())
+            self._copies[slot.name] = WorkingCopy(reduced_matrix(slot, base), Shared(), base)
         self._copies.move_to_end(slot.name)
         return self._copies[slot.name]
 
     def _without_update(self, slot: WeightSlot) -> Reduction:
-        """The base's own weight, as an update of rank 0."""
+        """The base's weight, as an update of rank 0."""
         assert self._base is not None
         weight, (rows, columns) = slot.read(), slot.about.shape
         nothing = LowRank(weight.new_zeros(rows, 0), weight.new_zeros(0, columns))
@@ -300,76 +300,76 @@ class Reductions:
         return Reduction(nothing, edit, 0.0, base=self._base.slot(slot))
 
     def _forget_old(self, slot: WeightSlot) -> None:
-        """Keeps the copies used last, as many as fit."""
+        """Evicts the least recently used copies until the rest fits the memory budget."""
         sizes = {name: copy.nbytes for name, copy in self._copies.items()}
         held = sum(sizes.values())
-        budget = (_free_memory(slot.tensor().device) + held) * _KEPT
+        budget = (_free_memory(slot.tensor().device) + held) * _CACHE_FRACTION
         for name, size in sizes.items():
             if held <= budget:
                 break
             del self._copies[name]
             held -= size
 
-    def _optimum(self, slot: WeightSlot, work: Work) -> list[float]:
-        """The Eckart-Young error at every rank, once a slot and run; it judges reducers and is in no one's time."""
+    def _optimum(self, slot: WeightSlot, job: WeightJob) -> list[float]:
+        """The Eckart-Young error at every rank, computed once per slot and run, untimed."""
         if slot.name not in self._optima:
-            if ("", work.weight.device) not in self._warm:  # its parts may be in the next reducer's time
-                self._warm.add(("", work.weight.device))
-                optimal_errors(work.weight[:64, :64].contiguous())
-            self._optima[slot.name] = optimal_errors(work.weight, once=work.shared.once)
+            if ("", job.weight.device) not in self._warm:  # shared parts of it may be charged to the next reducer
+                self._warm.add(("", job.weight.device))
+                optimal_errors(job.weight[:64, :64].contiguous())
+            self._optima[slot.name] = optimal_errors(job.weight, once=job.shared.once)
         return self._optima[slot.name]
 
-    def _with_output_error(self, slot: WeightSlot, work: Work, reduction: Reduction) -> Reduction:
-        """Adds what the layer's output loses, where the method was given the inputs' second moment."""
-        if self._calibration is None or "second_moment" not in work.statistics:
+    def _with_output_error(self, slot: WeightSlot, job: WeightJob, reduction: Reduction) -> Reduction:
+        """Adds the layer's output error, if the method uses the inputs' second moment."""
+        if self._calibration is None or "second_moment" not in job.statistics:
             return reduction
         H = self._calibration.second_moment(slot)
-        optima = self._output_optimum(slot, work, H)
-        stored = work.rounded(reduction)
+        optima = self._output_optimum(slot, job, H)
+        stored = job.rounded(reduction)
         edit = reduction.edit.model_copy(
             update={
-                "output_error": output_error(work.weight, stored, H),
+                "output_error": output_error(job.weight, stored, H),
                 "optimal_output_error": optima[min(reduction.edit.rank, len(optima) - 1)],
             }
         )
         return dataclasses.replace(reduction, edit=edit)
 
-    def _output_optimum(self, slot: WeightSlot, work: Work, H: torch.Tensor) -> list[float]:
-        """The least relative output error at every rank, once a slot and run."""
+    def _output_optimum(self, slot: WeightSlot, job: WeightJob, H: torch.Tensor) -> list[float]:
+        """The least relative output error at every rank, computed once per slot and run."""
         if slot.name not in self._output_optima:
-            errors = WeightedSpectrum(work.weight, root(H)).weighted_errors()
+            errors = WeightedSpectrum(job.weight, root(H)).weighted_errors()
             self._output_optima[slot.name] = [error / errors[0] if errors[0] else 0.0 for error in errors]
         return self._output_optima[slot.name]
 
-    def _warm_up(self, work: Work) -> None:
-        """Runs a reducer once on a corner of its first weight, untimed: libraries initialise when first used."""
-        key = (work.method.label, work.weight.device)
+    def _warm_up(self, job: WeightJob) -> None:
+        """Runs a reducer once, untimed, on a corner of its first weight, so that libraries are initialised."""
+        key = (job.method.label, job.weight.device)
         if key in self._warm:
             return
         self._warm.add(key)
-        corner = work.weight[:64, :64].contiguous()
-        # A method may refuse so small a matrix. On the real one its errors count.
+        corner = job.weight[:64, :64].contiguous()
+        # A method may refuse so small a matrix; only errors on the whole matrix count.
         with contextlib.suppress(*FOREIGN), process_state_kept():
-            reducer = work.method.reducer
-            reducer.prepare(corner, [1], work.context(corner.shape[1])).at_rank(1).dense()
+            reducer = job.method.reducer
+            reducer.prepare(corner, [1], job.context(corner.shape[1])).at_rank(1).dense()
         synchronize(corner.device)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds that it took to find what a slot may be.
+    """Seconds spent on a slot's rank options.
 
     Attributes:
-        curve: beyond what the reduction to the rank found takes again.
-        preparation: what it does take; of a slot that stays as it is nothing was reduced, and this was for the curve.
+        curve: time that the later reduction to the chosen rank does not repeat.
+        preparation: time that the reduction repeats; counted for the curve if the slot is left unreduced.
     """
 
     curve: float = 0.0
     preparation: float = 0.0
 
 
-def _allocated(reduction: Reduction, request: RankRequest, cost: Cost) -> Reduction:
-    """With the rank that was shared out to it, and what finding that took."""
+def _with_allocation(reduction: Reduction, request: RankRequest, cost: Cost) -> Reduction:
+    """Records the allocated rank and the time that the allocation took."""
     whole = request == WHOLE
     edit = reduction.edit.model_copy(update={"allocated": "whole" if whole else int(request.value)})
     seconds = cost.curve + (cost.preparation if whole else 0.0)
@@ -377,7 +377,7 @@ def _allocated(reduction: Reduction, request: RankRequest, cost: Cost) -> Reduct
 
 
 def _whole(slot: WeightSlot, method: Method) -> Reduction:
-    """A slot that stays as it is, stored in full."""
+    """A slot left unreduced, stored in full."""
     factors = Dense(slot.read().clone(memory_format=torch.contiguous_format))
     nothing_lost = 0.0 if "second_moment" in method.reducer.needs else None
     edit = Edit(
@@ -390,7 +390,7 @@ def _whole(slot: WeightSlot, method: Method) -> Reduction:
 
 
 def _singular_values(optimum: Sequence[float]) -> torch.Tensor:
-    """Descending, (min(m, n),), from the optimal errors: what each next rank takes away."""
+    """Singular values, descending, (min(m, n),), from the differences of squared optimal errors."""
     squares = torch.tensor(optimum, dtype=torch.float64).square()
     return (squares[:-1] - squares[1:]).clamp(min=0).sqrt()
 

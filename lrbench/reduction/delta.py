@@ -1,4 +1,4 @@
-"""Updates in a suite: the base that a model was fine-tuned from, held to the plan before and after it is loaded."""
+"""Reducing updates W − W_base: loads the base of a fine-tuned model and checks that it fits the plan."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def definition_of(cell: Cell, calibration: Calibration | None, base: Base | None) -> dict[str, Any]:
-    """What of calibration and base defines a cell's result; nothing of the baseline's."""
+    """The parts of calibration and base that enter a cell's hash; empty for the baseline."""
     if cell.method is None:
         return {}
     calibrated = calibration.definition(cell) if calibration is not None else {}
@@ -26,10 +26,10 @@ def definition_of(cell: Cell, calibration: Calibration | None, base: Base | None
 
 
 def check_base(suite: Suite, inventory: Inventory, plan: Plan, *, trust_remote_code: bool = False) -> None:
-    """Refuses a base that a model's weights cannot have come from, as far as its structure tells.
+    """Checks by structure alone that the suite's base can be the model's base.
 
     Raises:
-        SuiteError: it cannot be had, or does not fit; at the suite's line.
+        SuiteError: the base cannot be loaded or does not fit; names the suite's line.
     """
     if suite.delta is None:
         return
@@ -44,7 +44,7 @@ def check_base(suite: Suite, inventory: Inventory, plan: Plan, *, trust_remote_c
 def base_of(
     suite: Suite, loaded: LoadedModel, notify: Callable[[str], None], *, trust_remote_code: bool = False
 ) -> Base | None:
-    """The base of a model's updates; None where the suite has none. Raises SuiteError at its line."""
+    """Loads the suite's base; None if it names none. Raises SuiteError at the suite's line."""
     if suite.delta is None:
         return None
     notify(f"loading base {suite.delta.base.display_name}")
@@ -55,22 +55,22 @@ def base_of(
 
 
 def without_unchanged(plan: Plan, changed: Callable[[WeightSlot], bool]) -> Plan:
-    """The plan once the base's weights are known: a weight that is the base's own has no update to reduce.
+    """Removes weights that equal the base's, which have no update to reduce.
 
-    Cells with such a weight are skipped, since a method that does without one would be another experiment; the cell
-    without updates does without them.
+    Cells that contain such a weight are skipped, since leaving it out would be another experiment. Only the cell that
+    drops all updates is kept, without these weights.
     """
-    same = {slot.name for slot in {slot for cell in plan.cells for slot in cell.slots} if not changed(slot)}
+    unchanged_names = {slot.name for slot in {slot for cell in plan.cells for slot in cell.slots} if not changed(slot)}
     cells = []
     for cell in plan.cells:
-        own = next((slot.name for slot in cell.slots if slot.name in same), None)
-        if own is not None and cell.drops_updates:
-            slots = tuple(slot for slot in cell.slots if slot.name not in same)
+        unchanged = next((slot.name for slot in cell.slots if slot.name in unchanged_names), None)
+        if unchanged is not None and cell.drops_updates:
+            slots = tuple(slot for slot in cell.slots if slot.name not in unchanged_names)
             if slots:
                 cell = replace(cell, slots=slots)
             else:
                 cell = replace(cell, skip="every weight is the base's own")
-        elif own is not None and not cell.failure:
-            cell = replace(cell, skip=f"{own}: the weight is the base's own, so there is no update to reduce")
+        elif unchanged is not None and not cell.failure:
+            cell = replace(cell, skip=f"{unchanged}: the weight is the base's own, so there is no update to reduce")
         cells.append(cell)
     return Plan(tuple(cells))

@@ -1,4 +1,4 @@
-"""Edits composed one decoder block after another, from the last one down: what `mode: greedy` may try at each block."""
+"""The cells that `mode: greedy` may try: edits composed block by block, from the last decoder block to the first."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ GREEDY = "greedy"
 
 @dataclass(frozen=True)
 class Composition:
-    """What one method may compose.
+    """The search space of one method.
 
     Attributes:
-        levels: the slots of each block, the last block first; the head stands before them, the embedding after them.
-        requests: the ranks that each may be given.
-        seed: of the method's random draws; None where it draws nothing.
-        blocks: of the model.
+        levels: the slots of each block, the last block first; the head precedes them, the embedding follows them.
+        requests: the rank requests tried for each slot.
+        seed: of the method's random draws; None if it is deterministic.
+        blocks: the number of the model's blocks.
     """
 
     method: Method
@@ -32,26 +32,36 @@ class Composition:
 
     @property
     def tries(self) -> int:
-        """How many cells there are to score."""
+        """The maximum number of cells to score."""
         return sum(map(len, self.levels)) * len(self.requests)
 
     def trials(self, accepted: Cell | None, level: int) -> list[Cell]:
-        """What has been accepted with each edit that one level offers."""
+        """The accepted cell extended by each edit of one level."""
         slots, requests = (accepted.slots, accepted.requests) if accepted is not None else ((), ())
-        found = []
+        cells = []
         for slot in self.levels[level]:
             skip, failure = refusal(self.method, (slot,))
-            whole = (*slots, slot)
-            first = first_block_of(whole, self.blocks)
+            extended = (*slots, slot)
+            first = first_block_of(extended, self.blocks)
             for request in self.requests:
-                each = (*requests, request)
-                found.append(
-                    Cell(self.method, GREEDY, whole, request, first, skip, failure, seed=self.seed, requests=each)
+                extended_requests = (*requests, request)
+                cells.append(
+                    Cell(
+                        self.method,
+                        GREEDY,
+                        extended,
+                        request,
+                        first,
+                        skip,
+                        failure,
+                        seed=self.seed,
+                        requests=extended_requests,
+                    )
                 )
-        return found
+        return cells
 
     def composed(self, accepted: Cell | None) -> Cell:
-        """What has been accepted, as a cell of its own; without edits where nothing has."""
+        """The accepted edits as a cell of their own; without edits if none was accepted."""
         if accepted is None:
             return Cell(self.method, GREEDY, seed=self.seed)
         return Cell(
@@ -60,9 +70,9 @@ class Composition:
         )  # fmt: skip
 
 
-def make_compositions(suite: Suite, inventory: Inventory, built: Sequence[Method]) -> list[Composition]:
-    """What a suite has composed on one model. Raises as `slots_of`."""
-    found = []
+def make_compositions(suite: Suite, inventory: Inventory, methods: Sequence[Method]) -> list[Composition]:
+    """The suite's greedy sweeps on one model. Raises as `slots_of`."""
+    compositions = []
     blocks = len(inventory.blocks)
     for sweep in suite.sweep:
         if sweep.mode != GREEDY:
@@ -71,17 +81,17 @@ def make_compositions(suite: Suite, inventory: Inventory, built: Sequence[Method
         for slot in slots_of(suite, sweep, inventory):
             by_block.setdefault((first_block_of([slot], blocks), slot.about.layer is not None), []).append(slot)
         levels = tuple(tuple(by_block[place]) for place in sorted(by_block, reverse=True))
-        for method in built:
+        for method in methods:
             if sweep.reducers is None or method.label in sweep.reducers:
                 for seed in suite.repeats if method.reducer.randomized else (None,):
-                    found.append(Composition(method, levels, sweep.rank.requests, seed, blocks))
-    return found
+                    compositions.append(Composition(method, levels, sweep.rank.requests, seed, blocks))
+    return compositions
 
 
-def compositions_in_words(found: Sequence[Composition]) -> list[str]:
-    """A line for each, for `lrbench check`."""
+def compositions_in_words(compositions: Sequence[Composition]) -> list[str]:
+    """One line per composition, for `lrbench check`."""
     return [
-        f"{one.method.label:16} {GREEDY:9} {len(one.levels):4} decisions for each choice, "
-        f"among {one.tries} cells at most, and the composition"
-        for one in found
+        f"{composition.method.label:16} {GREEDY:9} {len(composition.levels):4} decisions for each choice, "
+        f"among {composition.tries} cells at most, and the composition"
+        for composition in compositions
     ]

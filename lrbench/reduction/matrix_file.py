@@ -21,11 +21,11 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix and where it was.
+    """A matrix read from a file.
 
     Attributes:
-        name: the key within its file, or the file's name where it holds but one array without a name.
-        values: (m, n), finite, of one of float64, float32, float16, bfloat16.
+        name: the key within the file; for .npy the file's name.
+        values: (m, n), finite, of dtype float64, float32, float16 or bfloat16.
     """
 
     name: str
@@ -33,11 +33,11 @@ class Matrix:
 
 
 def read_matrix(path: Path, key: str | None = None) -> Matrix:
-    """Reads one matrix; W is (out, in) as it lies in the file.
+    """Reads one matrix W (out, in), not transposed.
 
     Args:
         path: .npy, .npz or .safetensors.
-        key: which array; needed where a file holds several.
+        key: the array's name; required if the file holds several.
 
     Raises:
         InputError: no such file or key, no array that can be read without unpickling, not two-dimensional, empty, not
@@ -50,8 +50,7 @@ def read_matrix(path: Path, key: str | None = None) -> Matrix:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise InputError(
-            f"{path}: not one of {', '.join(SUFFIXES)}; pickles (.pt, .pth, .bin, .pkl) are not read: save it "
-            "as one of those"
+            f"{path}: not one of {', '.join(SUFFIXES)}; pickles (.pt, .pth, .bin, .pkl) are not read: convert the file"
         )
     if suffix == ".npy" and key is not None:
         raise InputError(f"{path}: --key is for .npz and .safetensors; a .npy holds one array")
@@ -66,10 +65,10 @@ def read_matrix(path: Path, key: str | None = None) -> Matrix:
 
 
 def _numpy(path: Path, key: str | None) -> tuple[str, torch.Tensor]:
-    with path.open("rb") as file:  # numpy takes whatever is neither for a pickle
+    with path.open("rb") as file:  # numpy treats every other format as a pickle
         start = file.read(6)
     if not start.startswith(_BEGINNINGS[path.suffix.lower()]):
-        raise InputError(f"{path}: is no {path.suffix.lower()} file, whatever its name says")
+        raise InputError(f"{path}: is no {path.suffix.lower()} file despite its name")
     try:
         loaded = np.load(path, allow_pickle=False)
     except ValueError as error:
@@ -102,7 +101,7 @@ def _choose(path: Path, keys: Sequence[str], key: str | None) -> str:
     if key is None:
         if len(keys) == 1:
             return keys[0]
-        raise InputError(f"{path}: holds {len(keys)} arrays; say which by --key{_listed(keys)}")
+        raise InputError(f"{path}: holds {len(keys)} arrays; choose one with --key{_listed(keys)}")
     if key not in keys:
         raise InputError(f"{path}: no array {key!r}{did_you_mean(key, keys) or _listed(keys)}")
     return key
@@ -128,13 +127,13 @@ def _checked(tensor: torch.Tensor, where: str) -> torch.Tensor:
         raise InputError(_wrong_dtype(where, str(tensor.dtype).removeprefix("torch.")))
     shape = tuple(tensor.shape)
     if len(shape) != 2:
-        raise InputError(f"{where}: has shape {shape}; a matrix has two dimensions: save one of it, or reshape it")
+        raise InputError(f"{where}: has shape {shape}; a matrix has two dimensions: save one slice, or reshape it")
     if not tensor.numel():
         raise InputError(f"{where}: has shape {shape}; it is empty")
     finite = tensor.isfinite()
     if not bool(finite.all()):
         row, column = (~finite).nonzero()[0].tolist()
-        raise InputError(f"{where}: holds {float(tensor[row, column])} at [{row}, {column}]; mend or mask it first")
+        raise InputError(f"{where}: holds {float(tensor[row, column])} at [{row}, {column}]; repair or mask it first")
     return tensor
 
 

@@ -1,7 +1,7 @@
-"""From a suite and a model's slots to cells: which weights each edited model has reduced, by what, to what rank.
+"""Turns a suite and a model's slots into cells: the weights, method and rank of each edited model.
 
-Cells are ordered by the first decoder block they touch, so that an engine can move upward once; cells that differ in
-nothing but the rank stand together, so that one factorization serves them.
+Cells are ordered by the first decoder block they edit, so that an engine moves through the blocks once. Cells that
+differ only in the rank are adjacent, so that they share one factorization.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lrbench.system.text import one_line
 
 @dataclass(frozen=True)
 class Method:
-    """A reducer with its parameters, as a suite labels it."""
+    """A reducer with its parameters, under the suite's label."""
 
     label: str
     reducer: Reducer
@@ -38,14 +38,18 @@ class Method:
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One edited model: `slots` reduced by `method`, each to the rank that `request`, or its own of `requests`, says.
+    """One edited model. The baseline is the cell without a method. Cells compare by identity and are hashable.
 
-    The baseline is the cell without a method. A cell without requests drops its slots' updates: the weights are
-    the base's. `skip` says why the method does not do this one, `failure` why it could not even be asked. `seed` is
-    that of the method's random draws; None where it draws nothing. `predicted` is what a screening says of it. With an
-    `allocation`, `request` is that of the whole model's size, and the slots' ranks are found when the cell is reduced.
-
-    A cell equals itself alone, so that it can be the key of a dict.
+    Attributes:
+        slots: the weights reduced by `method`.
+        request: the rank of every slot; with an `allocation`, the size of the whole model, and the ranks of the slots
+            are chosen when the cell is reduced. None, without `requests`: the base's weights replace the slots'.
+        requests: the rank of each slot, where they differ.
+        first_block: the first decoder block that is edited.
+        skip: why the method does not apply.
+        failure: why the cell cannot be reduced, if that is known beforehand.
+        seed: of the method's random draws; None if it is deterministic.
+        predicted: the predicted changes of a screening.
     """
 
     method: Method | None = None
@@ -61,49 +65,49 @@ class Cell:
     allocation: AllocationKind | None = None
 
     def request_of(self, slot: WeightSlot) -> RankRequest:
-        """What is asked of one slot's rank."""
+        """The rank request of one slot."""
         request = self.requests[self.slots.index(slot)] if self.requests else self.request
         assert request is not None
         return request
 
     @property
     def drops_updates(self) -> bool:
-        """Whether nothing is reduced, and the weights are the base's own."""
+        """Whether the cell replaces the weights by the base's instead of reducing them."""
         return self.method is not None and self.mode == BASE
 
     @property
     def needs(self) -> frozenset[str]:
-        """Statistics wanted of each slot: the method's, and those by which numbers are shared out."""
+        """The calibration statistics that the method and the allocation need of each slot."""
         own = self.method.reducer.needs if self.method is not None else frozenset()
         return own | {"second_moment"} if self.allocation == "output-error" else own
 
     @property
     def calibrated(self) -> bool:
-        """Whether the calibration text has a part in the result."""
+        """Whether the result depends on the calibration text."""
         return bool(self.needs) or self.allocation in CALIBRATED
 
     @property
     def requested(self) -> dict[str, float | int]:
-        """The rank as the suite asked for it, `{"keep": 0.5}`; empty for the baseline."""
+        """The rank as the suite requests it, `{"keep": 0.5}`; empty for the baseline."""
         return {self.request.kind: self.request.value} if self.request else {}
 
     @property
     def setting(self) -> str:
-        """The rank as it was asked for, in words: `keep 0.5`."""
+        """The requested rank as text: `keep 0.5`."""
         return f"{self.request.kind} {self.request.value:g}" if self.request else ""
 
     @property
     def first_modules(self) -> tuple[str, ...]:
-        """Names of the modules edited in the first block; none where something that comes before it is edited too."""
+        """Names of the modules edited in the first block; empty if something before that block is edited too."""
         if any(slot.about.layer is None and slot.about.role != "head" for slot in self.slots):
             return ()
         return tuple(dict.fromkeys(slot.module_name for slot in self.slots if slot.about.layer == self.first_block))
 
     def digest(self, *, inference: str = "dense", **setting: Any) -> str:
-        """SHA-256 of what defines the result: this cell, and `setting` (weights, documents, prompts, seed, ...).
+        """SHA-256 over this cell and `setting` (weights, documents, prompts, seed, ...), which define the result.
 
-        Labels count, though they change no result: two cells that a suite tells apart are two rows. How edits run
-        (`inference`) counts where it can change a number.
+        Includes the label, so that cells with different labels have separate rows, and `inference` where it can change
+        a score.
         """
         if inference != "dense" and any(map(is_whole_layer, self.slots)):
             setting["inference"] = inference
@@ -124,7 +128,7 @@ class Cell:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
     def ranks(self) -> list[int | None]:
-        """The rank of each slot as far as shapes tell it; raises ReducerError where none is possible."""
+        """The rank of each slot, None where shapes do not determine it. Raises ReducerError if none is possible."""
         assert self.method is not None
         if self.drops_updates:
             return [0] * len(self.slots)
@@ -136,27 +140,27 @@ class Cell:
 
 
 class _Base(Reducer):
-    """Stands for none: the cell without updates is no method's."""
+    """The placeholder reducer of the cell that drops all updates."""
 
     name = BASE
 
 
-#: Of the cell whose weights are the base's own.
+#: The method of the cell that replaces weights by the base's.
 WITHOUT_UPDATE = Method(BASE, _Base(), {}, "")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The cells of one model, baseline first, in the order in which they are to be run."""
+    """The cells of one model in the order of the run, the baseline first."""
 
     cells: tuple[Cell, ...]
 
     def groups(self) -> Iterator[list[Cell]]:
-        """Runs of cells that differ in the rank alone."""
+        """Consecutive cells that differ only in the rank."""
         group: list[Cell] = []
         for cell in self.cells:
             first = group[0] if group else cell
-            alike = _but_for_the_rank(cell) == _but_for_the_rank(first)
+            alike = _all_but_the_rank(cell) == _all_but_the_rank(first)
             if cell.method is not first.method or not alike:
                 yield group
                 group = []
@@ -165,32 +169,32 @@ class Plan:
             yield group
 
     def impossible(self) -> list[tuple[Cell, str]]:
-        """Cells that are known beforehand to fail (a rank above the maximum, a keep that fits no rank), and why."""
-        found = []
+        """Cells that are known to fail, with the reason: a rank above the maximum, a keep that fits no rank."""
+        failing = []
         for cell in self.cells:
             if cell.method is None or cell.skip:
                 continue
             if cell.failure:
-                found.append((cell, cell.failure))
+                failing.append((cell, cell.failure))
                 continue
             try:
                 cell.ranks()
             except ReducerError as error:
-                found.append((cell, str(error)))
-        return found
+                failing.append((cell, str(error)))
+        return failing
 
 
-def _but_for_the_rank(cell: Cell) -> tuple[Any, ...]:
-    """Equal for cells of one method that differ in the (last) rank alone."""
+def _all_but_the_rank(cell: Cell) -> tuple[Any, ...]:
+    """Equal for cells of one method that differ only in the (last) rank."""
     return cell.slots, cell.seed, cell.allocation, cell.requests[:-1]
 
 
 def methods(suite: Suite, registry: Registry) -> list[Method]:
-    """The suite's reducers, built.
+    """Instantiates the suite's reducers.
 
     Raises:
-        SuiteError: an unknown name, a bad parameter, or a reducer that needs a calibration where there is none; at the
-            suite's line.
+        SuiteError: an unknown name, a bad parameter, or a reducer that needs calibration in a suite without it; names
+            the suite's line.
     """
     built = []
     for spec in suite.reducers:
@@ -209,7 +213,7 @@ def _check_needs(suite: Suite, spec: ReducerSpec, reducer: Reducer) -> None:
     unknown = sorted(set(reducer.needs) - STATISTICS)
     if unknown:
         known = ", ".join(sorted(STATISTICS))
-        raise suite.error(spec.path, f"{spec.label} needs {unknown[0]!r}, which is no statistic; there are {known}")
+        raise suite.error(spec.path, f"{spec.label} needs {unknown[0]!r}, which is no statistic; known are {known}")
     if reducer.needs and suite.calibration is None:
         needs = ", ".join(sorted(reducer.needs))
         raise suite.error(
@@ -218,10 +222,10 @@ def _check_needs(suite: Suite, spec: ReducerSpec, reducer: Reducer) -> None:
 
 
 def slots_of(suite: Suite, sweep: SweepSpec, inventory: Inventory) -> list[WeightSlot]:
-    """The slots that a sweep names, in the model's order.
+    """The slots that a sweep selects, in the model's order.
 
     Raises:
-        SuiteError: a layer out of range or a word under `weights` that selects nothing, at the suite's line.
+        SuiteError: a layer is out of range or an entry of `weights` selects nothing; names the suite's line.
     """
     try:
         layers = sweep.layers.resolve(len(inventory.blocks))
@@ -233,19 +237,19 @@ def slots_of(suite: Suite, sweep: SweepSpec, inventory: Inventory) -> list[Weigh
         raise suite.error((*sweep.path, "weights"), str(error)) from None
 
 
-def make_plan(suite: Suite, inventory: Inventory, built: Sequence[Method]) -> Plan:
+def make_plan(suite: Suite, inventory: Inventory, methods: Sequence[Method]) -> Plan:
     """The cells of a suite on one model. Raises as `slots_of`."""
     cells: dict[Hashable, Cell] = {}
     blocks = len(inventory.blocks)
     for sweep in suite.sweep:
-        chosen = slots_of(suite, sweep, inventory)
-        if sweep.mode == "greedy":  # its cells depend on what is decided; see `lrbench.reduction.greedy_plan`
+        selected = slots_of(suite, sweep, inventory)
+        if sweep.mode == "greedy":  # its cells depend on earlier results; see `lrbench.reduction.greedy_plan`
             continue
-        for method in built:
+        for method in methods:
             if sweep.reducers is not None and method.label not in sweep.reducers:
                 continue
             seeds = suite.repeats if method.reducer.randomized else (None,)
-            for slots in _edits(sweep.mode, chosen):
+            for slots in _edits(sweep.mode, selected):
                 names = tuple(slot.name for slot in slots)
                 for request, seed in product(sweep.rank.requests, seeds):
                     identity = (method.label, names, (request.kind, request.value), seed, sweep.shared_by)
@@ -256,7 +260,7 @@ def make_plan(suite: Suite, inventory: Inventory, built: Sequence[Method]) -> Pl
                             allocation=sweep.shared_by,
                         )  # fmt: skip
     position = {slot.name: place for place, slot in enumerate(inventory.slots)}
-    label_order = {method.label: place for place, method in enumerate(built)}
+    label_order = {method.label: place for place, method in enumerate(methods)}
 
     def order(cell: Cell) -> tuple[Any, ...]:
         assert cell.method is not None
@@ -272,7 +276,7 @@ def make_plan(suite: Suite, inventory: Inventory, built: Sequence[Method]) -> Pl
 
 
 def _edits(mode: str, slots: list[WeightSlot]) -> list[tuple[WeightSlot, ...]]:
-    """The sets of slots that are reduced at the same time."""
+    """The sets of slots that are reduced together."""
     if mode == "each":
         return [(slot,) for slot in slots]
     if mode == "together":
@@ -284,7 +288,7 @@ def _edits(mode: str, slots: list[WeightSlot]) -> list[tuple[WeightSlot, ...]]:
 
 
 def first_block_of(slots: Sequence[WeightSlot], blocks: int) -> int:
-    """The first of a model's blocks that an edit of some slots touches; the number of blocks for the head alone."""
+    """The first block that an edit of `slots` changes; the number of blocks for the head alone."""
 
     def block(slot: WeightSlot) -> int:
         if slot.about.layer is not None:
@@ -297,10 +301,7 @@ def first_block_of(slots: Sequence[WeightSlot], blocks: int) -> int:
 def refusal(
     method: Method, slots: tuple[WeightSlot, ...], allocation: AllocationKind | None = None
 ) -> tuple[str | None, str | None]:
-    """(why to skip, why it fails) for a cell that cannot be what was asked.
-
-    A method that does without one of the slots would be another experiment.
-    """
+    """(reason to skip, reason to fail) of a cell; a cell is refused if its method does not support one of the slots."""
     for slot in slots:
         try:
             reason = method.reducer.supports(slot.about)
@@ -315,5 +316,5 @@ def refusal(
             return f"{method.label} cannot be calibrated on {slot.name}: {reason}", None
         reason = uncalibrated(slot, frozenset({"second_moment"})) if allocation == "output-error" else None
         if reason:
-            return f"{slot.name} has no output error to share out by: {reason}", None
+            return f"{slot.name} has no output error for the allocation: {reason}", None
     return None, tied(slots) if allocation is not None else None

@@ -1,4 +1,4 @@
-"""One slot reduced to one rank, and what a cell's reductions come to."""
+"""The result of reducing one slot, and the sizes of an edited model."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Reduction:
     """One slot reduced to one rank.
 
     Attributes:
-        factors: what would be stored, in the model's dtype.
-        edit: the row's record of it.
+        factors: the stored factors, in the model's dtype.
+        edit: the row's record of the edit.
         seconds: the shared preparation and this rank's construction, synchronized.
-        calibrate_seconds: the slot's share of what collecting its statistics cost.
-        base: what the factors are an update of, on whatever device; None where they stand in for the weight itself.
-        allocate_seconds: what finding its rank took where numbers are shared out, beyond `seconds`.
+        calibrate_seconds: the slot's fraction of the time that collecting statistics took.
+        base: the slot that the factors are added to, on any device; None if they replace the weight itself.
+        allocate_seconds: the time that the allocation took for this slot, beyond `seconds`.
     """
 
     factors: Factors
@@ -34,35 +34,32 @@ class Reduction:
     allocate_seconds: float = 0.0
 
     def matrix(self) -> torch.Tensor:
-        """What stands in for W (out, in): the product of the stored factors, computed in float32 or better.
-
-        Of an update, the base's weight with the product added to it.
-        """
+        """The replacement of W (out, in): the product of the factors in at least float32, added to the base if any."""
         product = self.factors.to(dtype=working_dtype(self.factors.dtype)).dense()
-        return product if self.base is None else product + beside(self.base, self.factors).to(product.dtype)
+        return product if self.base is None else product + base_weight(self.base, self.factors).to(product.dtype)
 
 
 def sizes(
-    slots: Sequence[WeightSlot], reductions: Sequence[Reduction], numbers: int, beside: int | None = None
+    slots: Sequence[WeightSlot], reductions: Sequence[Reduction], parameters: int, unedited: int | None = None
 ) -> dict[str, float | None]:
-    """keep of the targets and of the model, and the compression ratio; None where nothing at all is stored.
+    """keep of the targets and of the model, and the compression ratio (None if nothing is stored).
 
-    A part of a fused or stacked parameter replaces its own numbers. A tied weight is replaced only when all that use it
-    are edited; else its factors come on top of it.
+    A part of a fused or stacked parameter replaces only itself. A tied weight is replaced only if all modules that use
+    it are edited; otherwise its factors are stored in addition.
 
     Args:
-        slots, reductions: one of each for each edited weight.
-        numbers: parameters of the baseline.
-        beside: of updates, what else must be stored on top of the base; see `Base.numbers_beside`.
+        slots, reductions: one of each per edited weight.
+        parameters: of the baseline.
+        unedited: for updates, the parameters stored in addition to the base and the factors; see `Base.numbers_beside`.
     """
     stored = sum(reduction.edit.stored_numbers for reduction in reductions)
     dense = sum(slot.numbers for slot in slots)
-    if beside is None:
+    if unedited is None:
         places = {slot: slot.place for slot in slots}
         edited_users = Counter(places.values())
         whole = {place: slot.numbers for slot, place in places.items() if edited_users[place] == slot.users}
-        beside = numbers - sum(whole.values())
-    model = (beside + stored) / numbers
+        unedited = parameters - sum(whole.values())
+    model = (unedited + stored) / parameters
     return {
         "keep_targets": stored / dense if dense else 1.0,
         "keep_model": model,
@@ -70,11 +67,11 @@ def sizes(
     }
 
 
-def beside(base: WeightSlot, other: torch.Tensor | Factors) -> torch.Tensor:
-    """A base's weight (out, in) in the dtype of what it stands beside, and on its device."""
+def base_weight(base: WeightSlot, other: torch.Tensor | Factors) -> torch.Tensor:
+    """The base's weight (out, in) in the dtype and on the device of `other`."""
     return base.read().to(dtype=other.dtype, device=other.device)
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What reducers compute in: float64 stays, everything else is float32."""
+    """The dtype that reducers compute in: float64 for float64, else float32."""
     return dtype if dtype == torch.float64 else torch.float32

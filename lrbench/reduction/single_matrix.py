@@ -1,4 +1,4 @@
-"""Reducers on one matrix that belongs to no model: the harness's own path, so that figures are those of a run."""
+"""Applies reducers to one matrix without a model, by the same code as a run."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from lrbench.reducers.base import Slot
 from lrbench.reducers.parameters import values
 from lrbench.reducers.ranks import RankRequest, inapplicable
 from lrbench.reducers.registry import Registry
-from lrbench.reduction.cell_reducer import Reductions
+from lrbench.reduction.cell_reducer import CellReducer
 from lrbench.reduction.plan import Cell, Method, refusal
 from lrbench.results.rows import Edit
 from lrbench.suite.yaml_reader import parse_yaml
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """One method at one request on the matrix: an `edit` and its seconds, or the reason why there is none."""
+class MatrixResult:
+    """One method at one rank request: an `edit` with its seconds, or the reason why there is none."""
 
     method: Method
     request: RankRequest
@@ -35,21 +35,20 @@ class Outcome:
     def optimum(self) -> float | None:
         """The least relative error of any matrix of the edit's rank.
 
-        None for a method that is not asked for a rank of the matrix: what it makes of blocks of a small rank may have
-        full rank, of which the optimum is 0 and says nothing.
+        None for methods whose rank is not that of the whole matrix: a product of low-rank blocks may have full rank.
         """
         return self.edit.optimal_error if self.edit and self.method.reducer.rank_of == "weight" else None
 
     @property
     def ratio(self) -> float | None:
-        """Relative error over the optimum; None without one, or where it is below single precision's rounding."""
+        """Relative error over the optimum; None without an optimum or if it is below float32 rounding."""
         if self.edit is None or self.optimum is None or self.optimum <= 1e-6:
             return None
         return self.edit.relative_error / self.optimum
 
     @property
     def keep(self) -> float | None:
-        """Stored numbers over those of the matrix."""
+        """Stored parameters over those of the matrix."""
         if self.edit is None:
             return None
         rows, columns = self.edit.shape
@@ -57,11 +56,11 @@ class Outcome:
 
 
 def slot_of(matrix: torch.Tensor, name: str) -> WeightSlot:
-    """A weight slot without a model around it.
+    """A weight slot without a model.
 
     Args:
-        matrix: (out, in), of the dtype that factors are to be stored in.
-        name: what messages call it; reducers' random draws depend on it, as in a run.
+        matrix: (out, in), in the dtype in which factors are stored.
+        name: used in messages; reducers' random draws depend on it, as in a run.
     """
     holder = nn.Module()
     holder.weight = nn.Parameter(matrix, requires_grad=False)
@@ -69,10 +68,10 @@ def slot_of(matrix: torch.Tensor, name: str) -> WeightSlot:
 
 
 def method(text: str, registry: Registry) -> Method:
-    """A method as a person types it: `NAME` or `NAME:param=value,param=value`, values as in YAML.
+    """Parses `NAME` or `NAME:param=value,param=value`, with values as in YAML.
 
     Raises:
-        PluginError: no such reducer or parameter, a wrong value, or text that is none of this.
+        PluginError: no such reducer or parameter, a wrong value, or malformed text.
     """
     name, colon, rest = text.partition(":")
     params = {}
@@ -92,52 +91,52 @@ def reduce_matrix(
     seed: int = 0,
     *,
     skip_inapplicable: bool = False,
-) -> Iterator[Outcome]:
-    """Each method at each request, measured as in a run: after rounding to the matrix's dtype, checked, timed.
+) -> Iterator[MatrixResult]:
+    """Applies each method at each request: checked, timed, and measured after rounding to the matrix's dtype.
 
-    Methods that need calibration, or that do not support the slot, are outcomes of status `skipped`.
+    Methods that need calibration or do not support the slot yield results with status `skipped`.
 
     Args:
-        slot: as `slot_of` makes it.
-        methods, requests: every pair is an outcome.
-        seed: of what methods draw.
-        skip_inapplicable: whether a method that cannot be asked for ranks of that kind is skipped; else it fails.
+        slot: as returned by `slot_of`.
+        methods, requests: every pair gives one result.
+        seed: of the methods' random draws.
+        skip_inapplicable: skip a method that does not support this kind of request instead of failing.
     """
-    reductions = Reductions(seed)
-    for each in methods:
-        skip, failure = _refused(each, slot)
+    reductions = CellReducer(seed)
+    for method in methods:
+        skip, failure = _refused(method, slot)
         if skip or failure:
             status = "skipped" if skip else "failed"
-            yield from (Outcome(each, request, status=status, reason=skip or failure) for request in requests)
+            yield from (MatrixResult(method, request, status=status, reason=skip or failure) for request in requests)
             continue
-        reasons = [inapplicable(request, each.reducer) if skip_inapplicable else None for request in requests]
+        reasons = [inapplicable(request, method.reducer) if skip_inapplicable else None for request in requests]
         yield from (
-            Outcome(each, request, status="skipped", reason=reason)
+            MatrixResult(method, request, status="skipped", reason=reason)
             for request, reason in zip(requests, reasons, strict=True)
             if reason
         )
         cells = [
-            Cell(each, "each", (slot,), request)
+            Cell(method, "each", (slot,), request)
             for request, reason in zip(requests, reasons, strict=True)
             if reason is None
         ]
-        for cell, done in reductions.of_group(cells) if cells else ():
+        for cell, outcome in reductions.reduce_group(cells) if cells else ():
             assert cell.request is not None
-            if isinstance(done, LrbenchError):
-                yield Outcome(each, cell.request, status="failed", reason=str(done))
+            if isinstance(outcome, LrbenchError):
+                yield MatrixResult(method, cell.request, status="failed", reason=str(outcome))
             else:
-                yield Outcome(each, cell.request, done[0].edit, done[0].seconds)
+                yield MatrixResult(method, cell.request, outcome[0].edit, outcome[0].seconds)
 
 
-def _refused(each: Method, slot: WeightSlot) -> tuple[str | None, str | None]:
-    if each.reducer.needs:
-        needs = ", ".join(sorted(each.reducer.needs))
-        return f"{each.label} needs calibration ({needs}), which a matrix without its model has not", None
-    return refusal(each, (slot,))
+def _refused(method: Method, slot: WeightSlot) -> tuple[str | None, str | None]:
+    if method.reducer.needs:
+        needs = ", ".join(sorted(method.reducer.needs))
+        return f"{method.label} needs calibration ({needs}), which requires a model", None
+    return refusal(method, (slot,))
 
 
 def _split(text: str) -> list[str]:
-    """At commas that stand in no brackets or quotes."""
+    """Splits at commas outside brackets and quotes."""
     parts, depth, quote = [""], 0, ""
     for char in text:
         if quote:

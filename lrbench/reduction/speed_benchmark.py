@@ -1,4 +1,4 @@
-"""Measures how fast a model reads a prompt and writes after it, and what memory that takes."""
+"""Measures prefill speed, decoding speed and peak memory of a model."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from lrbench.system.text import one_line
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """What is run: prompts of random tokens, then greedy tokens one at a time.
+class BenchmarkSettings:
+    """Prompts of random tokens are read, then tokens are decoded greedily.
 
     Attributes:
-        batches: how many prompts at once.
-        prompt_tokens, new_tokens: as long as that; shorter where the model's positions end.
-        repeats: timed after one that is not; the median counts.
+        batches: batch sizes.
+        prompt_tokens, new_tokens: lengths, shortened if the model has fewer positions.
+        repeats: timed repetitions after one untimed one; the median is reported.
     """
 
     batches: tuple[int, ...] = (1, 8)
@@ -40,72 +40,80 @@ class Protocol:
     new_tokens: int = 32
     repeats: int = 5
 
-    def within(self, positions: int | None) -> Protocol:
-        """The same in a model of so many positions: the prompt gives way, then the new tokens."""
+    def fitted_to(self, positions: int | None) -> BenchmarkSettings:
+        """Shortens the prompt, then the new tokens, to a model's number of positions."""
         room = positions or self.prompt_tokens + self.new_tokens
         new = max(1, min(self.new_tokens, room // 2))
-        return Protocol(self.batches, max(1, min(self.prompt_tokens, room - new)), new, self.repeats)
+        return BenchmarkSettings(self.batches, max(1, min(self.prompt_tokens, room - new)), new, self.repeats)
 
 
 def measure_inference(
     model: PreTrainedModel,
     slots: Sequence[WeightSlot] = (),
     reductions: Sequence[Reduction] = (),
-    protocol: Protocol | None = None,
+    settings: BenchmarkSettings | None = None,
 ) -> InferenceSpeed:
-    """Dense against factored, in turns, so that both meet the same machine.
+    """Times the dense and the factored model in alternation, so that changes of the machine's load affect both.
 
-    Dense is the baseline: matrices of the same shapes take the same time. Factors that cannot take a layer's
-    place run as matrices, and are counted out of `factored_weights`.
+    The baseline stands for the dense model, since matrices of equal shapes take equal time. Factors that cannot replace
+    a layer run as dense matrices and are not counted in `factored_weights`.
 
     Args:
         model: with its original weights, on its device.
-        slots, reductions: one of each for each edited weight; none for the baseline's own row.
+        slots, reductions: one of each per edited weight; empty for the baseline.
     """
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    plan = (protocol or Protocol()).within(positions)
-    running = sum(runs_as_factors(slot, done.factors) for slot, done in zip(slots, reductions, strict=True))
-    found = InferenceSpeed(
-        prompt_tokens=plan.prompt_tokens, new_tokens=plan.new_tokens, repeats=plan.repeats, factored_weights=running
+    settings = (settings or BenchmarkSettings()).fitted_to(positions)
+    running = sum(runs_as_factors(slot, reduction.factors) for slot, reduction in zip(slots, reductions, strict=True))
+    measured = InferenceSpeed(
+        prompt_tokens=settings.prompt_tokens,
+        new_tokens=settings.new_tokens,
+        repeats=settings.repeats,
+        factored_weights=running,
     )
-    forms: list[Callable[[], AbstractContextManager[None]]] = [nullcontext]
+    variants: list[Callable[[], AbstractContextManager[None]]] = [nullcontext]
     if slots:
-        forms.append(lambda: in_place(model, slots, reductions, "factored"))
-    for batch in plan.batches:
+        variants.append(lambda: in_place(model, slots, reductions, "factored"))
+    for batch in settings.batches:
         try:
-            speeds = _in_turns(model, forms, batch, plan)
-        except Exception as error:  # memory, or a model whose forward takes something else: a fact, no failed cell
+            speeds = _in_turns(model, variants, batch, settings)
+        except Exception as error:  # out of memory, or an unusual forward: recorded, does not fail the cell
             name = "out of memory" if isinstance(error, torch.OutOfMemoryError) else one_line(error)
-            return found.model_copy(update={"reason": f"batch {batch}: {name}"})
-        found.batches.append(AtBatch(batch=batch, dense=speeds[0], factored=speeds[1] if slots else None))
-    return found
+            return measured.model_copy(update={"reason": f"batch {batch}: {name}"})
+        measured.batches.append(AtBatch(batch=batch, dense=speeds[0], factored=speeds[1] if slots else None))
+    return measured
 
 
 def _in_turns(
-    model: PreTrainedModel, forms: Sequence[Callable[[], AbstractContextManager[None]]], batch: int, plan: Protocol
+    model: PreTrainedModel,
+    variants: Sequence[Callable[[], AbstractContextManager[None]]],
+    batch: int,
+    settings: BenchmarkSettings,
 ) -> list[Speed]:
-    prompts = prompts_of(model, batch, plan.prompt_tokens)
-    prefill: list[list[float]] = [[] for _ in forms]
-    decode: list[list[float]] = [[] for _ in forms]
+    prompts = prompts_of(model, batch, settings.prompt_tokens)
+    prefill: list[list[float]] = [[] for _ in variants]
+    decode: list[list[float]] = [[] for _ in variants]
     peaks: list[int] = []
-    for repeat in range(plan.repeats + 1):
-        for index, form in enumerate(forms):
-            with form(), torch.no_grad():
-                if repeat == 0:  # untimed: libraries warm up, and memory is watched, which takes time of its own
-                    time_once(model, prompts, plan.new_tokens)
-                    peaks.append(_peak(model, prompts, plan.new_tokens))
+    for repeat in range(settings.repeats + 1):
+        for index, variant in enumerate(variants):
+            with variant(), torch.no_grad():
+                if repeat == 0:  # untimed: libraries warm up, and measuring memory slows the run
+                    time_once(model, prompts, settings.new_tokens)
+                    peaks.append(_peak(model, prompts, settings.new_tokens))
                     continue
-                seconds, after = time_once(model, prompts, plan.new_tokens)
-                prefill[index].append(seconds)
-                if after is not None:
-                    decode[index].append(after)
+                reading, decoding = time_once(model, prompts, settings.new_tokens)
+                prefill[index].append(reading)
+                if decoding is not None:
+                    decode[index].append(decoding)
     return [
         Speed(
-            prefill_tokens_per_second=prompts.numel() / statistics.median(reading),
-            decode_tokens_per_second=batch * plan.new_tokens / statistics.median(writing) if writing else None,
+            prefill_tokens_per_second=prompts.numel() / statistics.median(prefill_seconds),
+            decode_tokens_per_second=batch * settings.new_tokens / statistics.median(decode_seconds)
+            if decode_seconds
+            else None,
             peak_bytes=peak,
         )
-        for reading, writing, peak in zip(prefill, decode, peaks, strict=True)
+        for prefill_seconds, decode_seconds, peak in zip(prefill, decode, peaks, strict=True)
     ]
 
 
@@ -117,7 +125,7 @@ def prompts_of(model: PreTrainedModel, batch: int, length: int) -> torch.Tensor:
 
 
 def time_once(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int) -> tuple[float, float | None]:
-    """Seconds of reading prompts (batch, length), and of writing after them; None where the model keeps no cache."""
+    """Seconds of prefill for prompts (batch, length), and of decoding; None if the model has no cache."""
     last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     synchronize(prompts.device)
     started = time.perf_counter()
@@ -137,9 +145,9 @@ def time_once(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int) ->
 
 
 def _peak(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int) -> int:
-    """Bytes of the weights as they run, and of what lives beside them at the most.
+    """Peak bytes: the model's current weights and all other tensors alive at the same time.
 
-    What stands aside for an edit is not counted. On a GPU the allocator says, elsewhere the tensors are counted.
+    Original weights replaced by an edit are not counted. Uses the allocator's statistics on a GPU, else counts tensors.
     """
     held = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in _tensors(model)}
     weights = sum(held.values())
@@ -158,7 +166,7 @@ def _tensors(model: PreTrainedModel) -> list[torch.Tensor]:
 
 
 class _Alive(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make, from their making until nobody holds them."""
+    """Counts the bytes of all storages created by operations, as long as they are referenced."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -166,14 +174,14 @@ class _Alive(TorchDispatchMode):
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if _is_plain(leaf)}
+        arguments = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if _is_plain(leaf)}
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if not _is_plain(leaf):
                 continue
             storage = leaf.untyped_storage()
             place = storage.data_ptr()
-            if place in given or place in self._known or not place:
+            if place in arguments or place in self._known or not place:
                 continue
             self._known.add(place)
             self.now += storage.nbytes()

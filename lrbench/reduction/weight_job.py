@@ -1,4 +1,4 @@
-"""One reducer at work on one slot: the only place that calls reducers, times them and judges what they return."""
+"""Runs one reducer on one slot. The only module that calls reducers, times them and checks their output."""
 
 from __future__ import annotations
 
@@ -29,59 +29,59 @@ _T = TypeVar("_T")
 
 
 @dataclass
-class Copy:
-    """A slot's weight, or its update, in the dtype that reducers compute in, and what they have computed from it."""
+class WorkingCopy:
+    """The cached working copy of a slot's weight or update, with the results that reducers share."""
 
     weight: torch.Tensor  # (out, in)
     shared: Shared
-    base: torch.Tensor | None = None  # (out, in); what the weight is an update of, in the model's dtype
+    base: torch.Tensor | None = None  # (out, in); the base's weight if `weight` is an update, in the model's dtype
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes."""
+        """Total bytes."""
         return self.weight.nbytes + self.shared.nbytes + (0 if self.base is None else self.base.nbytes)
 
 
-class Bases(Protocol):
-    """Where updates have their bases from."""
+class BaseWeights(Protocol):
+    """Provides the base's weights."""
 
     def slot(self, slot: WeightSlot) -> WeightSlot:
-        """The base's slot for one of the fine-tuned model's; raises ModelError."""
+        """The base's slot that corresponds to the fine-tuned model's; raises ModelError."""
 
 
 class Statistics(Protocol):
-    """Where calibrated methods have their statistics from."""
+    """Provides the statistics of calibrated methods."""
 
     def statistics(self, slot: WeightSlot, needs: frozenset[str]) -> tuple[Mapping[str, torch.Tensor], float]:
-        """Those of a slot's inputs, by kind, and the seconds that collecting them took; raises ReducerError."""
+        """Statistics of a slot's inputs by kind, and the seconds of collecting them; raises ReducerError."""
 
     def second_moment(self, slot: WeightSlot) -> torch.Tensor:
-        """E[x xᵀ] (in, in) of a slot's inputs, by which an output error is measured; raises ReducerError."""
+        """E[x xᵀ] (in, in) of a slot's inputs, for output errors; raises ReducerError."""
 
     def loss(self) -> float:
-        """Nats by which a token of the calibration text is unexpected, to the model as it is now."""
+        """The current model's mean loss on the calibration text, in nats per token."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """What a reducer prepared of a weight, what that took, and what it was charged for of what others share."""
+    """A reducer's preparation of a weight, its seconds, and its charges for shared results."""
 
     prepared: Prepared
     seconds: float
     bill: Bill
 
 
-class Work:
-    """One reducer at work on one slot: calls it, times it, and turns whatever it does wrong into a ReducerError."""
+class WeightJob:
+    """Calls one reducer on one slot, times it, and turns its failures into ReducerErrors."""
 
     def __init__(
         self,
         slot: WeightSlot,
         method: Method,
         seed: int,
-        copy: Copy,
+        copy: WorkingCopy,
         calibration: Statistics | None = None,
-        base: Bases | None = None,
+        base: BaseWeights | None = None,
     ) -> None:
         self.slot, self.method, self._seed = slot, method, seed
         self.statistics: Mapping[str, torch.Tensor] = {}
@@ -94,15 +94,15 @@ class Work:
         if not bool(self.weight.isfinite().all()):
             row, column = (~self.weight.isfinite()).nonzero()[0].tolist()
             value = float(self.weight[row, column])
-            raise ReducerError(f"{slot.name}: the weight holds {value} at [{row}, {column}]; mend the checkpoint")
+            raise ReducerError(f"{slot.name}: the weight holds {value} at [{row}, {column}]; repair the checkpoint")
 
     def context(self, inputs: int | None = None) -> Context:
-        """What the reducer is given beside the weight, or beside the first `inputs` columns of it."""
+        """The reducer's context for the weight, or for its first `inputs` columns."""
         statistics = {name: _of_first(statistic, inputs) for name, statistic in self.statistics.items()}
         return Context.seeded(self.slot.about, self.method.reducer, self._seed, statistics=statistics)
 
     def prepare(self, ranks: Sequence[int]) -> Preparation:
-        """The preparation for `ranks`, timed."""
+        """Runs and times the preparation for `ranks`."""
         context = dataclasses.replace(self.context(), shared=self.shared)
         bill = Bill()
         seconds, prepared = self._timed(
@@ -111,14 +111,14 @@ class Work:
         return Preparation(prepared, seconds, bill)
 
     def at_rank(self, preparation: Preparation, rank: int) -> tuple[Factors, float, dict[str, Any]]:
-        """Factors that have been checked, seconds with the preparation's, and what the method chose."""
-        bill = preparation.bill.copy()  # what the preparation has been charged for is in its seconds
+        """Checked factors, seconds including the preparation's, and the parameters that the method chose."""
+        bill = preparation.bill.copy()  # the preparation's charges are included in its seconds
         seconds, factors = self._timed(f"rank {rank}", lambda: preparation.prepared.at_rank(rank), bill)
         chosen = dict(preparation.prepared.chosen(rank))
         for name, value in chosen.items():
             if not (isinstance(name, str) and isinstance(value, str | int | float | bool)):
                 raise ReducerError(
-                    f"{self.slot.name}: {self.method.label}: chosen() says {name!r}: {value!r}; return plain values"
+                    f"{self.slot.name}: {self.method.label}: chosen() returned {name!r}: {value!r}; return plain values"
                 )
         try:
             checked = validate_factors(factors, self.slot.about.shape, rank, self.method.reducer)
@@ -126,10 +126,10 @@ class Work:
             raise ReducerError(f"{self.slot.name}: {error}") from None
         return checked, preparation.seconds + seconds, chosen
 
-    def check_honesty(self, factors: Factors, request: RankRequest, optimum: Sequence[float]) -> None:
-        """Refuses factors that are better than any matrix of their rank, or worse than their own error curve said.
+    def check_error(self, factors: Factors, request: RankRequest, optimum: Sequence[float]) -> None:
+        """Refuses factors better than any matrix of their rank, or worse than the reducer's own error curve.
 
-        Both before rounding to the model's dtype. The allowance is for roundings in the weight's.
+        Checked before rounding to the model's dtype; the tolerance covers rounding in the weight's dtype.
         """
         norm = optimum[0]
         error = _norm(self.weight - factors.dense()) / norm if norm else 0.0
@@ -137,18 +137,20 @@ class Work:
         if error < least * (1 - 1e-3) - 1e-5:
             raise ReducerError(
                 f"{self.slot.name}: {self.method.label} has error {error:.3g} at rank {factors.rank}, where no matrix "
-                f"has less than {least:.3g}; its rank is not what it says"
+                f"has less than {least:.3g}; it reports a wrong rank"
             )
         if request.kind == "error" and error > request.value * (1 + 1e-3) + 1e-5:
             raise ReducerError(
                 f"{self.slot.name}: {self.method.label} has error {error:.3g} where its errors() promised at most "
-                f"{request.value:g}; mend its errors()"
+                f"{request.value:g}; correct its errors()"
             )
 
-    def measured(self, factors: Factors, optimum: Sequence[float], seconds: float, chosen: dict[str, Any]) -> Reduction:
-        """Stores factors in the model's dtype, or Ŵ where that is smaller, and measures what is stored."""
+    def round_and_measure(
+        self, factors: Factors, optimum: Sequence[float], seconds: float, chosen: dict[str, Any]
+    ) -> Reduction:
+        """Rounds factors (or Ŵ, if that is smaller) to the model's dtype and measures the rounded result."""
         rows, columns = self.slot.about.shape
-        rank = factors.rank  # that of Dense, or of a draw that repeats itself, is not the one asked
+        rank = factors.rank  # may differ from the requested one: Dense factors, or repeated random draws
         dtype = self.slot.tensor().dtype
         smaller = factors.stored_numbers < rows * columns
         stored = factors.to(dtype=dtype) if smaller else Dense(factors.dense().to(dtype))
@@ -171,15 +173,15 @@ class Work:
         return dataclasses.replace(result, edit=edit)
 
     def rounded(self, reduction: Reduction) -> torch.Tensor:
-        """What stands in for `weight` (out, in) once it is in the model, in the dtype of `weight`.
+        """Ŵ (out, in) after rounding to the model's dtype, in the dtype of `weight`.
 
-        Of an update, what the sum with the base's weight is rounded to, less the base's weight.
+        For an update, the sum with the base is rounded, then the base is subtracted.
         """
         placed = reduction.matrix().to(self.slot.tensor().dtype).to(self.weight.dtype)
         return placed if self._base is None else placed - self._base.to(self.weight.dtype)
 
-    def _timed(self, what: str, call: Callable[[], _T], bill: Bill) -> tuple[float, _T]:
-        """What a call took, with what its shared results took when they were made, whoever asked first."""
+    def _timed(self, stage: str, call: Callable[[], _T], bill: Bill) -> tuple[float, _T]:
+        """Seconds of a call and its result. Shared results are charged in full, even if another method made them."""
         charged, spent = bill.charged, bill.spent
         synchronize(self.weight.device)
         try:
@@ -188,8 +190,8 @@ class Work:
                 result = call()
                 synchronize(self.weight.device)
                 elapsed = time.perf_counter() - started
-        except FOREIGN as error:  # whatever a plugin raises is a failure of this reducer on this slot
-            text = f"{self.slot.name}: {self.method.label} failed at {what}: {one_line(error)}"
+        except FOREIGN as error:  # a plugin may raise anything
+            text = f"{self.slot.name}: {self.method.label} failed at {stage}: {one_line(error)}"
             raise ReducerError(text) from error
         if not torch.equal(self.weight, reduced_matrix(self.slot, self._base)):
             raise ReducerError(
@@ -201,18 +203,14 @@ class Work:
             )
         if written := self.shared.written_to():
             raise ReducerError(
-                f"{self.slot.name}: {self.method.label} writes to a shared result, that of {written}; clone it first"
+                f"{self.slot.name}: {self.method.label} writes to the shared result {written}; clone it first"
             )
         return elapsed - (bill.spent - spent) + (bill.charged - charged), result
 
 
 @contextlib.contextmanager
 def failing_as(slot: WeightSlot, method: Method) -> Iterator[None]:
-    """Whatever is raised inside is a failure of this method on this slot: plugins and their factors are foreign code.
-
-    Raises:
-        ReducerError: in place of any other exception.
-    """
+    """Turns any exception of foreign code into a ReducerError that names the slot and the method."""
     try:
         yield
     except LrbenchError:
@@ -222,7 +220,7 @@ def failing_as(slot: WeightSlot, method: Method) -> Iterator[None]:
 
 
 def reduced_matrix(slot: WeightSlot, base: torch.Tensor | None) -> torch.Tensor:
-    """What is reduced, (out, in): the weight, or what it adds to the base's; a copy, which plugins cannot spoil."""
+    """A copy of the matrix to reduce, (out, in): the weight, or its difference from the base."""
     weight = slot.read()
     dtype = working_dtype(weight.dtype)
     copied = weight.to(dtype, copy=True, memory_format=torch.contiguous_format)
@@ -230,7 +228,7 @@ def reduced_matrix(slot: WeightSlot, base: torch.Tensor | None) -> torch.Tensor:
 
 
 def _of_first(statistic: torch.Tensor, inputs: int | None) -> torch.Tensor:
-    """A statistic of the first inputs only; the very same object where all are meant."""
+    """A statistic restricted to the first inputs; the same object if `inputs` is None."""
     if inputs is None:
         return statistic
     return statistic[:inputs, :inputs].contiguous() if statistic.ndim == 2 else statistic[:inputs]

@@ -18,7 +18,7 @@ from lrbench.models.slots import WeightSlot
 from lrbench.reducers.ranks import RankRequest
 from lrbench.reduction.allocation.budget import Budget
 from lrbench.reduction.calibration.white import WhiteInputs
-from lrbench.reduction.cell_reducer import Reductions
+from lrbench.reduction.cell_reducer import CellReducer
 from lrbench.reduction.plan import Cell, Method
 from lrbench.results.directory import RunDirectory
 from lrbench.run.model_run import ModelRun, open_model
@@ -190,7 +190,7 @@ def _reduce(cells: Sequence[Cell], seed: int, base: Base | None = None) -> _Redu
         weight = weight if weight.dtype.itemsize == 8 else weight.float()
         spectrum_seconds[shape] = _timed(lambda weight=weight: optimal_errors(weight))  # type: ignore[misc]
         total.seconds += len(slots) * spectrum_seconds[shape]
-    reductions = Reductions(seed, WhiteInputs(), base)
+    reductions = CellReducer(seed, WhiteInputs(), base)
     seen: set[str] = set()
     for (_, shape, _), asked in kinds.items():
         cell, slot = max(asked, key=lambda entry: _size(entry[0]))
@@ -216,7 +216,7 @@ def _alike(cell: Cell) -> Cell:
     if cell.allocation is None:
         return cell
     assert cell.request is not None
-    most = Budget.of(cell.slots, float(cell.request.value)).most
+    most = Budget.of(cell.slots, float(cell.request.value)).max_stored
     share = min(1.0, max(0.0, most / sum(slot.numbers for slot in cell.slots)))
     return replace(cell, request=RankRequest("keep", share), allocation=None)
 
@@ -228,7 +228,7 @@ def _size(cell: Cell) -> float:
 
 
 def _of_group(
-    reductions: Reductions, cells: list[Cell], first: float, failures: list[str]
+    reductions: CellReducer, cells: list[Cell], first: float, failures: list[str]
 ) -> tuple[float, float] | None:
     """Seconds of a group's reductions, and of making the matrix that one puts in place; None where it fails.
 
@@ -236,14 +236,14 @@ def _of_group(
         first: seconds that this slot's first reduction takes longer than others.
     """
     started = time.perf_counter()
-    done = [outcome for _, outcome in reductions.of_group(cells)]
+    done = [outcome for _, outcome in reductions.reduce_group(cells)]
     seconds = time.perf_counter() - started
     if isinstance(done[0], LrbenchError):
         failures.append(one_line(done[0]))
         return None
     if seconds < QUICK:
         started = time.perf_counter()
-        list(reductions.of_group(cells))
+        list(reductions.reduce_group(cells))
         seconds, first = time.perf_counter() - started, 0.0
     started = time.perf_counter()
     done[0][0].matrix()

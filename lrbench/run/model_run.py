@@ -17,9 +17,9 @@ from lrbench.models.base_model import Base
 from lrbench.models.integrity import Originals
 from lrbench.models.load import LoadedModel, first_non_finite, load, weight_hash
 from lrbench.models.slots import count_numbers
-from lrbench.reduction.apply import in_place, noted
+from lrbench.reduction.apply import in_place, record_inference
 from lrbench.reduction.calibration.statistics import Calibration, prepare
-from lrbench.reduction.cell_reducer import Reductions
+from lrbench.reduction.cell_reducer import CellReducer
 from lrbench.reduction.delta import base_of, definition_of, without_unchanged
 from lrbench.reduction.greedy_plan import Composition, make_compositions
 from lrbench.reduction.plan import Cell, Method, Plan, make_plan
@@ -96,9 +96,9 @@ class ModelRun:
         self.originals = Originals(self.loaded.model)
 
     @cached_property
-    def _reductions(self) -> Reductions:
+    def _reductions(self) -> CellReducer:
         """One for all calls of `rows`: a composition reduces what was accepted only once."""
-        return Reductions(self.suite.seed, self.calibration, self.base)
+        return CellReducer(self.suite.seed, self.calibration, self.base)
 
     def keys(
         self, plan: Plan, engine: BaseEngine | None = None, more: Mapping[str, Any] | None = None
@@ -184,7 +184,7 @@ class ModelRun:
                     pending[keys[cell]] = (cell, [])
                     jobs.append(Job(keys[cell], None, _Editing(self, keys[cell], cell, [])))
             reducible = [cell for cell in group if cell.method is not None and not cell.skip and not cell.failure]
-            outcomes = list(self._reductions.of_group(reducible)) if reducible else []
+            outcomes = list(self._reductions.reduce_group(reducible)) if reducible else []
             if found := self.originals.spoilt():
                 self._load_again(found, engine)
                 del self._reductions
@@ -197,7 +197,7 @@ class ModelRun:
                 if isinstance(outcome, LrbenchError):
                     yield Scored(self._row(cell, key, "failed", reason=str(outcome)))
                     continue
-                pending[key] = (cell, noted(cell.slots, outcome, self.suite.inference))
+                pending[key] = (cell, record_inference(cell.slots, outcome, self.suite.inference))
                 editing = _Editing(self, key, cell, outcome)
                 jobs.append(Job(key, cell.first_block, editing, cell.first_modules, sharing))
             held = sum(reduction.edit.stored_bytes for _, done in pending.values() for reduction in done)
@@ -279,7 +279,7 @@ def open_model(
         plan = without_unchanged(plan, base.differs)
     broken = first_non_finite(loaded.model)
     if broken:  # cells that reduce it name it themselves; the others fail for it all the same
-        notify(f"{spec.display_name}: {broken}; mend the checkpoint")
+        notify(f"{spec.display_name}: {broken}; repair the checkpoint")
     notify("building requests")
     tasks = tasks_of(suite, notify)
     memory = None if suite.frontier_memory == "auto" else suite.frontier_memory

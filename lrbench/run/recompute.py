@@ -20,7 +20,7 @@ from lrbench.models.load import LoadedModel, load
 from lrbench.reducers.ranks import WHOLE, RankRequest
 from lrbench.reducers.registry import Registry
 from lrbench.reduction.calibration.statistics import prepare_again
-from lrbench.reduction.cell_reducer import Reductions
+from lrbench.reduction.cell_reducer import CellReducer
 from lrbench.reduction.delta import base_of, definition_of
 from lrbench.reduction.greedy_plan import GREEDY
 from lrbench.reduction.plan import Cell, Method, first_block_of, make_plan, methods
@@ -178,7 +178,7 @@ def compute_again(
             f"{run.path}: cell {row.cell[:10]} is of an earlier state of this suite (lrbench {made}, now {now}); "
             "choose a cell of the last run"
         )
-    [(_, outcome)] = Reductions(again.suite.seed, calibration, base).of_group([_as_allocated(cell, row)])
+    [(_, outcome)] = CellReducer(again.suite.seed, calibration, base).reduce_group([_as_allocated(cell, row)])
     if isinstance(outcome, LrbenchError):
         raise outcome
     for mine, theirs in zip(_in_order([r.edit for r in outcome]), _in_order(row.edits), strict=True):

@@ -120,7 +120,7 @@ def sample(task: str, document: int, metrics: dict[str, Any], responses: list[li
         if not math.isfinite(value):
             raise EvaluationError(
                 f"{task}, document {document}: the log-likelihood is {value}; the weights hold NaN or overflow "
-                "their dtype (mend the checkpoint, or try float32 or another rank)"
+                "their dtype (repair the checkpoint, or try float32 or another rank)"
             )
     return out
 

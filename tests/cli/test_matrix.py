@@ -17,7 +17,7 @@ from lrbench.errors import InputError, PluginError
 from lrbench.models.load import bundled, load
 from lrbench.reducers.ranks import RankRequest
 from lrbench.reducers.registry import Registry
-from lrbench.reduction.cell_reducer import Reductions
+from lrbench.reduction.cell_reducer import CellReducer
 from lrbench.reduction.matrix_file import read_matrix
 from lrbench.reduction.plan import Cell, Method
 from lrbench.reduction.single_matrix import method, reduce_matrix, slot_of
@@ -74,7 +74,7 @@ def test_one_array_needs_no_key_and_several_do():
     assert read_matrix_of("one.npz").name == "scores"
     np.savez("two.npz", first=W, second=2 * W)
     assert np.array_equal(read_matrix_of("two.npz", "second").values.numpy(), 2 * W)
-    with pytest.raises(InputError, match=r"two.npz: holds 2 arrays; say which by --key \(first, second\)"):
+    with pytest.raises(InputError, match=r"two.npz: holds 2 arrays; choose one with --key \(first, second\)"):
         read_matrix_of("two.npz")
     with pytest.raises(InputError, match="no array 'secnd'; did you mean 'second'"):
         read_matrix_of("two.npz", "secnd")
@@ -256,7 +256,7 @@ def test_a_weight_of_a_checkpoint_gives_the_numbers_of_a_run(capsys):
     for row in rows_of(capsys, file, "--key", name, "--keep", "0.4", "--reducer", "rsvd", "cr:sampling=random", "id"):
         reducer = registry.build(row["reducer"], row["params"])
         cell = Cell(Method(row["label"], reducer, row["params"], ""), "each", (slot,), RankRequest("keep", 0.4))
-        [(_, [reduction])] = Reductions(0).of_group([cell])
+        [(_, [reduction])] = CellReducer(0).reduce_group([cell])
         assert row["rank"] == reduction.edit.rank
         assert row["relative_error"] == pytest.approx(reduction.edit.relative_error, rel=1e-12)
 

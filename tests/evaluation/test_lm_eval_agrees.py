@@ -11,7 +11,7 @@ from lrbench.evaluation import ENGINES
 from lrbench.models.edit import edited
 from lrbench.models.load import bundled, load
 from lrbench.reducers.registry import Registry
-from lrbench.reduction.cell_reducer import Reductions
+from lrbench.reduction.cell_reducer import CellReducer
 from lrbench.reduction.plan import make_plan, methods
 from lrbench.results.directory import RunDirectory
 from lrbench.suite.load import ModelSpec, load_suite
@@ -152,7 +152,7 @@ def test_on_a_dense_edited_copy_lm_eval_gives_the_edited_row(suite, rows, tmp_pa
     loaded_suite = load_suite(suite)
     loaded = load(ModelSpec(name="almanac"), device="cpu")
     plan = make_plan(loaded_suite, loaded.inventory, methods(loaded_suite, Registry.load()))
-    [(cell, reductions)] = Reductions(seed=0).of_group(plan.cells[1:])
+    [(cell, reductions)] = CellReducer(seed=0).reduce_group(plan.cells[1:])
     with edited({slot: reduction.matrix() for slot, reduction in zip(cell.slots, reductions, strict=True)}):
         loaded.model.save_pretrained(tmp_path)
     loaded.tokenizer.save_pretrained(tmp_path)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrbench.reduction.allocation.knapsack import Options, convex, equal_shares, least_loss, lower_hull
+from lrbench.reduction.allocation.knapsack import Options, convex, equal_fractions, least_loss, lower_hull
 
 
 def options(sizes, losses):
@@ -50,7 +50,7 @@ def sum_of(weights, choice, what):
 def test_the_least_loss_is_within_one_step_of_the_optimum_and_of_the_budget(weights, budget):
     smallest = sum(int(one.sizes[0]) for one in weights)
     if budget < smallest:
-        with pytest.raises(ValueError, match=f"store {smallest} numbers, the budget is {budget}"):
+        with pytest.raises(ValueError, match=f"store {smallest} parameters, the budget is {budget}"):
             least_loss(weights, budget)
         return
     found = least_loss(weights, budget)
@@ -109,7 +109,7 @@ def test_a_budget_is_filled_up_where_nothing_is_gained_by_it():
 def test_equal_shares_are_as_equal_as_options_allow_and_use_the_budget_up(weights, budget):
     if budget < sum(int(one.sizes[0]) for one in weights):
         return
-    found = equal_shares(weights, budget)
+    found = equal_fractions(weights, budget)
     assert found.size <= budget
     for one, place in zip(weights, found.choice, strict=True):
         if place + 1 < len(one.sizes):  # nothing more fits
@@ -123,7 +123,7 @@ def test_equal_shares_are_as_equal_as_options_allow_and_use_the_budget_up(weight
 def test_equal_shares_of_equal_weights_differ_by_one_option_at_most():
     one = options(np.arange(1, 21) * 5, np.zeros(20))
     for budget in range(15, 301, 7):
-        choice = equal_shares([one] * 3, budget).choice
+        choice = equal_fractions([one] * 3, budget).choice
         assert max(choice) - min(choice) <= 1
         assert budget - 5 < sum_of([one] * 3, choice, "sizes") <= budget
 

@@ -14,7 +14,7 @@ from lrbench.errors import InputError, SuiteError
 from lrbench.models.bundled_text import bundled_texts
 from lrbench.models.load import bundled, load, weight_hash
 from lrbench.reduction.calibration import statistics
-from lrbench.reduction.cell_reducer import Reductions
+from lrbench.reduction.cell_reducer import CellReducer
 from lrbench.run import model_run
 from lrbench.run.recompute import compute_again
 from lrbench.suite.load import ModelSpec
@@ -86,15 +86,15 @@ def test_a_model_loses_less_where_its_truncations_are_calibrated(tmp_path, own_c
 
 def test_the_output_error_is_that_of_the_layer_on_the_calibration_windows(tmp_path, own_cache, monkeypatch):
     made, reduced = [], []
-    prepare, of_group = statistics.prepare, Reductions.of_group
+    prepare, reduce_group = statistics.prepare, CellReducer.reduce_group
     monkeypatch.setattr(model_run, "prepare", lambda *a: made.append(prepare(*a)) or made[-1])
 
     def remembering(self, cells):
-        for cell, outcome in of_group(self, cells):
+        for cell, outcome in reduce_group(self, cells):
             reduced.append((cell, outcome))
             yield cell, outcome
 
-    monkeypatch.setattr(Reductions, "of_group", remembering)
+    monkeypatch.setattr(CellReducer, "reduce_group", remembering)
     suite = write_suite(tmp_path, CALIBRATED, reducers="[svd-llm, nystrom]")
     run(suite, tmp_path / "out")
     model = load(ModelSpec(name="almanac"), device="cpu").model
@@ -146,7 +146,7 @@ def test_text_that_is_evaluated_is_refused_before_anything_is_scored(tmp_path, o
     documents = [json.loads(line)["text"] for line in (folder / "text.jsonl").read_text().splitlines()]
     (tmp_path / "mine.txt").write_text("\n\n".join(documents))
     suite = write_suite(tmp_path, CALIBRATED, calibration="{text: mine.txt, samples: 4}")
-    with pytest.raises(SuiteError, match=r"12:21: the calibration text holds document \d+ of task 'almanac_text'"):
+    with pytest.raises(SuiteError, match=r"12:21: the calibration text contains document \d+ of the evaluated task"):
         run(suite, tmp_path / "out")
     assert not (tmp_path / "out" / "rows.jsonl").exists()
 
@@ -166,7 +166,7 @@ def test_weights_that_cannot_be_calibrated_are_rows_that_say_why(tmp_path, own_c
     assert any(
         "svd-llm cannot be calibrated on model.embed_tokens.weight: its inputs are single tokens" in r for r in reasons
     )
-    assert any("fwsvd cannot be calibrated on lm_head.weight: its gradient is also that" in r for r in reasons)
+    assert any("fwsvd cannot be calibrated on lm_head.weight: its gradient includes that" in r for r in reasons)
 
 
 WRITES = """

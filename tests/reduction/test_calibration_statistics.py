@@ -116,7 +116,7 @@ def test_a_module_called_twice_shares_nothing_and_counts_both_calls():
     inventory, windows = find_slots(model), some_windows()
     found, collector = collected(model, inventory, windows)
     first, second = (f"model.layers.1.{name}.weight" for name in ("first", "second"))
-    assert collector.survey.entered[first] != collector.survey.entered[second]
+    assert collector.survey.input_of[first] != collector.survey.input_of[second]
     assert close(found[second]["second_moment"], 2.5 * found[first]["second_moment"])
 
 
@@ -239,7 +239,7 @@ def test_experts_that_compute_otherwise_than_their_routing_says_are_refused(monk
     survey = Activations(model, find_slots(model), some_windows(), lambda _: None).survey
     refused = {name: why for name, why in survey.refused.items() if "experts" in name}
     assert len(refused) == 4 * 4 * 3
-    assert all("not what its routing and its weights say" in why for why in refused.values())
+    assert all("its output does not follow from its routing" in why for why in refused.values())
 
 
 # What a run asks
@@ -330,7 +330,7 @@ def test_a_spoilt_file_of_the_cache_is_said_and_collected_again(calibrate, harm)
 def test_names_of_weights_are_no_paths_in_the_cache(calibrate, tmp_path):
     store = cache.Cache({"a": 1}, calibrate.notes.append)
     for name in ("../../../escaped", "/etc/escaped", "a\0b", "x" * 400):
-        store.write("second_moment", name, cache.Entry(torch.ones(2, 2), 0.5, 3))
+        store.write("second_moment", name, cache.CacheEntry(torch.ones(2, 2), 0.5, 3))
         entry = store.read("second_moment", name)
         assert (entry.seconds, entry.shared) == (0.5, 3)
     assert {path.parent for path in tmp_path.rglob("*.safetensors")} == {store.folder}
@@ -368,7 +368,7 @@ def test_fewer_tokens_than_inputs_are_refused_and_suffice_for_mean_sizes(calibra
     model = tiny("llama")
     slot = slot_of(model, "mlp.down")
     calibration = calibrate(model, some_windows(samples=2, length=20))
-    assert "40 tokens of the calibration text came to it, fewer than its 48 inputs" in refusal(
+    assert "40 tokens of the calibration text reached it, fewer than its 48 inputs" in refusal(
         calibration, slot, "second_moment"
     )
     assert calibration.statistics(slot, frozenset({"absmean"}))[0]["absmean"].shape == (48,)

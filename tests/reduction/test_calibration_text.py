@@ -13,7 +13,7 @@ from lrbench.models.bundled_text import bundled_texts
 from lrbench.models.load import bundled, load
 from lrbench.reducers.registry import Registry
 from lrbench.reduction.calibration import sources
-from lrbench.reduction.calibration.overlap import RUN, Passages, evaluated_in
+from lrbench.reduction.calibration.overlap import RUN, Passages, find_evaluated_document
 from lrbench.reduction.calibration.samples import draw
 from lrbench.reduction.calibration.sources import read_text
 from lrbench.reduction.plan import methods
@@ -90,9 +90,9 @@ def test_text_is_read_from_files_and_from_data_sets(tmp_path):
     [
         ("", "{text: b.jsonl}", "suite.yaml:13:21: the calibration text is empty"),
         ('{"text": "a"}\n{"a"', "{text: b.jsonl}", "b.jsonl:2: not JSON"),
-        ('{"body": "a"}', "{text: b.jsonl}", "b.jsonl:1: no 'text' there (it has body); set 'column'"),
+        ('{"body": "a"}', "{text: b.jsonl}", "b.jsonl:1: no column 'text' (it has body); set 'column'"),
         ('{"text": 3}', "{text: b.jsonl}", "b.jsonl:1: 'text' is no text"),
-        ("[3]", "{text: b.jsonl}", "b.jsonl:1: no 'text' there"),
+        ("[3]", "{text: b.jsonl}", "b.jsonl:1: no column 'text'"),
     ],
 )
 def test_text_that_cannot_be_read_is_refused_with_its_line(tmp_path, content, calibration, message):
@@ -207,7 +207,7 @@ def test_text_that_is_too_short_and_windows_that_are_too_long_are_refused_with_n
         SuiteError, match=r"13:21: the calibration text has \d+ tokens, and 4 samples of 256 need 1,024"
     ):
         drawn(tmp_path, tokenizer, [WORDS], "{name: almanac, samples: 4}")
-    with pytest.raises(SuiteError, match=r"13:38: length 257 is more than the model takes; at most 256"):
+    with pytest.raises(SuiteError, match=r"13:38: length 257 exceeds the model's maximum of 256"):
         drawn(tmp_path, tokenizer, [WORDS], "{name: almanac, length: 257}")
     exact = tokenizer(WORDS + "\n\n", add_special_tokens=False)["input_ids"]
     samples = drawn(tmp_path, tokenizer, [WORDS], f"{{name: almanac, samples: 1, length: {len(exact)}}}")
@@ -248,24 +248,24 @@ def frozen(folder, *tasks, task_paths="[]"):
 def test_nothing_that_the_bundled_tasks_ask_stands_in_the_bundled_text(tmp_path):
     names = ("facts", "agreement", "arithmetic", "text", "recall")
     requests = frozen(tmp_path, *(f"almanac_{name}" for name in names))
-    assert evaluated_in(list(bundled_texts()["almanac"]()), requests) is None
-    assert evaluated_in(list(Corpus().held_out(5)), requests) == ("almanac_text", 0)
+    assert find_evaluated_document(list(bundled_texts()["almanac"]()), requests) is None
+    assert find_evaluated_document(list(Corpus().held_out(5)), requests) == ("almanac_text", 0)
 
 
 def test_questions_with_their_answers_are_found_without_their_examples(tmp_path):
     requests = frozen(tmp_path, "{task: almanac_facts_rare, num_fewshot: 3}", "{task: almanac_agreement, limit: 5}")
     document = requests.tasks["almanac_facts_rare"].instances[4 * 7].doc
     whole = f"{document['question']} {document['choices'][document['gold']]}."
-    assert evaluated_in([f"Some text. {whole} Some more."], requests) == ("almanac_facts_rare", 7)
-    assert evaluated_in([f"Some text. {document['question']} nowhere."], requests) is None
+    assert find_evaluated_document([f"Some text. {whole} Some more."], requests) == ("almanac_facts_rare", 7)
+    assert find_evaluated_document([f"Some text. {document['question']} nowhere."], requests) is None
     pair = requests.tasks["almanac_agreement"].instances[4]
-    assert evaluated_in([pair.args[1]], requests) == ("almanac_agreement", 2)
+    assert find_evaluated_document([pair.args[1]], requests) == ("almanac_agreement", 2)
 
 
 def test_a_task_that_is_answered_in_writing_is_found_by_its_right_answer(tmp_path):
     requests = frozen(tmp_path, "almanac_recall")
     document = requests.tasks["almanac_recall"].instances[3].doc
-    assert evaluated_in([f"{document['question']} {document['answer']}."], requests) == ("almanac_recall", 3)
+    assert find_evaluated_document([f"{document['question']} {document['answer']}."], requests) == ("almanac_recall", 3)
 
 
 # Needs
@@ -291,7 +291,7 @@ def test_a_plugin_that_needs_an_unknown_statistic_is_refused_at_its_line(tmp_pat
         "@lrbench.hookimpl\ndef lrbench_reducers():\n    return [Odd]\n"
     )
     suite = load_suite(with_calibration(tmp_path, "{name: almanac}", reducers="[odd]"))
-    with pytest.raises(SuiteError, match=r"7:12: odd needs 'third_moment', which is no statistic; there are absmean"):
+    with pytest.raises(SuiteError, match=r"7:12: odd needs 'third_moment', which is no statistic; known are absmean"):
         methods(suite, Registry.load([plugin]))
 
 

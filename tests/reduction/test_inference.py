@@ -15,9 +15,9 @@ from lrbench.reducers.factors.layer import FactoredLinear
 from lrbench.reducers.ranks import RankRequest
 from lrbench.reducers.registry import Registry
 from lrbench.reduction.apply import in_place
-from lrbench.reduction.cell_reducer import Reductions
+from lrbench.reduction.cell_reducer import CellReducer
 from lrbench.reduction.plan import Cell, Method, methods
-from lrbench.reduction.speed_benchmark import Protocol, _Alive, measure_inference
+from lrbench.reduction.speed_benchmark import BenchmarkSettings, _Alive, measure_inference
 from lrbench.results.directory import open_run
 from lrbench.suite.load import load_suite
 from tests.support.exports import write_family_suite
@@ -38,7 +38,7 @@ def reduced(model, weights, reducer="svd", **rank):
     slots = tuple(find_slots(model).select(range(4), weights))
     [(kind, value)] = rank.items()
     cell = Cell(Method(reducer, registry.build(reducer), {}, ""), "together", slots, RankRequest(kind, value))
-    [(_, outcome)] = Reductions(0).of_group([cell])
+    [(_, outcome)] = CellReducer(0).reduce_group([cell])
     assert isinstance(outcome, list), outcome
     return slots, outcome
 
@@ -163,10 +163,10 @@ def test_tables_of_runs_that_measured_no_speed_have_no_columns_for_it(tmp_path):
 
 
 def test_the_protocol_fits_the_models_positions():
-    assert Protocol().within(None) == Protocol()
-    short = Protocol().within(40)
+    assert BenchmarkSettings().fitted_to(None) == BenchmarkSettings()
+    short = BenchmarkSettings().fitted_to(40)
     assert (short.prompt_tokens, short.new_tokens) == (20, 20)
-    assert Protocol().within(100).prompt_tokens == 68
+    assert BenchmarkSettings().fitted_to(100).prompt_tokens == 68
 
 
 def test_what_cannot_be_measured_is_a_reason_and_no_failure(monkeypatch):

@@ -15,10 +15,10 @@ from lrbench.models.slots import count_numbers, find_slots
 from lrbench.reducers.base import Prepared, Reducer, Slot
 from lrbench.reducers.ranks import RankRequest, worthwhile_ranks
 from lrbench.reducers.registry import Registry
-from lrbench.reduction.allocation.budget import TOLERANCE, Budget, Choices, by_size, ranks_by_shape, tied
-from lrbench.reduction.allocation.loss_curves import carried
+from lrbench.reduction.allocation.budget import TOLERANCE, Budget, RankOptions, options_by_shape, ranks_by_shape, tied
+from lrbench.reduction.allocation.loss_curves import interpolated
 from lrbench.reduction.calibration.loss import text_loss
-from lrbench.reduction.cell_reducer import Reductions
+from lrbench.reduction.cell_reducer import CellReducer
 from lrbench.reduction.plan import Cell, Method, Plan, refusal
 from lrbench.results.rows import Row
 from lrbench.run.recompute import compute_again
@@ -58,7 +58,7 @@ def cells(loaded, of, keeps, allocation="error", layers=(6, 7), weights=("all",)
 
 
 def reduced(loaded, of, keep, allocation="error", calibration=None, **which):
-    [(_, outcome)] = Reductions(0, calibration).of_group(cells(loaded, of, [keep], allocation, **which))
+    [(_, outcome)] = CellReducer(0, calibration).reduce_group(cells(loaded, of, [keep], allocation, **which))
     if isinstance(outcome, LrbenchError):
         raise outcome
     return outcome
@@ -113,7 +113,7 @@ def test_ranks_shared_out_by_error_lose_less_than_equal_shares_and_no_rank_is_no
 def test_the_summed_error_is_near_the_least_that_any_shares_have(almanac):
     found = reduced(almanac, method(), 0.9)
     slots = cells(almanac, method(), [0.9])[0].slots
-    budget = Budget.of(slots, 0.9).most
+    budget = Budget.of(slots, 0.9).max_stored
     # By price: for each lambda every weight takes what minimizes error + lambda * size; a bound from below for any.
     curves = []
     for slot in slots:
@@ -144,10 +144,10 @@ def test_a_weight_that_stays_as_it_is_is_recorded_and_not_changed_by_a_bit(alman
 
 
 def test_what_a_budget_gives_does_not_depend_on_the_others_of_its_group(almanac):
-    together = Reductions(0).of_group(cells(almanac, method("cur"), [0.97, 0.95], seed=3, layers=(7,)))
+    together = CellReducer(0).reduce_group(cells(almanac, method("cur"), [0.97, 0.95], seed=3, layers=(7,)))
     ranks = {cell.request.value: [r.edit.allocated for r in outcome] for cell, outcome in together}
     for keep in (0.97, 0.95):
-        [(_, alone)] = Reductions(0).of_group(cells(almanac, method("cur"), [keep], seed=3, layers=(7,)))
+        [(_, alone)] = CellReducer(0).reduce_group(cells(almanac, method("cur"), [keep], seed=3, layers=(7,)))
         assert [r.edit.allocated for r in alone] == ranks[keep]
 
 
@@ -178,12 +178,12 @@ def test_check_knows_the_ranks_of_equal_shares(almanac):
 def test_a_size_that_is_out_of_reach_is_said(almanac):
     slots = cells(almanac, method(), [1.0])[0].slots
     budget = Budget.of(slots, 0.9)
-    with pytest.raises(ReducerError, match=r"comes to 0\.\d+ at most, more than 0.2% below; ask for another"):
-        budget.refuse_missed(budget.least - 1, "svd")
+    with pytest.raises(ReducerError, match=r"reaches at most 0\.\d+ on these weights, more than 0.2% below; request"):
+        budget.refuse_missed(budget.min_stored - 1, "svd")
     with pytest.raises(ReducerError, match="svd stores more than its stored_numbers says"):
-        budget.refuse_missed(budget.most + 1, "svd")
-    budget.refuse_missed(budget.least, "svd")
-    budget.refuse_missed(budget.most, "svd")
+        budget.refuse_missed(budget.max_stored + 1, "svd")
+    budget.refuse_missed(budget.min_stored, "svd")
+    budget.refuse_missed(budget.max_stored, "svd")
 
 
 class Coarse(Reducer):
@@ -221,13 +221,13 @@ class Breaks(Coarse):
 
 def test_a_method_with_too_few_sizes_fails_instead_of_missing_the_budget(almanac):
     coarse = Method("coarse", Coarse(), {}, "")
-    with pytest.raises(ReducerError, match="what coarse can store in these weights comes to"):
+    with pytest.raises(ReducerError, match="coarse reaches at most"):
         reduced(almanac, coarse, 0.97, layers=(7,), weights=("mlp",))
 
 
 def test_a_method_that_fails_on_the_way_to_its_ranks_fails_every_cell_and_names_the_weight(almanac):
     breaks = Method("breaks", Breaks(), {}, "")
-    outcomes = list(Reductions(0).of_group(cells(almanac, breaks, [0.95, 0.9])))
+    outcomes = list(CellReducer(0).reduce_group(cells(almanac, breaks, [0.95, 0.9])))
     assert len(outcomes) == 2
     for _, outcome in outcomes:
         assert isinstance(outcome, ReducerError)
@@ -261,10 +261,10 @@ def test_losses_measured_at_some_ranks_are_carried_to_the_others():
     import numpy as np
 
     squares = np.array([0.9, 0.5, 0.3, 0.1, 0.0])
-    found = carried(squares, {0.5: 1.0, 0.1: 0.1})
+    found = interpolated(squares, {0.5: 1.0, 0.1: 0.1})
     assert found.tolist() == pytest.approx([1.0 + 0.4 * 2.25, 1.0, 0.55, 0.1, 0.0])
-    assert (np.diff(carried(squares, {0.5: 0.2, 0.3: 0.6, 0.1: -0.3})) <= 1e-12).all()
-    assert carried(squares, {0.0: 0.0}).tolist() == [0.0] * 5
+    assert (np.diff(interpolated(squares, {0.5: 0.2, 0.3: 0.6, 0.1: -0.3})) <= 1e-12).all()
+    assert interpolated(squares, {0.0: 0.0}).tolist() == [0.0] * 5
 
 
 class Text:
@@ -347,7 +347,7 @@ def test_two_allocations_are_two_cells_that_a_table_tells_apart(finished):
 
 
 def test_a_row_is_made_again_from_the_ranks_that_it_records(finished, monkeypatch):
-    monkeypatch.setattr(Reductions, "_shared_out", lambda *_: pytest.fail("ranks were looked for again"))
+    monkeypatch.setattr(CellReducer, "_allocated", lambda *_: pytest.fail("ranks were looked for again"))
     for row in finished.rows().values():
         if row.reducer:
             again = compute_again(finished, row.cell)
@@ -423,8 +423,8 @@ def test_an_allocation_left_out_is_uniform_and_the_same_suite(tmp_path):
 
 
 def test_equal_shapes_share_their_options(almanac):
-    choices = by_size(method().reducer, cells(almanac, method(), [0.9])[0].slots)
-    assert all(isinstance(one, Choices) for one in choices)
+    choices = options_by_shape(method().reducer, cells(almanac, method(), [0.9])[0].slots)
+    assert all(isinstance(one, RankOptions) for one in choices)
     assert choices[0] is choices[1]
     assert ranks_by_shape(method().reducer, "svd", cells(almanac, method(), [0.9])[0].slots, 1.0, "uniform")[0] == 192
 

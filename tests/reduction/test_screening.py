@@ -6,14 +6,14 @@ import torch
 from lrbench.models.edit import edited
 from lrbench.models.slots import find_slots
 from lrbench.reduction import gradient_sensitivity as screening
-from lrbench.reduction.gradient_sensitivity import Asked, sensitivities
+from lrbench.reduction.gradient_sensitivity import ScoredTokens, sensitivities
 from tests.support.tiny_models import tiny
 
 
 def _documents(count=6, seed=0):
     draw = torch.Generator().manual_seed(seed)
     return [
-        [Asked(torch.randint(3, 60, (int(length),), generator=draw), asked=2)]
+        [ScoredTokens(torch.randint(3, 60, (int(length),), generator=draw), scored=2)]
         for length in torch.randint(5, 12, (count,), generator=draw)
     ]
 
@@ -47,8 +47,8 @@ def test_the_terms_are_singular_values_times_the_losss_gradient_in_them(model):
             tokens = one.tokens
             logits = torch.func.functional_call(
                 model, {name: U @ torch.diag(S) @ Vt}, kwargs={"input_ids": tokens[None, :-1], "use_cache": False}
-            ).logits[0, -one.asked :]
-            asked = torch.nn.functional.cross_entropy(logits, tokens[-one.asked :], reduction="sum")
+            ).logits[0, -one.scored :]
+            asked = torch.nn.functional.cross_entropy(logits, tokens[-one.scored :], reduction="sum")
             loss = loss + asked / len(documents)
         (gradient,) = torch.autograd.grad(loss, S)
         terms = (S * gradient).detach()

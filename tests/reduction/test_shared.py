@@ -10,7 +10,7 @@ from lrbench import linalg
 from lrbench.reducers.ranks import RankRequest
 from lrbench.reducers.registry import Registry
 from lrbench.reducers.shared_results import Bill, Shared
-from lrbench.reduction.cell_reducer import Reductions
+from lrbench.reduction.cell_reducer import CellReducer
 from lrbench.reduction.plan import Cell, Method
 
 
@@ -176,12 +176,12 @@ def seconds(outcome):
 
 
 def test_the_second_method_is_charged_for_what_the_first_has_made_and_no_rank_twice():
-    reductions, of = Reductions(0), slots()
+    reductions, of = CellReducer(0), slots()
     started = time.perf_counter()
     times = [
         seconds(outcome)[0]
         for label in ("first", "second")
-        for _, outcome in reductions.of_group(cells(Sleeps(label=label), of, label=label))
+        for _, outcome in reductions.reduce_group(cells(Sleeps(label=label), of, label=label))
     ]
     elapsed = time.perf_counter() - started
     assert all(0.3 <= t < 0.58 for t in times), times
@@ -195,42 +195,42 @@ def test_a_run_makes_one_gram_and_one_set_of_eigenvectors_a_slot(monkeypatch):
         monkeypatch.setattr(
             linalg.lapack, name, lambda *a, real=real, name=name: made.append((name, len(a[0]))) or real(*a)
         )
-    reductions, of = Reductions(0), slots(2, (80, 100))
+    reductions, of = CellReducer(0), slots(2, (80, 100))
     registry = Registry.load()
     for name in ("svd", "id", "cur", "svd"):
         params = {"selection": "deim"} if name == "cur" else {}
-        for _, outcome in reductions.of_group(cells(registry.build(name, params), of, label=f"{name}-{len(made)}")):
+        for _, outcome in reductions.reduce_group(cells(registry.build(name, params), of, label=f"{name}-{len(made)}")):
             seconds(outcome)
     assert made.count(("symmetric_product", 80)) == 2  # the corners that warm up are smaller
     assert made.count(("eigenvectors", 80)) == 2
 
 
 def test_writing_to_a_shared_result_fails_the_method_and_spares_the_next():
-    reductions, of = Reductions(0), slots()
-    outcomes = [outcome for _, outcome in reductions.of_group(cells(Writes(), of))]
-    assert all("writes to a shared result, that of short_gram" in str(outcome) for outcome in outcomes)
-    fresh = [o for _, o in Reductions(0).of_group(cells(Registry.load().build("svd", {}), of))]
-    after = [o for _, o in reductions.of_group(cells(Registry.load().build("svd", {}), of))]
+    reductions, of = CellReducer(0), slots()
+    outcomes = [outcome for _, outcome in reductions.reduce_group(cells(Writes(), of))]
+    assert all("writes to the shared result short_gram" in str(outcome) for outcome in outcomes)
+    fresh = [o for _, o in CellReducer(0).reduce_group(cells(Registry.load().build("svd", {}), of))]
+    after = [o for _, o in reductions.reduce_group(cells(Registry.load().build("svd", {}), of))]
     for one, other in zip(fresh, after, strict=True):
         assert torch.equal(one[0].matrix(), other[0].matrix())
 
 
 def test_what_is_kept_of_slots_is_bounded_and_the_latest(monkeypatch):
-    reductions, of = Reductions(0), slots(6, (64, 64))
+    reductions, of = CellReducer(0), slots(6, (64, 64))
     svd = Registry.load().build("svd", {})
     one = 64 * 64 * 4 + 2 * 64 * 64 * 8 + 64 * 8  # the copy, the Gram, its vectors and values
     monkeypatch.setattr("lrbench.reduction.cell_reducer._free_memory", lambda device: 8 * 3 * one)
-    monkeypatch.setattr("lrbench.reduction.cell_reducer._KEPT", 1 / 8)
-    for _, outcome in reductions.of_group(cells(svd, of, ranks=(2,))):
+    monkeypatch.setattr("lrbench.reduction.cell_reducer._CACHE_FRACTION", 1 / 8)
+    for _, outcome in reductions.reduce_group(cells(svd, of, ranks=(2,))):
         seconds(outcome)
     assert list(reductions._copies) == [slot.name for slot in of[-3:]]
     monkeypatch.setattr("lrbench.reduction.cell_reducer._free_memory", lambda device: 0)
-    for _, outcome in reductions.of_group(cells(svd, of[:1], ranks=(2,))):
+    for _, outcome in reductions.reduce_group(cells(svd, of[:1], ranks=(2,))):
         assert seconds(outcome)  # with no room at all it works all the same
 
 
 def test_what_a_method_chose_stands_in_the_edit_and_values_that_are_not_plain_are_refused():
-    [(_, small), (_, large)] = Reductions(0).of_group(cells(Sleeps(), slots()))
+    [(_, small), (_, large)] = CellReducer(0).reduce_group(cells(Sleeps(), slots()))
     assert [small[0].edit.chosen, large[0].edit.chosen] == [{"algorithm": "small"}, {"algorithm": "large"}]
 
     class Odd(Sleeps):
@@ -241,14 +241,14 @@ def test_what_a_method_chose_stands_in_the_edit_and_values_that_are_not_plain_ar
             prepared.chosen = lambda rank: {"algorithm": weight}
             return prepared
 
-    [(_, refused), _] = Reductions(0).of_group(cells(Odd(), slots()))
-    assert "chosen() says 'algorithm'" in str(refused)
+    [(_, refused), _] = CellReducer(0).reduce_group(cells(Odd(), slots()))
+    assert "chosen() returned 'algorithm'" in str(refused)
 
 
 def test_a_row_merges_what_was_chosen_for_its_weights():
     from lrbench.run.model_run import _chosen
 
-    outcome = next(Reductions(0).of_group(cells(Sleeps(), slots(2))))[1]
+    outcome = next(CellReducer(0).reduce_group(cells(Sleeps(), slots(2))))[1]
     edits = [reduction.edit for reduction in outcome]
     assert _chosen(edits) == {"algorithm": "small"}
     other = edits[0].model_copy(update={"chosen": {"algorithm": "large", "columns": 3}})

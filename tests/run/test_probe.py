@@ -189,11 +189,11 @@ def test_a_preparation_counts_once_a_weight_and_a_rank_once_a_cell(tmp_path, mon
     cells = make_plan(suite, structure_of(suite, suite.models[0]), built).cells[1:]
     asked = []
 
-    def of_group(reductions, group, first, failures):
+    def reduce_group(reductions, group, first, failures):
         asked.append([(cell.slots[0].about.shape, cell.request.value) for cell in group])
         return 10.0 + len(group), 2.0
 
-    monkeypatch.setattr(probing, "_of_group", of_group)
+    monkeypatch.setattr(probing, "_of_group", reduce_group)
     monkeypatch.setattr(probing, "_timed", lambda call: 5.0)
     monkeypatch.setattr("lrbench.models.slots.WeightSlot.read", lambda self: torch.ones(1))
     found = probing._reduce(cells, 0)

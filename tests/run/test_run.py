@@ -366,12 +366,12 @@ def test_a_nan_in_a_weight_is_a_failed_row_that_names_the_place(tmp_path):
     suite = write_suite(tmp_path, model="{pretrained: ./broken, device: cpu}")
     heard = Heard()
     rows = run(suite, tmp_path / "out", heard=heard).directory.rows().values()
-    assert "./broken: model.layers.5.mlp.down_proj.weight holds nan at [3, 7]; mend the checkpoint" in heard.notes
+    assert "./broken: model.layers.5.mlp.down_proj.weight holds nan at [3, 7]; repair the checkpoint" in heard.notes
     assert {row.status for row in rows} == {"failed"}
     reasons = {row.edits[0].layer if row.edits else (row.label, row.reason) for row in rows}
     assert (
         "svd",
-        "model.layers.5.mlp.down_proj.weight: the weight holds nan at [3, 7]; mend the checkpoint",
+        "model.layers.5.mlp.down_proj.weight: the weight holds nan at [3, 7]; repair the checkpoint",
     ) in reasons
     [baseline] = [row for row in rows if row.reducer is None]
     assert "log-likelihood is nan" in baseline.reason

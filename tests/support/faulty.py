@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lrbench.evaluation.sweep import sizes as memory
 from lrbench.evaluation.sweep.sweeper import Sweeper
 from lrbench.reducers.registry import Registry
-from lrbench.reduction.weight_job import Work
+from lrbench.reduction.weight_job import WeightJob
 from lrbench.results.directory import RunDirectory
 from lrbench.run import model_run
 from lrbench.run.model_run import ModelRun
@@ -148,7 +148,7 @@ def tear(path: Path) -> None:
 
 #: where a test steps in: the function, and whether before or after it
 PLACES: dict[str, tuple[type, str, str]] = {
-    "weight prepared": (Work, "prepare", "after"),
+    "weight prepared": (WeightJob, "prepare", "after"),
     "states advanced": (Sweeper, "advance", "after"),
     "edit in place": (Sweeper, "score", "before"),
     "requests answered": (Sweeper, "score", "after"),

@@ -17,7 +17,7 @@ from lrbench.evaluation.sweep import SweepEngine
 from lrbench.models.edit import edited
 from lrbench.models.load import bundled
 from lrbench.models.slots import find_slots
-from lrbench.reduction.calibration.overlap import evaluated_in
+from lrbench.reduction.calibration.overlap import find_evaluated_document
 from lrbench.results.directory import RunDirectory
 from lrbench.tasks.folders import BUNDLED
 from lrbench.tasks.load import load_tasks
@@ -215,8 +215,8 @@ def test_calibrating_on_the_text_is_refused(almanac, tmp_path):
     path = write_text(tmp_path)
     requests = engine(almanac, load_tasks([spec("text_tokens", data=path)])).requests
 
-    assert evaluated_in(["Nothing of the kind, in quite other words than those."], requests) is None
-    assert evaluated_in([path.read_text()], requests) == ("text_tokens", 0)
+    assert find_evaluated_document(["Nothing of the kind, in quite other words than those."], requests) is None
+    assert find_evaluated_document([path.read_text()], requests) == ("text_tokens", 0)
 
 
 def test_a_plan_names_windows_and_not_documents(tmp_path):

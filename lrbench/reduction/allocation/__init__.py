@@ -1,1 +1,1 @@
-"""How the parameters of a whole model are shared out among its weights."""
+"""Allocates a parameter budget of the whole model among its weights."""

@@ -1,15 +1,15 @@
-"""A budget of numbers shared out among weights: which of its options each takes, so that together they fit.
+"""Allocates a parameter budget among weights: chooses one option per weight so that all of them fit.
 
-An option is a size (numbers stored) and what is lost with it. The options of a weight are given in ascending order of
-size, and the last one is the weight itself, which loses nothing: no rank that stores as much is an option.
+An option is a size (stored parameters) and a loss. The options of a weight ascend in size; the last one is the
+unreduced weight, with loss 0.
 
-`least_loss` minimizes the sum of the losses. For a price of a number, each weight would take the option of least
+`least_loss` minimizes the sum of the losses. For a price per parameter, each weight takes the option of least
 `loss + price · size`; as the price falls these options run along the lower convex hull of each weight's curve
-(Lagrange's relaxation; Everett, Operations Research 11, 1963). What is left of the budget where the next step does not
-fit goes to smaller steps, then options are exchanged between pairs of weights. The relaxation with that step taken in
-part bounds the optimum from below, so the sum found is at most one step's gain above the least there is.
+(Lagrangian relaxation; Everett, Operations Research 11, 1963). Once the next step does not fit, the rest of the budget
+goes to smaller steps, then options are exchanged between pairs of weights. The relaxation with the last step taken
+partially bounds the optimum from below, so the result is at most that step's gain above the optimum.
 
-`equal_shares` lets all weights keep the same share of their numbers.
+`equal_fractions` lets all weights keep the same fraction of their parameters.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-_EXCHANGED = 128  # weights between which options are exchanged; of more, one step's gain is a small part of the sum
+_EXCHANGED = 128  # weights between which options are exchanged; with more, one step's gain is a small part of the sum
 _ROUNDS = 200
-_TRIED = 64  # smaller options of each weight that are tried in a round
+_TRIED = 64  # smaller options of each weight that are tried per round
 
 
 @dataclass(frozen=True)
 class Options:
-    """What one weight may be.
+    """The options of one weight.
 
     Attributes:
-        sizes: (options,) numbers stored, strictly ascending; the last is the weight itself.
-        losses: (options,) what is lost; 0 at last.
+        sizes: (options,) stored parameters, strictly ascending; the last is the unreduced weight's.
+        losses: (options,); the last is 0.
     """
 
     sizes: NDArray[np.int64]
@@ -49,21 +49,21 @@ class Options:
 
     @property
     def whole(self) -> int:
-        """Numbers of the weight."""
+        """Parameters of the unreduced weight."""
         return int(self.sizes[-1])
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """What each weight takes.
+    """The chosen option of each weight.
 
     Attributes:
         choice: the index of each weight's option.
-        size: of all together.
-        loss: the sum.
-        bound: no choice within the budget loses less.
-        step: what the relaxation's last step would gain; where nothing had to be taken to fill the budget up, `loss` is
-            at most `bound + step`.
+        size: total stored parameters.
+        loss: total loss.
+        bound: a lower bound on the loss of every choice within the budget.
+        step: the gain of the relaxation's last step; `loss` is at most `bound + step`, unless options without gain were
+            taken to reach `at_least`.
     """
 
     choice: tuple[int, ...]
@@ -74,12 +74,12 @@ class Allocation:
 
 
 def least_loss(options: Sequence[Options], budget: int, at_least: int = 0) -> Allocation:
-    """The options of least summed loss that fit a budget.
+    """Chooses the options of least total loss within a budget.
 
     Args:
         options: of each weight.
-        budget: numbers that they may store together.
-        at_least: numbers that they are to store together, where options allow it, even where that gains nothing.
+        budget: the maximum total of stored parameters.
+        at_least: the total to reach if options allow it, even without gain.
 
     Raises:
         ValueError: not even the smallest options fit.
@@ -92,31 +92,31 @@ def least_loss(options: Sequence[Options], budget: int, at_least: int = 0) -> Al
     return Allocation(tuple(state.choice), budget - state.spare, state.loss, min(bound, state.loss), step)
 
 
-def equal_shares(options: Sequence[Options], budget: int) -> Allocation:
-    """The same share of its numbers for each weight, the largest that fits; then the rest.
+def equal_fractions(options: Sequence[Options], budget: int) -> Allocation:
+    """Lets each weight keep the same fraction of its parameters, the largest that fits the budget.
 
-    Each weight takes its largest option within the share, and at least its smallest. What is left goes, an option at a
-    time, to the weight that keeps the smallest share with it, as long as any fits.
+    Each weight takes its largest option within the fraction, and at least its smallest. The rest of the budget goes,
+    one option at a time, to the weight whose next option keeps the smallest fraction, as long as one fits.
 
     Args:
         options: of each weight.
-        budget: numbers that they may store together.
+        budget: the maximum total of stored parameters.
 
     Raises:
         ValueError: not even the smallest options fit.
     """
 
-    def within(share: float) -> list[int]:
-        sizes = [int(np.searchsorted(one.sizes, share * one.whole, side="right")) for one in options]
-        return [max(0, found - 1) for found in sizes]
+    def within(fraction: float) -> list[int]:
+        counts = [int(np.searchsorted(weight.sizes, fraction * weight.whole, side="right")) for weight in options]
+        return [max(0, count - 1) for count in counts]
 
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        size = sum(int(one.sizes[place]) for one, place in zip(options, within(middle), strict=True))
+        size = sum(int(weight.sizes[place]) for weight, place in zip(options, within(middle), strict=True))
         low, high = (middle, high) if size <= budget else (low, middle)
     state = _State(options, within(low), budget)
-    waiting = [state.next_share(place) for place in range(len(options))]
+    waiting = [state.next_fraction(place) for place in range(len(options))]
     queue = [entry for entry in waiting if entry is not None]
     heapq.heapify(queue)
     while queue:
@@ -124,14 +124,14 @@ def equal_shares(options: Sequence[Options], budget: int) -> Allocation:
         if state.cost(place, state.choice[place] + 1) > state.spare:
             continue
         state.take(place, state.choice[place] + 1)
-        entry = state.next_share(place)
+        entry = state.next_fraction(place)
         if entry is not None:
             heapq.heappush(queue, entry)
     return Allocation(tuple(state.choice), budget - state.spare, state.loss)
 
 
 def lower_hull(x: NDArray[np.float64], y: NDArray[np.float64]) -> list[int]:
-    """Indices of the points on the lower convex hull, from the first to the last; x ascends strictly."""
+    """Indices of the points on the lower convex hull, in order; x ascends strictly."""
     hull: list[int] = []
     for point in range(len(x)):
         while len(hull) > 1:
@@ -144,29 +144,27 @@ def lower_hull(x: NDArray[np.float64], y: NDArray[np.float64]) -> list[int]:
 
 
 def convex(x: NDArray[np.float64], known: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """At x, the largest convex curve that is nowhere above the known points; x lies within them.
+    """The largest convex curve nowhere above the points (known, values), evaluated at x within their range.
 
     Args:
-        x: where.
         known: strictly ascending.
-        values: there.
     """
     hull = lower_hull(known, values)
     return np.interp(x, known[hull], values[hull])
 
 
 class _State:
-    """A choice on its way."""
+    """A choice that is being improved within the budget."""
 
     def __init__(self, options: Sequence[Options], choice: list[int], budget: int) -> None:
         self.options, self.choice = options, choice
-        self.spare = budget - sum(int(one.sizes[place]) for one, place in zip(options, choice, strict=True))
+        self.spare = budget - sum(int(weight.sizes[place]) for weight, place in zip(options, choice, strict=True))
         if self.spare < 0:
-            raise ValueError(f"the smallest options store {budget - self.spare} numbers, the budget is {budget}")
+            raise ValueError(f"the smallest options store {budget - self.spare} parameters, the budget is {budget}")
 
     @property
     def loss(self) -> float:
-        return float(sum(one.losses[place] for one, place in zip(self.options, self.choice, strict=True)))
+        return float(sum(weight.losses[place] for weight, place in zip(self.options, self.choice, strict=True)))
 
     def cost(self, place: int, option: int) -> int:
         sizes = self.options[place].sizes
@@ -176,25 +174,25 @@ class _State:
         self.spare -= self.cost(place, option)
         self.choice[place] = option
 
-    def next_share(self, place: int) -> tuple[float, int] | None:
+    def next_fraction(self, place: int) -> tuple[float, int] | None:
         sizes, option = self.options[place].sizes, self.choice[place] + 1
         return (float(sizes[option]) / float(sizes[-1]), place) if option < len(sizes) else None
 
     def along_the_hulls(self) -> tuple[float, float, list[int]]:
-        """Goes down the hulls as far as the budget goes.
+        """Takes steps along the convex hulls, the most profitable first, until none fits.
 
         Returns:
-            The relaxation's bound; the gain of the first step that does not fit; the weights, those first whose next
-            step is worth most.
+            The relaxation's bound; the gain of the first step that does not fit; the weights, ordered by the value of
+            their next step, largest first.
         """
         steps = []
-        for place, one in enumerate(self.options):
-            hull = lower_hull(one.sizes.astype(np.float64), one.losses)
+        for place, weight in enumerate(self.options):
+            hull = lower_hull(weight.sizes.astype(np.float64), weight.losses)
             for before, after in pairwise(hull):
-                gain = float(one.losses[before] - one.losses[after])
+                gain = float(weight.losses[before] - weight.losses[after])
                 if gain <= 0:
                     break
-                steps.append((-gain / float(one.sizes[after] - one.sizes[before]), place, after, gain))
+                steps.append((-gain / float(weight.sizes[after] - weight.sizes[before]), place, after, gain))
         steps.sort()
         bound, step = None, 0.0
         stopped: dict[int, None] = {}
@@ -211,12 +209,12 @@ class _State:
         return (self.loss if bound is None else bound), step, [*stopped, *finished]
 
     def fill(self, at_least: int | None = None) -> None:
-        """Takes what gains most for its size, as long as anything fits that gains.
+        """Takes the option of largest gain per parameter, as long as one fits and gains.
 
         Args:
-            at_least: goes on, with what loses least for its size, until so many numbers are stored.
+            at_least: continue with the options of least loss per parameter until this many parameters are stored.
         """
-        total = sum(int(one.sizes[place]) for one, place in zip(self.options, self.choice, strict=True))
+        total = sum(int(weight.sizes[place]) for weight, place in zip(self.options, self.choice, strict=True))
         best = {place: self._step(place) for place in range(len(self.options))}
         while best:
             for place, (_, option) in list(best.items()):
@@ -226,7 +224,7 @@ class _State:
                         del best[place]
             if not best:
                 return
-            place = max(best, key=lambda one: (best[one][0], -one))
+            place = max(best, key=lambda weight: (best[weight][0], -weight))
             rate, option = best[place]
             if rate <= 0 and (at_least is None or total >= at_least):
                 return
@@ -235,27 +233,27 @@ class _State:
             best[place] = self._step(place)
 
     def _step(self, place: int) -> tuple[float, int]:
-        """What gains most for its size among a weight's larger options that fit; -1 for none."""
-        one, now = self.options[place], self.choice[place]
-        end = int(np.searchsorted(one.sizes, one.sizes[now] + self.spare, side="right"))
+        """(gain per parameter, option) of a weight's most profitable larger option that fits; option -1 for none."""
+        weight, now = self.options[place], self.choice[place]
+        end = int(np.searchsorted(weight.sizes, weight.sizes[now] + self.spare, side="right"))
         if end <= now + 1:
             return 0.0, -1
-        rates = (one.losses[now] - one.losses[now + 1 : end]) / (one.sizes[now + 1 : end] - one.sizes[now])
-        found = int(rates.argmax())
-        return float(rates[found]), now + 1 + found
+        rates = (weight.losses[now] - weight.losses[now + 1 : end]) / (weight.sizes[now + 1 : end] - weight.sizes[now])
+        largest = int(rates.argmax())
+        return float(rates[largest]), now + 1 + largest
 
     def exchange(self, places: Sequence[int]) -> None:
-        """Lets one weight take a smaller option so that another can take a larger one, while that gains."""
+        """Gives one weight a smaller option so that another can take a larger one, as long as that gains."""
         best = {place: np.minimum.accumulate(self.options[place].losses) for place in places}
         for _ in range(_ROUNDS):
-            least, found = 1e-12 * self.loss, None
+            least, exchange = 1e-12 * self.loss, None
             for down in places:
-                one, now = self.options[down], self.choice[down]
+                weight, now = self.options[down], self.choice[down]
                 smaller = np.unique(np.linspace(0, now, min(now, _TRIED), endpoint=False).astype(np.int64))
                 if not len(smaller):
                     continue
-                freed = self.spare + one.sizes[now] - one.sizes[smaller]
-                lost = one.losses[smaller] - one.losses[now]
+                freed = self.spare + weight.sizes[now] - weight.sizes[smaller]
+                lost = weight.losses[smaller] - weight.losses[now]
                 for up in places:
                     other, at = self.options[up], self.choice[up]
                     if up == down or at + 1 >= len(other.sizes):
@@ -264,9 +262,9 @@ class _State:
                     gains = other.losses[at] - best[up][within] - lost
                     place = int(gains.argmax())
                     if gains[place] > least:
-                        least, found = float(gains[place]), (down, int(smaller[place]), up, int(within[place]))
-            if found is None:
+                        least, exchange = float(gains[place]), (down, int(smaller[place]), up, int(within[place]))
+            if exchange is None:
                 return
-            down, option, up, limit = found
+            down, option, up, limit = exchange
             self.take(down, option)
             self.take(up, int(self.options[up].losses[: limit + 1].argmin()))

@@ -1,12 +1,11 @@
-"""What a weight may be within a budget, and what each choice loses: the curves that `keep_model` is shared out by.
+"""Loss curves over ranks, by which `keep_model` allocates parameters.
 
     error         |W - What|_F^2 / |W|_F^2
     output-error  |(W - What) H^½|_F^2 / |W H^½|_F^2, H = E[x xᵀ] of the calibration text
-    sensitivity   nats by which a token of the calibration text becomes less likely when this weight alone is reduced
+    sensitivity   increase of the mean loss on the calibration text, in nats per token, if only this weight is reduced
 
-The first two are relative: weights, and the outputs of different weights, have no common unit, since what one of them
-is scaled by a normalization or another weight may undo. The third is measured at a few ranks and carried to the others
-by the first.
+The first two are relative, because weights and their outputs have no common scale: a normalization or another weight
+may undo a factor. The third is measured at a few ranks and interpolated with the help of the first.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from numpy.typing import NDArray
 from lrbench.errors import ReducerError
 from lrbench.reducers.factors import Factors
 from lrbench.reducers.ranks import RankRequest, find_rank, worthwhile_ranks
-from lrbench.reduction.allocation.budget import TOLERANCE, Choices
+from lrbench.reduction.allocation.budget import TOLERANCE, RankOptions
 from lrbench.reduction.allocation.knapsack import Options, convex
-from lrbench.reduction.weight_job import Preparation, Work
+from lrbench.reduction.weight_job import Preparation, WeightJob
 
-#: Ranks at which factors are built where a method does not know its curve.
+#: Ranks at which factors are built if a method does not know its error curve.
 GRID = 12
-#: Ranks at which a method that prepares for each rank alone is asked for its curve: it may compute each error anew.
-ASKED = 32
-#: Shares of a weight's numbers at which the loss on text is measured.
+#: Ranks at which a method with one preparation per rank evaluates its error curve, since each error may be expensive.
+EVALUATED = 32
+#: Fractions of a weight's parameters at which the loss on text is measured.
 MEASURED_AT = (0.25, 0.5, 0.75)
 _LEAST_BUILT = 16
 
@@ -38,116 +37,117 @@ Curve = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Judge:
-    """How what is lost is told.
+class LossMeasure:
+    """Measures the loss of one weight's reduction.
 
     Attributes:
-        of: of factors.
-        known: of ranks, where a closed form tells it; None where there is none.
-        on_text: of factors put in the weight's place, in nats a token; None unless that is what counts.
+        of_factors: the loss of given factors.
+        of_ranks: the losses of ranks in closed form; returns None if there is none.
+        on_text: the loss increase on text, in nats per token, with the factors in the model; None unless requested.
     """
 
-    of: Callable[[Factors], float]
-    known: Callable[[Sequence[int]], Sequence[float] | None]
+    of_factors: Callable[[Factors], float]
+    of_ranks: Callable[[Sequence[int]], Sequence[float] | None]
     on_text: Callable[[Factors], float] | None = None
 
 
-def squared_error(work: Work, preparation: Preparation, norm: float) -> Judge:
-    """By ‖W − Ŵ‖_F² / ‖W‖_F², with the method's own curve where it has one.
+def squared_error(job: WeightJob, preparation: Preparation, norm: float) -> LossMeasure:
+    """Measures ‖W − Ŵ‖_F² / ‖W‖_F², by the method's own error curve if it has one.
 
     Args:
-        norm: ‖W‖_F; of a zero weight the errors are taken as they are.
+        norm: ‖W‖_F; for a zero weight, absolute errors are used.
     """
     unit = norm or 1.0
 
-    def of(factors: Factors) -> float:
-        error = float(torch.linalg.vector_norm(work.weight - factors.dense(), dtype=torch.float64))
+    def of_factors(factors: Factors) -> float:
+        error = float(torch.linalg.vector_norm(job.weight - factors.dense(), dtype=torch.float64))
         return (error / unit) ** 2
 
-    def known(ranks: Sequence[int]) -> list[float] | None:
+    def of_ranks(ranks: Sequence[int]) -> list[float] | None:
         errors = preparation.prepared.errors(ranks)
         if errors is None:
             return None
         if len(errors) != len(ranks):
-            method = work.method.label
-            raise ReducerError(f"{work.slot.name}: {method} gave {len(errors)} errors for {len(ranks)} ranks")
+            method = job.method.label
+            raise ReducerError(f"{job.slot.name}: {method} returned {len(errors)} errors for {len(ranks)} ranks")
         return [(float(error) / unit) ** 2 for error in errors]
 
-    return Judge(of, known)
+    return LossMeasure(of_factors, of_ranks)
 
 
-def choices_by_rank(work: Work, preparation: Preparation, sized: Choices, judge: Judge) -> Choices:
-    """All ranks that store less than the weight, whose sizes are known, with their losses."""
+def options_by_rank(job: WeightJob, preparation: Preparation, sized: RankOptions, measure: LossMeasure) -> RankOptions:
+    """All ranks that store less than the weight, with their known sizes and their losses."""
     if not sized.ranks:
         return sized
     ranks = list(sized.ranks)
-    some = ranks if work.method.reducer.one_preparation else _spread(ranks, ASKED)
-    values = judge.known(some)
+    sampled = ranks if job.method.reducer.one_preparation else _spread(ranks, EVALUATED)
+    values = measure.of_ranks(sampled)
     if values is None:
-        some = _spread(ranks, GRID)
-        values = [judge.of(work.at_rank(preparation, rank)[0]) for rank in some]
+        sampled = _spread(ranks, GRID)
+        values = [measure.of_factors(job.at_rank(preparation, rank)[0]) for rank in sampled]
     curve = np.array(values, dtype=np.float64)
-    if len(some) < len(ranks):
-        curve = convex(np.array(ranks, float), np.array(some, float), curve)
-    if judge.on_text is not None:
-        curve = _on_text(work, preparation, sized.ranks, sized.options.sizes, curve, judge.on_text)
-    return Choices(sized.ranks, Options(sized.options.sizes, np.append(curve, 0.0)))
+    if len(sampled) < len(ranks):
+        curve = convex(np.array(ranks, float), np.array(sampled, float), curve)
+    if measure.on_text is not None:
+        curve = _on_text(job, preparation, sized.ranks, sized.options.sizes, curve, measure.on_text)
+    return RankOptions(sized.ranks, Options(sized.options.sizes, np.append(curve, 0.0)))
 
 
-def choices_by_building(work: Work, preparation: Preparation, judge: Judge, numbers: int) -> Choices:
-    """Some ranks, with what their factors do store and lose: of methods that do not say, or store less than they say.
+def options_by_construction(
+    job: WeightJob, preparation: Preparation, measure: LossMeasure, parameters: int
+) -> RankOptions:
+    """A sample of ranks with the size and loss of their factors, for methods whose sizes are unknown or wrong.
 
-    As many that a step from one to the next is a small part of what a budget may be missed by, and no less than 16.
+    The sample has at least 16 ranks, and enough that steps between them are small relative to the budget's tolerance.
 
     Args:
-        numbers: of the whole model.
+        parameters: of the whole model.
     """
-    slot, whole = work.slot, work.slot.numbers
-    ranks = [rank for rank, numbers in worthwhile_ranks(work.method.reducer, slot.about) if numbers is not None]
+    slot, whole = job.slot, job.slot.numbers
+    ranks = [rank for rank, numbers in worthwhile_ranks(job.method.reducer, slot.about) if numbers is not None]
     if not ranks:
         just_below = RankRequest("keep", (whole - 1) / whole)
-        largest = find_rank(just_below, work.method.reducer, slot.about, None, work.weight, preparation.prepared)
+        largest = find_rank(just_below, job.method.reducer, slot.about, None, job.weight, preparation.prepared)
         ranks = list(range(1, largest + 1))
-    wanted = math.ceil(2 * whole / (TOLERANCE * numbers))
+    count = math.ceil(2 * whole / (TOLERANCE * parameters))
     built: dict[int, tuple[float, int]] = {}
-    for rank in _spread(ranks, max(_LEAST_BUILT, wanted), power=1):
-        factors = work.at_rank(preparation, rank)[0]
-        size, loss = factors.stored_numbers, judge.of(factors)
+    for rank in _spread(ranks, max(_LEAST_BUILT, count), power=1):
+        factors = job.at_rank(preparation, rank)[0]
+        size, loss = factors.stored_numbers, measure.of_factors(factors)
         if size < whole and (size not in built or loss < built[size][0]):
             built[size] = loss, rank
     sizes = np.array([*sorted(built), whole], dtype=np.int64)
     kept = tuple(built[size][1] for size in sorted(built))
     curve = np.array([built[size][0] for size in sorted(built)])
-    if judge.on_text is not None and kept:
-        curve = _on_text(work, preparation, kept, sizes, curve, judge.on_text)
-    return Choices(kept, Options(sizes, np.append(curve, 0.0)))
+    if measure.on_text is not None and kept:
+        curve = _on_text(job, preparation, kept, sizes, curve, measure.on_text)
+    return RankOptions(kept, Options(sizes, np.append(curve, 0.0)))
 
 
-def largest_rank(work: Work, sized: Choices | None) -> int:
-    """The largest rank that factors may be asked for."""
+def largest_rank(job: WeightJob, sized: RankOptions | None) -> int:
+    """The largest rank that may be requested."""
     if sized is not None:
         return max(sized.ranks, default=1)
-    return work.method.reducer.max_rank(work.slot.about.shape)
+    return job.method.reducer.max_rank(job.slot.about.shape)
 
 
 def _on_text(
-    work: Work, preparation: Preparation, ranks: Sequence[int], sizes: NDArray[np.int64], squares: Curve,
+    job: WeightJob, preparation: Preparation, ranks: Sequence[int], sizes: NDArray[np.int64], squares: Curve,
     on_text: Callable[[Factors], float],
 ) -> Curve:  # fmt: skip
-    """The loss on text of every rank, from those of a few and the squared error of all.
+    """The loss on text at every rank, from measurements at a few ranks and the squared errors at all.
 
-    Between the ranks measured it is linear in the squared error, to which it is proportional where the error is small
-    and the gradient vanishes; it never falls as the error grows, and text that becomes likelier counts as no loss.
-    Beyond the largest error measured it goes on as steeply.
+    The loss is interpolated linearly in the squared error, never falls as the error grows, is at least 0, and is
+    extrapolated with the last slope beyond the largest measured error.
     """
-    places = {int(np.searchsorted(sizes[: len(ranks)], share * sizes[-1], side="right")) - 1 for share in MEASURED_AT}
+    places = {int(np.searchsorted(sizes[: len(ranks)], part * sizes[-1], side="right")) - 1 for part in MEASURED_AT}
     places = {max(0, place) for place in places}
-    losses = {place: on_text(work.at_rank(preparation, ranks[place])[0]) for place in places}
-    return carried(squares, {float(squares[place]): loss for place, loss in losses.items()})
+    losses = {place: on_text(job.at_rank(preparation, ranks[place])[0]) for place in places}
+    return interpolated(squares, {float(squares[place]): loss for place, loss in losses.items()})
 
 
-def carried(squares: Curve, measured: dict[float, float]) -> Curve:
-    """Losses at squared errors, from those measured at some of them; see `_on_text`."""
+def interpolated(squares: Curve, measured: dict[float, float]) -> Curve:
+    """Losses at `squares`, interpolated from measured ones; see `_on_text`."""
     xs = sorted(square for square in measured if square > 0)
     if not xs:
         return np.zeros(len(squares))
@@ -160,7 +160,7 @@ def carried(squares: Curve, measured: dict[float, float]) -> Curve:
 
 
 def _spread(ranks: Sequence[int], count: int, power: int = 2) -> list[int]:
-    """So many of the ranks, the first and the last among them; with a power, closer together where they are small."""
+    """`count` of the ranks including the first and the last; with a power above 1, denser at small ranks."""
     if len(ranks) <= count:
         return list(ranks)
     places = np.linspace(0, 1, count) ** power * (len(ranks) - 1)

@@ -1,11 +1,12 @@
-"""Statistics of what enters a model's weights, for the reducers that need them.
+"""Statistics of the inputs of a model's weights, for calibrated reducers.
 
-sources     text: bundled, a file, a data set, or the training split of a task
-samples     windows of tokens drawn from it
-overlap     refuses windows that hold what is evaluated
-activations second moments and mean sizes, block by block; experts: their inputs, by the routing
+sources     the text: bundled, a file, a data set, or the training split of a task
+samples     windows of tokens drawn from the text
+overlap     refuses windows that contain evaluated documents
+activations second moments and mean absolute values, block by block
+experts     the inputs of stacked experts, from the routing
 gradients   the Fisher information
-loss        how well the text is predicted
-cache       statistics on disk, by content
-statistics  all of it together: what a run asks
+loss        the model's loss on the text
+cache       statistics on disk, addressed by content
+statistics  the interface for a run
 """

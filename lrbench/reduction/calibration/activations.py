@@ -1,8 +1,7 @@
-"""One forward pass over the calibration windows: statistics of what enters each weight, a block at a time.
+"""Collects statistics of the inputs of each weight in one forward pass over the calibration windows, block by block.
 
-All windows go through a block before any goes through the next, so that only one block's sums are in memory. The blocks
-below stand aside and return what they returned; a model that does not allow that is told by a check, and then goes
-through whole passes, each for as many weights as memory allows.
+All windows go through a block before the next one, so that only one block's sums are in memory. If a check finds that
+the model's blocks cannot be run one by one, complete passes are made, each for as many weights as memory allows.
 """
 
 from __future__ import annotations
@@ -25,19 +24,19 @@ from lrbench.reduction.calibration.experts import Routed
 from lrbench.reduction.calibration.moments import Moments, bytes_of
 from lrbench.system.text import one_line
 
-TOKENS = 4096  # of a forward pass; fixed, since other batches would round otherwise
-_SHARE = 1 / 4  # of free memory, for sums and for hidden states each
+TOKENS = 4096  # per forward pass; fixed, since other batch sizes round differently
+_MEMORY_FRACTION = 1 / 4  # of the free memory, for sums and for hidden states each
 
 
 @dataclass(frozen=True)
 class Input:
-    """What enters one or several weights.
+    """An input shared by one or several weights.
 
     Attributes:
-        name: of the first weight that it enters.
-        layer: the decoder block; None outside.
-        features: its size.
-        weights: all that it enters, in the model's order.
+        name: of the first weight that takes it.
+        layer: the decoder block; None outside the blocks.
+        features: the input's size.
+        weights: all weights that take it, in the model's order.
     """
 
     name: str
@@ -50,28 +49,28 @@ class Input:
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """The device of the weight."""
         return getattr(self.module, self.parameter).device
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What one window shows of a model's inputs.
+    """The inputs of a model's weights, observed on one window.
 
     Attributes:
-        inputs: all that were seen, by name.
-        entered: weight -> the input that enters it.
-        refused: weight -> why its inputs cannot be had.
+        inputs: all observed inputs, by name.
+        input_of: weight -> name of its input.
+        refused: weight -> why its inputs cannot be observed.
     """
 
     inputs: dict[str, Input]
-    entered: dict[str, str]
+    input_of: dict[str, str]
     refused: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Collected:
-    """The sums over one input, or why there are none."""
+    """The sums over one input, or the reason why there are none."""
 
     input: Input
     moments: Moments | None
@@ -83,13 +82,13 @@ class Activations:
     """Collects statistics of a model's inputs.
 
     Args:
-        model: as it was loaded; nothing edited.
+        model: with its original weights.
         windows: (samples, length) token ids.
-        notify: told in one line where a model does not allow a trick.
+        notify: called with one line if the blocks cannot be run one by one.
 
     Attributes:
         survey: which weights take which inputs.
-        whole: whether every pass must be a whole one.
+        whole: whether every pass must go through the complete model.
     """
 
     def __init__(
@@ -105,18 +104,18 @@ class Activations:
             self._passes.record(first)
         self.survey = survey()
         self.survey.refused.update(problems)
-        self.whole = not self._may_stand_aside(first)
+        self.whole = not self._blocks_run_alone(first)
         if self.whole:
-            notify("calibration: this model's blocks cannot stand aside; each pass is a whole one")
+            notify("calibration: this model's blocks cannot be run one by one; making complete passes")
         self._overhead = time.perf_counter() - started
 
     def collect(self, wanted: Mapping[str, frozenset[str]]) -> Iterator[Collected]:
-        """Statistics of inputs as they are done, block by block.
+        """Yields the statistics of inputs block by block.
 
-        Seconds of a pass are shared equally by the statistics that it gives; what serves them all is shared by all.
+        The seconds of a pass are divided equally among its inputs, those of the setup among all inputs.
 
         Args:
-            wanted: name of an input -> kinds.
+            wanted: name of an input -> kinds of statistics.
         """
         inputs = [self.survey.inputs[name] for name in self.survey.inputs if name in wanted]
         common, self._overhead = self._overhead / max(1, len(inputs)), 0.0
@@ -130,11 +129,11 @@ class Activations:
         self, inputs: list[Input], wanted: Mapping[str, frozenset[str]], common: float
     ) -> Iterator[Collected]:
         states: list[torch.Tensor | None] = [None] * len(self._batches)
-        outside = [one for one in inputs if one.layer is None]
-        last = len(self._passes.blocks) - 1 if outside else max((one.layer or 0 for one in inputs), default=-1)
-        idle = 0.0  # of blocks in which nothing is wanted, charged to what comes next
+        outside = [entry for entry in inputs if entry.layer is None]
+        last = len(self._passes.blocks) - 1 if outside else max((entry.layer or 0 for entry in inputs), default=-1)
+        idle = 0.0  # seconds of blocks without wanted inputs, charged to the next ones
         for block in range(last + 1):
-            groups = self._groups([one for one in inputs if one.layer == block], wanted) or [[]]
+            groups = self._groups([entry for entry in inputs if entry.layer == block], wanted) or [[]]
             for number, group in enumerate(groups, 1):
                 moves_on = number == len(groups)
 
@@ -165,9 +164,9 @@ class Activations:
         common: float,
         step: Callable[[int, Batch], None],
     ) -> Iterator[Collected]:
-        """All windows through one step, with sums over the inputs of `group`."""
+        """Runs one step on all windows and sums over the inputs of `group`."""
         started = time.perf_counter()
-        sums = {one.name: Moments(one.features, wanted[one.name], one.device) for one in group}
+        sums = {entry.name: Moments(entry.features, wanted[entry.name], entry.device) for entry in group}
         failures: dict[str, str] = {}
         with _listening(group, sums, failures):
             for index, batch in enumerate(self._batches):
@@ -175,46 +174,46 @@ class Activations:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         seconds = common + (time.perf_counter() - started) / max(1, len(group))
-        for one in group:
-            failure = failures.get(one.name, "")
-            moments = sums.pop(one.name)
-            yield Collected(one, None if failure else moments, seconds, failure)
+        for entry in group:
+            failure = failures.get(entry.name, "")
+            moments = sums.pop(entry.name)
+            yield Collected(entry, None if failure else moments, seconds, failure)
 
     def _groups(self, inputs: Sequence[Input], wanted: Mapping[str, frozenset[str]]) -> list[list[Input]]:
-        """Inputs whose sums fit into memory together; one at least in each."""
-        budget = free_bytes(self._device) * _SHARE
+        """Groups inputs so that each group's sums fit into memory; at least one input per group."""
+        budget = free_bytes(self._device) * _MEMORY_FRACTION
         groups: list[list[Input]] = []
         used = 0.0
-        for one in inputs:
-            size = sum(bytes_of(kind, one.features) for kind in wanted[one.name])
+        for entry in inputs:
+            size = sum(bytes_of(kind, entry.features) for kind in wanted[entry.name])
             if not groups or used + size > budget:
                 groups.append([])
                 used = 0
-            groups[-1].append(one)
+            groups[-1].append(entry)
             used += size
         return groups
 
     def _kept(self, states: torch.Tensor) -> torch.Tensor:
-        """Hidden states where there is room for those of all windows."""
+        """Hidden states, moved to the CPU if those of all windows do not fit on the GPU."""
         size = states.numel() * states.element_size() * len(self._batches)
-        if states.is_cuda and size > free_bytes(states.device) * _SHARE:
+        if states.is_cuda and size > free_bytes(states.device) * _MEMORY_FRACTION:
             return states.cpu()
         return states
 
     def _here(self, states: torch.Tensor | None) -> torch.Tensor | None:
         return states if states is None else states.to(self._device)
 
-    def _may_stand_aside(self, first: Batch) -> bool:
-        """Whether blocks can be run one by one: what enters the head is the same."""
+    def _blocks_run_alone(self, first: Batch) -> bool:
+        """Whether running the blocks one by one gives the same input of the head."""
         expected = self._passes.asked(first, 0, None)
         states: torch.Tensor | None = None
         try:
             for block in range(len(self._passes.blocks)):
                 states = self._passes.states(first, block, states, block + 1)
-            found = self._passes.asked(first, len(self._passes.blocks), states)
-        except Exception:  # a block that misses what another one leaves behind may raise anything
+            result = self._passes.asked(first, len(self._passes.blocks), states)
+        except Exception:  # a block that depends on another block's side effects may raise anything
             return False
-        return bool((found - expected).abs().max() <= 1e-4 * expected.abs().max())
+        return bool((result - expected).abs().max() <= 1e-4 * expected.abs().max())
 
 
 def _batch(ids: torch.Tensor) -> Batch:
@@ -229,19 +228,19 @@ def _entering(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor | 
 
 @contextmanager
 def _surveying(inventory: Inventory) -> Iterator[tuple[Callable[[], Survey], dict[str, str]]]:
-    """Watches one pass: modules that are given the same tensors, in the same order, share their inputs."""
+    """Observes one pass: modules called with the same tensors in the same order share their inputs."""
     holders: dict[int, list[WeightSlot]] = {}
     for slot in inventory.slots:
         if slot.about.role != "embed":
             holders.setdefault(id(slot.module), []).append(slot)
-    given: dict[int, list[int]] = {}
+    tensors_of: dict[int, list[int]] = {}
     features: dict[int, int] = {}
     numbers: dict[tuple[int, int], int] = {}
-    kept: list[torch.Tensor] = []  # no id is used twice while its tensor lives
+    alive: list[torch.Tensor] = []  # keeps ids unique
     count = 0
     problems: dict[str, str] = {}
 
-    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+    def observe(module: nn.Module, args: Any, kwargs: Any) -> None:
         nonlocal count
         x = _entering(args, kwargs)
         if x is None:
@@ -249,8 +248,8 @@ def _surveying(inventory: Inventory) -> Iterator[tuple[Callable[[], Survey], dic
         place = (id(x), x._version)
         if place not in numbers:
             numbers[place] = count = count + 1
-            kept.append(x)
-        given.setdefault(id(module), []).append(numbers[place])
+            alive.append(x)
+        tensors_of.setdefault(id(module), []).append(numbers[place])
         features[id(module)] = x.shape[-1]
 
     def routed(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -258,20 +257,20 @@ def _surveying(inventory: Inventory) -> Iterator[tuple[Callable[[], Survey], dic
             Routed(module, args, kwargs).check(output)
         except (ValueError, AttributeError, RuntimeError) as error:
             for slot in holders[id(module)]:
-                problems[slot.name] = f"its experts' inputs cannot be told from the routing: {one_line(error)}"
+                problems[slot.name] = f"its experts' inputs cannot be derived from the routing: {one_line(error)}"
 
     def leave(*_: Any) -> None:
         numbers.clear()
-        kept.clear()
+        alive.clear()
 
     hooks = [block.register_forward_hook(leave) for block in inventory.blocks]
     for slots in holders.values():
         module = slots[0].module
-        hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        hooks.append(module.register_forward_pre_hook(observe, with_kwargs=True))
         if slots[0].tensor().ndim == 3:
             hooks.append(module.register_forward_hook(routed, with_kwargs=True))
     try:
-        yield lambda: _grouped(holders, given, features), problems
+        yield lambda: _grouped(holders, tensors_of, features), problems
     finally:
         for hook in hooks:
             hook.remove()
@@ -279,57 +278,57 @@ def _surveying(inventory: Inventory) -> Iterator[tuple[Callable[[], Survey], dic
 
 
 def _grouped(
-    holders: Mapping[int, list[WeightSlot]], given: Mapping[int, list[int]], features: Mapping[int, int]
+    holders: Mapping[int, list[WeightSlot]], tensors_of: Mapping[int, list[int]], features: Mapping[int, int]
 ) -> Survey:
     survey = Survey({}, {}, {})
-    same: dict[tuple[Any, ...], list[WeightSlot]] = {}
+    by_input: dict[tuple[Any, ...], list[WeightSlot]] = {}
     for key, slots in holders.items():
         for slot in slots:
             size = slot.about.shape[1]
             expert = slot.layout.expert
-            if key not in given:
+            if key not in tensors_of:
                 survey.refused[slot.name] = "its module was never called on the calibration text"
             elif expert is not None:
                 place = ("expert", key, expert, "down" if slot.parameter == "down_proj" else "up", size)
-                same.setdefault(place, []).append(slot)
+                by_input.setdefault(place, []).append(slot)
             elif features[key] != size:
                 survey.refused[slot.name] = f"its module takes {features[key]} features, and the weight {size}"
             else:
-                same.setdefault((*given[key], size), []).append(slot)
-    for slots in same.values():
+                by_input.setdefault((*tensors_of[key], size), []).append(slot)
+    for slots in by_input.values():
         first = slots[0]
-        one = Input(
+        shared_input = Input(
             first.name, first.about.layer, first.about.shape[1], tuple(slot.name for slot in slots), first.module,
             first.layout.expert, first.parameter,
         )  # fmt: skip
-        survey.inputs[one.name] = one
-        survey.entered.update(dict.fromkeys(one.weights, one.name))
+        survey.inputs[shared_input.name] = shared_input
+        survey.input_of.update(dict.fromkeys(shared_input.weights, shared_input.name))
     return survey
 
 
 @contextmanager
 def _listening(group: Sequence[Input], sums: Mapping[str, Moments], failures: dict[str, str]) -> Iterator[None]:
-    """Adds what enters the modules of `group` to its sums."""
+    """Adds the inputs of `group` to their sums during forward passes."""
     modules: dict[int, list[Input]] = {}
-    for one in group:
-        modules.setdefault(id(one.module), []).append(one)
+    for entry in group:
+        modules.setdefault(id(entry.module), []).append(entry)
 
-    def hear(inputs: list[Input], module: nn.Module, args: Any, kwargs: Any) -> None:
+    def observe(inputs: list[Input], module: nn.Module, args: Any, kwargs: Any) -> None:
         routed = None
-        for one in inputs:
+        for entry in inputs:
             try:
-                if one.expert is None:
+                if entry.expert is None:
                     x = _entering(args, kwargs)
                 else:
                     routed = routed or Routed(module, args, kwargs)
-                    x = routed.entering(one.expert, one.parameter)
+                    x = routed.entering(entry.expert, entry.parameter)
                 if x is not None:
-                    sums[one.name].add(x)
+                    sums[entry.name].add(x)
             except ValueError as error:
-                failures[one.name] = one_line(error)
+                failures[entry.name] = one_line(error)
 
     def hook(inputs: list[Input]) -> Callable[..., None]:
-        return lambda module, args, kwargs: hear(inputs, module, args, kwargs)
+        return lambda module, args, kwargs: observe(inputs, module, args, kwargs)
 
     hooks = [inputs[0].module.register_forward_pre_hook(hook(inputs), with_kwargs=True) for inputs in modules.values()]
     try:

@@ -1,4 +1,4 @@
-"""Statistics on disk, known by what they were made from. Safetensors only; each file is there whole or not at all."""
+"""Statistics on disk as safetensors, addressed by a hash of everything they depend on; writes are atomic."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from lrbench.reducers.source_hash import code_hash
 from lrbench.system import files
 from lrbench.system.text import one_line
 
-#: packages of lrbench that compute statistics; a change in them makes all statistics anew
+#: Packages that compute statistics; a change of their code invalidates the cache.
 _PACKAGES = ("linalg", "reduction/calibration")
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """One statistic of one input.
 
     Attributes:
         tensor: (n, n) or (n,), float32, on the CPU.
-        seconds: what collecting it cost when it was made.
-        shared: how many of the model's weights take this input.
+        seconds: the time of collecting it.
+        shared: the number of weights that take this input.
     """
 
     tensor: torch.Tensor
@@ -41,12 +41,12 @@ class Entry:
 class Cache:
     """The statistics of one model on one set of windows.
 
-    Weights that take the same input share a file. `inputs.json` says which input each weight takes; a file's name is a
-    hash, since names of weights are not to be trusted as paths.
+    Weights with the same input share a file; `inputs.json` maps weights to inputs. File names are hashes, since weight
+    names may be unsafe as paths.
 
     Args:
-        made_from: all that the statistics depend on beside lrbench's code; plain JSON data.
-        notify: told in one line of a file that cannot be used.
+        made_from: everything that the statistics depend on besides lrbench's code; plain JSON data.
+        notify: called with one line for each unusable file.
 
     Raises:
         InputError: the folder cannot be written to.
@@ -65,12 +65,12 @@ class Cache:
                 pass
         except OSError as error:
             raise InputError(
-                f"{self.folder}: statistics cannot be kept there: {error.strerror or one_line(error)}; "
-                "set LRBENCH_CACHE to a folder that can be written to"
+                f"{self.folder}: statistics cannot be stored there: {error.strerror or one_line(error)}; "
+                "set LRBENCH_CACHE to a writable folder"
             ) from None
 
     def inputs(self) -> dict[str, str]:
-        """Weight -> the input that it takes, by the name of the first weight that takes it; as far as it is known."""
+        """Weight -> its input, named after the first weight that takes it; known weights only."""
         if self._inputs is None:
             self._inputs = self._read_inputs()
         return self._inputs
@@ -82,20 +82,20 @@ class Cache:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, AttributeError) as error:
-            self._notify(f"{self.folder / 'inputs.json'}: not usable, made anew: {one_line(error)}")
+            self._notify(f"{self.folder / 'inputs.json'}: not usable, rebuilt: {one_line(error)}")
             return {}
 
     def add_inputs(self, inputs: Mapping[str, str]) -> None:
-        """Records which inputs weights take."""
-        self._inputs = {**self._read_inputs(), **inputs}  # another process may have been here
+        """Records the inputs of weights."""
+        self._inputs = {**self._read_inputs(), **inputs}  # another process may have added some
         self._write("inputs.json", json.dumps(self._inputs, indent=0, sort_keys=True).encode())
 
     def has(self, kind: str, source: str) -> bool:
-        """Whether there is a file; `read` finds out whether it can be used."""
+        """Whether the file exists; only `read` checks it."""
         return (self.folder / _file(kind, source)).is_file()
 
-    def read(self, kind: str, source: str) -> Entry | None:
-        """A statistic; None where there is none, or none that can be used, which is said and removed.
+    def read(self, kind: str, source: str) -> CacheEntry | None:
+        """A statistic; None if there is none. An unusable file is reported and removed.
 
         Args:
             kind: such as `second_moment`.
@@ -106,10 +106,10 @@ class Cache:
             with safe_open(path, "pt") as file:
                 about, tensor = file.metadata() or {}, file.get_tensor("statistic").clone()  # no view of the file
             if (about["key"], about["kind"], about["source"]) != (self.key, kind, source):
-                raise ValueError("it is of something else")
+                raise ValueError("it belongs to another statistic")
             if about["sha256"] != _digest(tensor):
                 raise ValueError("its checksum is wrong")
-            return Entry(tensor, float(about["seconds"]), int(about["shared"]))
+            return CacheEntry(tensor, float(about["seconds"]), int(about["shared"]))
         except FileNotFoundError:
             return None
         except (OSError, KeyError, ValueError, SafetensorError) as error:
@@ -117,8 +117,8 @@ class Cache:
             path.unlink(missing_ok=True)
             return None
 
-    def write(self, kind: str, source: str, entry: Entry) -> None:
-        """Keeps a statistic. Raises InputError where the disk does not take it."""
+    def write(self, kind: str, source: str, entry: CacheEntry) -> None:
+        """Stores a statistic. Raises InputError if it cannot be written."""
         about = {
             "key": self.key, "kind": kind, "source": source, "sha256": _digest(entry.tensor),
             "seconds": repr(entry.seconds), "shared": str(entry.shared),
@@ -126,7 +126,7 @@ class Cache:
         self._write(_file(kind, source), save({"statistic": entry.tensor.contiguous()}, about))
 
     def remove_written(self) -> None:
-        """Removes the files that this process wrote."""
+        """Removes the files written by this process."""
         while self._written:
             self._written.pop().unlink(missing_ok=True)
         self._inputs = None

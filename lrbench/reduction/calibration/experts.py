@@ -1,8 +1,8 @@
-"""Inputs of experts that lie stacked in one parameter: no hook sees them, but the routing says which tokens they are.
+"""Inputs of experts stacked in one parameter, derived from the routing, since hooks cannot observe them.
 
-Transformers calls such a module with (hidden states, chosen experts, their weights), and the attributes `gate_up_proj`
-(or `up_proj`), `down_proj`, `has_gate`, `has_bias`, `is_transposed` and `_apply_gate` say what it computes. Whether a
-module does compute that is checked against its own output before anything is believed.
+Transformers calls such a module with (hidden states, chosen experts, their weights); the attributes `gate_up_proj` (or
+`up_proj`), `down_proj`, `has_gate`, `has_bias`, `is_transposed` and `_apply_gate` describe the computation. It is
+checked against the module's own output before use.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Routed:
         self._weights = tensors[2].reshape(len(self._hidden), -1)
 
     def entering(self, expert: int, parameter: str) -> torch.Tensor:
-        """What one expert's matrix is applied to, (tokens routed to it, in).
+        """The input of one expert's matrix, (tokens routed to it, in).
 
         Raises:
-            ValueError: the module has not what says how its experts compute.
+            ValueError: the module lacks an attribute that describes the computation.
         """
         inputs = self._hidden[(self._chosen == expert).any(1)]
         if parameter != "down_proj":
@@ -47,14 +47,10 @@ class Routed:
             activation: Any = self._module._apply_gate if self._module.has_gate else self._module.act_fn
             return activation(inner)
         except AttributeError as error:
-            raise ValueError(f"what enters its down-projections is not known: {error}") from None
+            raise ValueError(f"the inputs of its down-projections are unknown: {error}") from None
 
     def check(self, output: Any) -> None:
-        """Holds what the routing and the weights say against what the module returned.
-
-        Raises:
-            ValueError: they differ.
-        """
+        """Compares the output computed from routing and weights with the module's. Raises ValueError if they differ."""
         if not isinstance(output, torch.Tensor):
             raise ValueError("it returns more than hidden states")
         expected = torch.zeros_like(self._hidden, dtype=torch.float64)
@@ -65,7 +61,7 @@ class Routed:
             expected.index_add_(0, rows, (result * self._weights[rows, places, None]).double())
         distance = float((expected - output.reshape(expected.shape).double()).norm())
         if not distance <= _AGREE.get(output.dtype, 5e-2) * float(expected.norm()):
-            raise ValueError("its output is not what its routing and its weights say")
+            raise ValueError("its output does not follow from its routing and its weights")
 
     def _product(self, x: torch.Tensor, parameter: str, expert: int) -> torch.Tensor:
         matrix = getattr(self._module, parameter)[expert]

@@ -1,4 +1,4 @@
-"""The Fisher information of each weight's inputs: one forward and backward pass a calibration window."""
+"""The Fisher information of each weight's inputs: one forward and backward pass per calibration window."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from lrbench.models.slots import WeightSlot
 def fisher(
     model: PreTrainedModel, slots: Sequence[WeightSlot], windows: torch.Tensor
 ) -> tuple[Mapping[str, torch.Tensor], float]:
-    """F_j = Σ_i E[(∂loss/∂W_ij)²] of every slot's inputs j, over windows.
+    """F_j = Σ_i E[(∂loss/∂W_ij)²] for the inputs j of every slot, averaged over windows.
 
-    The loss is the mean negative log-likelihood of a window's tokens, one window to a backward pass, so that squares
-    are those of single samples. A gradient is squared, summed and freed as soon as it is there, before the next one is.
+    The loss is the mean negative log-likelihood of a window's tokens. Each window has its own backward pass, so that
+    gradients of single samples are squared. A gradient is freed as soon as it is summed.
 
     Args:
-        model: with its original weights; it is left as it was.
-        slots: none of them on a parameter that other modules use too.
+        model: with its original weights; left unchanged.
+        slots: none of them on a parameter that several modules use.
         windows: (samples, length) token ids.
 
     Returns:
-        Slot's name -> (in,) float32 on the CPU; and seconds for each slot.
+        Slot's name -> (in,) float32 on the CPU; and the seconds per slot.
     """
     started = time.perf_counter()
     device = model.device
@@ -36,7 +36,7 @@ def fisher(
     parameters = {id(slot.tensor()): slot.tensor() for slot in slots}
     before = {key: parameter.requires_grad for key, parameter in parameters.items()}
 
-    def arrived(parameter: torch.Tensor) -> None:
+    def accumulate(parameter: torch.Tensor) -> None:
         gradient = parameter.grad
         parameter.grad = None
         if gradient is None:
@@ -50,7 +50,7 @@ def fisher(
     try:
         for parameter in parameters.values():
             parameter.requires_grad_(True)
-            hooks.append(parameter.register_post_accumulate_grad_hook(arrived))
+            hooks.append(parameter.register_post_accumulate_grad_hook(accumulate))
         with torch.enable_grad():
             for window in windows.to(device):
                 logits = model(input_ids=window[None], use_cache=False).logits[0, :-1]

@@ -1,4 +1,4 @@
-"""How well a model predicts calibration windows."""
+"""A model's loss on the calibration windows."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ _LOGIT_BYTES = 2**28  # of a forward pass in float32
 
 @torch.no_grad()
 def text_loss(model: PreTrainedModel, windows: torch.Tensor) -> float:
-    """The mean negative log-likelihood, in nats, of each token but the first of its window, given those before it.
+    """The mean negative log-likelihood of the predicted tokens, in nats.
 
     Args:
-        model: as it is now.
-        windows: (samples, length) token ids; of one token each, nothing is predicted, and the loss is 0.
+        windows: (samples, length) token ids; the first token of a window is not predicted. Of length 1, the loss is 0.
     """
     samples, length = windows.shape
     if length < 2:

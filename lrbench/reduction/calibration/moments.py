@@ -1,4 +1,4 @@
-"""Sums over tokens: second moments and mean sizes of one input."""
+"""Second moments and mean absolute values of one input, summed over tokens."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _CHUNK = 4096  # tokens in a product
 
 
 def bytes_of(kind: str, features: int) -> int:
-    """Memory that the sum of a kind takes, with the product that is added to it."""
+    """Bytes of the sum of one kind and of the product that is added to it."""
     return 16 * features**2 if kind == "second_moment" else 8 * features
 
 
 class Moments:
     """Sums of x xᵀ and of |x| over tokens, in float64.
 
-    Products are in float64 on a CPU, and on a GPU in float32 (TF32 off) of at most 4,096 tokens at a time.
+    Products are computed in float64 on a CPU; on a GPU in float32 (TF32 off), for at most 4,096 tokens at a time.
     """
 
     def __init__(self, features: int, kinds: Collection[str], device: torch.device) -> None:

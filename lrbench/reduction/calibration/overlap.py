@@ -1,4 +1,4 @@
-"""Whether calibration text holds what is evaluated. Compared are words: no case, no punctuation, no spacing."""
+"""Detects evaluated documents in the calibration text, comparing words without case, punctuation and spacing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lrbench.errors import TaskError
-from lrbench.reduction.calibration.sources import right_answer
+from lrbench.reduction.calibration.sources import gold_answer
 from lrbench.system.text import one_line
 from lrbench.tasks.token_windows import REQUEST
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
     from lrbench.tasks.frozen_requests import FrozenRequests, FrozenTask
 
-#: An evaluated document is found by all of its words, or any so many in a row.
+#: A document overlaps if all of its words, or this many consecutive ones, appear in the text.
 RUN = 50
-#: Characters below which a document is not compared: `yes`, `3 + 4 = 7` stand in many texts.
+#: Documents with fewer characters are not compared: `yes` and `3 + 4 = 7` appear in many texts.
 SHORTEST = 20
-_KEY = 4  # words by which passages are looked up
+_KEY = 4  # words of a look-up key
 _WORD = re.compile(r"\w+")
 
 
 class Passages:
-    """Texts in which runs of words can be looked up."""
+    """Texts indexed by runs of words."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self._texts: list[str] = []
@@ -39,7 +39,7 @@ class Passages:
                 self._keys.setdefault(key, set()).add(index)
 
     def hold(self, text: str) -> bool:
-        """Whether a passage holds all words of `text` in a row, or `RUN` in a row of a longer one."""
+        """Whether a passage contains the words of `text` consecutively; of a longer text, `RUN` consecutive words."""
         if len(text.strip()) < SHORTEST:
             return False
         words = _words(text)
@@ -51,24 +51,24 @@ class Passages:
         return any(sought in self._texts[index] for index in self._keys.get(" ".join(words[:_KEY]), ()))
 
 
-def evaluated_in(passages: Sequence[str], requests: FrozenRequests) -> tuple[str, int] | None:
-    """(task, document) of the first evaluated document that stands in calibration text; None where none does.
+def find_evaluated_document(passages: Sequence[str], requests: FrozenRequests) -> tuple[str, int] | None:
+    """(task, document) of the first evaluated document that the calibration text contains, else None.
 
-    Of a document that is asked about, its prompt without few-shot examples and each of its answers is looked for; of
-    one whose every token is predicted, the text; of one that is answered in writing, the prompt and the right answer.
+    Looks for each prompt without few-shot examples, followed by each choice; for rolling tasks, the text; for
+    generation tasks, the prompt followed by the gold answer.
 
     Raises:
-        TaskError: what a task asks cannot be had as text.
+        TaskError: a task's documents cannot be rendered as text.
     """
-    found = Passages(passages)
+    index = Passages(passages)
     for name, frozen in requests.tasks.items():
         try:
             documents = list(_documents(frozen))
-        except Exception as error:  # the task's templates and functions raise whatever they like
+        except Exception as error:  # task templates and functions may raise anything
             what = "its documents cannot be compared with the calibration text"
             raise TaskError(f"task {name!r}: {what}: {one_line(error)}") from error
         for document, texts in documents:
-            if any(found.hold(text) for text in texts):
+            if any(index.hold(text) for text in texts):
                 return name, document
     return None
 
@@ -84,11 +84,11 @@ def _text(frozen: FrozenTask, instance: Instance) -> str:
     if instance.request_type in ("loglikelihood_rolling", REQUEST):
         return str(instance.args[0])
     query = frozen.task.doc_to_text(instance.doc)
-    if not isinstance(query, str):  # several contexts, one answer: then the context is the document
+    if not isinstance(query, str):  # several contexts with one answer: compare the context
         query = str(instance.args[0])
     if instance.request_type == "loglikelihood":
         return f"{query}{instance.args[1]}"  # the answer comes with its delimiter
-    return f"{query} {right_answer(frozen.task, instance.doc) or ''}"
+    return f"{query} {gold_answer(frozen.task, instance.doc) or ''}"
 
 
 def _words(text: str) -> list[str]:

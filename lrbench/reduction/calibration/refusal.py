@@ -1,4 +1,4 @@
-"""Which weights can have no statistics, as far as their place in the model tells."""
+"""Weights that cannot have statistics because of their place in the model."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ TOKENS = "its inputs are single tokens, not activations"
 
 
 def uncalibrated(slot: WeightSlot, needs: frozenset[str]) -> str | None:
-    """Why a slot can have no statistics of the kinds needed, else None."""
+    """Why a slot cannot have statistics of the needed kinds, else None."""
     if not needs:
         return None
     if slot.about.role == "embed":
         return TOKENS
     if "fisher" in needs and slot.users > 1:
-        return "its gradient is also that of the weight that it is tied to"
+        return "its gradient includes that of a tied weight"
     return None

@@ -1,4 +1,4 @@
-"""Windows of tokens for calibration: where they lie is drawn once, and the same on every machine."""
+"""Calibration windows of tokens, drawn at random but reproducibly on every machine."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from lrbench.reduction.calibration.sources import LENGTH, NAME, TEXT
 from lrbench.suite.load import Suite
 
 JOINT = "\n\n"  # between documents
-MARGIN = 64  # tokens on either side of a window that are compared with what is evaluated as well
+MARGIN = 64  # tokens on either side of a window that are also checked for evaluated documents
 _AT_ONCE = 1000  # pieces tokenised together
-_PIECE = 20_000  # characters; some tokenizers take more than linear time for a text
+_PIECE = 20_000  # characters; some tokenizers take more than linear time
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Samples:
 
     Attributes:
         windows: (samples, length) token ids, int64, on the CPU.
-        hash: SHA-256 (hex) of them.
-        passages: the text of each window and a margin around it.
-        tokens: of the whole text that they were drawn from.
+        hash: SHA-256 (hex) of the windows.
+        passages: the text of each window with a margin around it.
+        tokens: the number of tokens of the whole text.
     """
 
     windows: torch.Tensor
@@ -40,23 +40,21 @@ def draw(suite: Suite, documents: Sequence[str], tokenizer: PreTrainedTokenizerB
     """Draws the suite's calibration windows.
 
     Each document is followed by a blank line and tokenised without special tokens, long ones in pieces of whole lines.
-    Windows are stretches of that, which may begin and end within a document and never overlap: of the tokens that no
-    window takes, a random number stands before each (`random.Random(seed)`).
+    Windows may begin and end within a document and never overlap; the gaps before them are drawn with
+    `random.Random(seed)`.
 
     Args:
-        suite: has a calibration.
-        documents: the text.
-        tokenizer: the model's.
-        longest: row that the model takes, in tokens.
+        suite: must have a calibration.
+        longest: the model's maximum length, in tokens.
 
     Raises:
-        SuiteError: the text is too short, or the windows are too long for the model; at the suite's line.
+        SuiteError: the text is too short, or the windows are too long for the model; names the suite's line.
     """
     spec = suite.calibration
     assert spec is not None
     if spec.length is not None and spec.length > longest:
         place = ("calibration", "length")
-        raise suite.error(place, f"length {spec.length} is more than the model takes; at most {longest}")
+        raise suite.error(place, f"length {spec.length} exceeds the model's maximum of {longest}")
     length = spec.length or min(LENGTH, longest)
     stream: list[int] = []
     pieces = [piece for document in documents for piece in _pieces(document + JOINT)]
@@ -84,7 +82,7 @@ def draw(suite: Suite, documents: Sequence[str], tokenizer: PreTrainedTokenizerB
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """A text in pieces that end with a line, once they have `_PIECE` characters."""
+    """Splits a text at line ends into pieces of at least `_PIECE` characters."""
     if len(text) <= _PIECE:
         yield text
         return

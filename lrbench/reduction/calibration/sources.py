@@ -1,4 +1,4 @@
-"""Calibration text as a suite names it: bundled, a file, a data set, or the training split of an lm-eval task."""
+"""Reads a suite's calibration text: bundled, a file, a data set, or the training split of an lm-eval task."""
 
 from __future__ import annotations
 
@@ -18,26 +18,24 @@ from lrbench.tasks.load import load_tasks
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
 
-#: Characters of text that are looked at, from its beginning; at least so many for each token that is drawn.
+#: Characters read from the beginning of the text, and their minimum per drawn token.
 READ, READ_PER_TOKEN = 5_000_000, 40
-#: Tokens of a window, where the suite does not say and the model takes so many.
+#: Default tokens of a window, if the model takes as many.
 LENGTH = 512
 
 TEXT, NAME = ("calibration", "text"), ("calibration", "name")
 
 
 def read_text(suite: Suite, evaluated: Mapping[str, Task], notify: Callable[[str], None]) -> list[str]:
-    """The documents of the suite's calibration text, in their order.
-
-    The first `READ` characters are enough to draw from, and more only where many tokens are drawn.
+    """The documents of the suite's calibration text: the first `READ` characters, or more if many tokens are drawn.
 
     Args:
-        suite: has a calibration.
-        evaluated: the tasks that it evaluates, by name.
-        notify: told in one line what takes long.
+        suite: must have a calibration.
+        evaluated: the evaluated tasks, by name.
+        notify: called with one line before slow steps.
 
     Raises:
-        SuiteError: the text cannot be had, is empty, or is what a task is evaluated on; at the suite's line.
+        SuiteError: the text cannot be read, is empty, or is an evaluated split; names the suite's line.
     """
     spec = suite.calibration
     assert spec is not None
@@ -53,7 +51,7 @@ def read_text(suite: Suite, evaluated: Mapping[str, Task], notify: Callable[[str
         documents = _first(_documents(suite, spec.text, evaluated, limit, notify), limit)
     except LrbenchError:
         raise
-    except Exception as error:  # datasets, lm-eval and the tasks' own code raise whatever they like
+    except Exception as error:  # datasets, lm-eval and task code may raise anything
         raise suite.error(TEXT, f"calibration text cannot be read: {one_line(error)}") from None
     if not documents:
         raise suite.error(TEXT, "the calibration text is empty")
@@ -61,15 +59,15 @@ def read_text(suite: Suite, evaluated: Mapping[str, Task], notify: Callable[[str
 
 
 def _first(documents: Iterator[str], limit: int) -> list[str]:
-    """Documents up to `limit` characters; the last one is cut there. Those of nothing but blanks are left out."""
-    found, left = [], limit
+    """The non-blank documents up to `limit` characters in total; the last one is cut."""
+    selected, left = [], limit
     for document in documents:
         if document.strip():
-            found.append(document[:left])
-            left -= len(found[-1])
+            selected.append(document[:left])
+            left -= len(selected[-1])
         if not left:
             break
-    return found
+    return selected
 
 
 def _documents(
@@ -110,8 +108,8 @@ def _lines(suite: Suite, path: Path, key: str) -> Iterator[str]:
 
 def _column(suite: Suite, entry: Any, key: str, where: str) -> str:
     if not isinstance(entry, Mapping) or key not in entry:
-        there = f" (it has {', '.join(map(str, entry))})" if isinstance(entry, Mapping) else ""
-        raise suite.error(TEXT, f"{where}: no {key!r} there{there}; set 'column' to the one that holds the text")
+        columns = f" (it has {', '.join(map(str, entry))})" if isinstance(entry, Mapping) else ""
+        raise suite.error(TEXT, f"{where}: no column {key!r}{columns}; set 'column' to the one that holds the text")
     if not isinstance(entry[key], str):
         raise suite.error(TEXT, f"{where}: {key!r} is no text; set 'column' to the one that holds the text")
     return entry[key]
@@ -125,7 +123,7 @@ def _dataset(suite: Suite, text: TextSpec) -> Iterator[str]:
     try:
         with contained():
             loaded = datasets.load_dataset(text.dataset, text.config, split=split)
-    except Exception as error:  # datasets raises whatever it likes
+    except Exception as error:  # datasets may raise anything
         raise suite.error(place, f"data set {text.dataset!r}, split {split!r}: {one_line(error)}") from None
     for index, entry in enumerate(loaded):
         yield _column(suite, entry, text.column or "text", f"{text.dataset}, entry {index}")
@@ -141,8 +139,8 @@ def _training(suite: Suite, name: str, evaluated: Mapping[str, Task], notify: Ca
         split = task.get_config("training_split")
         if not task.has_training_docs():
             raise suite.error(place, f"task {task_name!r} has no training split; calibrate on other text")
-        asked = task.get_config("test_split") or task.get_config("validation_split")
-        if task_name in evaluated and split is not None and split == asked:
+        evaluated_split = task.get_config("test_split") or task.get_config("validation_split")
+        if task_name in evaluated and split is not None and split == evaluated_split:
             raise suite.error(place, f"task {task_name!r} is evaluated on its split {split!r}; calibrate on other text")
         with contained():
             for document in task.training_docs():
@@ -150,16 +148,16 @@ def _training(suite: Suite, name: str, evaluated: Mapping[str, Task], notify: Ca
 
 
 def _as_text(suite: Suite, task: Task, document: Any, place: KeyPath) -> str:
-    """A document as its prompt and right answer."""
-    question, answer = task.doc_to_text(document), right_answer(task, document)
+    """A document's prompt followed by its gold answer."""
+    question, answer = task.doc_to_text(document), gold_answer(task, document)
     if not isinstance(question, str) or answer is None:
         name = task.get_config("task")
         raise suite.error(place, f"task {name!r}: its prompts and answers are not plain text; calibrate on other text")
     return f"{question}{task.get_config('target_delimiter') if question else ''}{answer}"
 
 
-def right_answer(task: Task, document: Any) -> str | None:
-    """The right answer to a document as text; None where it is none."""
+def gold_answer(task: Task, document: Any) -> str | None:
+    """A document's gold answer as text, or None."""
     target = task.doc_to_target(document)
     if isinstance(target, list | tuple):
         target = target[0] if target else None

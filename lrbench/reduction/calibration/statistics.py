@@ -1,4 +1,4 @@
-"""What a run asks of calibration: the statistics of one weight's inputs, collected once for all reducers and runs."""
+"""The calibration statistics of weights, collected once for all reducers and runs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lrbench.errors import LrbenchError, ReducerError
 from lrbench.models.load import LoadedModel
 from lrbench.models.slots import WeightSlot
 from lrbench.reduction.calibration.activations import Activations, Collected
-from lrbench.reduction.calibration.cache import Cache, Entry
+from lrbench.reduction.calibration.cache import Cache, CacheEntry
 from lrbench.reduction.calibration.gradients import fisher
 from lrbench.reduction.calibration.loss import text_loss
 from lrbench.reduction.calibration.moments import KINDS
-from lrbench.reduction.calibration.overlap import evaluated_in
+from lrbench.reduction.calibration.overlap import find_evaluated_document
 from lrbench.reduction.calibration.refusal import TOKENS
 from lrbench.reduction.calibration.samples import Samples, draw
 from lrbench.reduction.calibration.sources import NAME, TEXT, read_text
@@ -31,43 +31,43 @@ if TYPE_CHECKING:
 def prepare(
     suite: Suite, loaded: LoadedModel, requests: FrozenRequests, longest: int, notify: Callable[[str], None]
 ) -> Calibration:
-    """Reads the suite's calibration text and draws its windows; nothing is collected yet.
+    """Reads the suite's calibration text and draws its windows; statistics are collected later.
 
     Args:
-        suite: has a calibration.
+        suite: must have a calibration.
         loaded: the model, with its original weights.
-        requests: all that is evaluated.
-        longest: row that the model takes, in tokens.
-        notify: told in one line what takes long, or goes another way.
+        requests: all evaluated requests.
+        longest: the model's maximum length, in tokens.
+        notify: called with one line before slow steps and fallbacks.
 
     Raises:
-        SuiteError: the text cannot be had, is too short, or holds what is evaluated.
+        SuiteError: the text cannot be read, is too short, or contains an evaluated document.
     """
     documents = read_text(suite, {name: frozen.task for name, frozen in requests.tasks.items()}, notify)
     samples = draw(suite, documents, loaded.tokenizer, longest)
-    found = evaluated_in(samples.passages, requests)
-    if found is not None:
-        task, document = found
+    overlap = find_evaluated_document(samples.passages, requests)
+    if overlap is not None:
+        task, document = overlap
         where = TEXT if suite.calibration is not None and suite.calibration.text is not None else NAME
         raise suite.error(
             where,
-            f"the calibration text holds document {document} of task {task!r}, which is evaluated; calibrate on other "
+            f"the calibration text contains document {document} of the evaluated task {task!r}; calibrate on other "
             "text, such as a training split",
         )
     return Calibration(suite, loaded, samples, notify)
 
 
 def prepare_again(suite: Suite, loaded: LoadedModel, longest: int, notify: Callable[[str], None]) -> Calibration:
-    """As `prepare`, for a run that has been made: what is evaluated was compared then.
+    """As `prepare`, for a finished run, without the comparison with evaluated documents.
 
     Raises:
-        SuiteError: the text cannot be had, or is too short.
+        SuiteError: the text cannot be read or is too short.
     """
     return Calibration(suite, loaded, draw(suite, read_text(suite, {}, notify), loaded.tokenizer, longest), notify)
 
 
 @dataclass(frozen=True)
-class _Held:
+class _Loaded:
     """A statistic on a device."""
 
     source: str
@@ -78,15 +78,15 @@ class _Held:
     versions: tuple[int, int]
 
     def fits(self, source: str | None, device: torch.device) -> bool:
-        """Whether it is that of an input, there, and nobody has written to it."""
+        """Whether it belongs to this input and device and is unmodified."""
         untouched = (self.plain._version, self.damped._version) == self.versions
         return untouched and (self.source, self.device) == (source, device)
 
 
 class Calibration:
-    """The statistics of one model on one suite's windows: from the cache, else collected when first asked for.
+    """The statistics of one model on one suite's windows: read from the cache, else collected at first use.
 
-    Nothing is kept in memory but the last statistic of each kind.
+    Only the last statistic of each kind is kept in memory.
     """
 
     def __init__(self, suite: Suite, loaded: LoadedModel, samples: Samples, notify: Callable[[str], None]) -> None:
@@ -96,7 +96,7 @@ class Calibration:
         self._wanted: dict[str, set[str]] = {}
         self._slots: dict[str, WeightSlot] = {}
         self._refused: dict[tuple[str, str], str] = {}
-        self._held: dict[str, _Held] = {}
+        self._last: dict[str, _Loaded] = {}
         self._activations: Activations | None = None
         self._cache = Cache(
             {
@@ -110,7 +110,7 @@ class Calibration:
         )
 
     def definition(self, cell: Cell) -> dict[str, Any]:
-        """What of the calibration defines a cell's result: nothing where it has no part in it."""
+        """The calibration's part of a cell's hash; empty for a cell that does not depend on it."""
         if not cell.calibrated:
             return {}
         damping = {"damping": self._spec.damping} if "second_moment" in cell.needs else {}
@@ -128,53 +128,53 @@ class Calibration:
         }
 
     def expect(self, cells: Iterable[Cell]) -> None:
-        """Says which cells will ask, so that one pass serves them all."""
+        """Registers the statistics that cells need, so that one pass collects all of them."""
         for cell in cells:
             if cell.method is not None and not cell.skip and not cell.failure:
                 for slot in cell.slots:
                     self._want(slot, cell.needs)
 
     def statistics(self, slot: WeightSlot, needs: frozenset[str]) -> tuple[dict[str, torch.Tensor], float]:
-        """A slot's statistics by kind, damped, on its device; and seconds, its share of what collecting them cost.
+        """A slot's damped statistics by kind, on its device, and its fraction of the seconds of collecting them.
 
-        The same tensors are returned for weights that share their inputs, one after the other; not to be written to.
+        Consecutive weights with the same input get the same tensors, which must not be written to.
 
         Raises:
-            ReducerError: they cannot be had for this slot; says why.
-            InputError: they cannot be kept on disk.
+            ReducerError: the slot has no such statistics; names the reason.
+            InputError: the cache cannot be written.
         """
         self._want(slot, needs)
-        found: dict[str, torch.Tensor] = {}
+        damped: dict[str, torch.Tensor] = {}
         seconds = 0.0
         for kind in sorted(needs):
-            held = self._hold(slot, kind)
-            found[kind] = held.damped
-            seconds += held.seconds
-        return found, seconds
+            loaded = self._load(slot, kind)
+            damped[kind] = loaded.damped
+            seconds += loaded.seconds
+        return damped, seconds
 
     def second_moment(self, slot: WeightSlot) -> torch.Tensor:
         """E[x xᵀ] (in, in) of a slot's inputs without damping, on its device. Raises as `statistics`."""
         self._want(slot, frozenset({"second_moment"}))
-        return self._hold(slot, "second_moment").plain
+        return self._load(slot, "second_moment").plain
 
     def loss(self) -> float:
-        """Nats by which a token of the windows is unexpected, to the model as it is now; see `text_loss`."""
+        """The current model's mean loss on the windows, in nats per token; see `text_loss`."""
         return text_loss(self._loaded.model, self._samples.windows)
 
     def distrust(self) -> None:
-        """Forgets what was collected by this process, on disk too: the model may not have been the model."""
-        self._held.clear()
+        """Discards everything that this process collected, also on disk: the model's weights may have been wrong."""
+        self._last.clear()
         self._cache.remove_written()
 
     def _want(self, slot: WeightSlot, kinds: Iterable[str]) -> None:
         self._slots[slot.name] = slot
         self._wanted.setdefault(slot.name, set()).update(kinds)
 
-    def _hold(self, slot: WeightSlot, kind: str) -> _Held:
-        """A statistic on the slot's device; it takes the place of the last one of its kind."""
+    def _load(self, slot: WeightSlot, kind: str) -> _Loaded:
+        """A statistic on the slot's device; replaces the last one of its kind."""
         device = slot.tensor().device
-        if kind not in self._held or not self._held[kind].fits(self._source(slot.name, kind), device):
-            self._held.pop(kind, None)
+        if kind not in self._last or not self._last[kind].fits(self._source(slot.name, kind), device):
+            self._last.pop(kind, None)
             source, entry = self._entry(slot, kind)
             plain = entry.tensor.to(device)
             damping = self._spec.damping if kind == "second_moment" else 0.0
@@ -183,11 +183,11 @@ class Calibration:
                 damped = plain.clone()
                 damped.diagonal().add_(damping * float(plain.diagonal().double().mean()))
             versions = plain._version, damped._version
-            self._held[kind] = _Held(source, device, plain, damped, entry.seconds / entry.shared, versions)
-        return self._held[kind]
+            self._last[kind] = _Loaded(source, device, plain, damped, entry.seconds / entry.shared, versions)
+        return self._last[kind]
 
-    def _entry(self, slot: WeightSlot, kind: str) -> tuple[str, Entry]:
-        """The input that a slot takes, and its statistic."""
+    def _entry(self, slot: WeightSlot, kind: str) -> tuple[str, CacheEntry]:
+        """The name of a slot's input, and its statistic."""
         for last in (False, True):
             if (slot.name, kind) in self._refused:
                 break
@@ -197,14 +197,14 @@ class Calibration:
                 return source, entry
             if not last:
                 self._collect()
-        why = self._refused.get((slot.name, kind), "it was collected, and is not in the cache; is that being deleted?")
-        raise ReducerError(f"{slot.name}: cannot be calibrated: {why}")
+        default = "its statistics were collected but are not in the cache; is the cache being deleted?"
+        raise ReducerError(f"{slot.name}: cannot be calibrated: {self._refused.get((slot.name, kind), default)}")
 
     def _source(self, name: str, kind: str) -> str | None:
         return self._cache.inputs().get(name) if kind in KINDS else name
 
     def _collect(self) -> None:
-        """Collects all that is wanted and not there."""
+        """Collects all wanted statistics that are missing."""
         missing: dict[str, set[str]] = {}
         for name, kinds in self._wanted.items():
             for kind in kinds:
@@ -221,7 +221,7 @@ class Calibration:
                 {name: kinds & set(KINDS) for name, kinds in missing.items() if kinds & set(KINDS)}
             )
             self._collect_fisher([self._slots[name] for name, kinds in missing.items() if "fisher" in kinds])
-        except Exception as error:  # torch and the model's own code raise whatever they like
+        except Exception as error:  # torch and the model's own code may raise anything
             reason = f"the model failed on the calibration text: {one_line(error)}"
             if isinstance(error, torch.OutOfMemoryError):
                 reason = f"out of memory on the calibration text; set a smaller length than {length}"
@@ -239,43 +239,45 @@ class Calibration:
                 self._loaded.model, self._loaded.inventory, self._samples.windows, self._notify
             )
         survey = self._activations.survey
-        self._cache.add_inputs(survey.entered)
+        self._cache.add_inputs(survey.input_of)
         wanted: dict[str, set[str]] = {}
         for name, kinds in missing.items():
-            if name in survey.refused or name not in survey.entered:
+            if name in survey.refused or name not in survey.input_of:
                 reason = survey.refused.get(name, TOKENS)
                 self._refuse((name,), kinds, reason)
                 continue
-            wanted.setdefault(survey.entered[name], set()).update(kinds)
+            wanted.setdefault(survey.input_of[name], set()).update(kinds)
         if wanted:
             for collected in self._activations.collect({name: frozenset(kinds) for name, kinds in wanted.items()}):
                 self._keep(collected, sorted(wanted[collected.input.name]))
 
     def _keep(self, collected: Collected, kinds: list[str]) -> None:
-        one, moments = collected.input, collected.moments
+        source, moments = collected.input, collected.moments
         if moments is None:
-            self._refuse(one.weights, kinds, collected.failure)
+            self._refuse(source.weights, kinds, collected.failure)
             return
         for kind in kinds:
-            reason = _unusable(kind, moments.tokens, one.features)
+            reason = _unusable(kind, moments.tokens, source.features)
             if not reason:
                 tensor = moments.mean(kind)
-                reason = _wrong(tensor)
+                reason = _defect(tensor)
             if reason:
-                self._refuse(one.weights, [kind], reason)
+                self._refuse(source.weights, [kind], reason)
             else:
-                self._cache.write(kind, one.name, Entry(tensor, collected.seconds / len(kinds), len(one.weights)))
+                self._cache.write(
+                    kind, source.name, CacheEntry(tensor, collected.seconds / len(kinds), len(source.weights))
+                )
 
     def _collect_fisher(self, slots: list[WeightSlot]) -> None:
         if not slots:
             return
-        found, seconds = fisher(self._loaded.model, slots, self._samples.windows)
-        for name, tensor in found.items():
-            reason = _wrong(tensor)
+        diagonals, seconds = fisher(self._loaded.model, slots, self._samples.windows)
+        for name, tensor in diagonals.items():
+            reason = _defect(tensor)
             if reason:
                 self._refuse((name,), ["fisher"], reason)
             else:
-                self._cache.write("fisher", name, Entry(tensor, seconds, 1))
+                self._cache.write("fisher", name, CacheEntry(tensor, seconds, 1))
 
     def _refuse(self, names: Iterable[str], kinds: Iterable[str], reason: str) -> None:
         for name in names:
@@ -285,15 +287,15 @@ class Calibration:
 
 def _unusable(kind: str, tokens: int, features: int) -> str:
     if not tokens:
-        return "no token of the calibration text came to it; take more text"
+        return "no token of the calibration text reached it; use more text"
     if kind == "second_moment" and tokens < features:
         return (
-            f"{tokens:,} tokens of the calibration text came to it, fewer than its {features:,} inputs; take more text"
+            f"{tokens:,} tokens of the calibration text reached it, fewer than its {features:,} inputs; use more text"
         )
     return ""
 
 
-def _wrong(tensor: torch.Tensor) -> str:
+def _defect(tensor: torch.Tensor) -> str:
     if not bool(tensor.isfinite().all()):
         return "its statistics on the calibration text are not finite"
     return "" if bool(tensor.any()) else "its statistics on the calibration text are all zero"

@@ -1,4 +1,4 @@
-"""The statistics of white inputs, to time a calibrated method with where none have been collected."""
+"""Statistics of white inputs, for timing calibrated methods before statistics are collected."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lrbench.models.slots import WeightSlot
 
 
 class WhiteInputs:
-    """In place of a `Calibration`: independent inputs of unit variance, which cost nothing to collect."""
+    """A substitute for `Calibration`: independent inputs of unit variance."""
 
     def statistics(self, slot: WeightSlot, needs: frozenset[str]) -> tuple[dict[str, torch.Tensor], float]:
         """As `Calibration.statistics`, for any slot."""
@@ -20,5 +20,5 @@ class WhiteInputs:
         return self.statistics(slot, frozenset({"second_moment"}))[0]["second_moment"]
 
     def loss(self) -> float:
-        """Of no text."""
+        """Always 0."""
         return 0.0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lrbench.analysis.spectra import Figures
-from lrbench.reduction.single_matrix import Outcome
+from lrbench.reduction.single_matrix import MatrixResult
 from lrbench.reports.render.document import Document, Heading, Part, Table, csv_text
 from lrbench.reports.render.json import finite
 from lrbench.reports.render.number_format import MISSING
@@ -41,14 +41,14 @@ class Report:
 
     matrix: Mapping[str, Any]
     figures: Figures
-    outcomes: Sequence[Outcome]
+    outcomes: Sequence[MatrixResult]
     environment: dict[str, Any]
 
-    def ordered(self) -> list[Outcome]:
+    def ordered(self) -> list[MatrixResult]:
         """By request as they were asked, then by error; failed and skipped ones last."""
         requests = list(dict.fromkeys(outcome.request for outcome in self.outcomes))
 
-        def order(outcome: Outcome) -> tuple[bool, int, float]:
+        def order(outcome: MatrixResult) -> tuple[bool, int, float]:
             error = outcome.edit.relative_error if outcome.edit else math.inf
             return outcome.edit is None, requests.index(outcome.request), error
 
@@ -97,7 +97,7 @@ def as_json(report: Report) -> str:
     return json.dumps(finite(data), indent=2, allow_nan=False) + "\n"
 
 
-def _row(outcome: Outcome) -> dict[str, Any]:
+def _row(outcome: MatrixResult) -> dict[str, Any]:
     edit = outcome.edit
     return {
         "reducer": outcome.method.reducer.name,
@@ -118,7 +118,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _line(outcome: Outcome) -> list[str]:
+def _line(outcome: MatrixResult) -> list[str]:
     edit, seconds, keep = outcome.edit, outcome.seconds, outcome.keep
     assert edit is not None
     assert seconds is not None
@@ -130,7 +130,7 @@ def _line(outcome: Outcome) -> list[str]:
     ]  # fmt: skip
 
 
-def _setting(outcome: Outcome) -> str:
+def _setting(outcome: MatrixResult) -> str:
     return f"{outcome.request.kind} {outcome.request.value:g}"
 
 

@@ -15,7 +15,7 @@ from lrbench.errors import ReducerError
 from lrbench.evaluation.base_engine import BaseEngine
 from lrbench.reducers.ranks import closed_rank
 from lrbench.reducers.source_hash import code_hash
-from lrbench.reduction.gradient_sensitivity import Asked, Sensitivity, sensitivities
+from lrbench.reduction.gradient_sensitivity import ScoredTokens, Sensitivity, sensitivities
 from lrbench.reduction.plan import Cell, Plan
 from lrbench.run.model_run import ModelRun
 from lrbench.run.recorder import Records
@@ -66,10 +66,10 @@ def screened(records: Records, share: ModelRun, split: Split, aims: Sequence[Obj
     return Plan(tuple(cells))
 
 
-def right_answers(engine: BaseEngine) -> dict[str, list[list[Asked]]]:
+def right_answers(engine: BaseEngine) -> dict[str, list[list[ScoredTokens]]]:
     """Task -> of each document, the tokens of what is right: its right choice, its only continuation, or its text."""
     requests, longest = engine.requests, engine.lm.max_length
-    found: dict[str, dict[int, list[Asked]]] = {name: defaultdict(list) for name in requests.tasks}
+    found: dict[str, dict[int, list[ScoredTokens]]] = {name: defaultdict(list) for name in requests.tasks}
     counts = Counter((instance.task_name, instance.doc_id) for instance in requests.asked_pairs)
     for instance, (_, context, continuation) in zip(requests.asked_pairs, requests.pairs, strict=True):
         gold = requests.tasks[instance.task_name].right.get(instance.doc_id)
@@ -85,14 +85,14 @@ def right_answers(engine: BaseEngine) -> dict[str, list[list[Asked]]]:
     return {name: list(documents.values()) for name, documents in found.items()}
 
 
-def _asked(context: Sequence[int], continuation: Sequence[int], longest: int) -> Asked:
+def _asked(context: Sequence[int], continuation: Sequence[int], longest: int) -> ScoredTokens:
     """As lm-eval would give them to the model: cut from the left."""
     tokens = [*context, *continuation][-(longest + 1) :]
-    return Asked(torch.tensor(tokens), len(continuation))
+    return ScoredTokens(torch.tensor(tokens), len(continuation))
 
 
 def _terms(
-    records: Records, share: ModelRun, requests: FrozenRequests, asked: Mapping[str, Sequence[Sequence[Asked]]]
+    records: Records, share: ModelRun, requests: FrozenRequests, asked: Mapping[str, Sequence[Sequence[ScoredTokens]]]
 ) -> Terms:
     """The sensitivities of every slot that is edited, task by task; kept on disk, so that a restart goes on alike."""
     slots = list(dict.fromkeys(slot for cell in share.plan.cells if _is_candidate(cell) for slot in cell.slots))
