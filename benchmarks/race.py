@@ -28,8 +28,8 @@ from rich.table import Table
 from lrbench.analysis.scored_run import ScoredRun
 from lrbench.results.directory import open_run
 from lrbench.run.selection.document_order import Course
-from lrbench.stats.betting import Duels
-from lrbench.stats.metric_names import is_share, primary
+from lrbench.stats.betting import PairwiseElimination
+from lrbench.stats.metric_names import is_fraction, primary
 
 CELLS, SIZES, ORDERS = 150, (120, 600, 2400, 13000), 20
 
@@ -58,17 +58,17 @@ class Raced:
 def race(values: NDArray[np.float64], margin: float, alpha: float, block: int) -> tuple[int, int]:
     """The cell chosen, and how many document scores it took; of values (documents, cells) in the order given."""
     documents, cells = values.shape
-    duels, scored, start = Duels(cells, documents, margin, alpha), 0, 0
+    elimination, scored, start = PairwiseElimination(cells, documents, margin, alpha), 0, 0
     for end in Course([[("task", index)] for index in range(documents)], {}, {}).ends(block):
-        if len(duels.alive) < 2:
+        if len(elimination.remaining) < 2:
             break
-        duels.draw(values[start:end][:, duels.alive])
-        scored += (end - start) * len(duels.alive)
+        elimination.observe(values[start:end][:, elimination.remaining])
+        scored += (end - start) * len(elimination.remaining)
         start = end
         if end < documents:
-            duels.give_up()
-    scored += (documents - start) * len(duels.alive)
-    return int(max(duels.alive, key=lambda cell: values[:, cell].sum())), scored
+            elimination.eliminate()
+    scored += (documents - start) * len(elimination.remaining)
+    return int(max(elimination.remaining, key=lambda cell: values[:, cell].sum())), scored
 
 
 def races(what: str, values: NDArray[np.float64], options: argparse.Namespace, orders: int) -> Raced:
@@ -103,7 +103,7 @@ def of_run(path: Path) -> Iterator[tuple[str, NDArray[np.float64]]]:
         for label in dict.fromkeys(row.label for row in rows):
             of_label = [row for row in rows if row.label == label]
             metric = primary(of_label[0].scores[task])
-            if not is_share(metric):
+            if not is_fraction(metric):
                 continue
             columns = []
             for row in of_label:

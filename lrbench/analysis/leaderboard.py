@@ -15,7 +15,7 @@ from lrbench.errors import InputError
 from lrbench.results.directory import RunDirectory
 from lrbench.results.rows import Row
 from lrbench.stats import holm
-from lrbench.stats.metric_names import is_share, lower_is_better, primary
+from lrbench.stats.metric_names import is_fraction, lower_is_better, primary
 from lrbench.system.text import did_you_mean
 
 __all__ = ["Column", "Entry", "Kind", "Leaderboard", "Value", "as_number", "build"]
@@ -157,7 +157,7 @@ def _task_columns(runs: Sequence[ScoredRun]) -> list[Column]:
             Column(
                 name=f"task:{task}" if task in _FIXED else task,
                 heading=(task, metric),
-                kind="share" if higher and is_share(metric) else "score",
+                kind="share" if higher and is_fraction(metric) else "score",
                 better="higher" if higher else "lower",
                 task=task,
                 metric=metric,
@@ -191,7 +191,7 @@ def _derived(
             if not retention:
                 terms = [(t.name, t.metric or primary(ours[t.name])) for t in about.terms if ours.get(t.name)]
                 better = "lower" if terms and all(lower(*term) for term in terms) else "higher"
-                share = better == "higher" and all(is_share(metric) for _, metric in terms)
+                share = better == "higher" and all(is_fraction(metric) for _, metric in terms)
             key = f"derived:{name}" if name in _FIXED else name
             heading = (name, "retained" if retention else "mean")
             columns.setdefault(key, Column(key, heading, "share" if share else "score", better, derived=True))

@@ -10,7 +10,7 @@ from typing import Any
 
 from lrbench.results.rows import Row
 from lrbench.stats import LEVEL, Difference, geometric, independent, weighted
-from lrbench.stats.metric_names import is_share, lower_is_better, primary
+from lrbench.stats.metric_names import is_fraction, lower_is_better, primary
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Overall:
             metrics: task -> the metric that stands for it.
             lower: the tasks for which a lower value of it is better.
         """
-        shares = {task: metric for task, metric in metrics.items() if task not in lower and is_share(metric)}
+        shares = {task: metric for task, metric in metrics.items() if task not in lower and is_fraction(metric)}
         return cls(shares or {task: metric for task, metric in metrics.items() if task in lower}, bool(shares))
 
     @classmethod

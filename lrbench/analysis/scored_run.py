@@ -12,7 +12,7 @@ from lrbench.errors import InputError
 from lrbench.results.directory import RunDirectory
 from lrbench.results.manifest import TaskRecord, parse
 from lrbench.results.rows import Row, Score
-from lrbench.stats import Difference, Pair, PerDocument, Scores, agree, differences, stratified
+from lrbench.stats import Difference, DocumentValues, PairedValues, PerDocument, differences, nearly_equal, stratified
 from lrbench.stats.metric_names import base_name
 from lrbench.suite.derived_columns import DerivedColumn
 from lrbench.system.text import one_line
@@ -163,7 +163,7 @@ class ScoredRun:
         ]
         return next((other for other in found if other.seed == row.seed), found[0] if found else None)
 
-    def scores(self, row: Row) -> tuple[dict[tuple[str, str], Scores], dict[str, dict[int, Hashable]]]:
+    def scores(self, row: Row) -> tuple[dict[tuple[str, str], DocumentValues], dict[str, dict[int, Hashable]]]:
         """(task, metric) -> the documents' values; and task -> document -> the group that it is to be drawn with.
 
         Raises:
@@ -190,9 +190,9 @@ class ScoredRun:
         for task, counts in choices.items():
             if (task, "acc") in values and min(counts) > 1:
                 self.chance[row.model, task] = math.fsum(1 / count for count in counts) / len(counts)
-        found = {key: Scores.of(of_key) for key, of_key in values.items()}
+        found = {key: DocumentValues.of(of_key) for key, of_key in values.items()}
         for key, scores in found.items():  # the same tuple for all cells: there may be thousands of documents
-            found[key] = Scores(self._documents.setdefault(scores.documents, scores.documents), scores.values)
+            found[key] = DocumentValues(self._documents.setdefault(scores.documents, scores.documents), scores.values)
         return found, groups
 
     def measure(self, lines: Sequence[Line]) -> list[dict[str, dict[str, Measured]]]:
@@ -211,7 +211,7 @@ def _is_of(row: Row, split: str | None) -> bool:
 
 
 #: A cell's (task, metric) -> values by document.
-ByDocument = Mapping[tuple[str, str], Scores]
+ByDocument = Mapping[tuple[str, str], DocumentValues]
 
 
 class Contrasts:
@@ -246,16 +246,16 @@ class Contrasts:
             return stratified(whole, delta) if whole and len(whole) == len(parts) else None
         found = self._of_documents(task, metric)[place]
         # A metric that is not made of its documents in a way known here would get an error of something else.
-        return found if found is not None and agree(found.value, delta) else None
+        return found if found is not None and nearly_equal(found.value, delta) else None
 
     def _of_documents(self, task: str, metric: str) -> list[Difference | None]:
         key = task, metric
         if key not in self._found:
-            asked: dict[int, Pair] = {}
+            asked: dict[int, PairedValues] = {}
             for place, pair in enumerate(self._pairs):
                 if pair is not None and all(key in side for side in (*pair[0], pair[1])):
                     sides = [side[key] for side in pair[0]]
-                    asked[place] = Pair(sides, [pair[1][key]], self._groups[place].get(task, {}))
+                    asked[place] = PairedValues(sides, [pair[1][key]], self._groups[place].get(task, {}))
             done = dict(zip(asked, differences(list(asked.values()), metric, task), strict=True))
             self._found[key] = [done.get(place) for place in range(len(self._pairs))]
         return self._found[key]

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from lrbench.analysis.score import Measured
 from lrbench.results.rows import Row
-from lrbench.stats import LEVEL, holm, tied
+from lrbench.stats import LEVEL, holm, p_value_between
 
 Kind = Literal["text", "score", "share", "ratio", "times", "error", "seconds", "flag"]
 Value = str | bool | float | Measured | None
@@ -221,7 +221,7 @@ class Leaderboard:
             return None
         if one.difference is None or other.difference is None:
             return None
-        return tied(one.difference, other.difference)
+        return p_value_between(one.difference, other.difference)
 
 
 def as_number(value: Value) -> float | None:

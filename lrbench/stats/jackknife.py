@@ -1,4 +1,4 @@
-"""Standard errors of statistics that have no closed form, such as perplexities."""
+"""Jackknife standard errors, for statistics without a closed form, such as perplexities."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ T = TypeVar("T")
 
 
 def jackknife_stderr(values: Sequence[T], aggregate: Callable[[list[T]], float], blocks: int = 100) -> float | None:
-    """The standard error of `aggregate(values)` by leaving out one block of values at a time.
+    """The standard error of `aggregate(values)` by the jackknife for unequal blocks.
 
-    For statistics without a closed form, such as perplexities. The values are cut, in order, into at most `blocks`
-    blocks of nearly equal size, and the jackknife is that for unequal blocks (Busing, Meijer and Van der Leeden,
-    *Delete-m jackknife for unequal m*, Statistics and Computing 9, 1999). With as many blocks as values and the mean
-    it is the textbook s / sqrt(n).
+    The values are cut, in order, into at most `blocks` blocks of nearly equal size, each left out in turn (Busing,
+    Meijer and Van der Leeden, *Delete-m jackknife for unequal m*, Statistics and Computing 9, 1999). For a mean and one
+    value per block it equals s / sqrt(n).
 
     Returns:
-        The standard error; None where there are fewer than two values, or the statistic is not finite on some part.
+        The standard error; None with fewer than two values, or if the statistic fails or is not finite without a block.
     """
     n = len(values)
     g = min(blocks, n)

@@ -1,9 +1,7 @@
-"""What is known of lm-eval's metrics by name: which one stands for a task, which way is better, which are shares.
+"""Properties of lm-eval's metrics by name: the primary metric of a task, the better direction, fractions.
 
-Which way is better a run's manifest says, as its tasks do; the name is asked only where the manifest is silent.
-
-Names are those of rows: `acc`, `exact_match,strict`. An unknown metric is taken to be better where it is higher, and is
-not averaged with others.
+A run's manifest states the better direction of its metrics; the name decides only if the manifest does not. Names are
+as in rows: `acc`, `exact_match,strict`. Unknown metrics count as higher is better and are not averaged with others.
 """
 
 from __future__ import annotations
@@ -13,8 +11,8 @@ from collections.abc import Iterable
 _LOWER_IS_BETTER = frozenset(
     {"bits_per_byte", "brier_score", "brier", "loss", "nll", "ece", "mse", "mae", "ter", "wer", "cer", "bypass"}
 )
-# Between 0 and 1, so they are written in percent and may be averaged over tasks.
-_SHARES = frozenset(
+# Between 0 and 1: shown in percent, and averaged over tasks.
+_FRACTIONS = frozenset(
     {
         *("acc", "acc_norm", "acc_bytes", "acc_all", "acc_mutual_info", "acc_greedy", "exact_match", "em", "f1"),
         *("mc1", "mc2", "pass@1", "quasi_exact_match", "prefix_exact_match", "contains", "recall", "precision"),
@@ -24,22 +22,22 @@ _PREFERENCE = ("acc", "exact_match", "word_perplexity", "perplexity", "byte_perp
 
 
 def base_name(metric: str) -> str:
-    """The metric without its filter: `exact_match,strict` is `exact_match`."""
+    """The metric without its filter: `exact_match` for `exact_match,strict`."""
     return metric.split(",", 1)[0]
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether a smaller value is a better one, as far as the name tells."""
+    """Whether lower values are better, judged by the name."""
     return "perplexity" in metric or base_name(metric) in _LOWER_IS_BETTER
 
 
-def is_share(metric: str) -> bool:
-    """Whether the metric is an accuracy or its like: between 0 and 1, higher is better."""
-    return base_name(metric) in _SHARES
+def is_fraction(metric: str) -> bool:
+    """Whether the metric is a fraction between 0 and 1 such as an accuracy, where higher is better."""
+    return base_name(metric) in _FRACTIONS
 
 
 def primary(metrics: Iterable[str]) -> str:
-    """The metric that stands for a task: accuracy, else exact match, else a perplexity, else the first there is."""
+    """The primary metric of a task: accuracy, else exact match, else a perplexity, else the first in `metrics`."""
     names = list(metrics)
     for preferred in _PREFERENCE:
         for name in names:

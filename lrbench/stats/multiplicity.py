@@ -1,22 +1,22 @@
-"""Many tests at once: of a hundred edits that do nothing, five pass at 5 %, and the luckiest looks like a finding."""
+"""Correction for multiple tests: of a hundred edits without effect, five are significant at 5 % without it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-#: The chance, at most, that a table claims a difference where there is none.
+#: Family-wise error rate: the largest probability of any false rejection in a table.
 LEVEL = 0.05
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Adjusted p-values: reject those at most `LEVEL`, and the chance of any false rejection is at most that.
+    """Holm's adjusted p-values: rejecting all up to α makes any false rejection at most as likely as α.
 
     Holm, *A simple sequentially rejective multiple test procedure*, Scandinavian Journal of Statistics 6, 1979: the
-    i-th smallest of m is multiplied by m − i + 1, and no adjusted value is below one that comes before it. It holds
-    however the tests depend on one another, as those against one baseline do.
+    i-th smallest of m is multiplied by m − i + 1, and no adjusted value is below a previous one. It is valid under any
+    dependence between the tests, such as a common baseline.
 
     Args:
-        p_values: of one family of tests; None where there was nothing to test, which takes no part.
+        p_values: the p-values of one family of tests; None where no test was made, which stays None.
     """
     places = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)

@@ -1,4 +1,4 @@
-"""The difference between two models on the same documents: its size, its interval, and the test of it."""
+"""The paired difference between two models on the same documents: value, interval and test."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import numpy as np
 
 from lrbench.stats.bootstrap import bca_interval, resampled
 from lrbench.stats.signflips import sign_flip_test
-from lrbench.stats.totals import PerDocument, Scores, Totals, unit_numbers
+from lrbench.stats.totals import DocumentValues, PerDocument, Totals, unit_indices
 
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """One model's value of a metric, and how it would vary with other documents.
+    """One model's value of a metric, with its sampling variation.
 
     Attributes:
         value: the metric.
         draws: (resamples,) the metric on each resample of the units.
-        influence: (units,) what each unit moves it by; the root sum of squares is its standard error.
+        influence: (units,) the influence of each unit; its Euclidean norm is the standard error.
     """
 
     value: float
@@ -30,22 +30,22 @@ class Estimate:
 
     @property
     def stderr(self) -> float | None:
-        """None where a single unit says nothing of the spread."""
-        return _root(self.influence)
+        """The standard error; None with a single unit."""
+        return _norm(self.influence)
 
 
 @dataclass(frozen=True, eq=False)
 class Difference:
-    """Ours less theirs, on the units that both have.
+    """The difference of a metric, `ours` minus `theirs`, on their common units.
 
     Attributes:
         ours, theirs: the two models.
-        steps: (units,) what each unit adds to the difference, on the scale on which units add up: that of the metric,
-            or of the logarithm of a perplexity. Their signs are what the test flips.
-        n: documents.
-        discordant: of a metric that is 0 or 1 on every document: how many rose to 1, how many fell to 0.
+        steps: (units,) the contribution of each unit to the difference of the metrics, or of their logarithms for a
+            perplexity. The test flips their signs.
+        n: the number of documents.
+        discordant: for a 0/1 metric, how many documents rose to 1 and how many fell to 0.
         documents: equal for differences from the same model on the same units and scale.
-        logarithmic: whether the steps are on the scale of logarithms.
+        logarithmic: whether the steps are on the logarithmic scale.
     """
 
     ours: Estimate
@@ -58,59 +58,58 @@ class Difference:
 
     @property
     def value(self) -> float:
-        """Ours less theirs."""
+        """`ours` minus `theirs`."""
         return self.ours.value - self.theirs.value
 
     @property
     def influence(self) -> np.ndarray:
-        """(units,) what each unit moves the difference by."""
+        """(units,) the influence of each unit on the difference."""
         return self.ours.influence - self.theirs.influence
 
     @cached_property
     def stderr(self) -> float | None:
-        """None where a single unit says nothing of the spread."""
-        return _root(self.influence)
+        """The standard error; None with a single unit."""
+        return _norm(self.influence)
 
     @cached_property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % bootstrap interval (BCa), of this difference alone; None where there is a single unit."""
+        """The 95 % bootstrap interval (BCa), not corrected for other differences; None with a single unit."""
         return bca_interval(self.ours.draws - self.theirs.draws, self.value, self.influence)
 
     @cached_property
     def p_value(self) -> float:
-        """Of the exact test by sign flips, two-sided; McNemar's where documents are 0 or 1."""
+        """The two-sided p-value of the exact sign-flip test; McNemar's test for 0/1 metrics."""
         return sign_flip_test(self.steps)
 
 
 @dataclass(frozen=True)
-class Pair:
+class PairedValues:
     """Two models' values of one metric, by document.
 
-    A model may be several rows, of one method at several seeds: its value is then the mean of theirs.
+    A model with several seeds has several rows; its value is their mean.
 
     Attributes:
-        ours, theirs: of each row.
-        groups: document -> what it shares with the documents it is to be drawn with.
+        ours, theirs: the values of each row.
+        groups: document -> group of documents that are resampled together.
     """
 
-    ours: Sequence[Scores]
-    theirs: Sequence[Scores]
+    ours: Sequence[DocumentValues]
+    theirs: Sequence[DocumentValues]
     groups: Mapping[int, Hashable] = field(default_factory=dict)
 
 
-def differences(pairs: Sequence[Pair], metric: str, key: str) -> list[Difference | None]:
-    """The differences of a metric over the documents that both of a pair have.
+def differences(pairs: Sequence[PairedValues], metric: str, key: str) -> list[Difference | None]:
+    """The difference of a metric for each pair of models, over the pair's common documents.
 
     Args:
-        pairs: ours and theirs. Those with the same documents are resampled together.
-        metric: its name tells whether it is a mean or a perplexity.
-        key: names the documents, such as the task; the same key draws the same resamples.
+        pairs: pairs of models; pairs with the same documents are resampled together.
+        metric: the metric's name, which tells a mean from a perplexity.
+        key: names the documents, such as the task; equal keys give equal resamples.
 
     Returns:
-        One for each pair; None where no document is shared, or a value is missing or not finite: such a difference has
-        no error that could be stated.
+        One difference per pair; None if the pair has no common document, or a value is missing or not finite.
     """
-    found: list[Difference | None] = [None] * len(pairs)
+    result: list[Difference | None] = [None] * len(pairs)
     batches: dict[tuple[int, ...], list[int]] = {}
     for place, pair in enumerate(pairs):
         first, *others = [*pair.ours, *pair.theirs]
@@ -122,8 +121,8 @@ def differences(pairs: Sequence[Pair], metric: str, key: str) -> list[Difference
             batches.setdefault(shared, []).append(place)
     for documents, places in batches.items():
         for place, difference in zip(places, _of_one_batch(documents, places, pairs, metric, key), strict=True):
-            found[place] = difference
-    return found
+            result[place] = difference
+    return result
 
 
 def paired_difference(
@@ -132,17 +131,24 @@ def paired_difference(
     metric: str,
     groups: Mapping[int, Hashable] | None = None,
 ) -> Difference | None:
-    """The difference of a metric over the documents that both have: document index -> value.
+    """The difference of a metric between an edited model and the baseline, over their common documents.
 
-    Returns None where no document is shared, or a value is missing or not finite.
+    Args:
+        edited, baseline: document index -> value.
+        metric: the metric's name, which tells a mean from a perplexity.
+        groups: document index -> group of documents that are resampled together.
+
+    Returns:
+        The difference; None if there is no common document, or a value is missing or not finite.
     """
-    return differences([Pair([Scores.of(edited)], [Scores.of(baseline)], groups or {})], metric, key="")[0]
+    values = PairedValues([DocumentValues.of(edited)], [DocumentValues.of(baseline)], groups or {})
+    return differences([values], metric, key="")[0]
 
 
-def tied(ours: Difference, theirs: Difference) -> float | None:
-    """The p-value of the difference between two models that were each compared with the same third one.
+def p_value_between(ours: Difference, theirs: Difference) -> float | None:
+    """The p-value of the difference between two models, from their differences to the same third model.
 
-    Returns None where it was not the same third one, or not on the same documents.
+    Returns None if the third model or the documents are not the same.
     """
     if ours.documents is None or ours.documents != theirs.documents:
         return None
@@ -150,38 +156,40 @@ def tied(ours: Difference, theirs: Difference) -> float | None:
 
 
 def _of_one_batch(
-    documents: tuple[int, ...], places: Sequence[int], pairs: Sequence[Pair], metric: str, key: str
+    documents: tuple[int, ...], places: Sequence[int], pairs: Sequence[PairedValues], metric: str, key: str
 ) -> list[Difference | None]:
-    """Of pairs that share the same documents: every row is resampled once, whichever pairs it is in."""
+    """The differences of pairs with the same documents; a row in several pairs is resampled once."""
     rows: dict[int, Totals | None] = {}
-    units = unit_numbers(documents, {doc: group for place in places for doc, group in pairs[place].groups.items()})
+    units = unit_indices(documents, {doc: group for place in places for doc, group in pairs[place].groups.items()})
     for place in places:
         for side in (*pairs[place].ours, *pairs[place].theirs):
             if id(side) not in rows:
                 rows[id(side)] = Totals.of(side.on(documents), metric, units)
     known = {row: totals for row, totals in rows.items() if totals is not None}
     draws = dict(zip(known, resampled(list(known.values()), key), strict=True)) if known else {}
-    done: list[Difference | None] = []
+    result: list[Difference | None] = []
     for place in places:
         pair = pairs[place]
         if any(id(side) not in known for side in (*pair.ours, *pair.theirs)):
-            done.append(None)
+            result.append(None)
             continue
         ours, theirs = ([known[id(side)] for side in sides] for sides in (pair.ours, pair.theirs))
-        steps = sum(_parts(one) for one in ours) / len(ours) - sum(_parts(one) for one in theirs) / len(theirs)
+        steps = np.asarray(sum(map(_parts, ours)) / len(ours) - sum(map(_parts, theirs)) / len(theirs))
         discordant = None
         if len(ours) == len(theirs) == 1:
             discordant = _discordant(pair.ours[0].on(documents), pair.theirs[0].on(documents))
         edited = _estimate(ours, [draws[id(side)] for side in pair.ours])
         baseline = _estimate(theirs, [draws[id(side)] for side in pair.theirs])
         logarithmic = ours[0].link == "perplexity"
-        identity = key, metric, hash(documents), hash(tuple(one.numerators.tobytes() for one in theirs))
-        done.append(Difference(edited, baseline, np.asarray(steps), len(documents), discordant, identity, logarithmic))
-    return done
+        identity = key, metric, hash(documents), hash(tuple(row.numerators.tobytes() for row in theirs))
+        result.append(
+            Difference(edited, baseline, np.asarray(steps), len(documents), discordant, identity, logarithmic)
+        )
+    return result
 
 
 def _estimate(rows: Sequence[Totals], draws: Sequence[np.ndarray]) -> Estimate:
-    """The mean over seeds."""
+    """The mean over rows, one per seed."""
     if len(rows) == 1:
         return Estimate(rows[0].value, draws[0], rows[0].influence())
     value = math.fsum(row.value for row in rows) / len(rows)
@@ -189,7 +197,7 @@ def _estimate(rows: Sequence[Totals], draws: Sequence[np.ndarray]) -> Estimate:
 
 
 def _parts(totals: Totals) -> np.ndarray:
-    """(units,) what each unit adds to the metric on its linear scale."""
+    """(units,) the contribution of each unit to the metric, or to the logarithm of a perplexity."""
     factor = {"mean": 1.0, "perplexity": -1.0, "bits": -1 / math.log(2)}[totals.link]
     parts: np.ndarray = factor * totals.numerators / totals.weights.sum()
     return parts
@@ -201,6 +209,6 @@ def _discordant(ours: np.ndarray | None, theirs: np.ndarray | None) -> tuple[int
     return (int((ours > theirs).sum()), int((ours < theirs).sum())) if ours.ndim == theirs.ndim == 1 else None
 
 
-def _root(influence: np.ndarray) -> float | None:
-    found = float(np.sqrt((influence**2).sum()))
-    return found if math.isfinite(found) else None
+def _norm(influence: np.ndarray) -> float | None:
+    norm = float(np.sqrt((influence**2).sum()))
+    return norm if math.isfinite(norm) else None

@@ -1,4 +1,4 @@
-"""The difference of what is made of several tasks that share no documents: groups, and the one score of a row."""
+"""Differences of metrics pooled over several tasks with disjoint documents: task groups, and the score of a row."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from lrbench.stats.paired import Difference, Estimate
-from lrbench.stats.totals import agree
+from lrbench.stats.totals import nearly_equal
 
 
 def weighted(parts: Sequence[Difference], weights: Sequence[float]) -> Difference:
-    """The weighted sum of several tasks' differences; each is resampled by itself."""
+    """The weighted sum of the differences of several tasks, which are resampled independently."""
     return Difference(
         _sum([part.ours for part in parts], weights),
         _sum([part.theirs for part in parts], weights),
@@ -24,17 +24,17 @@ def weighted(parts: Sequence[Difference], weights: Sequence[float]) -> Differenc
 
 
 def stratified(parts: Sequence[Difference], total: float) -> Difference | None:
-    """The difference of a group of tasks that share no documents, from those of its tasks.
+    """The difference of a group of tasks with disjoint documents, from the differences of its tasks.
 
-    lm-eval's groups weigh their tasks by documents or equally; the weights used are those that give `total`, the
-    group's own difference. Returns None where neither does.
+    lm-eval weighs the tasks of a group by documents or equally. The weights used are the ones that give `total`, the
+    difference of the group's scores. Returns None if neither gives it.
     """
     documents = sum(part.n for part in parts)
     if not documents:
         return None
     for weights in ([part.n / documents for part in parts], [1 / len(parts)] * len(parts)):
         value = math.fsum(weight * part.value for weight, part in zip(weights, parts, strict=True))
-        if agree(value, total):
+        if nearly_equal(value, total):
             return weighted(parts, weights)
     return None
 
@@ -42,7 +42,7 @@ def stratified(parts: Sequence[Difference], total: float) -> Difference | None:
 def geometric(parts: Sequence[Difference]) -> Difference | None:
     """The difference of the geometric means of several tasks' perplexities.
 
-    Returns None where one is not above zero.
+    Returns None if a perplexity is not positive and finite.
     """
     ours, theirs = _geometric([part.ours for part in parts]), _geometric([part.theirs for part in parts])
     if ours is None or theirs is None:
@@ -57,24 +57,24 @@ def geometric(parts: Sequence[Difference]) -> Difference | None:
 
 
 def independent(errors: Sequence[float | None], weights: Sequence[float]) -> float | None:
-    """The standard error of a weighted sum of what shares no documents; None where one of them is unknown."""
+    """The standard error of a weighted sum of independent values; None if one of their errors is unknown."""
     terms = [weight * error for weight, error in zip(weights, errors, strict=True) if error is not None]
     return math.hypot(*terms) if len(terms) == len(errors) else None
 
 
 def summed(counts: Iterable[tuple[int, int] | None]) -> tuple[int, int] | None:
-    """Documents that rose and fell, over several tasks; None where a task is not of zeros and ones."""
+    """The number of documents that rose and that fell over several tasks; None if a metric is not 0/1."""
     known = list(counts)
     pairs = [pair for pair in known if pair is not None]
     return (sum(rose for rose, _ in pairs), sum(fell for _, fell in pairs)) if len(pairs) == len(known) else None
 
 
 def _sum(parts: Sequence[Estimate], weights: Sequence[float]) -> Estimate:
-    of = list(zip(weights, parts, strict=True))
+    terms = list(zip(weights, parts, strict=True))
     return Estimate(
-        math.fsum(w * part.value for w, part in of),
-        np.sum([w * part.draws for w, part in of], axis=0),
-        np.concatenate([w * part.influence for w, part in of]),
+        math.fsum(w * part.value for w, part in terms),
+        np.sum([w * part.draws for w, part in terms], axis=0),
+        np.concatenate([w * part.influence for w, part in terms]),
     )
 
 
@@ -87,12 +87,12 @@ def _geometric(parts: Sequence[Estimate]) -> Estimate | None:
 
 
 def _on_values(part: Difference) -> np.ndarray:
-    """The steps on the scale of the values: their sum is the difference."""
+    """The steps on the scale of the metric: their sum is the difference."""
     return part.steps * _log_mean(part) if part.logarithmic else part.steps
 
 
 def _on_logs(part: Difference) -> np.ndarray:
-    """The steps on the scale of logarithms."""
+    """The steps on the logarithmic scale."""
     return part.steps if part.logarithmic else part.steps / _log_mean(part)
 
 

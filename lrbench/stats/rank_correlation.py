@@ -1,7 +1,7 @@
-"""Rank correlation of cells that share their subject: Spearman's rho, also within strata, with an interval.
+"""Spearman's rank correlation with an interval, for cells clustered by subject, optionally within strata.
 
-An interval says how much the correlation would vary had other subjects been drawn; cells of one subject (a weight
-matrix reduced by several methods, at several ranks) are no independent evidence, so subjects are left out in turn.
+A subject is a weight matrix, reduced by several methods at several ranks. Its cells are not independent, so the
+jackknife leaves out whole subjects. The interval describes how the correlation varies with the sample of subjects.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 
 from lrbench.stats.bootstrap import COVERAGE
 
-#: Subjects that an interval needs at least: of fewer, no formula for it can be relied on.
-LEAST_SUBJECTS = 5
-#: Cells that a correlation needs at least: of two it is 1 or -1 whatever they are.
-LEAST_CELLS = 3
+#: Fewest subjects for an interval: with fewer, no formula is reliable.
+MIN_SUBJECTS = 5
+#: Fewest cells for a correlation: with two it is always 1 or -1.
+MIN_CELLS = 3
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class RankCorrelation:
     """A rank correlation.
 
     Attributes:
-        rho: between -1 and 1; None where there are too few cells, or all have one value.
-        interval: its ends; None without rho, or with fewer than `LEAST_SUBJECTS` subjects.
-        cells: how many it is computed from.
-        subjects: how many of them are independent of one another.
+        rho: between -1 and 1; None with too few cells, or if all values are equal.
+        interval: the lower and upper end; None without rho, or with fewer than `MIN_SUBJECTS` subjects.
+        cells: the number of cells.
+        subjects: the number of independent subjects.
     """
 
     rho: float | None
@@ -39,7 +39,7 @@ class RankCorrelation:
 
     @property
     def sign(self) -> int:
-        """1 or -1 where the interval lies on one side of zero; 0 where it does not, or there is none."""
+        """1 or -1 if the interval lies on that side of zero; 0 if it contains zero, or there is none."""
         if self.interval is None:
             return 0
         return int(self.interval[0] > 0) - int(self.interval[1] < 0)
@@ -52,22 +52,22 @@ def spearman(
     strata: Sequence[Hashable] | None = None,
     coverage: float = COVERAGE,
 ) -> RankCorrelation:
-    """Spearman's rho of x and y; ties have their mean rank.
+    """Spearman's rho of x and y; ties get their mean rank.
 
-    With strata, cells are compared within their stratum alone: each value becomes the share of its stratum that lies
-    below it less the share above it, and rho is the correlation of these (the conditional Spearman correlation by
-    probability-scale residuals of Liu, Li, Wanga and Shepherd, Biometrics 74, 2018). Of one stratum it is Spearman's.
+    With strata, cells are compared only within their stratum: each value becomes the fraction of its stratum below it
+    minus the fraction above it, and rho is the correlation of these residuals (the conditional Spearman correlation by
+    probability-scale residuals of Liu, Li, Wanga and Shepherd, Biometrics 74, 2018). With one stratum it is Spearman's.
 
-    The interval is symmetric in Fisher's z = atanh(rho). Where each subject has one cell, the standard error of z is
-    that of Bonett and Wright, sqrt((1 + rho²/2) / (n - 3)) (Psychometrika 65, 2000), n less one for each further
-    stratum. Else it is the jackknife's over subjects, with the t distribution of G - 1 degrees of freedom for G of
-    them, and never smaller than Bonett and Wright's, which takes all cells for independent.
+    The interval is symmetric in Fisher's z = atanh(rho). If each subject has one cell, the standard error of z is
+    sqrt((1 + rho²/2) / (n - 3)) (Bonett and Wright, Psychometrika 65, 2000), with n reduced by one for each further
+    stratum. Else it is the jackknife's over the G subjects, with a t distribution of G - 1 degrees of freedom, and at
+    least Bonett and Wright's, which assumes independent cells.
 
     Args:
         x, y: (n,) finite.
-        subjects: (n,) equal for cells that are not independent; default: all are.
-        strata: (n,) equal for cells that are compared; default: all are. Cells alone in theirs do not count.
-        coverage: of the interval.
+        subjects: (n,) equal for cells that are not independent; default: all cells are independent.
+        strata: (n,) equal for cells that are compared; default: one stratum. Single cells of a stratum are left out.
+        coverage: the confidence level.
 
     Raises:
         ValueError: the lengths differ, or a value is not finite.
@@ -83,8 +83,8 @@ def spearman(
     compared = np.bincount(of_stratum)[of_stratum] > 1 if len(x) else np.zeros(0, bool)
     pairs, of_subject, of_stratum = pairs[:, compared], of_subject[compared], of_stratum[compared]
     cells, names = pairs.shape[1], np.unique(of_subject)
-    rho = _rho(pairs, of_stratum) if cells >= LEAST_CELLS else None
-    if rho is None or len(names) < LEAST_SUBJECTS:
+    rho = _rho(pairs, of_stratum) if cells >= MIN_CELLS else None
+    if rho is None or len(names) < MIN_SUBJECTS:
         return RankCorrelation(rho, None, cells, len(names))
 
     free = cells - len(np.unique(of_stratum)) + 1
@@ -95,11 +95,11 @@ def spearman(
     quantile = NormalDist().inv_cdf((1 + coverage) / 2)
     if len(names) < cells:
         left_out = [_rho(pairs[:, kept], of_stratum[kept]) for kept in (of_subject != name for name in names)]
-        known = np.array([_fisher(one, cells) for one in left_out if one is not None])
-        if len(known) < len(names):  # one subject alone makes the difference between x, or y, and a constant
+        known = np.array([_fisher(part, cells) for part in left_out if part is not None])
+        if len(known) < len(names):  # without some subject, x or y is constant
             return RankCorrelation(rho, None, cells, len(names))
-        share = (len(names) - 1) / len(names)
-        jackknife = math.sqrt(share * float(((known - known.mean()) ** 2).sum()))
+        factor = (len(names) - 1) / len(names)
+        jackknife = math.sqrt(factor * float(((known - known.mean()) ** 2).sum()))
         from scipy.special import stdtrit  # slow to import, and most tables have no correlations
 
         error, quantile = max(error, jackknife), float(stdtrit(len(names) - 1, (1 + coverage) / 2))
@@ -108,27 +108,27 @@ def spearman(
 
 
 def _rho(pairs: np.ndarray, strata: np.ndarray) -> float | None:
-    """The correlation of residuals: (2, n), (n,) -> rho; None where all residuals of one kind are zero."""
+    """The correlation of residuals: (2, n), (n,) -> rho; None if all residuals of x or of y are zero."""
     sizes = np.bincount(strata)
     residuals = np.stack([(2 * _ranks(values, strata) - sizes[strata] - 1) / sizes[strata] for values in pairs])
     squares = (residuals**2).sum(axis=1)
     if not squares.all():
         return None
     rho = float(residuals[0] @ residuals[1]) / math.sqrt(squares[0] * squares[1])
-    return min(max(round(rho, 12), -1.0), 1.0)  # a perfect order is one, whatever the last digits of the sums
+    return min(max(round(rho, 12), -1.0), 1.0)  # exactly 1 for a perfect order, despite rounding
 
 
 def _ranks(values: np.ndarray, strata: np.ndarray) -> np.ndarray:
-    """Ranks from 1 within each stratum; equal values have the mean of theirs: (n,), (n,) -> (n,)."""
+    """Ranks from 1 within each stratum; ties get their mean rank: (n,), (n,) -> (n,)."""
     _, dense = np.unique(values, return_inverse=True)
     _, place, counts = np.unique(strata * len(values) + dense, return_inverse=True, return_counts=True)
     sizes = np.bincount(strata)
-    before = np.cumsum(sizes) - sizes  # cells of the strata that come first
+    before = np.cumsum(sizes) - sizes  # the number of cells in earlier strata
     return (np.cumsum(counts) - (counts - 1) / 2)[place] - before[strata]
 
 
 def _fisher(rho: float, cells: int) -> float:
-    """atanh(rho); of a perfect order, of what lies half way to the next value that rho can have."""
+    """atanh(rho), with a perfect rho of 1 replaced by the value halfway to the next that rho can take."""
     most = 1 - 6 / (cells**3 - cells)
     return math.atanh(min(max(rho, -most), most))
 

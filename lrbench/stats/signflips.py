@@ -1,10 +1,9 @@
-"""Exact tests of paired differences: had the two models swapped their answers on a document, would it be as likely?
+"""Exact tests of paired differences by sign flips.
 
-If an edit has no effect, what a document adds to the difference is as likely to have the other sign. So the differences
-that all the flips of signs give are the distribution that the observed one is held against (Fisher, *The design of
-experiments*, 1935; Pitman 1937). With zeros and ones that is McNemar's exact test: only documents that changed count,
-and the number of them that rose is binomial. No distribution of the scores is assumed, only that documents (or groups)
-are independent of one another.
+If an edit has no effect, each document's contribution to the difference has either sign with equal probability. The
+null distribution is therefore the distribution of the difference over all flips of signs (Fisher, *The design of
+experiments*, 1935; Pitman 1937). For 0/1 metrics this is McNemar's exact test: only documents that changed count, and
+the number that rose is binomial. It assumes independent documents (or groups), but no distribution of the scores.
 """
 
 from __future__ import annotations
@@ -13,18 +12,21 @@ import math
 
 import numpy as np
 
-#: Up to so many units all sign flips are enumerated.
+#: Largest number of units for which all sign flips are enumerated.
 ENUMERATED = 16
-#: Where all differences are whole multiples of one step, and the largest sum has so few of them, all sums are counted.
+#: If all differences are multiples of one step: largest total number of steps for which all sums are counted.
 COUNTED = 20_000
 
 
 def sign_test(rose: int, fell: int) -> float:
-    """The exact two-sided p-value of the sign test, McNemar's for paired zeros and ones.
+    """The exact two-sided p-value of the sign test; for paired 0/1 values, McNemar's.
 
-    Were each document that changed as likely to rise as to fall, how often would the counts be as uneven as these, or
-    more? (McNemar, *Note on the sampling error of the difference between correlated proportions or percentages*,
-    Psychometrika 12, 1947; its exact, binomial form.)
+    The probability of counts at least as uneven, if each changed document is as likely to rise as to fall (McNemar,
+    *Note on the sampling error of the difference between correlated proportions or percentages*, Psychometrika 12,
+    1947; the exact, binomial form).
+
+    Args:
+        rose, fell: the number of units that rose and that fell.
     """
     n = rose + fell
     term = tail = 1
@@ -35,18 +37,18 @@ def sign_test(rose: int, fell: int) -> float:
 
 
 def sign_flip_test(differences: np.ndarray) -> float:
-    """The two-sided p-value: the share of all 2^n flips of signs whose sum is as large as the observed one.
+    """The two-sided p-value: the fraction of all 2^n sign flips whose sum is at least as large as the observed sum.
+
+    It is exact if all differences are multiples of one step (McNemar's test if all have one size) or there are few of
+    them. Else it is the saddlepoint approximation of Lugannani and Rice, whose relative error is small even in the far
+    tails, which random flips do not reach (Robinson, *Saddlepoint approximations for permutation tests and confidence
+    intervals*, JRSS B 44, 1982).
 
     Args:
-        differences: (n,) what each unit adds to the difference; zeros change nothing.
-
-    Counted exactly where all are multiples of one step (McNemar's test where all are equal) or there are few; else by
-    the saddlepoint approximation of Lugannani and Rice, whose relative error is small out in the tails, where a
-    sample of flips would see none (Robinson, *Saddlepoint approximations for permutation tests and confidence
-    intervals*, JRSS B 44, 1982).
+        differences: (n,) the contribution of each unit to the difference; zeros have no effect.
     """
     d = np.asarray(differences, dtype=float)
-    # What only rounding has made different from zero has no sign of its own.
+    # Values that differ from zero by rounding only count as zero.
     d = d[np.abs(d) > 1e-12 * np.abs(d).max(initial=0.0)]
     if not len(d):
         return 1.0
@@ -62,16 +64,16 @@ def sign_flip_test(differences: np.ndarray) -> float:
 
 
 def saddlepoint_tails(differences: np.ndarray) -> np.ndarray:
-    """Two-sided p-values of sign-flip tests, by Lugannani and Rice, of many tests at once.
+    """Two-sided p-values of many sign-flip tests at once, by Lugannani and Rice.
 
     The cumulants of Σ ±d are K(t) = Σ log cosh(t d). With K'(t) = s, w = sqrt(2 (t s − K(t))) and u = t sqrt(K''(t)),
     P(S >= s) is about 1 − Φ(w) + φ(w) (1/u − 1/w).
 
     Args:
-        differences: (tests, n); zeros fill up what has fewer units.
+        differences: (tests, n), padded with zeros.
 
     Returns:
-        (tests,), at least 2^(1 − n), which is what the most extreme of all flips has.
+        (tests,), at least 2^(1 − n), the p-value of the most extreme flip.
     """
     d = np.abs(np.asarray(differences, dtype=float))
     s = np.abs(np.asarray(differences, dtype=float).sum(axis=1))
@@ -99,14 +101,14 @@ def saddlepoint_tails(differences: np.ndarray) -> np.ndarray:
     tail = np.array([math.erfc(value / math.sqrt(2)) / 2 for value in w])
     with np.errstate(divide="ignore", invalid="ignore"):
         correction = np.exp(-(w**2) / 2) / math.sqrt(2 * math.pi) * (1 / u - 1 / w)
-    # At the middle both terms have no limit in floating point; there the plain normal tail is right.
+    # Near w = 0 both terms of the correction overflow; the normal tail alone is accurate there.
     tail = tail + np.where((w > 1e-3) & np.isfinite(correction), correction, 0.0)
-    found: np.ndarray = np.where(extreme, np.where(n > 0, least, 1.0), np.clip(2 * tail, least, 1.0))
-    return found
+    p_values: np.ndarray = np.where(extreme, np.where(n > 0, least, 1.0), np.clip(2 * tail, least, 1.0))
+    return p_values
 
 
 def _whole_steps(d: np.ndarray) -> np.ndarray | None:
-    """|d| in multiples of their greatest common step, where they are whole; else None."""
+    """|d| as whole multiples of their greatest common step; None if there is no such step."""
     sizes = np.abs(d)
     for divisor in range(1, 13):
         step = sizes.min() / divisor
@@ -118,8 +120,8 @@ def _whole_steps(d: np.ndarray) -> np.ndarray | None:
 
 
 def _counted(steps: np.ndarray, observed: int) -> float:
-    """P(|Σ ±steps| >= |observed|), from the whole distribution of the sum."""
-    chances = np.ones(1)  # of the sum of those steps that come out positive, in units of one step
+    """P(|Σ ±steps| >= |observed|), from the full distribution of the sum."""
+    chances = np.ones(1)  # probabilities of the sum of the positive steps
     for size, count in zip(*np.unique(steps, return_counts=True), strict=True):
         factorials = np.array([math.lgamma(k + 1) for k in range(int(count) + 1)])
         spread = np.zeros(int(size) * int(count) + 1)

@@ -1,8 +1,8 @@
-"""A metric as a ratio of two sums over resampling units: all that pairing, resampling and testing need to know of it.
+"""Metrics as ratios of two sums over resampling units, the form that pairing, resampling and testing use.
 
 A mean is Σx / n, a perplexity exp(−Σ log-likelihood / Σ words), bits per byte −Σ log-likelihood / Σ bytes / ln 2.
-A unit is a document, or a group of documents that stand or fall together, such as paraphrases of one fact: then the
-group is what is drawn, and its documents' sums are what it adds.
+A unit is a document, or a group of dependent documents, such as paraphrases of one fact: a group is resampled as a
+whole, and contributes the sums over its documents.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ import numpy as np
 
 from lrbench.stats.metric_names import base_name
 
-#: One document's metric as lm-eval hands it to the aggregation: a number, or (log-likelihood, weight) of a perplexity.
+#: One document's metric as lm-eval aggregates it: a number, or (log-likelihood, weight) for a perplexity.
 PerDocument = float | Sequence[float]
 
-#: What turns the ratio of sums into the metric.
+#: The function from the ratio of sums to the metric.
 Link = Literal["mean", "perplexity", "bits"]
 
 
 def link_of(metric: str) -> Link:
-    """How a metric is made of its ratio, as its name tells."""
+    """The link of a metric, judged by its name."""
     if "perplexity" in metric:
         return "perplexity"
     return "bits" if base_name(metric) == "bits_per_byte" else "mean"
 
 
 @dataclass(frozen=True, eq=False)
-class Scores:
+class DocumentValues:
     """One model's values of a metric, by document.
 
     Attributes:
-        documents: their indices, ascending.
-        values: (documents,) numbers, or (documents, 2) log-likelihoods and weights; None where they are neither.
+        documents: document indices, ascending.
+        values: (documents,) numbers, or (documents, 2) log-likelihoods and weights; None if missing or not finite.
     """
 
     documents: tuple[int, ...]
     values: np.ndarray | None
 
     @classmethod
-    def of(cls, values: Mapping[int, PerDocument]) -> Scores:
-        """From document -> value."""
+    def of(cls, values: Mapping[int, PerDocument]) -> DocumentValues:
+        """From a mapping of document index to value."""
         documents = tuple(sorted(values))
         try:
             table = np.array([values[document] for document in documents], dtype=float)
@@ -54,12 +54,12 @@ class Scores:
         return cls(documents, table if fits and np.isfinite(table).all() else None)
 
     def on(self, documents: tuple[int, ...]) -> np.ndarray | None:
-        """The values on some of the documents; None where a value is missing or not finite."""
+        """The values of some of the documents, in their order; None if a value is missing or not finite."""
         if self.values is None or documents == self.documents:
             return self.values
         place = {document: index for index, document in enumerate(self.documents)}
-        found: np.ndarray = self.values[[place[document] for document in documents]]
-        return found
+        selected: np.ndarray = self.values[[place[document] for document in documents]]
+        return selected
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +68,8 @@ class Totals:
 
     Attributes:
         numerators: (units,) sums of the documents' values, or of their log-likelihoods.
-        weights: (units,) how many documents, words or bytes a unit has.
-        link: from the ratio to the metric.
+        weights: (units,) the number of documents, words or bytes of each unit.
+        link: the function from the ratio to the metric.
     """
 
     numerators: np.ndarray
@@ -78,15 +78,15 @@ class Totals:
 
     @classmethod
     def of(cls, values: np.ndarray | None, metric: str, units: Sequence[int] | None = None) -> Totals | None:
-        """From one value a document, in a fixed order of documents.
+        """From one value per document.
 
         Args:
-            values: (documents,) numbers, or (documents, 2) log-likelihoods and weights, as in `Scores`.
-            metric: its name tells the link.
-            units: the unit of each document, numbered from 0 without gaps; None where each document is its own.
+            values: (documents,) numbers, or (documents, 2) log-likelihoods and weights, as in `DocumentValues`.
+            metric: the metric's name, which determines the link.
+            units: the unit of each document, numbered from 0 without gaps; None if each document is a unit.
 
         Returns:
-            None where there are no values, nothing has weight, or the metric overflows.
+            The totals; None if there are no values, the weights sum to zero, or the metric overflows.
         """
         if values is None:
             return None
@@ -95,8 +95,8 @@ class Totals:
             numerators, weights = np.bincount(units, numerators), np.bincount(units, weights)
         if not weights.sum() > 0:
             return None
-        found = cls(numerators, weights, link_of(metric))
-        return found if math.isfinite(found.value) else None
+        totals = cls(numerators, weights, link_of(metric))
+        return totals if math.isfinite(totals.value) else None
 
     @property
     def ratio(self) -> float:
@@ -105,28 +105,28 @@ class Totals:
 
     @property
     def value(self) -> float:
-        """The metric; infinite where it overflows."""
-        return float(linked(np.array(self.ratio), self.link))
+        """The metric; infinite if it overflows."""
+        return float(apply_link(np.array(self.ratio), self.link))
 
     @property
     def linear(self) -> float:
-        """The metric on the scale on which documents add up: itself, or the logarithm of a perplexity."""
+        """The metric, or the logarithm of a perplexity: the scale on which documents add up."""
         return {"mean": self.ratio, "perplexity": -self.ratio, "bits": -self.ratio / math.log(2)}[self.link]
 
     def influence(self) -> np.ndarray:
-        """(units,) what each unit moves the metric by, to first order; their root sum of squares is its standard error.
+        """(units,) the first-order influence of each unit on the metric; its Euclidean norm is the standard error.
 
-        The delta method, with the factor n / (n − 1) of an unbiased variance; NaN for a single unit.
+        By the delta method, with the factor n / (n − 1) of an unbiased variance; NaN for a single unit.
         """
         n = len(self.weights)
         if n < 2:
             return np.full(n, np.nan)
         slope = {"mean": 1.0, "perplexity": -self.value, "bits": -1 / math.log(2)}[self.link]
-        moved: np.ndarray = (self.numerators - self.ratio * self.weights) / self.weights.sum()
-        return slope * math.sqrt(n / (n - 1)) * moved
+        residuals: np.ndarray = (self.numerators - self.ratio * self.weights) / self.weights.sum()
+        return slope * math.sqrt(n / (n - 1)) * residuals
 
 
-def linked(ratios: np.ndarray, link: Link) -> np.ndarray:
+def apply_link(ratios: np.ndarray, link: Link) -> np.ndarray:
     """The metric at each ratio."""
     if link == "mean":
         return ratios
@@ -136,12 +136,12 @@ def linked(ratios: np.ndarray, link: Link) -> np.ndarray:
         return np.exp(-ratios)
 
 
-def unit_numbers(documents: Sequence[int], groups: Mapping[int, Hashable]) -> list[int] | None:
-    """The unit of each document, numbered from 0; None where no document is in a group with another.
+def unit_indices(documents: Sequence[int], groups: Mapping[int, Hashable]) -> list[int] | None:
+    """The unit of each document, numbered from 0; None if every document is a unit by itself.
 
     Args:
-        documents: in the order of the values.
-        groups: document -> what it shares with the others of its unit; a document that is not there is a unit itself.
+        documents: document indices.
+        groups: document index -> group; a document without a group is a unit by itself.
     """
     numbers: dict[Hashable, int] = {}
     units = [
@@ -151,6 +151,6 @@ def unit_numbers(documents: Sequence[int], groups: Mapping[int, Hashable]) -> li
     return units if len(numbers) < len(units) else None
 
 
-def agree(one: float, other: float) -> bool:
-    """Whether two values are one number up to the rounding of their sums."""
-    return math.isclose(one, other, rel_tol=1e-5, abs_tol=1e-7)
+def nearly_equal(a: float, b: float) -> bool:
+    """Whether two values differ by no more than the rounding of their sums."""
+    return math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-7)

@@ -24,7 +24,7 @@ from lrbench.reports.progress import TerminalProgress
 from lrbench.reports.render import FORMATS, markdown, terminal
 from lrbench.results.directory import RunDirectory
 from lrbench.results.rows import Score
-from lrbench.stats.metric_names import is_share, lower_is_better, primary
+from lrbench.stats.metric_names import is_fraction, lower_is_better, primary
 from tests.support.synthetic_run import ROLES, demo_run, edit, row, simple_run
 
 ONES = [1.0] * 8
@@ -96,8 +96,8 @@ def test_a_task_is_stood_for_by_accuracy_then_exact_match_then_perplexity(metric
 def test_which_way_is_better_is_guessed_by_name():
     assert all(map(lower_is_better, ["word_perplexity", "bits_per_byte", "brier_score", "ter"]))
     assert not any(map(lower_is_better, ["acc", "exact_match,strict", "bleu"]))
-    assert is_share("exact_match,strict")
-    assert not is_share("bleu")
+    assert is_fraction("exact_match,strict")
+    assert not is_fraction("bleu")
 
 
 def directed(path, directions, cells, place=lambda tasks: {"engine": {"tasks": tasks}}):

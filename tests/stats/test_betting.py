@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from lrbench.stats.betting import FRACTIONS, Capital, Duels
+from lrbench.stats.betting import FRACTIONS, Capital, PairwiseElimination
 
 ALPHA = 0.1
 
@@ -94,20 +94,20 @@ def test_the_capital_is_that_of_the_formula():
         assert float(capital.now) == pytest.approx(parts.mean(), rel=1e-9)
 
 
-def raced(values: np.ndarray, margin: float, alpha: float, block: int = 16) -> tuple[int, int, Duels]:
-    """The candidate chosen, the values looked at, and the duels, on (units, candidates) in the order given."""
+def raced(values: np.ndarray, margin: float, alpha: float, block: int = 16) -> tuple[int, int, PairwiseElimination]:
+    """The candidate chosen, the values looked at, and the elimination, on (units, candidates) in the order given."""
     units, count = values.shape
-    duels, seen, start = Duels(count, units, margin, alpha), 0, 0
-    while start < units and len(duels.alive) > 1:
+    elimination, seen, start = PairwiseElimination(count, units, margin, alpha), 0, 0
+    while start < units and len(elimination.remaining) > 1:
         end = min(units, start + max(block, start // 2))
-        duels.draw(values[start:end][:, duels.alive])
-        seen += (end - start) * len(duels.alive)
+        elimination.observe(values[start:end][:, elimination.remaining])
+        seen += (end - start) * len(elimination.remaining)
         start = end
         if end < units:
-            duels.give_up()
-    seen += (units - start) * len(duels.alive)
-    best = max(duels.alive, key=lambda one: values[:, one].sum())
-    return int(best), seen, duels
+            elimination.eliminate()
+    seen += (units - start) * len(elimination.remaining)
+    best = max(elimination.remaining, key=lambda one: values[:, one].sum())
+    return int(best), seen, elimination
 
 
 def population(rng: np.random.Generator, units: int, damages: np.ndarray) -> np.ndarray:
@@ -134,48 +134,48 @@ def test_the_choice_is_worse_than_the_best_by_the_margin_in_at_most_alpha_of_the
 def test_hopeless_candidates_are_given_up_early_and_the_best_is_chosen():
     rng = np.random.default_rng(5)
     values = population(rng, 4000, np.r_[0.0, 0.05, np.linspace(0.1, 0.9, 60)])
-    choice, seen, duels = raced(rng.permutation(values), 0.01, 0.05)
+    choice, seen, elimination = raced(rng.permutation(values), 0.01, 0.05)
     assert choice == int(values.mean(0).argmax())
     assert seen < values.size / 10
-    assert len(duels.alive) <= 3
+    assert len(elimination.remaining) <= 3
 
 
 def test_candidates_that_answer_alike_are_not_given_up_without_a_margin():
     values = np.repeat((np.random.default_rng(1).random(400) < 0.7).astype(float)[:, None], 4, axis=1)
-    _, seen, duels = raced(values, 0.0, 0.05)
-    assert (seen, len(duels.alive)) == (1600, 4)
-    _, seen, duels = raced(values, 0.1, 0.05)
+    _, seen, elimination = raced(values, 0.0, 0.05)
+    assert (seen, len(elimination.remaining)) == (1600, 4)
+    _, seen, elimination = raced(values, 0.1, 0.05)
     assert seen < 1600
-    assert len(duels.alive) == 1
+    assert len(elimination.remaining) == 1
 
 
 def test_whatever_was_given_up_keeps_a_better_one_among_those_that_are_left():
     rng = np.random.default_rng(2)
     values = rng.permutation(population(rng, 600, np.linspace(0, 0.5, 20)))
-    duels, start = Duels(20, 600, 0.02, 0.05), 0
+    elimination, start = PairwiseElimination(20, 600, 0.02, 0.05), 0
     while start < 590:
-        duels.draw(values[start : start + 10][:, duels.alive])
-        duels.give_up()
+        elimination.observe(values[start : start + 10][:, elimination.remaining])
+        elimination.eliminate()
         start += 10
-        for one in duels.given_up:
-            assert duels._no_better[one, duels.alive].any()
-    assert sorted([*duels.alive, *duels.given_up]) == list(range(20))
+        for one in elimination.eliminated:
+            assert elimination._no_better[one, elimination.remaining].any()
+    assert sorted([*elimination.remaining, *elimination.eliminated]) == list(range(20))
 
 
 def test_what_was_given_up_for_one_that_fails_is_in_question_again():
     values = np.zeros((60, 3))
     values[:, 0], values[::2, 1] = 1.0, 1.0
-    duels = Duels(3, 60, 0.01, 0.05)
-    duels.draw(values[:40])
-    assert duels.give_up() == [2, 1]
-    assert duels.drop(0) == [2, 1]
-    assert (duels.alive.tolist(), duels.given_up) == ([], [])
+    elimination = PairwiseElimination(3, 60, 0.01, 0.05)
+    elimination.observe(values[:40])
+    assert elimination.eliminate() == [2, 1]
+    assert elimination.remove(0) == [2, 1]
+    assert (elimination.remaining.tolist(), elimination.eliminated) == ([], [])
 
 
 def test_values_beyond_one_are_bet_on_in_units_of_their_bound():
     rng = np.random.default_rng(9)
     values = population(rng, 500, np.array([0.0, 0.6, 0.9]))
-    plain, large = Duels(3, 500, 0.02, 0.05), Duels(3, 500, 0.06, 0.05, bound=3.0)
-    plain.draw(values[:50])
-    large.draw(3 * values[:50])
-    assert plain.give_up() == large.give_up() != []
+    plain, large = PairwiseElimination(3, 500, 0.02, 0.05), PairwiseElimination(3, 500, 0.06, 0.05, bound=3.0)
+    plain.observe(values[:50])
+    large.observe(3 * values[:50])
+    assert plain.eliminate() == large.eliminate() != []

@@ -10,9 +10,9 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrbench.stats import LEAST_CELLS, LEAST_SUBJECTS, spearman
+from lrbench.stats import MIN_CELLS, MIN_SUBJECTS, spearman
 
-VALUES = st.lists(st.integers(0, 6), min_size=LEAST_CELLS, max_size=30)
+VALUES = st.lists(st.integers(0, 6), min_size=MIN_CELLS, max_size=30)
 
 
 @given(VALUES, st.randoms(use_true_random=False))
@@ -93,7 +93,7 @@ def test_cells_copied_under_the_same_subjects_are_no_more_evidence() -> None:
 
 
 def test_few_subjects_have_no_interval_and_few_cells_no_correlation() -> None:
-    four = LEAST_SUBJECTS - 1
+    four = MIN_SUBJECTS - 1
     found = spearman([*range(four)] * 5, [*range(four)] * 5, [*range(four)] * 5)
     assert found.rho == pytest.approx(1)
     assert (found.interval, found.subjects, found.cells, found.sign) == (None, four, 20, 0)

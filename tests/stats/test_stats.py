@@ -14,22 +14,26 @@ from scipy.stats import binomtest, bootstrap
 
 from lrbench.stats import (
     LEVEL,
-    Pair,
-    Scores,
+    DocumentValues,
+    PairedValues,
     differences,
     geometric,
     holm,
     jackknife_stderr,
+    p_value_between,
     paired_difference,
     sign_flip_test,
     sign_test,
     stratified,
-    tied,
     weighted,
 )
 from lrbench.stats.signflips import saddlepoint_tails
 
 # --- paired differences
+
+
+def pair(ours, theirs):
+    return PairedValues([DocumentValues.of(ours)], [DocumentValues.of(theirs)])
 
 
 def test_the_paired_error_is_the_spread_of_the_differences_over_the_root_of_n():
@@ -208,14 +212,14 @@ def test_a_difference_that_goes_against_its_counts_is_not_significant():
 def test_two_models_are_told_apart_by_what_each_differs_from_a_third():
     base = dict(enumerate([1.0, 0.0] * 50))
     worse, better = base | dict.fromkeys(range(0, 20, 2), 0.0), base | dict.fromkeys(range(1, 21, 2), 1.0)
-    pairs = [Pair([Scores.of(side)], [Scores.of(base)]) for side in (worse, better)]
+    pairs = [pair(side, base) for side in (worse, better)]
     one, other = differences(pairs, "acc", "t")
-    assert tied(one, other) == pytest.approx(sign_test(20, 0))
-    assert tied(one, one) == 1.0
-    elsewhere = differences([Pair([Scores.of(worse)], [Scores.of(base)])], "acc", "another task")[0]
-    assert tied(one, elsewhere) is None
-    another = differences([Pair([Scores.of(worse)], [Scores.of(better)])], "acc", "t")[0]
-    assert tied(one, another) is None
+    assert p_value_between(one, other) == pytest.approx(sign_test(20, 0))
+    assert p_value_between(one, one) == 1.0
+    elsewhere = differences([pair(worse, base)], "acc", "another task")[0]
+    assert p_value_between(one, elsewhere) is None
+    another = differences([pair(worse, better)], "acc", "t")[0]
+    assert p_value_between(one, another) is None
 
 
 # --- many tests at once
@@ -318,7 +322,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
     dice, held = np.random.default_rng(7), 0
     for trial in range(300):
         steps = dice.exponential(size=40)
-        found = differences([Pair([Scores.of(dict(enumerate(steps)))], [Scores.of(dict.fromkeys(range(40), 0.0))])],
+        found = differences([pair(dict(enumerate(steps)), dict.fromkeys(range(40), 0.0))],
                             "f1", str(trial))[0]  # fmt: skip
         held += found.interval[0] <= 1 <= found.interval[1]
     assert held / 300 == pytest.approx(0.94, abs=0.045)
@@ -330,7 +334,7 @@ def test_the_same_documents_are_drawn_again_for_every_model_and_run():
     first = paired_difference(shifted, values, "f1")
     assert first.interval == pytest.approx((0.25, 0.25))
     assert first.interval == paired_difference(shifted, values, "f1").interval
-    together = differences([Pair([Scores.of(side)], [Scores.of(values)]) for side in (shifted, values)], "f1", "")
+    together = differences([pair(side, values) for side in (shifted, values)], "f1", "")
     assert together[0].ours.draws.tolist() == first.ours.draws.tolist()
 
 
@@ -349,7 +353,9 @@ def test_documents_of_one_group_are_drawn_together_and_flipped_together():
 def test_a_mean_over_seeds_is_one_model():
     base = dict.fromkeys(range(30), 0.5)
     seeds = [dict(enumerate(np.random.default_rng(seed).random(30).tolist())) for seed in range(3)]
-    found = differences([Pair([Scores.of(side) for side in seeds], [Scores.of(base)])], "f1", "t")[0]
+    found = differences(
+        [PairedValues([DocumentValues.of(side) for side in seeds], [DocumentValues.of(base)])], "f1", "t"
+    )[0]
     average = {doc: sum(side[doc] for side in seeds) / 3 for doc in base}
     expected = paired_difference(average, base, "f1")
     assert found.value == pytest.approx(expected.value)
@@ -369,8 +375,7 @@ def test_the_geometric_mean_of_perplexities_has_the_error_of_resampled_corpora()
         ours = [(x - w * 0.4 * dice.random(), w) for x, w in base]
         tasks.append((dict(enumerate(ours)), dict(enumerate(base))))
     parts = [
-        differences([Pair([Scores.of(ours)], [Scores.of(base)])], "word_perplexity", str(place))[0]
-        for place, (ours, base) in enumerate(tasks)
+        differences([pair(ours, base)], "word_perplexity", str(place))[0] for place, (ours, base) in enumerate(tasks)
     ]
     whole = geometric(parts)
     expected = math.sqrt(math.prod(p.ours.value for p in parts)) - math.sqrt(math.prod(p.theirs.value for p in parts))

@@ -19,7 +19,7 @@ from lrbench.reports.render.csv import field
 from lrbench.reports.render.json import finite
 from lrbench.reports.render.markdown import escape, line
 from lrbench.reports.render.number_format import clean, number, p_value, signed
-from lrbench.stats.metric_names import is_share
+from lrbench.stats.metric_names import is_fraction
 
 FORMATS = ("terminal", "markdown", "csv", "json")
 
@@ -100,7 +100,7 @@ def _rows(comparison: Comparison) -> Iterator[tuple[Contrast, tuple[str, ...]]]:
 
 
 def _words(match: Match, contrast: Contrast) -> tuple[str, ...]:
-    share = is_share(contrast.metric)
+    share = is_fraction(contrast.metric)
     column, scale = Column("", ("", ""), "share" if share else "score"), 100.0 if share else 1.0
     found = contrast.difference
     ends = [signed(end * scale, column) for end in found.interval] if found is not None and found.interval else []

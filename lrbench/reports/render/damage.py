@@ -11,7 +11,7 @@ from lrbench.analysis.scored_run import in_words
 from lrbench.reports.render.document import Document, Heading, Part, Table, csv_text
 from lrbench.reports.render.json import finite
 from lrbench.reports.render.number_format import MISSING, clean, headings
-from lrbench.stats import COVERAGE, LEAST_CELLS, LEAST_SUBJECTS, RankCorrelation
+from lrbench.stats import COVERAGE, MIN_CELLS, MIN_SUBJECTS, RankCorrelation
 
 FEW = "†"
 TITLE = "Does the spectrum predict the damage?"
@@ -135,7 +135,7 @@ def correlation(found: RankCorrelation) -> str:
     if found.rho is None:
         return MISSING
     if found.interval is None:
-        return f"{_signed(found.rho)} {FEW if found.subjects < LEAST_SUBJECTS else MISSING}"
+        return f"{_signed(found.rho)} {FEW if found.subjects < MIN_SUBJECTS else MISSING}"
     return f"{_signed(found.rho)} [{_signed(found.interval[0])}, {_signed(found.interval[1])}]"
 
 
@@ -151,7 +151,7 @@ def answer(prediction: Prediction, outcome: Outcome) -> str:
     what = clean(outcome.title)
     if not told:
         return (
-            f"{what}: cannot be told. That takes cells of one method and setting with at least {LEAST_SUBJECTS} "
+            f"{what}: cannot be told. That takes cells of one method and setting with at least {MIN_SUBJECTS} "
             "different sets of edited weights in one role, as `mode: each` gives."
         )
     more = [role for role, one in told.items() if one.sign > 0]
@@ -206,8 +206,8 @@ def legend(predictors: Sequence[Predictor] = PREDICTORS) -> str:
         "Damage: what a score lost, what a perplexity rose by, from the baseline; more is worse. Numbers: "
         f"Spearman's ρ over cells, with its {100 * COVERAGE:.0f} % interval over sets of edited weights, each for "
         "itself; "
-        f"above zero, more of the figure goes with more damage. {FEW}: fewer than {LEAST_SUBJECTS} different sets of "
-        f"weights, which is too few for an interval; {MISSING}: fewer than {LEAST_CELLS} cells, or all alike. "
+        f"above zero, more of the figure goes with more damage. {FEW}: fewer than {MIN_SUBJECTS} different sets of "
+        f"weights, which is too few for an interval; {MISSING}: fewer than {MIN_CELLS} cells, or all alike. "
         f"{meanings[0].upper()}{meanings[1:]}. What a method itself keeps, 1 − (relative error)² where Ŵ is an "
         "orthogonal projection of W, orders cells as the relative error does, the other way round, and is not listed."
     )

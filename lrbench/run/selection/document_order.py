@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lrbench.analysis.score import Overall
 from lrbench.results.rows import Row
 from lrbench.run.selection.objective import MEAN, Objective
-from lrbench.stats.metric_names import base_name, is_share, primary
+from lrbench.stats.metric_names import base_name, is_fraction, primary
 from lrbench.tasks.frozen_requests import FrozenRequests
 
 #: A document: its task, and its index there.
@@ -86,7 +86,7 @@ def course_of(
     lower = {part for part, metric in chosen.items() if objective.lower_is_better(part, metric)}
     counting = Overall.of(chosen, lower).metrics if objective.name == MEAN else chosen
     for part, metric in counting.items():
-        if part in lower or not is_share(metric):
+        if part in lower or not is_fraction(metric):
             return f"{metric} of {part} is no accuracy"
     weights: dict[Key, float] = {}
     metrics: dict[str, str] = {}

@@ -23,7 +23,7 @@ from lrbench.run.selection.choice import Candidate, candidates
 from lrbench.run.selection.document_order import Course, course_of
 from lrbench.run.selection.objective import Objective
 from lrbench.run.selection.split import Split
-from lrbench.stats.betting import Duels
+from lrbench.stats.betting import PairwiseElimination
 from lrbench.suite.selection import RaceSpec, SelectSpec
 from lrbench.tasks.frozen_requests import FrozenRequests
 from lrbench.tasks.score import aggregate_samples
@@ -131,14 +131,14 @@ class Race:
             return
         start = 0
         for end in course.ends(self.spec.block):
-            running = [of for of in fields if len(of.duels.alive) > 1]
+            running = [of for of in fields if len(of.elimination.remaining) > 1]
             if not running:
                 break
-            self._block(running, [of.duels.alive.tolist() for of in running], course.documents(start, end))
+            self._block(running, [of.elimination.remaining.tolist() for of in running], course.documents(start, end))
             for of in running:
                 of.judge(course, start, end, self._seen)
             start = end
-            left = sum(len(of.duels.alive) for of in fields)
+            left = sum(len(of.elimination.remaining) for of in fields)
             total = sum(len(of.candidates) for of in fields)
             self.records.progress.note(
                 f"race for {objective.name}: {end:,} of {len(course.units):,} drawn, {left} of {total} cells are left"
@@ -147,7 +147,7 @@ class Race:
         beside = {task: documents for task, documents in whole.items() if task not in counted}
         self._finish(fields, course, beside)
         for of in fields:
-            for place in of.duels.given_up:
+            for place in of.elimination.eliminated:
                 for cell in of.candidates[place].cells:
                     self._seen[cell].stopped += objective.tasks
 
@@ -160,7 +160,7 @@ class Race:
                 by_label.setdefault(candidate.label, []).append(candidate)
         population, bound = (len(course.units), course.bound) if course is not None else (1, 1.0)
         margin, alpha = self.spec.margin, self.spec.alpha
-        return [_Field(of, Duels(len(of), population, margin, alpha, bound)) for of in by_label.values()]
+        return [_Field(of, PairwiseElimination(len(of), population, margin, alpha, bound)) for of in by_label.values()]
 
     def _block(
         self, fields: Sequence[_Field], places: Sequence[Sequence[int]], documents: Mapping[str, Sequence[int]]
@@ -188,7 +188,7 @@ class Race:
         while True:
             waiting: dict[int, list[tuple[int, int]]] = {}
             for number, of in enumerate(fields):
-                for place in (*of.duels.alive.tolist(), *of.again):
+                for place in (*of.elimination.remaining.tolist(), *of.again):
                     if (number, place) not in finished:
                         waiting.setdefault(of.drawn[place], []).append((number, place))
             if not waiting:
@@ -245,7 +245,7 @@ class _Field:
     """
 
     candidates: list[Candidate]
-    duels: Duels
+    elimination: PairwiseElimination
     again: list[int] = field(default_factory=list)
     drawn: dict[int, int] = field(init=False)
 
@@ -257,7 +257,7 @@ class _Field:
         self.drop_failed(seen)
         asked = {key for unit in course.units[start:end] for key in unit}
         columns = []
-        for place in self.duels.alive.tolist():
+        for place in self.elimination.remaining.tolist():
             cells = self.candidates[place].cells
             of_cells = [
                 course.values(start, end, [s for s in seen[cell].samples if (s["task"], s["doc"]) in asked])
@@ -266,15 +266,15 @@ class _Field:
             columns.append(np.mean(of_cells, axis=0))
             self.drawn[place] = end
         if columns:
-            self.duels.draw(np.stack(columns, axis=1))
+            self.elimination.observe(np.stack(columns, axis=1))
             if end < len(course.units):  # what has seen everything takes part in the choice
-                self.duels.give_up()
+                self.elimination.eliminate()
 
     def drop_failed(self, seen: Mapping[Cell, _Seen]) -> None:
         """Takes out candidates of which a cell failed; what was given up for them alone is in question again."""
-        for place in (*self.duels.alive.tolist(), *self.again):
+        for place in (*self.elimination.remaining.tolist(), *self.again):
             if any(seen[cell].failed for cell in self.candidates[place].cells):
                 if place in self.again:
                     self.again.remove(place)
                 else:
-                    self.again += self.duels.drop(place)
+                    self.again += self.elimination.remove(place)
