@@ -1,1 +1,1 @@
-"""What a plugin author needs: the reducer, ranks and parameters, factors, the registry, conformance checks."""
+"""The plugin side: reducers, their ranks and parameters, factors, the plugin registry, conformance checks."""

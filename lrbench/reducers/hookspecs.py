@@ -1,4 +1,4 @@
-"""The hooks a plugin may implement, with `@lrbench.hookimpl`. There is one."""
+"""The hook that a plugin implements with `@lrbench.hookimpl`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _hookspec = pluggy.HookspecMarker("lrbench")
 
 @_hookspec
 def lrbench_reducers() -> list[type[Reducer]]:  # type: ignore[empty-body]
-    """The reducers this plugin offers: classes, not instances.
+    """Returns the plugin's reducers, as a list of classes (not instances).
 
-    Each has a `name` of its own (lower case, digits, hyphens) that no other plugin uses, and parameters with defaults.
-    Called once per process and plugin. What it raises is shown by `lrbench plugins list`, and breaks nothing else.
+    Each class needs a unique `name` (lower-case words joined by hyphens), and a default for each parameter. Called once
+    per process. If it raises, `lrbench plugins list` shows the error, and other plugins still load.
     """

@@ -1,4 +1,4 @@
-"""What methods share whose result is a product of two thin matrices: how it is stored."""
+"""The base class of methods whose result is a product of two thin matrices, and the ways to store the product."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from lrbench.reducers.base import Prepared, Reducer
 from lrbench.reducers.factors import Interpolative, LowRank
 
 
-class Truncated(Protocol):
-    """What has a product of each rank, as `linalg.WeightedSpectrum`."""
+class TruncatedFactorization(Protocol):
+    """A factorization that gives a product of every rank, such as `linalg.WeightedSpectrum`."""
 
     def factors(self, k: int) -> tuple[Tensor, Tensor]:
         """Left (out, k) and right (k, in)."""
@@ -24,16 +24,16 @@ class Truncated(Protocol):
 
 
 class LowRankReducer(Reducer):
-    """A reducer that finds W ≈ left · right, of rank k, and leaves to `store` how that product is stored.
+    """A reducer that computes W ≈ left · right of rank k; the parameter `store` selects how the product is stored.
 
-    - `store: factors`: left and right themselves, k(m + n) numbers; more than W has from k = mn / (m + n) on.
-    - `store: pivoted`: as k rows (or columns) of the product, and the others as their combinations: k(m + n − k)
-      numbers, never more than W has. In exact arithmetic the product is the same; rounding skeleton and coefficients
-      costs more digits than rounding two factors, and that is in the relative error as it is measured.
+    - `store: factors`: left and right, k(m + n) parameters; more than W has if k > mn / (m + n).
+    - `store: pivoted`: k rows (or columns) of the product, and coefficients that combine them into the others:
+      k(m + n − k) parameters, never more than W has. In exact arithmetic the product is the same; rounding skeleton and
+      coefficients loses more digits than rounding two factors, which the measured relative error includes.
 
-    Zhao, Zhang, Cannistraci, "Pivoting factorization", 2025 (arXiv 2501.19090), store low-rank layers so (PIFA).
+    Pivoted storage is PIFA: Zhao, Zhang, Cannistraci, "Pivoting factorization", 2025 (arXiv 2501.19090).
 
-    A subclass that has a `__post_init__` calls this one's.
+    A subclass with a `__post_init__` must call this one.
     """
 
     store: Annotated[
@@ -45,29 +45,29 @@ class LowRankReducer(Reducer):
             raise ValueError(f"store must be factors or pivoted, not {self.store!r}")
 
     def stored_numbers(self, shape: tuple[int, int], rank: int) -> int:
-        """k(m + n), or pivoted k(m + n − k)."""
+        """k(m + n), or k(m + n − k) if pivoted."""
         return rank * (sum(shape) - (rank if self.store == "pivoted" else 0))
 
     def stored(self, left: Tensor, right: Tensor, dtype: torch.dtype | None = None) -> LowRank | Interpolative:
-        """The product of left (out, k) and right (k, in) as `store` says, k <= min(out, in).
+        """The product of left and right, stored as `store` selects, k <= min(out, in).
 
         Args:
             left: (out, k).
             right: (k, in).
-            dtype: of the factors; that of `right` where absent.
+            dtype: the factors' dtype; by default that of `right`.
         """
         dtype = right.dtype if dtype is None else dtype
         if self.store == "pivoted":
             return pivoted(left, right, dtype)
         return LowRank(left.to(dtype).contiguous(), right.to(dtype).contiguous())
 
-    def truncations(self, spectrum: Truncated) -> Prepared:
-        """What `prepare` returns where one factorization has the product of each rank, to be stored as `store` says."""
+    def truncations(self, spectrum: TruncatedFactorization) -> Prepared:
+        """The result of `prepare` if one factorization gives the product of every rank; `store` selects its storage."""
         return _Truncations(self, spectrum)
 
 
 class _Truncations(Prepared):
-    def __init__(self, reducer: LowRankReducer, spectrum: Truncated) -> None:
+    def __init__(self, reducer: LowRankReducer, spectrum: TruncatedFactorization) -> None:
         self._reducer, self._spectrum = reducer, spectrum
 
     def at_rank(self, rank: int) -> LowRank | Interpolative:
@@ -80,15 +80,15 @@ class _Truncations(Prepared):
 
 
 def pivoted(left: Tensor, right: Tensor, dtype: torch.dtype) -> Interpolative:
-    """The product of left (out, k) and right (k, in), k <= min(out, in), as its own rows or columns.
+    """The product of left (out, k) and right (k, in), k <= min(out, in), as k of its rows or columns and coefficients.
 
-    The skeleton is of the shorter side: only the entries outside it pass through the coefficients and so lose more than
-    one rounding, and of the shorter side fewer are outside. All is computed in float64 and rounded once.
+    The skeleton is taken along the shorter side, where fewer entries are outside it: only those are rounded more than
+    once. All is computed in float64 and rounded at the end.
 
     Args:
         left: (out, k); may be rank-deficient or zero.
         right: (k, in); likewise.
-        dtype: of the result.
+        dtype: the dtype of the result.
     """
     left, right = left.double(), right.double()
     if left.shape[0] <= right.shape[1]:

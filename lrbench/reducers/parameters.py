@@ -1,4 +1,4 @@
-"""A reducer's parameters: checked where they come from a suite, described where a person asks."""
+"""A reducer's parameters: validation of a suite's values, and descriptions for `lrbench plugins show`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lrbench.errors import FOREIGN, PluginError
 from lrbench.reducers.base import Reducer
 from lrbench.system.text import did_you_mean, one_line
 
-#: What a reducer declares about its method, by properties where parameters decide it.
+#: Attributes in which a reducer describes its method; they may be properties that depend on parameters.
 DECLARED = ("rank_of", "randomized", "one_preparation")
 
 
@@ -33,7 +33,7 @@ class ParameterError(PluginError):
     """A parameter of a reducer is unknown or has a wrong value.
 
     Attributes:
-        parameter: its name, None where the combination is wrong; lets a suite point at its line.
+        parameter: its name, with which a suite finds the line; None if the combination is invalid.
     """
 
     def __init__(self, message: str, parameter: str | None = None) -> None:
@@ -42,13 +42,13 @@ class ParameterError(PluginError):
 
 
 def build(reducer: type[Reducer], params: Mapping[str, Any]) -> Reducer:
-    """Makes a reducer with the given parameters, and defaults for the others.
+    """Constructs a reducer with the parameters `params`, and defaults for the others.
 
-    Numbers are not read from strings, booleans are no integers, an integer serves as a float, a list as a tuple.
+    Integers are accepted for floats and lists for tuples, but neither strings for numbers nor booleans for integers.
 
     Raises:
-        ParameterError: an unknown parameter, a value of another type, or a combination the reducer refuses.
-        PluginError: what the reducer declares about its method cannot be read.
+        ParameterError: an unknown parameter, a value of a wrong type, or a combination that the reducer rejects.
+        PluginError: an attribute in `DECLARED` is invalid.
     """
     hints = typing.get_type_hints(reducer, include_extras=True)
     known = [field.name for field in _fields(reducer)]
@@ -59,7 +59,7 @@ def build(reducer: type[Reducer], params: Mapping[str, Any]) -> Reducer:
             hint = did_you_mean(str(name), known) or listed
             raise ParameterError(f"{reducer.name}: unknown parameter {name!r}{hint}", str(name))
         try:
-            # JSON's strict mode is YAML's sense of types: lists are tuples, 8 is a float, "8" and true are no integers
+            # JSON's strict mode takes lists as tuples and 8 as a float, but neither "8" nor true as an integer
             values[name] = TypeAdapter(hints[name]).validate_json(json.dumps(value, allow_nan=False), strict=True)
         except ValidationError as error:
             problem = error.errors()[0]["msg"]
@@ -93,12 +93,12 @@ def describe(reducer: type[Reducer]) -> list[Parameter]:
 
 
 def values(reducer: Reducer) -> dict[str, Any]:
-    """All parameters of a reducer, those left at their default included, as plain JSON data."""
+    """All parameters of a reducer, including defaults, as plain JSON data."""
     return {field.name: to_jsonable_python(getattr(reducer, field.name)) for field in _fields(reducer)}
 
 
 def problems(reducer: type[Reducer]) -> str | None:
-    """Why a class's parameters cannot be used; None where they can."""
+    """Why a class's parameters are invalid; None if they are valid."""
     for field in _fields(reducer):
         if field.name == "label":
             return "a parameter must not be called 'label': suites use that word to tell reducers apart"
@@ -115,7 +115,7 @@ def problems(reducer: type[Reducer]) -> str | None:
 
 
 def _unreadable(reducer: Reducer) -> str | None:
-    """Why what a reducer says of itself cannot be read: each may be a property, which is the plugin's own code."""
+    """Why an attribute in `DECLARED` is invalid; None if all are valid. Properties run the plugin's code."""
     for name in DECLARED:
         try:
             value = getattr(reducer, name)
@@ -127,7 +127,7 @@ def _unreadable(reducer: Reducer) -> str | None:
 
 
 def type_text(hint: Any) -> str:
-    """A type as a person writes it: `int`, `float | None`, `'qr' | 'svd'`."""
+    """A type as written in source code: `int`, `float | None`, `'qr' | 'svd'`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         return type_text(arguments[0])

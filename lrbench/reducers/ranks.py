@@ -1,14 +1,14 @@
-"""From what a suite asks (`fraction`, `rank`, `keep`, `energy`, `error`) to the rank of one weight.
+"""From a suite's rank request (`fraction`, `rank`, `keep`, `energy`, `error`) to the rank of a weight.
 
-`keep_model` asks for the size of the whole model; `lrbench.reduction.allocation` makes ranks of it.
+`keep_model` requests a size of the whole model; `lrbench.reduction.allocation` converts it to ranks.
 
-    fraction: rho   int(min(m, n) * rho), as LASER counts
+    fraction: rho   int(min(m, n) * rho), as in LASER
     rank: k         k
-    keep: beta      the largest rank whose stored numbers fit beta * m * n, for that reducer
+    keep: beta      the largest rank whose stored parameters fit in beta * m * n, for that reducer
     energy: e       the smallest k with sum_{j<=k} sigma_j^2 >= e * sum sigma^2
     error: e        the smallest k with |W - What_k|_F <= e * |W|_F, for that reducer
 
-A rank is never clamped: a request that no rank fits is an error, so that two rows which say the same are the same.
+A rank is never clamped: a request that no rank meets is an error.
 """
 
 from __future__ import annotations
@@ -28,49 +28,49 @@ if TYPE_CHECKING:
     from lrbench.reducers.factors import Factors
 
 RankKind = Literal["fraction", "rank", "keep", "energy", "error", "keep_model", "whole"]
-#: How the numbers of `keep_model` are shared out among weights.
+#: How `keep_model` distributes parameters among weights.
 AllocationKind = Literal["uniform", "error", "output-error", "sensitivity"]
-#: Of these, those that look at text.
+#: The allocations that use calibration text.
 CALIBRATED: frozenset[str] = frozenset({"output-error", "sensitivity"})
 _T = TypeVar("_T")
 
-# An exact reconstruction in float32 still differs by a few roundings; `error: 0` means this.
+# Rounding units that `error: 0` tolerates: an exact reconstruction in float32 differs from W by a few.
 _ROUNDINGS = 64
 
-# These count by the weight's own rank.
+# Requests that refer to the rank of the weight.
 _OF_THE_WEIGHT = ("fraction", "energy")
 
 
 @dataclass(frozen=True)
 class RankRequest:
-    """A rank as a suite asks for it; `whole`, which no suite asks, is for a weight that stays as it is."""
+    """A suite's rank request. `whole`, which no suite can request, keeps a weight unchanged."""
 
     kind: RankKind
     value: float | int
 
     @property
     def requested(self) -> dict[str, float | int]:
-        """As a row records it: `{"keep": 0.5}`."""
+        """The request as recorded in rows: `{"keep": 0.5}`."""
         return {self.kind: self.value}
 
 
-#: Of a weight that stays as it is.
+#: Keeps a weight unchanged.
 WHOLE = RankRequest("whole", 1)
 
 
 def closed_rank(
     request: RankRequest, reducer: Reducer, slot: Slot, singular_values: torch.Tensor | None = None
 ) -> int | None:
-    """The rank as far as shape and singular values tell it; None where factors must be built to know it.
+    """The rank that meets a request, from the shape and singular values; None if only built factors determine it.
 
     Args:
-        request: what the suite asks.
-        reducer: whose factors are to be stored.
-        slot: the weight; its shape (out, in) counts.
-        singular_values: of the weight, descending, where they are known; only `energy` uses them.
+        request: the suite's request.
+        reducer: the reducer whose factors are stored.
+        slot: the weight's name and shape (out, in).
+        singular_values: (min(out, in),) of the weight, descending, if known; only `energy` uses them.
 
     Raises:
-        ReducerError: no rank fits the request, or the reducer fails on the shape. Names the slot, and what would fit.
+        ReducerError: no rank meets the request, or the reducer fails on the shape. Names the slot and a valid request.
     """
     m, n = slot.shape
     if request.kind == "whole":
@@ -96,10 +96,10 @@ def closed_rank(
 
 
 def worthwhile_ranks(reducer: Reducer, slot: Slot) -> list[tuple[int, int | None]]:
-    """The ranks that store less than the matrix itself, and what they store, as the reducer says.
+    """The ranks with fewer stored parameters than the dense matrix, and the number of these parameters.
 
-    A rank that stores no less than a larger one is left out. Where the reducer does not say what it stores, every rank
-    is there, with None.
+    A rank that stores at least as much as a larger one is left out. For a reducer without `stored_numbers`, all ranks
+    with None.
 
     Raises:
         ReducerError: the reducer fails on the shape.
@@ -107,20 +107,20 @@ def worthwhile_ranks(reducer: Reducer, slot: Slot) -> list[tuple[int, int | None
     largest = _max_rank(reducer, slot)
     if _stored_numbers(reducer, slot, 1) is None:
         return [(rank, None) for rank in range(1, largest + 1)]
-    found: list[tuple[int, int | None]] = []
+    ranks: list[tuple[int, int | None]] = []
     for rank in range(1, largest + 1):
-        numbers = _stored_numbers(reducer, slot, rank)
-        if numbers is None:
+        parameters = _stored_numbers(reducer, slot, rank)
+        if parameters is None:
             raise ReducerError(f"{slot.name}: {reducer.name}.stored_numbers is None at rank {rank} but not at rank 1")
-        while found and (found[-1][1] or 0) >= numbers:
-            found.pop()
-        if numbers < slot.shape[0] * slot.shape[1]:
-            found.append((rank, numbers))
-    return found
+        while ranks and (ranks[-1][1] or 0) >= parameters:
+            ranks.pop()
+        if parameters < slot.shape[0] * slot.shape[1]:
+            ranks.append((rank, parameters))
+    return ranks
 
 
 def inapplicable(request: RankRequest, reducer: Reducer) -> str | None:
-    """Why a method cannot be asked for ranks of this kind, whatever the weight; None where it can."""
+    """Why a reducer does not support this kind of request for any weight; None if it does."""
     if request.kind not in _OF_THE_WEIGHT or reducer.rank_of == "weight":
         return None
     return (
@@ -132,9 +132,9 @@ def inapplicable(request: RankRequest, reducer: Reducer) -> str | None:
 def ranks_to_prepare(
     requests: Sequence[RankRequest], reducer: Reducer, slot: Slot, singular_values: torch.Tensor | None = None
 ) -> list[int]:
-    """The ranks to announce to `Reducer.prepare`: ascending, each once, the largest one where a rank is searched for.
+    """The ranks to pass to `Reducer.prepare`: ascending and distinct; the largest rank for requests that are searched.
 
-    Requests that no rank fits are left out; `find_rank` says why. Never empty, since a plugin may take the maximum.
+    Requests that no rank meets are left out; `find_rank` gives the reason. Never empty.
     """
     ranks = set()
     for request in requests:
@@ -154,21 +154,21 @@ def find_rank(
     weight: torch.Tensor,
     prepared: Prepared,
 ) -> int:
-    """The rank that fits a request, building factors where there is no other way.
+    """The rank that meets a request; builds factors only if nothing else determines it.
 
-    Bisection assumes that storage grows and the error falls with the rank. Where the error of a method does not fall
-    evenly, the rank found does meet the request, and a smaller one might too.
+    Bisection assumes that size grows and error falls with the rank. If the error does not fall monotonically, the
+    result meets the request, but a smaller rank might too.
 
     Args:
-        request: what the suite asks.
-        reducer: whose factors are to be stored.
-        slot: the weight's name and shape.
-        singular_values: of the weight, descending; computed here where they are needed and None.
-        weight: (out, in), as `prepared` was made from it.
-        prepared: the reducer's preparation, which was told the ranks of `ranks_to_prepare`.
+        request: the suite's request.
+        reducer: the reducer whose factors are stored.
+        slot: the weight's name and shape (out, in).
+        singular_values: (min(out, in),) of the weight, descending; if None, computed when needed.
+        weight: (out, in), the matrix that `prepared` was computed from.
+        prepared: the reducer's preparation for the ranks of `ranks_to_prepare`.
 
     Raises:
-        ReducerError: no rank fits the request, or the reducer fails. Names the slot, and what would fit.
+        ReducerError: no rank meets the request, or the reducer fails. Names the slot and a valid request.
     """
     if request.kind == "energy" and singular_values is None:
         import torch
@@ -180,7 +180,7 @@ def find_rank(
     largest = _max_rank(reducer, slot)
 
     def build(rank: int) -> Factors:
-        return _ask(reducer, slot, f"at_rank({rank})", lambda: prepared.at_rank(rank))
+        return _call(reducer, slot, f"at_rank({rank})", lambda: prepared.at_rank(rank))
 
     if request.kind == "keep":
         return _largest_that_fits(request, slot, largest, lambda rank: build(rank).stored_numbers, reducer)
@@ -191,25 +191,25 @@ def _largest_that_fits(
     request: RankRequest, slot: Slot, largest: int, stored: Callable[[int], int | None], reducer: Reducer
 ) -> int:
     m, n = slot.shape
-    # 0.3 * 10 is 3.0000000000000004 and 0.7 * 10 is 7.000000000000001 or 6.999...: a budget of whole numbers
+    # the factor absorbs rounding, as in 0.29 * 100 = 28.999999999999996
     budget = math.floor(request.value * m * n * (1 + 1e-12))
 
     def fits(rank: int) -> bool:
-        numbers = stored(rank)
-        if numbers is None:
+        parameters = stored(rank)
+        if parameters is None:
             raise ReducerError(f"{slot.name}: {reducer.name}.stored_numbers is None at rank {rank} but not at rank 1")
-        return numbers <= budget
+        return parameters <= budget
 
     if not fits(1):
         smallest = stored(1) or 0
         if smallest > m * n:
             raise ReducerError(
-                f"{slot.name}: {reducer.name} stores {smallest} numbers for {m} x {n} at rank 1, more than the "
+                f"{slot.name}: {reducer.name} stores {smallest} parameters for {m} x {n} at rank 1, more than the "
                 f"{m * n} of the weight itself: at no rank is it smaller; leave it out for weights of this shape"
             )
         raise ReducerError(
             f"{slot.name}: keep {request.value:g} is too small for rank 1 of {reducer.name}, "
-            f"which stores {smallest} numbers for {m} x {n}; "
+            f"which stores {smallest} parameters for {m} x {n}; "
             f"the smallest possible keep is {rounded_up(smallest / (m * n))}"
         )
     return _last_true(fits, largest)
@@ -230,19 +230,19 @@ def _smallest_within(
     norm = float(torch.linalg.vector_norm(exact))
     within = (request.value + _ROUNDINGS * torch.finfo(weight.dtype).eps) * norm
     ranks = range(1, largest + 1)
-    known = _ask(reducer, slot, "errors()", lambda: prepared.errors([largest]))
-    # An error that never grows is looked for by halving; a method that knows its errors may work for each of them.
+    known = _call(reducer, slot, "errors()", lambda: prepared.errors([largest]))
+    # Monotone errors are searched by bisection, since a method may need time for each error; others are all computed.
     if known is not None and "monotone" not in reducer.promises:
-        errors = _told(reducer, slot, prepared, ranks)
-        found = next((rank for rank, error in zip(ranks, errors, strict=True) if error <= within), None)
-        if found is not None:
-            return found
+        errors = _errors_at(reducer, slot, prepared, ranks)
+        smallest = next((rank for rank, error in zip(ranks, errors, strict=True) if error <= within), None)
+        if smallest is not None:
+            return smallest
         best = min(errors)
     else:
 
         def error_at(rank: int) -> float:
             if known is not None:
-                return _told(reducer, slot, prepared, [rank])[0]
+                return _errors_at(reducer, slot, prepared, [rank])[0]
             return float(torch.linalg.vector_norm(exact - dense(rank)))
 
         best = error_at(largest)
@@ -254,35 +254,35 @@ def _smallest_within(
     )
 
 
-def _told(reducer: Reducer, slot: Slot, prepared: Prepared, ranks: Sequence[int]) -> list[float]:
-    """What `errors` says of some ranks, one number for each."""
-    errors = _ask(reducer, slot, "errors()", lambda: prepared.errors(ranks))
-    told = [] if errors is None else [float(error) for error in errors]
-    if len(told) != len(ranks):
-        raise ReducerError(f"{slot.name}: {reducer.name} gave {len(told)} errors for {len(ranks)} ranks")
-    return told
+def _errors_at(reducer: Reducer, slot: Slot, prepared: Prepared, ranks: Sequence[int]) -> list[float]:
+    """`prepared.errors(ranks)` as floats, one per rank."""
+    errors = _call(reducer, slot, "errors()", lambda: prepared.errors(ranks))
+    values = [] if errors is None else [float(error) for error in errors]
+    if len(values) != len(ranks):
+        raise ReducerError(f"{slot.name}: {reducer.name} returned {len(values)} errors for {len(ranks)} ranks")
+    return values
 
 
-def _energy_rank(share: float, singular_values: torch.Tensor) -> int:
+def _energy_rank(fraction: float, singular_values: torch.Tensor) -> int:
     energy = singular_values.double().square().cumsum(0)
     if not float(energy[-1]):
-        return 1  # of a zero matrix any rank has all the energy
-    return int((energy < share * energy[-1]).sum()) + 1
+        return 1  # every rank has all the energy of a zero matrix
+    return int((energy < fraction * energy[-1]).sum()) + 1
 
 
 def _checked(rank: int, request: RankRequest, reducer: Reducer, slot: Slot, largest: int) -> int:
     if rank <= largest:
         return rank
-    asked = "" if request.kind == "rank" else f" ({request.kind} {request.value:g})"
+    origin = "" if request.kind == "rank" else f" ({request.kind} {request.value:g})"
     raise ReducerError(
-        f"{slot.name}: rank {rank}{asked} is above {largest}, the largest rank of {reducer.name} "
-        f"for {slot.shape[0]} x {slot.shape[1]}; ask for at most {largest}, or use "
+        f"{slot.name}: rank {rank}{origin} is above {largest}, the largest rank of {reducer.name} "
+        f"for {slot.shape[0]} x {slot.shape[1]}; request at most {largest}, or use "
         f"{'`fraction` or `keep`' if reducer.rank_of == 'weight' else '`keep` or `error`'}"
     )
 
 
 def _last_true(holds: Callable[[int], bool], last: int, first: int = 1) -> int:
-    """The last number from `first`, where `holds` is known to be true, to `last` for which it still is."""
+    """The largest number from `first` to `last` for which `holds` is true, by bisection; true at `first`."""
     low, high = first, last + 1
     while high - low > 1:
         middle = (low + high) // 2
@@ -291,7 +291,7 @@ def _last_true(holds: Callable[[int], bool], last: int, first: int = 1) -> int:
 
 
 def _max_rank(reducer: Reducer, slot: Slot) -> int:
-    largest = _ask(reducer, slot, "max_rank()", lambda: reducer.max_rank(slot.shape))
+    largest = _call(reducer, slot, "max_rank()", lambda: reducer.max_rank(slot.shape))
     if not isinstance(largest, int):
         raise ReducerError(f"{slot.name}: {reducer.name}: max_rank returned {largest!r}; return a whole number")
     if largest < 1:
@@ -300,15 +300,15 @@ def _max_rank(reducer: Reducer, slot: Slot) -> int:
 
 
 def _stored_numbers(reducer: Reducer, slot: Slot, rank: int) -> int | None:
-    numbers = _ask(reducer, slot, f"stored_numbers(rank {rank})", lambda: reducer.stored_numbers(slot.shape, rank))
-    if not (numbers is None or isinstance(numbers, int)):
-        raise ReducerError(f"{slot.name}: {reducer.name}: stored_numbers returned {numbers!r}; return a whole number")
-    return numbers
+    count = _call(reducer, slot, f"stored_numbers(rank {rank})", lambda: reducer.stored_numbers(slot.shape, rank))
+    if not (count is None or isinstance(count, int)):
+        raise ReducerError(f"{slot.name}: {reducer.name}: stored_numbers returned {count!r}; return a whole number")
+    return count
 
 
-def _ask(reducer: Reducer, slot: Slot, what: str, call: Callable[[], _T]) -> _T:
-    """A reducer is foreign code: whatever it raises is a failure of that reducer on that slot."""
-    from lrbench.system.isolation import process_state_kept  # with torch, which a suite is read without
+def _call(reducer: Reducer, slot: Slot, method: str, call: Callable[[], _T]) -> _T:
+    """Calls a reducer's method; any exception becomes a ReducerError that names reducer, slot and method."""
+    from lrbench.system.isolation import process_state_kept  # imports torch, which reading a suite does not need
 
     try:
         with process_state_kept():
@@ -316,10 +316,10 @@ def _ask(reducer: Reducer, slot: Slot, what: str, call: Callable[[], _T]) -> _T:
     except LrbenchError:
         raise
     except FOREIGN as error:
-        raise ReducerError(f"{slot.name}: {reducer.name}: {what} failed: {one_line(error)}") from error
+        raise ReducerError(f"{slot.name}: {reducer.name}: {method} failed: {one_line(error)}") from error
 
 
 def rounded_up(value: float) -> str:
-    """A bound that can be typed in as it is shown: four digits, never below `value`."""
+    """`value` rounded up to four digits, so that a bound can be typed as shown."""
     digits = 3 - math.floor(math.log10(value))
     return f"{math.ceil(value * 10**digits) / 10**digits:.{max(digits, 0)}f}".rstrip("0").rstrip(".")

@@ -1,4 +1,4 @@
-"""Finds reducers: entry points of group `lrbench`, and plugin files. Whatever a plugin does wrong stays with it."""
+"""Finds reducers in entry points of group `lrbench` and in plugin files. A broken plugin does not affect the others."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class BrokenPlugin:
     Attributes:
         source: the file, or the distribution and module.
         error: why, in one line.
-        names: what its reducers may be called, as far as can be told.
+        names: the possible names of its reducers, as far as known.
     """
 
     source: str
@@ -43,11 +43,11 @@ class BrokenPlugin:
 
 
 class Registry:
-    """The reducers that can be used, and the plugins that cannot.
+    """The available reducers, and the plugins that failed to load.
 
     Attributes:
-        reducers: classes by name, the built-in ones first.
-        broken: what failed to load; only asking for one of its names raises.
+        reducers: classes by name, built-in ones first.
+        broken: plugins that failed to load; requesting one of their names raises the error.
     """
 
     def __init__(
@@ -57,16 +57,16 @@ class Registry:
         *,
         entries: Iterable[EntryPoint] | None = None,
     ) -> None:
-        """Loads everything.
+        """Loads all plugins.
 
         Args:
-            files: plugin files, and folders of them (`_*.py` and `test_*.py` stand aside).
-            classes: reducers that no plugin offers, such as those of a notebook.
-            entries: entry points instead of the installed ones.
+            files: plugin files, and folders of plugin files (without `_*.py` and `test_*.py`).
+            classes: reducers outside plugins, such as those of a notebook.
+            entries: entry points, by default the installed ones.
 
         Raises:
-            PluginError: a file that is not there, a file or class that takes a name already taken, or a class that is
-                no usable reducer.
+            PluginError: a file is missing, the name of a reducer in a file or class is taken, or a class is no valid
+                reducer.
         """
         self.reducers: dict[str, type[Reducer]] = {}
         self.broken: list[BrokenPlugin] = []
@@ -74,12 +74,12 @@ class Registry:
         self._from_files: set[str] = set()
         self._manager = pluggy.PluginManager(GROUP)
         self._manager.add_hookspecs(hookspecs)
-        # Built-in reducers first: nobody takes their names from them.
+        # Built-in reducers first, so that their names are taken.
         installed = entry_points(group=GROUP) if entries is None else entries
         for entry in sorted(installed, key=lambda e: (_distribution(e) != "lrbench", _distribution(e), e.name)):
             self._add(_source_of(entry), entry.name, entry.load)
         for file in _plugin_files(files):
-            self._add(str(file), file.stem.replace("_", "-"), partial(_load_file, file), asked_for=True)
+            self._add(str(file), file.stem.replace("_", "-"), partial(_load_file, file), required=True)
         for reducer in classes:
             self._take_class(reducer)
 
@@ -92,7 +92,7 @@ class Registry:
         """The reducer called `name`.
 
         Raises:
-            PluginError: there is none; names the broken plugin it comes from, or the nearest name.
+            PluginError: there is none; names its broken plugin, or the nearest name.
         """
         if name in self.reducers:
             return self.reducers[name]
@@ -104,7 +104,7 @@ class Registry:
         raise PluginError(f"unknown reducer {name!r}{hint}{suspects}")
 
     def source(self, name: str) -> str:
-        """Where a reducer comes from: its file, or its distribution and module."""
+        """The source of a reducer: its file, or its distribution and module."""
         self.get(name)
         return self._sources[name]
 
@@ -114,7 +114,7 @@ class Registry:
         return name in self._from_files
 
     def build(self, name: str, params: Mapping[str, Any] | None = None) -> Reducer:
-        """A reducer with the given parameters.
+        """A reducer with the parameters `params`, and defaults for the others.
 
         Raises:
             PluginError: no such reducer.
@@ -134,11 +134,11 @@ class Registry:
         """SHA-256 of the code that defines a reducer's result; see `lrbench.reducers.source_hash`."""
         return source_hash(self.get(name))
 
-    def _add(self, source: str, name: str, load: Callable[[], Any], *, asked_for: bool = False) -> None:
-        """Loads one plugin and takes its reducers; whatever goes wrong is recorded.
+    def _add(self, source: str, name: str, load: Callable[[], Any], *, required: bool = False) -> None:
+        """Loads a plugin and registers its reducers; errors are recorded in `broken`.
 
-        Of a plugin that was `asked_for` by its file, a name that is taken is more than a record: the person means one
-        reducer and would get another.
+        Raises:
+            PluginError: the plugin is `required`, that is, a named file, and the name of its reducer is taken.
         """
         try:
             plugin = load()
@@ -158,10 +158,10 @@ class Registry:
             return
         for classes in offered:
             for reducer in classes:
-                self._take(reducer, source, name, asked_for)
+                self._take(reducer, source, name, required)
 
     def _take_class(self, reducer: type[Reducer]) -> None:
-        """Takes a class that no plugin offers. Raises PluginError: it is no usable reducer, or its name is taken."""
+        """Registers a class outside plugins. Raises PluginError: it is no valid reducer, or its name is taken."""
         source = f"{reducer.__module__}.{reducer.__qualname__}"
         if self.reducers.get(reducer.name) is reducer:
             return
@@ -172,15 +172,15 @@ class Registry:
             raise PluginError(f"{source}: {problem}")
         self.reducers[reducer.name], self._sources[reducer.name] = reducer, source
 
-    def _take(self, reducer: Any, source: str, plugin: str, asked_for: bool) -> None:
+    def _take(self, reducer: Any, source: str, plugin: str, required: bool) -> None:
         try:
             problem = _problem(reducer)
-        except FOREIGN as error:  # a class may do anything when looked at
+        except FOREIGN as error:  # inspecting a class may run its code
             problem = one_line(error)
         name = getattr(reducer, "name", None)
         if problem is None and name in self.reducers:
             problem = f"the reducer name {name!r} is taken by {self._sources[name]}"
-            if asked_for:
+            if required:
                 raise PluginError(f"{source}: {problem}")
             self.broken.append(BrokenPlugin(source, problem))
         elif problem is not None:
@@ -188,12 +188,12 @@ class Registry:
             self.broken.append(BrokenPlugin(source, problem, tuple(sorted(names))))
         else:
             self.reducers[name], self._sources[name] = reducer, source  # type: ignore[index]
-            if asked_for:
+            if required:
                 self._from_files.add(name)  # type: ignore[arg-type]
 
 
 def _problem(reducer: Any) -> str | None:
-    """Why something that a plugin offers is no usable reducer; None where it is one."""
+    """Why an object that a plugin returned is no valid reducer; None if it is."""
     from lrbench.reducers import parameters
     from lrbench.reducers.base import NAME, PROMISES, STATISTICS, Reducer
 
@@ -207,9 +207,9 @@ def _problem(reducer: Any) -> str | None:
         return f"{reducer.__name__}: the name {reducer.name!r} is not lower-case words joined by hyphens"
     if reducer.reduce is Reducer.reduce and reducer.prepare is Reducer.prepare:
         return f"{reducer.name}: overrides neither reduce nor prepare"
-    for what, given, known in (("needs", reducer.needs, STATISTICS), ("promises", reducer.promises, PROMISES)):
-        if isinstance(given, str) or not all(word in known for word in given):
-            return f"{reducer.name}: {what} = {given!r}; it is a set of: {', '.join(sorted(known))}"
+    for field, value, known in (("needs", reducer.needs, STATISTICS), ("promises", reducer.promises, PROMISES)):
+        if isinstance(value, str) or not all(word in known for word in value):
+            return f"{reducer.name}: {field} = {value!r}; it is a set of: {', '.join(sorted(known))}"
     problem = parameters.problems(reducer)
     return f"{reducer.name}: {problem}" if problem else None
 
@@ -218,22 +218,22 @@ def _plugin_files(paths: Iterable[Path | str]) -> list[Path]:
     files: dict[Path, Path] = {}
     for path in map(Path, paths):
         if path.is_dir():
-            found = [f for f in sorted(path.glob("*.py")) if not f.name.startswith(("_", "test_", "conftest"))]
-            if not found:
+            modules = [f for f in sorted(path.glob("*.py")) if not f.name.startswith(("_", "test_", "conftest"))]
+            if not modules:
                 raise PluginError(f"{path}: no plugin files (*.py) in this folder")
         elif path.is_file():
-            found = [path]
+            modules = [path]
         else:
             raise PluginError(f"{path}: no such plugin file")
-        for file in found:
+        for file in modules:
             files.setdefault(file.resolve(), file)
     return list(files.values())
 
 
 def _load_file(path: Path) -> ModuleType:
-    """Executes a plugin file as a module with a name of its own, which no import statement can meet.
+    """Executes a plugin file as a module with a unique name.
 
-    The bytecode cache is passed by: it knows files by size and second, and plugins are edited faster than that.
+    Without the bytecode cache, which misses edits that keep the file's size within a second.
     """
     name = f"lrbench_plugin_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path.resolve())
@@ -250,7 +250,7 @@ def _load_file(path: Path) -> ModuleType:
 
 
 def _explain(error: BaseException) -> str:
-    """One line, with the last line of a plugin file that the error passed through."""
+    """The error in one line, with the last line number of a plugin file in its traceback."""
     if isinstance(error, SystemExit):
         code = "" if error.code is None else repr(error.code)
         return " ".join(f"it calls sys.exit({code})".split())

@@ -1,4 +1,4 @@
-"""What reducers compute from one weight alone, computed once for all of them, and charged to each that asks."""
+"""Results that several reducers need of a weight: computed once, and counted in the time of each reducer."""
 
 from __future__ import annotations
 
@@ -16,94 +16,94 @@ _Key = tuple[Any, ...]
 
 
 @dataclass
-class Bill:
-    """What one preparation, and one rank of it, owes to shared results.
+class SharedCost:
+    """The cost of the shared results that a preparation, or a rank of it, uses.
 
     Attributes:
-        charged: seconds that the results asked for took when they were made, each counted once.
-        spent: seconds of the caller's own time that went into making some of them.
+        charged: seconds that computing the used results took, each counted once.
+        spent: seconds of computation within the caller's measured time.
     """
 
     charged: float = 0.0
     spent: float = 0.0
-    _asked: set[_Key] = field(default_factory=set)
+    _counted: set[_Key] = field(default_factory=set)
 
-    def copy(self) -> Bill:
-        """The same bill, to be gone on with apart: what it has been charged for, it is not charged for again."""
-        return Bill(self.charged, self.spent, set(self._asked))
+    def copy(self) -> SharedCost:
+        """An independent copy; results already counted are not counted again."""
+        return SharedCost(self.charged, self.spent, set(self._counted))
 
-    def add(self, key: _Key, seconds: float, made_now: bool) -> None:
-        """A result was asked for, which took `seconds`, and was made during the call or before."""
-        self.spent += seconds if made_now else 0.0
-        if key not in self._asked:
-            self._asked.add(key)
+    def add(self, key: _Key, seconds: float, computed: bool) -> None:
+        """Counts a result that took `seconds`; `computed` if in this call, rather than earlier."""
+        self.spent += seconds if computed else 0.0
+        if key not in self._counted:
+            self._counted.add(key)
             self.charged += seconds
 
 
 @dataclass(frozen=True)
-class _Made:
-    arguments: _Key  # kept, so that no id is used again
+class _Entry:
+    arguments: _Key  # keeps the objects alive, so that their ids stay unique
     result: Any
     seconds: float
     versions: tuple[tuple[torch.Tensor, int], ...]
 
 
-class Shared:
-    """What several reducers compute from one weight alone, such as its Gram matrix: computed once, for all of them."""
+class SharedResults:
+    """Results computed from a weight, such as its Gram matrix, shared by several reducers."""
 
     def __init__(self) -> None:
-        self._made: dict[_Key, _Made] = {}
-        self._bill: Bill | None = None
+        self._entries: dict[_Key, _Entry] = {}
+        self._cost: SharedCost | None = None
 
     def once(self, make: Callable[..., _T], *arguments: Any) -> _T:
-        """`make(*arguments)`, from memory where it was asked before with the very same objects.
+        """`make(*arguments)`, computed once for the same objects.
 
-        The time that a result took is part of every reducer's own that asks for it.
+        The time of the computation counts for every reducer that uses the result.
 
         Args:
-            make: a function of a module, which draws nothing at random; its result is not to be written to.
-            arguments: the weight, statistics, what `once` returned, plain values.
+            make: a deterministic module-level function; its result must not be written to.
+            arguments: the weight, statistics, results of `once`, plain values.
         """
-        # By identity: comparing tensors costs as much as some results.
+        # Keyed by identity: comparing tensors would take as long as some computations.
         plain = int | float | str | None
         key = (make, *((type(a), a) if isinstance(a, plain) else ("object", id(a)) for a in arguments))
-        new = key not in self._made
+        new = key not in self._entries
         if new:
-            self._made[key] = _make(make, arguments)
-        made = self._made[key]
-        if self._bill is not None:
-            self._bill.add(key, made.seconds, new)
-        result: _T = made.result
+            self._entries[key] = _compute(make, arguments)
+        entry = self._entries[key]
+        if self._cost is not None:
+            self._cost.add(key, entry.seconds, new)
+        result: _T = entry.result
         return result
 
     @contextmanager
-    def billed(self, bill: Bill) -> Iterator[None]:
-        """What is asked for within is charged to `bill`."""
-        before, self._bill = self._bill, bill
+    def counted_in(self, cost: SharedCost) -> Iterator[None]:
+        """Counts the results that are used inside the context in `cost`."""
+        before, self._cost = self._cost, cost
         try:
             yield
         finally:
-            self._bill = before
+            self._cost = before
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the results take."""
+        """Bytes of all results; shared storage counts once."""
         stored = {
             tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-            for made in self._made.values()
-            for tensor, _ in made.versions
+            for entry in self._entries.values()
+            for tensor, _ in entry.versions
         }
         return sum(stored.values())
 
-    def written_to(self) -> str | None:
-        """The name of a function whose result is no longer what it returned; None where all are as they were."""
-        for (make, *_), made in self._made.items():
-            if any(tensor._version != version for tensor, version in made.versions):
+    def modified(self) -> str | None:
+        """The name of a function whose result was written to; None if no result was."""
+        for (make, *_), entry in self._entries.items():
+            if any(tensor._version != version for tensor, version in entry.versions):
                 return str(getattr(make, "__name__", make))
         return None
 
 
-def _make(make: Callable[..., Any], arguments: _Key) -> _Made:
+def _compute(make: Callable[..., Any], arguments: _Key) -> _Entry:
     import torch
 
     from lrbench.system.device import synchronize
@@ -116,15 +116,15 @@ def _make(make: Callable[..., Any], arguments: _Key) -> _Made:
 
     synchronized()
     started = time.perf_counter()
-    with torch.inference_mode(False), torch.no_grad():  # a tensor made in inference mode has no version to check
+    with torch.inference_mode(False), torch.no_grad():  # inference tensors have no version counter
         result = make(*arguments)
     synchronized()
     seconds = time.perf_counter() - started
-    return _Made(arguments, result, seconds, tuple((tensor, tensor._version) for tensor in _tensors(result)))
+    return _Entry(arguments, result, seconds, tuple((tensor, tensor._version) for tensor in _tensors(result)))
 
 
 def _tensors(value: Any, seen: set[int] | None = None) -> Iterator[torch.Tensor]:
-    """All tensors in a result: of tuples, lists, mappings, and objects with attributes."""
+    """All tensors in a result, also inside tuples, lists, mappings and objects with attributes."""
     import torch
 
     seen = set() if seen is None else seen

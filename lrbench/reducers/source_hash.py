@@ -1,7 +1,7 @@
-"""Hashes of code, so that rows are reused until the code that made them changes what it does.
+"""Hashes of code, so that rows are reused until code that affects their results changes.
 
-A Python file counts as its syntax tree. Comments, docstrings, blank lines and line breaks are not in it: changing them
-keeps all rows. Everything else counts, the order of definitions and the text of messages included.
+A Python file is hashed as its syntax tree, without comments, docstrings and layout. Everything else counts, including
+the order of definitions and the text of messages.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from lrbench.reducers.base import Reducer
 
 _LRBENCH = Path(__file__).parent.parent
-#: packages of lrbench that decide what every reducer's edits are
+#: packages of lrbench that affect the result of every reducer
 _PACKAGES = ("linalg", "reducers", "reduction")
-#: within them, what decides no number: conformance checks, and finding plugins
+#: modules in them that affect no result: conformance checks, and the registry
 _EXCLUDED = ("reducers/registry.py", "reducers/testing/")
-#: fields of a syntax tree that say how the source is written, or follow from a node's place in the tree
+#: fields of a syntax tree that depend on spelling, or follow from a node's position
 _IGNORED = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
 
 
 def source_hash(reducer: type[Reducer]) -> str:
     """SHA-256 (hex) of the code that defines a reducer's result.
 
-    That is lrbench's `linalg`, `reducers` and `reduction`, and the files of the class and of the classes it derives
-    from. Other files that a plugin imports are not seen: it should keep to one file.
+    It covers lrbench's `linalg`, `reducers` and `reduction`, and the files of the class and its base classes. Other
+    files that a plugin imports are not covered, so a plugin should be a single file.
 
     Raises:
         PluginError: the source cannot be read.
@@ -74,18 +74,18 @@ def _file_hash(path: Path) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _tree_hash(source: bytes) -> bytes:
-    """SHA-256 of Python source as a syntax tree. Raises SyntaxError or ValueError where it is none."""
+    """SHA-256 of Python source as a syntax tree. Raises SyntaxError or ValueError: the source is invalid."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they were shown when the file was imported
+        warnings.simplefilter("ignore")  # already shown when the file was imported
         tree = ast.parse(source)
     return hashlib.sha256("\n".join(_normal_form(tree)).encode()).digest()
 
 
 def _normal_form(tree: ast.AST) -> Iterator[str]:
-    """The tree's nodes, one line each, so that different trees give different lines.
+    """A tree in lines, one per node, such that different trees differ.
 
-    Like `ast.dump`, but the same in all versions of Python: what is empty is left out, so that fields that a version
-    adds change nothing while they are unused. Without recursion, since a long sum is a deep tree.
+    Like `ast.dump`, but equal in all versions of Python: empty fields are left out, so that fields added by a newer
+    version have no effect until used. Iterative, since a long sum is a deep tree.
     """
     pending: list[Any] = [tree]
     while pending:
@@ -101,10 +101,10 @@ def _normal_form(tree: ast.AST) -> Iterator[str]:
             entries = [entry for entry in item if not _is_text(entry)]
             yield f"[{len(entries)}]"
             pending += entries
-        else:  # a name, a number of a node's own, or nothing: the key of `**mapping`
+        else:  # a name, a number in a node, or None: the key of `**mapping`
             yield ascii(item)
 
 
 def _is_text(node: Any) -> bool:
-    """Whether a statement is a string and no more: a docstring, or a comment written as one."""
+    """Whether a statement is a bare string: a docstring, or a comment written as one."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

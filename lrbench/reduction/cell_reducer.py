@@ -17,7 +17,7 @@ from lrbench.linalg import WeightedSpectrum, optimal_errors, output_error, root
 from lrbench.models.slots import WeightSlot
 from lrbench.reducers.factors import Dense, Factors, LowRank
 from lrbench.reducers.ranks import WHOLE, AllocationKind, RankRequest, closed_rank, find_rank, ranks_to_prepare
-from lrbench.reducers.shared_results import Shared
+from lrbench.reducers.shared_results import SharedResults
 from lrbench.reduction.allocation.budget import Budget, RankOptions, options_by_shape
 from lrbench.reduction.allocation.loss_curves import (
     LossMeasure,
@@ -284,7 +284,7 @@ class CellReducer:
         """The slot's cached working copy."""
         if slot.name not in self._copies:
             base = None if self._base is None else base_weight(self._base.slot(slot), slot.read())
-            self._copies[slot.name] = WorkingCopy(reduced_matrix(slot, base), Shared(), base)
+            self._copies[slot.name] = WorkingCopy(reduced_matrix(slot, base), SharedResults(), base)
         self._copies.move_to_end(slot.name)
         return self._copies[slot.name]
 

@@ -17,7 +17,7 @@ from lrbench.reducers.base import Context, Prepared
 from lrbench.reducers.factors import Dense, Factors
 from lrbench.reducers.output_check import validate_factors
 from lrbench.reducers.ranks import RankRequest
-from lrbench.reducers.shared_results import Bill, Shared
+from lrbench.reducers.shared_results import SharedCost, SharedResults
 from lrbench.reduction.plan import Method
 from lrbench.reduction.reduced_weight import Reduction, working_dtype
 from lrbench.results.rows import Edit
@@ -33,7 +33,7 @@ class WorkingCopy:
     """The cached working copy of a slot's weight or update, with the results that reducers share."""
 
     weight: torch.Tensor  # (out, in)
-    shared: Shared
+    shared: SharedResults
     base: torch.Tensor | None = None  # (out, in); the base's weight if `weight` is an update, in the model's dtype
 
     @property
@@ -68,7 +68,7 @@ class Preparation:
 
     prepared: Prepared
     seconds: float
-    bill: Bill
+    cost: SharedCost
 
 
 class WeightJob:
@@ -104,16 +104,16 @@ class WeightJob:
     def prepare(self, ranks: Sequence[int]) -> Preparation:
         """Runs and times the preparation for `ranks`."""
         context = dataclasses.replace(self.context(), shared=self.shared)
-        bill = Bill()
+        cost = SharedCost()
         seconds, prepared = self._timed(
-            "prepare", lambda: self.method.reducer.prepare(self.weight, ranks, context), bill
+            "prepare", lambda: self.method.reducer.prepare(self.weight, ranks, context), cost
         )
-        return Preparation(prepared, seconds, bill)
+        return Preparation(prepared, seconds, cost)
 
     def at_rank(self, preparation: Preparation, rank: int) -> tuple[Factors, float, dict[str, Any]]:
         """Checked factors, seconds including the preparation's, and the parameters that the method chose."""
-        bill = preparation.bill.copy()  # the preparation's charges are included in its seconds
-        seconds, factors = self._timed(f"rank {rank}", lambda: preparation.prepared.at_rank(rank), bill)
+        cost = preparation.cost.copy()  # the preparation's charges are included in its seconds
+        seconds, factors = self._timed(f"rank {rank}", lambda: preparation.prepared.at_rank(rank), cost)
         chosen = dict(preparation.prepared.chosen(rank))
         for name, value in chosen.items():
             if not (isinstance(name, str) and isinstance(value, str | int | float | bool)):
@@ -180,12 +180,12 @@ class WeightJob:
         placed = reduction.matrix().to(self.slot.tensor().dtype).to(self.weight.dtype)
         return placed if self._base is None else placed - self._base.to(self.weight.dtype)
 
-    def _timed(self, stage: str, call: Callable[[], _T], bill: Bill) -> tuple[float, _T]:
+    def _timed(self, stage: str, call: Callable[[], _T], cost: SharedCost) -> tuple[float, _T]:
         """Seconds of a call and its result. Shared results are charged in full, even if another method made them."""
-        charged, spent = bill.charged, bill.spent
+        charged, spent = cost.charged, cost.spent
         synchronize(self.weight.device)
         try:
-            with process_state_kept(), self.shared.billed(bill):
+            with process_state_kept(), self.shared.counted_in(cost):
                 started = time.perf_counter()
                 result = call()
                 synchronize(self.weight.device)
@@ -201,11 +201,11 @@ class WeightJob:
             raise ReducerError(
                 f"{self.slot.name}: {self.method.label} writes to the statistics it is given; clone them first"
             )
-        if written := self.shared.written_to():
+        if written := self.shared.modified():
             raise ReducerError(
                 f"{self.slot.name}: {self.method.label} writes to the shared result {written}; clone it first"
             )
-        return elapsed - (bill.spent - spent) + (bill.charged - charged), result
+        return elapsed - (cost.spent - spent) + (cost.charged - charged), result
 
 
 @contextlib.contextmanager

@@ -194,10 +194,10 @@ def test_positions_loaded_into_a_module_are_used():
             r"left must be \(J, L, K, r\) and right \(K, J, r, I\)",
         ),
         (BlockDiagonalProduct(normal(2, 3, 6), normal(3, 2, 2, 3), 5, 7), "left must have 4 dimensions, not 3"),
-        (BlockDiagonalProduct(normal(2, 3, 3, 2), normal(3, 2, 2, 3), 7, 7), "out_features is 7, which 2 blocks of 3"),
-        (BlockDiagonalProduct(normal(2, 3, 3, 2), normal(3, 2, 2, 3), 5, 6), "in_features is 6, which 3 blocks of 3"),
+        (BlockDiagonalProduct(normal(2, 3, 3, 2), normal(3, 2, 2, 3), 7, 7), "does not fit 2 groups of 3"),
+        (BlockDiagonalProduct(normal(2, 3, 3, 2), normal(3, 2, 2, 3), 5, 6), "does not fit 3 groups of 3"),
         (ClusteredLowRank(normal(8), normal(3, 7), torch.arange(5), (3, 2), (2, 2)), "ranks add up to 4"),
-        (ClusteredLowRank(normal(7), normal(3, 7), torch.arange(5), (3, 2), (2, 1)), "ask for 8 numbers in left"),
+        (ClusteredLowRank(normal(7), normal(3, 7), torch.arange(5), (3, 2), (2, 1)), "imply 8 entries in left"),
         (ClusteredLowRank(normal(8), normal(3, 7), torch.arange(5), (3, 2), (3,)), "2 sizes, but 1 ranks"),
         (ClusteredLowRank(normal(8), normal(3, 7), torch.arange(5), (3.0, 2), (2, 1)), "sizes must be whole numbers"),
         (
@@ -261,7 +261,7 @@ def test_where_the_rank_is_not_of_the_weight_factors_are_held_against_their_size
     assert factors.rank == 5
     assert validate_factors(factors, (5, 7), 2, OfBlocks()) is factors
     assert validate_factors(factors, (5, 7), 3, OfBlocks()) is factors
-    with pytest.raises(ReducerError, match="stores 72 numbers at rank 1, but its stored_numbers says 36"):
+    with pytest.raises(ReducerError, match="stores 72 parameters at rank 1, but its stored_numbers says 36"):
         validate_factors(factors, (5, 7), 1, OfBlocks())
 
 
@@ -279,10 +279,10 @@ class Halves(Reducer):
         (normal(5, 7), "returned a torch.Tensor; return lrbench factors"),
         (LowRank(normal(7, 3), normal(3, 5)), r"shape \(7, 5\) for a weight of shape \(5, 7\)"),
         (LowRank(normal(5, 3), normal(2, 7)), "inconsistent factors: LowRank: left is"),
-        (LowRank(normal(5, 4), normal(4, 7)), "rank 4 where rank 3 was asked"),
+        (LowRank(normal(5, 4), normal(4, 7)), "rank 4 where rank 3 was requested"),
         (LowRank(normal(5, 3) / 0, normal(3, 7)), "NaN or Inf in left at rank 3"),
         (Dense(normal(5, 7)), None),
-        (ColumnSubset(normal(5, 3), torch.arange(3), in_features=7), "stores 15 numbers at rank 3, but .* says 36"),
+        (ColumnSubset(normal(5, 3), torch.arange(3), in_features=7), "stores 15 parameters at rank 3, but .* says 36"),
     ],
 )
 def test_the_harness_says_what_is_wrong_with_an_output_and_names_the_reducer(output, message):

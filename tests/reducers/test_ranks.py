@@ -151,7 +151,7 @@ def test_a_keep_below_rank_one_says_the_smallest_and_that_one_works(reducer):
     with pytest.raises(ReducerError) as caught:
         found(RankRequest("keep", 0.01), reducer, matrix(12, 20))
     assert str(caught.value) == (
-        f"w: keep 0.01 is too small for rank 1 of {reducer.name}, which stores 32 numbers for 12 x 20; "
+        f"w: keep 0.01 is too small for rank 1 of {reducer.name}, which stores 32 parameters for 12 x 20; "
         "the smallest possible keep is 0.1334"
     )
     assert found(RankRequest("keep", 0.1334), reducer, matrix(12, 20))[0] == 1
@@ -177,7 +177,7 @@ def test_a_rank_above_the_maximum_is_refused_and_never_clamped():
         closed_rank(RankRequest("rank", 13), TwoFactors(), slot((12, 20), "model.layers.3.mlp.down_proj.weight"))
     assert str(caught.value) == (
         "model.layers.3.mlp.down_proj.weight: rank 13 is above 12, the largest rank of two-factors for 12 x 20; "
-        "ask for at most 12, or use `fraction` or `keep`"
+        "request at most 12, or use `fraction` or `keep`"
     )
     with pytest.raises(ReducerError, match=r"rank 12 \(fraction 1\) is above 6, the largest rank of half"):
         closed_rank(RankRequest("fraction", 1.0), Half(), slot((12, 20)))
@@ -259,7 +259,7 @@ def test_a_wrong_number_of_errors_is_refused():
     reducer, slot = Mumbles(), Slot("w", None, None, (4, 4))
     prepared = reducer.prepare(W, [4], Context.seeded(slot, reducer))
     prepared.errors = lambda ranks: [0.0, 0.0]
-    with pytest.raises(ReducerError, match="w: mumbles gave 2 errors for 1 ranks"):
+    with pytest.raises(ReducerError, match="w: mumbles returned 2 errors for 1 ranks"):
         find_rank(RankRequest("error", 0.5), reducer, slot, None, W, prepared)
 
 
@@ -309,9 +309,9 @@ def test_a_rank_of_the_weight_is_not_asked_of_a_method_that_counts_other_ranks(r
 
 
 def test_a_remedy_is_one_that_the_method_can_take():
-    with pytest.raises(ReducerError, match=r"ask for at most 12, or use `keep` or `error`$"):
+    with pytest.raises(ReducerError, match=r"request at most 12, or use `keep` or `error`$"):
         closed_rank(RankRequest("rank", 13), OfBlocks(), slot((12, 20)))
-    with pytest.raises(ReducerError, match=r"ask for at most 12, or use `fraction` or `keep`$"):
+    with pytest.raises(ReducerError, match=r"request at most 12, or use `fraction` or `keep`$"):
         closed_rank(RankRequest("rank", 13), TwoFactors(), slot((12, 20)))
 
 
@@ -319,8 +319,8 @@ def test_no_keep_is_proposed_where_rank_one_stores_more_than_the_weight():
     with pytest.raises(ReducerError) as caught:
         closed_rank(RankRequest("keep", 0.5), TwoFactors(), slot((1, 6)))
     assert str(caught.value) == (
-        "w: two-factors stores 7 numbers for 1 x 6 at rank 1, more than the 6 of the weight itself: at no rank is it "
-        "smaller; leave it out for weights of this shape"
+        "w: two-factors stores 7 parameters for 1 x 6 at rank 1, more than the 6 of the weight itself: at no rank is "
+        "it smaller; leave it out for weights of this shape"
     )
     with pytest.raises(ReducerError, match=r"the smallest possible keep is 1$"):  # that of 2 x 2 stores as many
         closed_rank(RankRequest("keep", 0.5), TwoFactors(), slot((2, 2)))

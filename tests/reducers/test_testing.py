@@ -391,7 +391,7 @@ CASES = [
     (NotANumber, FORM, "NaN or Inf in left"),
     (DividesByZero, "copes with", "zeros"),
     (LiesAboutSize, FORM, "stored_numbers says"),
-    (RankTooHigh, FORM, "was asked"),
+    (RankTooHigh, FORM, "was requested"),
     (Promotes, FORM, "for a weight of torch.float32"),
     (ReturnsATensor, FORM, "return lrbench factors"),
     (Raises, FORM, "RuntimeError: no luck today"),
@@ -404,18 +404,18 @@ CASES = [
     (ReadsMemoryOrder, "not contiguous", "differ by"),
     (SharedRanks, "whichever other ranks", "alone and among"),
     (ReducesOtherwise, "by reduce as by prepare", "differ by"),
-    (WrongErrors, "knows its errors", "errors says"),
+    (WrongErrors, "has correct errors()", "errors() states"),
     (Inexact, "to be exact", "differ by"),
     (Suboptimal, "the Eckart-Young optimum, and attains", "the optimum is"),
-    (NotMonotone, "never grows", "the error grows"),
+    (NotMonotone, "does not increase", "the error grows"),
     (NotColumns, "made of columns", "LowRank does not hold columns"),
     (MixedColumns, "made of columns", "scaled columns"),
     (Shrinks, "reducing again", "differ by"),
     (Thresholds, "a multiple of the weight", "differ by"),
     (NotRows, "made of rows", "LowRank does not hold rows"),
     (RoundedRows, "made of rows", "not those of W, bit by bit"),
-    (ChoosesAfresh, "a rank extends the one below", "not the beginning"),
-    (TurnsWithTheRank, "a rank extends the one below", "outside the next rank"),
+    (ChoosesAfresh, "a larger rank extends a smaller one", "not a prefix"),
+    (TurnsWithTheRank, "a larger rank extends a smaller one", "outside the next rank"),
     (CarelessFit, "least-squares", "in the residual"),
     (NoSkeleton, "least-squares", "no skeleton"),
     (OneSided, "the transpose", "differ by"),
@@ -424,7 +424,7 @@ CASES = [
     (TrustsTheFirst, "takes shared results", "from shared results"),
     (Deaf, "another result for correlated", "does not depend on second_moment"),
     (HearsTheVolume, "another result for correlated", "statistics times 16"),
-    (HalfDeaf, "least output error", "the optimum is"),
+    (HalfDeaf, "smallest output error", "the optimum is"),
     (Tampers, "does not write to the statistics", "second_moment was written to"),
     (Inverts, "always zero", "LinAlgError"),
 ]
@@ -480,7 +480,7 @@ def test_a_sound_reducer_passes_and_says_what_was_skipped_and_why():
     results = check_reducer(Sound)
     assert [r for r in results if not r.passed] == []
     assert [(r.name, r.skipped) for r in results if r.skipped] == [
-        ("knows its errors where it says it does", "errors is not given; errors are measured on the factors")
+        ("has correct errors() where it has any", "errors() is not given; errors are measured on the factors")
     ]
 
 
@@ -562,7 +562,7 @@ def test_a_result_better_than_the_optimum_is_found_out():
             # Claims rank 1 but stores W, flattened into factors of the wrong rank.
             return lrbench.LowRank(weight, torch.eye(weight.shape[1], dtype=weight.dtype))
 
-    assert any("was asked" in result.detail for result in check_reducer(Cheats))
+    assert any("was requested" in result.detail for result in check_reducer(Cheats))
 
 
 def test_calibrated_reducers_are_given_the_statistics_they_need():

@@ -9,7 +9,7 @@ import lrbench
 from lrbench import linalg
 from lrbench.reducers.ranks import RankRequest
 from lrbench.reducers.registry import Registry
-from lrbench.reducers.shared_results import Bill, Shared
+from lrbench.reducers.shared_results import SharedCost, SharedResults
 from lrbench.reduction.cell_reducer import CellReducer
 from lrbench.reduction.plan import Cell, Method
 
@@ -20,7 +20,7 @@ def slow_double(W):
 
 
 def test_a_result_is_made_once_for_the_same_objects_and_again_for_others():
-    shared, W = Shared(), torch.ones(3)
+    shared, W = SharedResults(), torch.ones(3)
     calls = []
 
     def make(*arguments):
@@ -38,17 +38,17 @@ def test_a_result_is_made_once_for_the_same_objects_and_again_for_others():
 
 
 def test_whoever_asks_is_charged_once_what_the_result_took_and_only_its_maker_spent_it():
-    shared, W = Shared(), torch.ones(3)
-    maker, finder = Bill(), Bill()
-    with shared.billed(maker):
+    shared, W = SharedResults(), torch.ones(3)
+    maker, finder = SharedCost(), SharedCost()
+    with shared.counted_in(maker):
         shared.once(slow_double, W)
         shared.once(slow_double, W)
-    with shared.billed(finder):
+    with shared.counted_in(finder):
         shared.once(slow_double, W)
     assert 0.3 <= maker.charged == maker.spent == finder.charged
     assert finder.spent == 0
     rank = finder.copy()
-    with shared.billed(rank):
+    with shared.counted_in(rank):
         shared.once(slow_double, W)
     assert rank.charged == finder.charged
     shared.once(slow_double, W)  # on no bill
@@ -56,7 +56,7 @@ def test_whoever_asks_is_charged_once_what_the_result_took_and_only_its_maker_sp
 
 
 def test_a_failed_result_is_not_kept():
-    shared, outcomes = Shared(), iter([ZeroDivisionError, None])
+    shared, outcomes = SharedResults(), iter([ZeroDivisionError, None])
 
     def make():
         if error := next(outcomes):
@@ -71,17 +71,17 @@ def test_a_failed_result_is_not_kept():
 @pytest.mark.parametrize("write", [lambda r: r.add_(1), lambda r: r[:1].zero_(), lambda r: r.T.mul_(2)])
 @pytest.mark.parametrize("wrap", [lambda r: r, lambda r: (1, [r]), lambda r: {"a": r}, lambda r: Held(r)])
 def test_writing_to_a_result_is_found_out_wherever_it_is_held(write, wrap):
-    shared, inner = Shared(), torch.ones(3, 3)
+    shared, inner = SharedResults(), torch.ones(3, 3)
 
     def make():
         return wrap(inner)
 
     shared.once(make)
-    assert shared.written_to() is None
+    assert shared.modified() is None
     with torch.inference_mode():
         shared.once(linalg.gram, torch.ones(2, 2))
     write(inner)
-    assert shared.written_to() == "make"
+    assert shared.modified() == "make"
 
 
 class Held:
@@ -90,7 +90,7 @@ class Held:
 
 
 def test_memory_counts_every_storage_once():
-    shared, W = Shared(), torch.ones(100, dtype=torch.float64)
+    shared, W = SharedResults(), torch.ones(100, dtype=torch.float64)
     shared.once(lambda A: (A, A[:10]), W)
     assert shared.nbytes == 800
 

@@ -203,7 +203,7 @@ def test_cells_are_ordered_by_the_first_block_and_ranks_stand_together():
         ("factors-raise", "no dense today"),
         ("exits", "SystemExit: 3"),
         ("writes-data", "writes to the weight it is given"),
-        ("size-lies", "say they store 1 numbers, and hold"),
+        ("size-lies", "state 1 stored parameters, but hold"),
         ("too-good", "where no matrix"),
         ("unsupportive", "supports() failed: KeyError"),
     ],

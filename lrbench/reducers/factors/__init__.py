@@ -1,7 +1,7 @@
-"""Factors: structured stand-ins for a weight `W` of shape (out, in), which know their own size and cost.
+"""Factors: structured approximations of a weight `W` of shape (out, in), with their size and cost.
 
-Conventions: `out, in = W.shape`, `y = W x`; `k` is the rank. Tensors of numbers are floating, tensors of positions are
-integer, and only the first are counted as numbers, cast by `to`, or trained in a `module`.
+Conventions: `out, in = W.shape`, `y = W x`; `k` is the rank. Floating tensors hold parameters, integer tensors hold row
+or column positions; only floating tensors count as parameters, are cast by `to`, and are trained in a `module`.
 """
 
 from lrbench.reducers.factors.base import INDEX_BYTES, Factors

@@ -1,4 +1,4 @@
-"""What all factors have in common: they apply, count, check, cast, save and load themselves by their fields."""
+"""The base class of factors, which counts, checks, casts, saves and loads them by their fields."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch import Tensor
 if TYPE_CHECKING:
     from lrbench.reducers.factors.layer import FactoredLinear
 
-#: Bytes that one stored position costs, in `stored_bytes` and in files.
+#: Bytes per stored position, in `stored_bytes` and in files.
 INDEX_BYTES = 4
 
 
 class Factors(ABC):
-    """What a reducer returns. A subclass is a frozen dataclass of tensors, and of plain values that JSON can hold.
+    """The result of a reducer. A subclass is a frozen dataclass of tensors and plain values that JSON can hold.
 
-    A subclass gives `shape`, `rank`, `apply` and what `_check` must know; everything else follows from its fields.
+    It defines `shape`, `rank`, `apply` and, if fields can contradict each other, `_check`.
     """
 
     _types: ClassVar[dict[str, type[Factors]]] = {}
@@ -34,12 +34,12 @@ class Factors(ABC):
     @property
     @abstractmethod
     def shape(self) -> tuple[int, int]:
-        """(out, in) of the matrix stood in for."""
+        """(out, in) of the approximated matrix."""
 
     @property
     @abstractmethod
     def rank(self) -> int:
-        """An upper bound of the rank of `dense()`, read off the shapes."""
+        """An upper bound of the rank of `dense()`, from the shapes of the factors."""
 
     @abstractmethod
     def apply(self, x: Tensor) -> Tensor:
@@ -52,12 +52,12 @@ class Factors(ABC):
             (..., out).
         """
 
-    def _check(self) -> None:  # noqa: B027  (a type with one field has nothing to contradict)
-        """Raises ValueError where the fields, known to be of the right kinds and dimensions, contradict each other."""
+    def _check(self) -> None:  # noqa: B027  (types with one field need no check)
+        """Raises ValueError if fields contradict each other. Their types and dimensions are already checked."""
 
     @property
     def multiply_adds(self) -> int:
-        """Multiply-adds to apply the factors to one token: each stored number is used once."""
+        """Multiply-adds to apply the factors to one token: one per stored parameter."""
         return self.stored_numbers
 
     def dense(self) -> Tensor:
@@ -66,33 +66,33 @@ class Factors(ABC):
         return self.apply(torch.eye(self.shape[1], dtype=dtype, device=device)).T
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by name: floating ones are numbers, integer ones are positions."""
+        """All tensors by name: floating tensors hold parameters, integer tensors positions."""
         return {name: value for name, value in self._fields().items() if isinstance(value, Tensor)}
 
     def _fields(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
 
-    def _numbers(self) -> list[Tensor]:
+    def _parameters(self) -> list[Tensor]:
         return [tensor for tensor in self.tensors().values() if tensor.is_floating_point()]
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the numbers."""
-        return self._numbers()[0].dtype
+        """The dtype of the floating tensors."""
+        return self._parameters()[0].dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the numbers are."""
-        return self._numbers()[0].device
+        """The device of the tensors."""
+        return self._parameters()[0].device
 
     @property
     def stored_numbers(self) -> int:
-        """How many floating numbers are stored; positions are not counted."""
-        return sum(tensor.numel() for tensor in self._numbers())
+        """The number of stored parameters; positions are not counted."""
+        return sum(tensor.numel() for tensor in self._parameters())
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of all numbers in their dtype, and of all positions at `INDEX_BYTES` each."""
+        """Bytes of all parameters in their dtype, and of all positions at `INDEX_BYTES` each."""
         return sum(
             tensor.numel() * (tensor.element_size() if tensor.is_floating_point() else INDEX_BYTES)
             for tensor in self.tensors().values()
@@ -107,7 +107,7 @@ class Factors(ABC):
         return dataclasses.replace(self, **moved)  # type: ignore[type-var]
 
     def check(self) -> Factors:
-        """Returns these factors if they are consistent.
+        """Returns the factors if they are consistent.
 
         Raises:
             ValueError: a tensor has the wrong number of dimensions, dtype or device; shapes contradict each other;
@@ -140,16 +140,16 @@ class Factors(ABC):
         return frozenset()
 
     def _dimensions(self) -> dict[str, int]:
-        """How many dimensions a tensor has, by name, where it is not 2 for numbers and 1 for positions."""
+        """Numbers of dimensions by field, if not 2 for parameters and 1 for positions."""
         return {}
 
     def settings(self) -> dict[str, Any]:
-        """The fields that are no tensors: plain values that JSON can hold."""
+        """The fields other than tensors: plain values that JSON can hold."""
         return {name: value for name, value in self._fields().items() if not isinstance(value, Tensor)}
 
     @staticmethod
     def made(kind: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Factors:
-        """Factors from `tensors()` as they were stored, and `settings()`; positions become int64.
+        """Factors from stored `tensors()` and `settings()`; positions become int64.
 
         Raises:
             ValueError: an unknown type, or fields that do not fit it.
@@ -163,13 +163,13 @@ class Factors(ABC):
             raise ValueError(str(error)) from error
 
     def module(self, bias: Tensor | None = None) -> FactoredLinear:
-        """An `nn.Module` whose forward is `apply`, plus `bias` (out,) where given."""
+        """An `nn.Module` whose forward is `apply` plus `bias` (out,), if not None."""
         from lrbench.reducers.factors.layer import FactoredLinear
 
         return FactoredLinear(self, bias)
 
     def save(self, path: str | Path) -> None:
-        """Writes a safetensors file whose header names the type; positions take `INDEX_BYTES` each."""
+        """Writes a safetensors file whose header has the type and settings; positions take `INDEX_BYTES` each."""
         from safetensors.torch import save_file
 
         tensors = {
@@ -181,7 +181,7 @@ class Factors(ABC):
 
     @classmethod
     def load(cls, path: str | Path) -> Factors:
-        """Reads what `save` wrote, whichever type of factors it was.
+        """Reads factors of any type from a file written by `save`.
 
         Raises:
             ValueError: the file is not safetensors, not from `save`, of an unknown type, or inconsistent.
@@ -204,16 +204,16 @@ class Factors(ABC):
             raise ValueError(f"{path}: {error}") from error
 
 
-def agree(condition: bool, message: str) -> None:
-    """Raises ValueError with the message unless the condition holds."""
+def require(condition: bool, message: str) -> None:
+    """Raises ValueError(message) if the condition is false."""
     if not condition:
         raise ValueError(message)
 
 
 def check_positions(name: str, positions: Tensor, count: int, size: int) -> None:
-    """Raises ValueError unless positions are `count` different ones below `size`."""
-    agree(len(positions) == count, f"{name} has {len(positions)} entries for {count} rows or columns")
+    """Raises ValueError unless `positions` holds `count` distinct positions below `size`."""
+    require(len(positions) == count, f"{name} has {len(positions)} entries for {count} rows or columns")
     if count:
         low, high = int(positions.min()), int(positions.max())
-        agree(low >= 0 and high < size, f"{name} holds {low if low < 0 else high}, out of range 0..{size - 1}")
-        agree(len(positions.unique()) == count, f"{name} holds a position twice")
+        require(low >= 0 and high < size, f"{name} holds {low if low < 0 else high}, out of range 0..{size - 1}")
+        require(len(positions.unique()) == count, f"{name} holds a position twice")

@@ -1,6 +1,6 @@
 """Factors of many blocks: products of two block-diagonal matrices (Monarch), and clusters of rows."""
 
-# ruff: noqa: D102  (what every type of factors answers is documented once, by `Factors`)
+# ruff: noqa: D102  (inherited methods are documented in `Factors`)
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lrbench.reducers.factors.base import Factors, agree, check_positions
+from lrbench.reducers.factors.base import Factors, check_positions, require
 
 
 @dataclass(frozen=True, eq=False)
 class BlockDiagonalProduct(Factors):
     """W ≈ a block-diagonal matrix, a permutation, and a second block-diagonal matrix: a Monarch matrix of rank r.
 
-    The inputs are cut into K runs of I, the outputs dealt out to J hands of L: input k·I + i is the i-th of run k,
-    output l·J + j the l-th of hand j. Each pair of a run and a hand is a block of W, stored at rank r:
+    The inputs form K groups of I consecutive ones, the outputs J groups of L with stride J: input k·I + i is the i-th
+    of input group k, output l·J + j the l-th of output group j. Each pair of groups is a block of W of rank r:
 
         W[l·J + j, k·I + i] ≈ Σ_s left[j, l, k, s] · right[k, j, s, i]
 
-    `right` maps each run to r numbers for each hand, `left` each hand's K·r numbers to its outputs. Where a size is no
-    multiple of its number of blocks, the last entries of some blocks stand for nothing; they are stored all the same.
+    `right` maps each input group to r values per output group, `left` the K·r values of each output group to its
+    outputs. If a size is not a multiple of its number of groups, some blocks are padded; the padding is stored.
 
-    Dao and others, "Monarch: expressive structured matrices", 2022 (arXiv 2204.00595), section 3.1, there with r = 1.
+    Dao and others, "Monarch: expressive structured matrices", 2022 (arXiv 2204.00595), section 3.1, with r = 1.
 
     Attributes:
         left: (J, L, K, r).
         right: (K, J, r, I).
-        out_features: how many outputs there are, at most J·L.
-        in_features: how many inputs there are, at most K·I.
+        out_features: the number of outputs, at most J·L.
+        in_features: the number of inputs, at most K·I.
     """
 
     left: Tensor
@@ -43,12 +43,12 @@ class BlockDiagonalProduct(Factors):
 
     @property
     def blocks(self) -> tuple[int, int]:
-        """(J, K): groups of outputs, and of inputs."""
+        """(J, K): the number of output groups and of input groups."""
         return self.left.shape[0], self.right.shape[0]
 
     @property
     def block_rank(self) -> int:
-        """r, of each block."""
+        """r, the rank of each block."""
         return self.left.shape[3]
 
     @property
@@ -57,7 +57,7 @@ class BlockDiagonalProduct(Factors):
 
     @property
     def rank(self) -> int:
-        """At most r for each block, and at most what a row or a column of blocks has room for."""
+        """An upper bound: each block has rank r, and each row or column of blocks at most its size."""
         J, L, K, r = self.left.shape
         I = self.right.shape[3]  # noqa: E741
         return min(self.out_features, self.in_features, J * min(L, K * r), K * min(I, J * r))
@@ -65,11 +65,11 @@ class BlockDiagonalProduct(Factors):
     def apply(self, x: Tensor) -> Tensor:
         J, L, K, r = self.left.shape
         I = self.right.shape[3]  # noqa: E741
-        runs = pad(x, (0, K * I - self.in_features)).reshape(-1, K, I).transpose(0, 1)  # (K, tokens, I)
-        inner = runs @ self.right.reshape(K, J * r, I).transpose(1, 2)  # (K, tokens, J r)
-        dealt = inner.reshape(K, -1, J, r).permute(2, 1, 0, 3).reshape(J, -1, K * r)  # (J, tokens, K r)
-        hands = dealt @ self.left.reshape(J, L, K * r).transpose(1, 2)  # (J, tokens, L)
-        return hands.permute(1, 2, 0).reshape(*x.shape[:-1], L * J)[..., : self.out_features]
+        inputs = pad(x, (0, K * I - self.in_features)).reshape(-1, K, I).transpose(0, 1)  # (K, tokens, I)
+        inner = inputs @ self.right.reshape(K, J * r, I).transpose(1, 2)  # (K, tokens, J r)
+        inner = inner.reshape(K, -1, J, r).permute(2, 1, 0, 3).reshape(J, -1, K * r)  # (J, tokens, K r)
+        outputs = inner @ self.left.reshape(J, L, K * r).transpose(1, 2)  # (J, tokens, L)
+        return outputs.permute(1, 2, 0).reshape(*x.shape[:-1], L * J)[..., : self.out_features]
 
     def dense(self) -> Tensor:
         J, L, K, _ = self.left.shape
@@ -81,32 +81,29 @@ class BlockDiagonalProduct(Factors):
         return {"left": 4, "right": 4}
 
     def _check(self) -> None:
-        (J, L, K, r), (runs, hands, rank, I) = self.left.shape, self.right.shape  # noqa: E741
-        agree(
-            (J, K, r) == (hands, runs, rank),
+        (J, L, K, r), (right_K, right_J, right_r, I) = self.left.shape, self.right.shape  # noqa: E741
+        require(
+            (J, K, r) == (right_J, right_K, right_r),
             f"BlockDiagonalProduct: left is {tuple(self.left.shape)}, right {tuple(self.right.shape)}; "
             "left must be (J, L, K, r) and right (K, J, r, I)",
         )
         for name, size, blocks, entries in (("out", self.out_features, J, L), ("in", self.in_features, K, I)):
-            agree(
+            require(
                 size >= 1 and entries == -(-size // max(blocks, 1)),
-                f"BlockDiagonalProduct: {name}_features is {size}, which {blocks} blocks of {entries} do not fit",
+                f"BlockDiagonalProduct: {name}_features is {size}, which does not fit {blocks} groups of {entries}",
             )
 
 
 @dataclass(frozen=True, eq=False)
 class ClusteredLowRank(Factors):
-    """W's rows in clusters, each cluster a product of two thin matrices of its own rank.
-
-    Cluster c has `sizes[c]` rows of W, whose positions follow those of cluster c − 1 in `rows`, and `ranks[c]` rows of
-    `bases`. Of a cluster's rows, W[rows_c] ≈ left_c @ bases_c.
+    """Clusters of W's rows, each approximated by a product of two thin matrices: W[rows_c] ≈ left_c @ bases_c.
 
     Attributes:
-        left: (Σ sizes · ranks,), the left factors (sizes[c], ranks[c]) one after the other, each row by row.
-        bases: (Σ ranks, in), the right factors (ranks[c], in) one below the other.
-        rows: (out,) each position in W once, cluster after cluster.
-        sizes: rows of each cluster.
-        ranks: rank of each cluster.
+        left: (Σ sizes[c] · ranks[c],), the left factors (sizes[c], ranks[c]), flattened by rows and concatenated.
+        bases: (Σ ranks[c], in), the right factors (ranks[c], in), concatenated.
+        rows: (out,) the positions in W of the rows of each cluster, concatenated.
+        sizes: the number of rows of each cluster.
+        ranks: the rank of each cluster.
     """
 
     left: Tensor
@@ -133,7 +130,7 @@ class ClusteredLowRank(Factors):
 
     @cached_property
     def _order(self) -> Tensor:
-        """Where each row of W stands in `rows`."""
+        """(out,) the position in `rows` of each row of W."""
         return self.rows.argsort()
 
     def dense(self) -> Tensor:
@@ -153,16 +150,16 @@ class ClusteredLowRank(Factors):
     def _check(self) -> None:
         for name, counts in (("sizes", self.sizes), ("ranks", self.ranks)):
             whole = isinstance(counts, Sequence) and all(type(count) is int and count >= 0 for count in counts)
-            agree(whole and len(counts) > 0, f"ClusteredLowRank.{name} must be whole numbers, not {counts!r}")
+            require(whole and len(counts) > 0, f"ClusteredLowRank.{name} must be whole numbers, not {counts!r}")
         sizes, ranks = list(self.sizes), list(self.ranks)
-        agree(len(sizes) == len(ranks), f"ClusteredLowRank: {len(sizes)} sizes, but {len(ranks)} ranks")
+        require(len(sizes) == len(ranks), f"ClusteredLowRank: {len(sizes)} sizes, but {len(ranks)} ranks")
         check_positions("ClusteredLowRank.rows", self.rows, sum(sizes), sum(sizes))
-        agree(
+        require(
             sum(ranks) == len(self.bases),
             f"ClusteredLowRank: ranks add up to {sum(ranks)}, but bases has {len(self.bases)} rows",
         )
-        numbers = sum(size * rank for size, rank in zip(sizes, ranks, strict=True))
-        agree(
-            numbers == len(self.left),
-            f"ClusteredLowRank: sizes and ranks ask for {numbers} numbers in left, which has {len(self.left)}",
+        expected = sum(size * rank for size, rank in zip(sizes, ranks, strict=True))
+        require(
+            expected == len(self.left),
+            f"ClusteredLowRank: sizes and ranks imply {expected} entries in left, which has {len(self.left)}",
         )

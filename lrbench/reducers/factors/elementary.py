@@ -1,6 +1,6 @@
-"""Factors that are one product of thin matrices, or rows and columns of W, and the matrix itself."""
+"""Elementary factors: products of thin matrices, rows and columns of W, and the dense matrix."""
 
-# ruff: noqa: D102  (what every type of factors answers is documented once, by `Factors`)
+# ruff: noqa: D102  (inherited methods are documented in `Factors`)
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lrbench.reducers.factors.base import Factors, agree, check_positions
+from lrbench.reducers.factors.base import Factors, check_positions, require
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,15 +42,15 @@ class LowRank(Factors):
 
     def _check(self) -> None:
         left, right = tuple(self.left.shape), tuple(self.right.shape)
-        agree(left[1] == right[0], f"LowRank: left is {left} and right is {right}; the inner sizes differ")
+        require(left[1] == right[0], f"LowRank: left is {left} and right is {right}; the inner sizes differ")
 
 
 @dataclass(frozen=True, eq=False)
 class Interpolative(Factors):
-    """Ŵ = combinations of k of its own rows or columns; the identity part, for those k themselves, is not stored.
+    """Ŵ as k of its rows (or columns) and coefficients that combine them into the others.
 
-    Of an interpolative decomposition the skeleton is made of rows (or columns) of W. Where a product of low rank is
-    stored so, it is made of rows of the *approximation*, which are none of W's.
+    In an interpolative decomposition the skeleton consists of rows or columns of W. In pivoted storage of a low-rank
+    product it consists of rows or columns of the *product*. The identity part of the coefficients is not stored.
 
     Attributes:
         skeleton: (k, in), rows of Ŵ, for side "rows"; (out, k), columns of Ŵ, for side "columns".
@@ -84,7 +84,7 @@ class Interpolative(Factors):
 
     @cached_property
     def _order(self) -> Tensor:
-        """Where each row of Ŵ stands in (skeleton rows, other rows)."""
+        """The position of each row (or column) of Ŵ in the concatenation of skeleton and others."""
         return torch.cat([self.indices.long(), self._others]).argsort()
 
     def dense(self) -> Tensor:
@@ -103,10 +103,10 @@ class Interpolative(Factors):
         return frozenset({"indices"})
 
     def _check(self) -> None:
-        agree(self.side in ("rows", "columns"), f"Interpolative: side is {self.side!r}, not 'rows' or 'columns'")
+        require(self.side in ("rows", "columns"), f"Interpolative: side is {self.side!r}, not 'rows' or 'columns'")
         k, rows = self.rank, self.side == "rows"
-        found, size = self.coefficients.shape[1 if rows else 0], self.shape[0 if rows else 1]
-        agree(found == k, f"Interpolative: a skeleton of {k} {self.side}, but coefficients for {found}")
+        inner, size = self.coefficients.shape[1 if rows else 0], self.shape[0 if rows else 1]
+        require(inner == k, f"Interpolative: a skeleton of {k} {self.side}, but coefficients for {inner}")
         check_positions("Interpolative.indices", self.indices, k, size)
 
 
@@ -147,19 +147,19 @@ class CUR(Factors):
 
     def _check(self) -> None:
         C, U, R = tuple(self.C.shape), tuple(self.U.shape), tuple(self.R.shape)
-        agree(C[1] == U[0] and U[1] == R[0], f"CUR: C is {C}, U is {U} and R is {R}; the inner sizes differ")
+        require(C[1] == U[0] and U[1] == R[0], f"CUR: C is {C}, U is {U} and R is {R}; the inner sizes differ")
         check_positions("CUR.columns", self.columns, C[1], R[1])
         check_positions("CUR.rows", self.rows, R[0], C[0])
 
 
 @dataclass(frozen=True, eq=False)
 class ColumnSubset(Factors):
-    """W ≈ k columns, already scaled, applied to k of the inputs; the other inputs are dropped.
+    """W ≈ k of its columns, scaled, and zeros elsewhere: the other inputs are dropped.
 
     Attributes:
-        columns: (out, k).
-        indices: (k,) the inputs they belong to.
-        in_features: how many inputs there are.
+        columns: (out, k), including the scale.
+        indices: (k,) positions of the columns in W.
+        in_features: the number of inputs.
     """
 
     columns: Tensor
@@ -189,7 +189,7 @@ class ColumnSubset(Factors):
 
 @dataclass(frozen=True, eq=False)
 class Dense(Factors):
-    """W ≈ a matrix stored in full: for methods whose result has no structure to store.
+    """W ≈ a dense matrix, for methods whose result has no low-rank structure.
 
     Attributes:
         matrix: (out, in).

@@ -1,4 +1,4 @@
-"""Factors as a layer of a model."""
+"""A linear layer that stores factors."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 
-class Structured(Protocol):
-    """What the layer asks of `Factors`."""
+class FactorsLike(Protocol):
+    """The part of `Factors` that the layer uses."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -17,21 +17,21 @@ class Structured(Protocol):
 
     @property
     def rank(self) -> int:
-        """Of the matrix."""
+        """An upper bound of the rank of the matrix."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that is stored, by the name of its field."""
+        """All tensors by field."""
 
     def apply(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
 
 
 class FactoredLinear(nn.Module):
-    """A linear layer that stores factors, as copies: numbers are parameters, positions are buffers."""
+    """A linear layer with copies of factors: floating tensors are parameters, positions are buffers."""
 
     bias: nn.Parameter | None
 
-    def __init__(self, factors: Structured, bias: Tensor | None = None) -> None:
+    def __init__(self, factors: FactorsLike, bias: Tensor | None = None) -> None:
         super().__init__()
         for name, tensor in factors.tensors().items():
             if tensor.is_floating_point():
@@ -39,20 +39,20 @@ class FactoredLinear(nn.Module):
             else:
                 self.register_buffer(name, tensor.clone())
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach().clone()))
-        self._factors = factors  # never read before it is made of this module's own tensors
+        self._factors = factors  # replaced by the module's own tensors on first use
 
     @property
-    def factors(self) -> Structured:
-        """The factors as they are now, made of this module's own parameters and buffers."""
+    def factors(self) -> FactorsLike:
+        """Factors of the module's current parameters and buffers."""
         held = {name: getattr(self, name) for name in self._factors.tensors()}
-        # `nn.Module.to` replaces buffers, and in some settings parameters too; what is derived from them is then stale.
+        # `nn.Module.to` replaces buffers, and in some settings parameters; cached properties of factors become stale.
         if any(tensor is not getattr(self._factors, name) for name, tensor in held.items()):
             self._factors = dataclasses.replace(self._factors, **held)  # type: ignore[type-var]
         return self._factors
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        # Positions were overwritten in place, and what was derived from them must go.
+        # Positions were overwritten in place, so cached properties of factors are stale.
         self._factors = dataclasses.replace(self._factors)  # type: ignore[type-var]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,6 +61,6 @@ class FactoredLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
     def extra_repr(self) -> str:
-        """What `print(model)` shows."""
+        """The text in `print(model)`."""
         out_features, in_features = self._factors.shape
         return f"{in_features} -> {out_features}, {type(self._factors).__name__}, rank={self._factors.rank}"

@@ -1,4 +1,4 @@
-"""The matrices that `lrbench.testing` tries reducers on: small, of the kinds that methods differ on, in float64."""
+"""Small float64 test matrices of the kinds on which methods differ."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @cache
 def kinds() -> dict[str, Tensor]:
-    """The kinds of matrix that methods differ on; Haar-random ones alone would hide the choice of columns."""
+    """Test matrices by name. Haar-random ones alone would not tell column selections apart."""
     generator = torch.Generator().manual_seed(20250611)
 
     def normal(*shape: int) -> Tensor:
@@ -40,7 +40,7 @@ def kinds() -> dict[str, Tensor]:
 
 
 def deficient() -> Iterator[tuple[str, Tensor, int]]:
-    """Matrices of a rank below their size: (name, matrix, rank)."""
+    """Rank-deficient matrices: (name, matrix, rank)."""
     generator = torch.Generator().manual_seed(7)
     for m, n in ((12, 20), (20, 12), (14, 14)):
         left = torch.randn(m, 4, generator=generator, dtype=torch.float64)
@@ -49,7 +49,7 @@ def deficient() -> Iterator[tuple[str, Tensor, int]]:
 
 
 def odd() -> Iterator[tuple[str, Tensor]]:
-    """Matrices at the edges: single rows, columns and entries, zeros, and those of low rank."""
+    """Edge cases: single rows, columns and entries, zeros, and rank-deficient matrices."""
     generator = torch.Generator().manual_seed(3)
     shapes = ((1, 9), (9, 1), (1, 1), (2, 2))
     edges = {f"{m}x{n}": torch.randn(m, n, generator=generator, dtype=torch.float64) for m, n in shapes}

@@ -1,4 +1,4 @@
-"""The checks of what reducers promise, and of calibrated ones; `lrbench.testing` runs those that apply."""
+"""Checks of a reducer's promises, and of calibrated reducers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 from lrbench.linalg import optimal_errors
 from lrbench.reducers.base import PROMISES
 from lrbench.reducers.factors import CUR, ColumnSubset, Factors, Interpolative
-from lrbench.reducers.testing import matrices as specimens
+from lrbench.reducers.testing import matrices as test_matrices
 from lrbench.reducers.testing.form import (
     SINGLE,
     TOLERANCE,
-    BrokenError,
+    CheckFailedError,
     DoesNotApplyError,
-    Subject,
+    ReducerUnderTest,
     _close,
     _norm,
     _require,
@@ -27,12 +27,12 @@ def _tolerance(W: Tensor) -> float:
     return TOLERANCE if W.dtype == torch.float64 else SINGLE
 
 
-def _exact(s: Subject) -> None:
+def _exact(s: ReducerUnderTest) -> None:
     """promises to be exact, and is: at full rank, and from the rank of the weight on"""
     for name, W in s.both():
         largest = s.reducer.max_rank((W.shape[0], W.shape[1]))
         _close(s.reduce(W, largest).dense(), W, _norm(W), f"{name}, rank {largest}", _tolerance(W))
-    for name, matrix, least in specimens.deficient():
+    for name, matrix, least in test_matrices.deficient():
         for dtype in (torch.float64, torch.float32):
             W = matrix.to(device=s.device, dtype=dtype)
             for rank in range(least, s.reducer.max_rank((W.shape[0], W.shape[1])) + 1):
@@ -40,8 +40,8 @@ def _exact(s: Subject) -> None:
                 _close(s.reduce(W, rank).dense(), W, _norm(W), where, _tolerance(W))
 
 
-def _monotone(s: Subject) -> None:
-    """promises an error that never grows with the rank, and keeps it"""
+def _monotone(s: ReducerUnderTest) -> None:
+    """promises an error that does not increase with the rank, and keeps it"""
     for name, W in s.matrices():
         ranks = range(1, s.reducer.max_rank((W.shape[0], W.shape[1])) + 1)
         errors = [_norm(W - s.reduce(W, rank).dense()) for rank in ranks]
@@ -50,7 +50,7 @@ def _monotone(s: Subject) -> None:
             _require(not grows, f"{name}: the error grows from {before:.6g} to {after:.6g} at rank {rank}")
 
 
-def _optimal(s: Subject) -> None:
+def _optimal(s: ReducerUnderTest) -> None:
     """promises the Eckart-Young optimum, and attains it"""
     for name, W in s.both():
         optimum, tolerance = optimal_errors(W), _tolerance(W)
@@ -60,7 +60,7 @@ def _optimal(s: Subject) -> None:
             _require(attained, f"{name}, rank {rank}: error {error:.6g}, the optimum is {optimum[rank]:.6g}")
 
 
-def _columns(s: Subject) -> None:
+def _columns(s: ReducerUnderTest) -> None:
     """promises a result made of columns of the weight, and keeps it"""
     for name, W in s.both():
         for rank in s.ranks(W):
@@ -73,26 +73,26 @@ def _columns(s: Subject) -> None:
                 continue
             held = _skeleton(factors)[1]
             if held is None:
-                raise BrokenError(f"{where}: {type(factors).__name__} does not hold columns of the weight")
+                raise CheckFailedError(f"{where}: {type(factors).__name__} does not hold columns of the weight")
             _require(torch.equal(held[0], W[:, held[1]]), f"{where}: the columns held are not those of W, bit by bit")
 
 
-def _rows(s: Subject) -> None:
+def _rows(s: ReducerUnderTest) -> None:
     """promises a result made of rows of the weight, and keeps it"""
     for name, W in s.both():
         for rank in s.ranks(W):
             factors, where = s.reduce(W, rank), f"{name}, rank {rank}"
             held = _skeleton(factors)[0]
             if held is None:
-                raise BrokenError(f"{where}: {type(factors).__name__} does not hold rows of the weight")
+                raise CheckFailedError(f"{where}: {type(factors).__name__} does not hold rows of the weight")
             _require(torch.equal(held[0], W[held[1]]), f"{where}: the rows held are not those of W, bit by bit")
 
 
-_Held = tuple[Tensor, Tensor] | None  # what is held, and its positions
+_Held = tuple[Tensor, Tensor] | None  # rows or columns of a weight, and their positions
 
 
 def _skeleton(factors: Factors) -> tuple[_Held, _Held]:
-    """The rows, and the columns, that factors hold of a weight."""
+    """The rows and the columns of a weight that factors hold."""
     if isinstance(factors, CUR):
         return (factors.R, factors.rows), (factors.C, factors.columns)
     if isinstance(factors, Interpolative):
@@ -103,22 +103,22 @@ def _skeleton(factors: Factors) -> tuple[_Held, _Held]:
     return None, None
 
 
-def _nested(s: Subject) -> None:
-    """promises that a rank extends the one below it, and keeps it: the same skeleton first, or the same directions"""
+def _nested(s: ReducerUnderTest) -> None:
+    """promises that a larger rank extends a smaller one, and keeps it: a prefix of the skeleton, or a subspace"""
     for name, W in s.matrices():
         ranks = s.ranks(W)
         prepared = s.reducer.prepare(W, ranks, s.context(W))
-        every = [prepared.at_rank(rank) for rank in ranks]
-        for (k, small), (_, large) in pairwise(zip(ranks, every, strict=True)):
+        factors = [prepared.at_rank(rank) for rank in ranks]
+        for (k, small), (_, large) in pairwise(zip(ranks, factors, strict=True)):
             where = f"{name}, rank {k}"
             pairs = zip(_skeleton(small), _skeleton(large), strict=True)
-            held = [(mine[1], theirs[1]) for mine, theirs in pairs if mine is not None and theirs is not None]
+            held = [(fewer[1], more[1]) for fewer, more in pairs if fewer is not None and more is not None]
             if held and _holds_own(small, W):
-                for mine, theirs in held:
-                    same = torch.equal(mine, theirs[: len(mine)])
-                    _require(same, f"{where}: the skeleton is not the beginning of the next rank's")
+                for fewer, more in held:
+                    same = torch.equal(fewer, more[: len(fewer)])
+                    _require(same, f"{where}: the skeleton is not a prefix of the next rank's")
                 continue
-            # A factored product is known by its rows and columns: one of the two spaces must be within the next rank's.
+            # For other factors, the row or the column space must be a subspace of the next rank's.
             A, B = small.dense(), large.dense()
             outside = min(_outside(A, B, large.rank), _outside(A.T, B.T, large.rank))
             _require(
@@ -127,7 +127,7 @@ def _nested(s: Subject) -> None:
 
 
 def _holds_own(factors: Factors, W: Tensor) -> bool:
-    """Whether what factors hold are rows and columns of W as they are, scaling apart."""
+    """Whether the rows and columns that factors hold equal those of W, up to the scale of a ColumnSubset."""
     rows, columns = _skeleton(factors)
     scaled = isinstance(factors, ColumnSubset)
     return (rows is None or torch.equal(rows[0], W[rows[1]])) and (
@@ -136,44 +136,45 @@ def _holds_own(factors: Factors, W: Tensor) -> bool:
 
 
 def _outside(A: Tensor, B: Tensor, rank: int) -> float:
-    """The norm of what of A's columns is outside the span of the columns of B, which has rank `rank`."""
+    """The norm of the part of A outside the column space of B, which has rank `rank`."""
     U = torch.linalg.svd(B, full_matrices=False)[0][:, :rank]
     return _norm(A - U @ (U.T @ A))
 
 
-def _refit(s: Subject) -> None:
+def _refit(s: ReducerUnderTest) -> None:
     """promises least-squares coefficients, and keeps it: the residual is orthogonal to the skeleton"""
     for name, W in s.both():
         for rank in s.ranks(W):
             factors, where = s.reduce(W, rank), f"{name}, rank {rank}"
             rows, columns = _skeleton(factors)
             if rows is None and columns is None:
-                raise BrokenError(f"{where}: {type(factors).__name__} holds no skeleton to be orthogonal to")
-            left = W - factors.dense()
+                raise CheckFailedError(f"{where}: {type(factors).__name__} holds no skeleton to be orthogonal to")
+            residual = W - factors.dense()
             if rows is not None:
-                left = left @ rows[0].T
+                residual = residual @ rows[0].T
             if columns is not None:
-                left = columns[0].T @ left
-            # Each skeleton multiplies the residual, and with it the rounding, by the norm of the weight.
+                residual = columns[0].T @ residual
+            # Each skeleton scales the residual, and its rounding, by the norm of the weight.
             scale = _norm(W) ** (1 + (rows is not None) + (columns is not None))
             _require(
-                _norm(left) <= _tolerance(W) * scale, f"{where}: {_norm(left) / scale:.1e} of it is in the residual"
+                _norm(residual) <= _tolerance(W) * scale,
+                f"{where}: {_norm(residual) / scale:.1e} of it is in the residual",
             )
 
 
-def _transposes(s: Subject) -> None:
+def _transposes(s: ReducerUnderTest) -> None:
     """promises to reduce the transpose to the transpose, and keeps it"""
     if s.reducer.needs:
-        raise DoesNotApplyError("statistics are of the inputs, and the transpose has others")
+        raise DoesNotApplyError("the transpose has other inputs, hence other statistics")
     for name, W in s.matrices():
-        if W.shape[0] == W.shape[1]:  # where a method takes the shorter side, either may be it
+        if W.shape[0] == W.shape[1]:  # where the shorter side is not unique
             continue
         for rank in s.ranks(W):
             expected = s.reduce(W, rank).dense().T
             _close(s.reduce(W.T.contiguous(), rank).dense(), expected, _norm(W), f"{name}, rank {rank}")
 
 
-def _permutes(s: Subject) -> None:
+def _permutes(s: ReducerUnderTest) -> None:
     """promises that permuting the columns of the weight permutes the result, and keeps it"""
     generator = torch.Generator().manual_seed(1)
     for name, W in s.matrices():
@@ -183,7 +184,7 @@ def _permutes(s: Subject) -> None:
             _close(s.reduce(W[:, order].contiguous(), rank).dense(), expected, _norm(W), f"{name}, rank {rank}")
 
 
-def _idempotent(s: Subject) -> None:
+def _idempotent(s: ReducerUnderTest) -> None:
     """promises that reducing again changes nothing, and keeps it"""
     for name, W in s.matrices():
         for rank in s.ranks(W):
@@ -191,7 +192,7 @@ def _idempotent(s: Subject) -> None:
             _close(s.reduce(once, rank).dense(), once, _norm(W), f"{name}, rank {rank}")
 
 
-def _homogeneous(s: Subject) -> None:
+def _homogeneous(s: ReducerUnderTest) -> None:
     """promises that a multiple of the weight gives that multiple of the result, and keeps it"""
     for name, W in s.matrices():
         for rank in s.ranks(W):
@@ -200,11 +201,11 @@ def _homogeneous(s: Subject) -> None:
                 _close(s.reduce(c * W, rank).dense(), expected, abs(c) * _norm(W), f"{name}, rank {rank}, c = {c}")
 
 
-# Checks of calibrated reducers: those with `needs`.
+# Checks of calibrated reducers, which have `needs`.
 
 
 def _correlated(W: Tensor, dead: bool = False) -> dict[str, Tensor]:
-    """Statistics of correlated inputs of very different sizes, for W (m, n); `dead`: some of them are always zero."""
+    """Statistics of correlated inputs of very different sizes for W (m, n); if `dead`, some are always zero."""
     n = W.shape[1]
     generator = torch.Generator().manual_seed(11)
     mixing = torch.randn(n, n, generator=generator, dtype=torch.float64) + 2 * torch.eye(n, dtype=torch.float64)
@@ -224,7 +225,7 @@ def _root(H: Tensor) -> Tensor:
     return vectors * values.clamp(min=0).sqrt()
 
 
-def _output_optimum(s: Subject) -> None:
+def _output_optimum(s: ReducerUnderTest) -> None:
     """is never better than the optimum in the norm of the outputs"""
     for name, W in s.matrices():
         statistics = _correlated(W)
@@ -237,57 +238,57 @@ def _output_optimum(s: Subject) -> None:
             _require(holds, f"{name}, rank {rank}: output error {error:.6g}, least possible {least:.6g}")
 
 
-def _uses_statistics(s: Subject) -> None:
+def _uses_statistics(s: ReducerUnderTest) -> None:
     """gives another result for correlated inputs than for white ones, whatever the inputs' scale"""
     differs = False
     for name, W in s.matrices():
         statistics = _correlated(W)
         for rank in s.ranks(W)[:3]:
-            found = s.reduce(W, rank, statistics=statistics).dense()
-            differs |= _norm(found - s.reduce(W, rank).dense()) > TOLERANCE * _norm(W)
+            result = s.reduce(W, rank, statistics=statistics).dense()
+            differs |= _norm(result - s.reduce(W, rank).dense()) > TOLERANCE * _norm(W)
             larger = {key: 16 * value for key, value in statistics.items()}
             where = f"{name}, rank {rank}, statistics times 16"
-            _close(s.reduce(W, rank, statistics=larger).dense(), found, _norm(W), where)
+            _close(s.reduce(W, rank, statistics=larger).dense(), result, _norm(W), where)
     _require(differs, f"the result does not depend on {', '.join(sorted(s.reducer.needs))}; take it out of `needs`")
 
 
-def _dead_inputs(s: Subject) -> None:
-    """copes with inputs that are always zero, or refuses them with a reason"""
+def _dead_inputs(s: ReducerUnderTest) -> None:
+    """copes with inputs that are always zero, or rejects them with a reason"""
     for name, W in s.matrices():
         statistics = _correlated(W, dead=True)
         for rank in s.ranks(W)[:3]:
             try:
                 s.reduce(W, rank, statistics=statistics)
-            except ValueError as error:  # a reason is what a row can show
-                _require(len(str(error)) > 0, f"{name}, rank {rank}: refused without a reason")
+            except ValueError as error:  # shown as a reason in the row
+                _require(len(str(error)) > 0, f"{name}, rank {rank}: rejected without a reason")
 
 
-def _leaves_statistics(s: Subject) -> None:
+def _leaves_statistics(s: ReducerUnderTest) -> None:
     """does not write to the statistics"""
     for name, W in s.matrices():
-        given = _correlated(W)
-        versions = {key: value._version for key, value in given.items()}
+        statistics = _correlated(W)
+        versions = {key: value._version for key, value in statistics.items()}
         for rank in s.ranks(W)[:3]:
-            s.reduce(W, rank, statistics=given)
-            written = [key for key, value in given.items() if value._version != versions[key]]
+            s.reduce(W, rank, statistics=statistics)
+            written = [key for key, value in statistics.items() if value._version != versions[key]]
             _require(not written, f"{name}, rank {rank}: {', '.join(written)} was written to; work on a copy")
 
 
-def _output_optimal(s: Subject) -> None:
-    """promises the least output error of its rank, and attains it"""
+def _output_optimal(s: ReducerUnderTest) -> None:
+    """promises the smallest output error of its rank, and attains it"""
     for name, W in s.matrices():
-        for what, statistics in (("white", None), ("correlated", _correlated(W))):
+        for inputs, statistics in (("white", None), ("correlated", _correlated(W))):
             H = statistics["second_moment"] if statistics else torch.eye(W.shape[1], dtype=W.dtype, device=W.device)
             L = _root(H)
             optimum, norm = optimal_errors(W @ L), _norm(W @ L)
             for rank in s.ranks(W):
                 error = _norm((W - s.reduce(W, rank, statistics=statistics).dense()) @ L)
                 attained = error <= optimum[rank] * (1 + TOLERANCE) + TOLERANCE * norm
-                where = f"{name}, {what} inputs, rank {rank}"
+                where = f"{name}, {inputs} inputs, rank {rank}"
                 _require(attained, f"{where}: output error {error:.6g}, the optimum is {optimum[rank]:.6g}")
 
 
-#: Checks made of every reducer with `needs`.
+#: Checks for every reducer with `needs`.
 CALIBRATED = (_output_optimum, _uses_statistics, _dead_inputs, _leaves_statistics)
 
 #: The check of each promise.
