@@ -1,4 +1,4 @@
-"""Claims that are often made of trained weights, answered for one model from its spectra: yes or no, with figures."""
+"""Tests common claims about the spectra of trained weights on one model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from lrbench.analysis.spectra import SlotSpectrum, by_group
 from lrbench.suite.roles import ATTENTION
 
-#: Claim 3: from which share of a random matrix's effective rank on a rank is not called low.
+#: The claim `low-effective-rank`: the fraction of a random matrix's effective rank up to which a rank counts as low.
 LOW = 0.5
 _QKV = ATTENTION[:3]
 
@@ -21,11 +21,11 @@ class Claim:
 
     Attributes:
         name: for JSON and CSV.
-        statement: the claim as it is made.
-        criterion: when the answer is yes, exactly.
-        answer: None where the weights that were measured cannot tell; `numbers` then says why.
-        numbers: the figures in words.
-        values: the same as data.
+        statement: the claim as usually stated.
+        criterion: the exact condition for the answer yes.
+        answer: None if the measured weights cannot decide; `numbers` then names the reason.
+        numbers: the figures as text.
+        values: the figures as data.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Claim:
 
 
 def claims(spectra: Sequence[SlotSpectrum]) -> tuple[Claim, ...]:
-    """The claims, answered from all these weights; zero matrices, which have no spectrum, are left out."""
+    """Evaluates all claims on these weights, without zero matrices, which have no spectrum."""
     known = [spectrum for spectrum in spectra if not spectrum.figures.zero]
     return _energy(known), _qkv_share(known), _qkv_against_random(known), _low_rank(known)
 
@@ -98,10 +98,10 @@ def _qkv_against_random(spectra: Sequence[SlotSpectrum]) -> Claim:
 
 
 def _lowest(
-    spectra: Sequence[SlotSpectrum], name: str, statement: str, what: str, figure: Mapping[str, float]
+    spectra: Sequence[SlotSpectrum], name: str, statement: str, quantity: str, figure: Mapping[str, float]
 ) -> Claim:
     """Whether `figure` (by weight) is lower for each of Q, K and V than for every other role."""
-    criterion = f"yes where the {what}, is lower for each of {', '.join(_QKV)} than for every other role"
+    criterion = f"yes where the {quantity}, is lower for each of {', '.join(_QKV)} than for every other role"
     means = {
         role: statistics.fmean(figure[spectrum.weight] for spectrum in group)
         for role, group in by_group(s for s in spectra if s.role is not None).items()
@@ -139,19 +139,19 @@ def _low_rank(spectra: Sequence[SlotSpectrum]) -> Claim:
     return Claim(name, statement, criterion, 2 * low >= count, numbers, values)
 
 
-def _top(spectrum: SlotSpectrum, share: float) -> int:
-    return max(int(spectrum.figures.size * share), 1)
+def _top(spectrum: SlotSpectrum, fraction: float) -> int:
+    return max(int(spectrum.figures.size * fraction), 1)
 
 
-def _unknown(name: str, statement: str, criterion: str, why: str) -> Claim:
-    return Claim(name, statement, criterion, None, why)
+def _unknown(name: str, statement: str, criterion: str, reason: str) -> Claim:
+    return Claim(name, statement, criterion, None, reason)
 
 
-def _spread(shares: Sequence[float]) -> str:
+def _spread(fractions: Sequence[float]) -> str:
     """`45.1 % on average (31.0–60.2)`."""
-    low, high = (f"{100 * value:.1f}" for value in (min(shares), max(shares)))
-    return f"{_percent(statistics.fmean(shares))} on average ({low}–{high})"
+    low, high = (f"{100 * value:.1f}" for value in (min(fractions), max(fractions)))
+    return f"{_percent(statistics.fmean(fractions))} on average ({low}–{high})"
 
 
-def _percent(share: float) -> str:
-    return "—" if math.isnan(share) else f"{100 * share:.1f} %"
+def _percent(fraction: float) -> str:
+    return "—" if math.isnan(fraction) else f"{100 * fraction:.1f} %"

@@ -1,6 +1,6 @@
-"""Two runs, or two rows, held side by side: which scores differ, by how much, how surely, and what else differs.
+"""Compares two runs or two rows: differences of scores with tests, and all other differences.
 
-A difference is always the second less the first.
+A difference is always second minus first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lrbench.results.rows import Row
 from lrbench.stats import LEVEL, Difference, holm
 from lrbench.stats.metric_names import primary
 
-#: What says how a run went, not what it was.
+#: Manifest entries that describe the course of a run, not its inputs.
 _NO_INPUT = frozenset({"cells", "suite_hash", "schema"})
 _NO_ENGINE_INPUT = frozenset({"self_check", "out_of_memory", "tokens_asked", "tokens_computed", "parts"})
 
@@ -29,11 +29,11 @@ class Contrast:
     """One metric of one task in two cells.
 
     Attributes:
-        first, second: its values.
-        main: whether the metric is the one that stands for its task.
-        difference: second less first, by document; None where it cannot be paired.
-        p_holm: of the exact test, after Holm's correction over the compared cells.
-        unpaired: why there is no test.
+        first, second: the metric's values.
+        main: whether it is the task's primary metric.
+        difference: second minus first, paired by document; None if the cells cannot be paired.
+        p_holm: the exact test's p-value after Holm's correction over the compared cells.
+        unpaired: the reason why there is no test.
     """
 
     task: str
@@ -47,27 +47,27 @@ class Contrast:
 
     @property
     def delta(self) -> float:
-        """Second less first."""
+        """Second minus first."""
         return self.second - self.first
 
     @property
     def same(self) -> bool:
-        """Whether the two are one number, bit for bit."""
+        """Whether both values are bit-identical."""
         return self.first == self.second or (math.isnan(self.first) and math.isnan(self.second))
 
     @property
     def significant(self) -> bool | None:
-        """Whether the difference is more than chance; None where it was not tested."""
+        """Whether the difference is significant; None if it was not tested."""
         return None if self.p_holm is None else self.p_holm <= LEVEL
 
 
 @dataclass(frozen=True)
 class Match:
-    """A cell that both have.
+    """A pair of matching cells.
 
     Attributes:
-        by: how it was found: the same hash; the same model, label, setting, weights and seed; or as asked for.
-        name: the cell in words.
+        by: the criterion of the match: the hash; model, label, setting, weights and seed; or the user's request.
+        name: a description of the cell.
     """
 
     first: Row
@@ -78,32 +78,32 @@ class Match:
 
     @property
     def same(self) -> bool:
-        """Whether status and all scores are the same."""
+        """Whether status and all scores are identical."""
         return self.first.status == self.second.status and all(contrast.same for contrast in self.contrasts)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `lrbench compare` found.
+    """The result of `lrbench compare`.
 
     Attributes:
-        names: of the two runs, or rows.
-        matches: cells that both have.
-        only_first, only_second: cells of one of them, in words.
-        elsewhere: what else differs: (area, key, first, second).
+        names: of the two runs or rows.
+        matches: cells present in both.
+        only_first, only_second: cells present in only one, with descriptions.
+        other_differences: further differences: (area, key, first, second).
     """
 
     names: tuple[str, str]
     matches: list[Match]
     only_first: list[tuple[str, Row]]
     only_second: list[tuple[str, Row]]
-    elsewhere: list[tuple[str, str, str, str]]
+    other_differences: list[tuple[str, str, str, str]]
 
 
 def compare_runs(first: RunDirectory, second: RunDirectory) -> Comparison:
-    """Two runs, cell by cell.
+    """Compares two runs cell by cell.
 
-    Cells are matched by hash; those left over by model, label, setting, edited weights and seed.
+    Cells are matched by hash, the remaining ones by model, label, setting, edited weights and seed.
 
     Raises:
         InputError: a run's files cannot be read.
@@ -118,9 +118,9 @@ def compare_runs(first: RunDirectory, second: RunDirectory) -> Comparison:
     for row in right.values():
         described.setdefault(_description(row), []).append(row)
     for row in list(left.values()):
-        alike = described.get(_description(row))
-        if alike:
-            other = alike.pop(0)
+        candidates = described.get(_description(row))
+        if candidates:
+            other = candidates.pop(0)
             pairs.append((left.pop(row.cell), right.pop(other.cell), "description"))
     return Comparison(
         names,
@@ -132,32 +132,34 @@ def compare_runs(first: RunDirectory, second: RunDirectory) -> Comparison:
 
 
 def compare_rows(first: RunDirectory, second: RunDirectory, hashes: tuple[str, str]) -> Comparison:
-    """Any two rows, of one run or of two, each by the beginning of its cell's hash.
+    """Compares any two rows of one or two runs, each named by a prefix of its cell's hash.
 
     Raises:
-        InputError: no row has such a hash, or several have.
+        InputError: no row or several rows have the prefix.
     """
     same = first.path.resolve() == second.path.resolve()
-    one = ScoredRun(first, first.path.name)
-    runs = one, one if same else ScoredRun(second, second.path.name)
+    first_run = ScoredRun(first, first.path.name)
+    runs = first_run, first_run if same else ScoredRun(second, second.path.name)
     rows = _by_hash(runs[0], hashes[0]), _by_hash(runs[1], hashes[1])
-    elsewhere = [
-        ("cell", *found)
-        for found in _differing(*(_about(row, run.blocks.get(row.model)) for row, run in zip(rows, runs, strict=True)))
+    others = [
+        ("cell", *difference)
+        for difference in _differing(
+            *(_about(row, run.blocks.get(row.model)) for row, run in zip(rows, runs, strict=True))
+        )
     ]
-    elsewhere += [] if same else _manifests(runs[0].manifest, runs[1].manifest)
-    elsewhere += _environments(*runs, rows)
+    others += [] if same else _manifests(runs[0].manifest, runs[1].manifest)
+    others += _environments(*runs, rows)
     names = name_of(rows[0], runs[0]), name_of(rows[1], runs[1])
-    return Comparison(names, _matches(runs, [(*rows, "request")]), [], [], elsewhere)
+    return Comparison(names, _matches(runs, [(*rows, "request")]), [], [], others)
 
 
 def name_of(row: Row, run: ScoredRun) -> str:
-    """A cell in words: `svd keep 0.5, L4-7 mlp (12), seed 1`; of a selection, on which documents it is scored."""
-    share = [f"on {row.selection.share}"] if row.selection is not None else []
+    """Describes a cell: `svd keep 0.5, L4-7 mlp (12), seed 1`; in a selection, with its documents."""
+    documents = [f"on {row.selection.share}"] if row.selection is not None else []
     if row.reducer is None:
-        return ", ".join([f"{row.model}, baseline", *share])
+        return ", ".join([f"{row.model}, baseline", *documents])
     words = [f"{row.label or row.reducer} {row.setting}".strip(), describe(row.edits, run.blocks.get(row.model))]
-    return ", ".join([row.model, *filter(None, words), *([f"seed {row.seed}"] if row.seed else []), *share])
+    return ", ".join([row.model, *filter(None, words), *([f"seed {row.seed}"] if row.seed else []), *documents])
 
 
 def _matches(
@@ -166,26 +168,28 @@ def _matches(
     sides: list[tuple[Sequence[ByDocument], ByDocument]] = []
     groups = []
     for first, second, _ in pairs:
-        ours, of_documents = runs[1].scores(second)
+        ours, document_groups = runs[1].scores(second)
         sides.append(([ours], runs[0].scores(first)[0]))
-        groups.append(of_documents)
+        groups.append(document_groups)
     contrasts = Contrasts(sides, groups, runs[1].leaves)
-    found = [list(_contrasts(runs, pair[0], pair[1], pair[2], place, contrasts)) for place, pair in enumerate(pairs)]
-    columns = dict.fromkeys((c.task, c.metric) for of_cell in found for c in of_cell)
+    cell_contrasts = [
+        list(_contrasts(runs, pair[0], pair[1], pair[2], place, contrasts)) for place, pair in enumerate(pairs)
+    ]
+    columns = dict.fromkeys((c.task, c.metric) for cell in cell_contrasts for c in cell)
     for task, metric in columns:
         places = [
             (i, j)
-            for i, of_cell in enumerate(found)
-            for j, c in enumerate(of_cell)
+            for i, cell in enumerate(cell_contrasts)
+            for j, c in enumerate(cell)
             if (c.task, c.metric) == (task, metric)
         ]
-        values = [found[i][j] for i, j in places]
+        values = [cell_contrasts[i][j] for i, j in places]
         adjusted = holm([c.difference.p_value if c.difference is not None else None for c in values])
         for (i, j), c, p in zip(places, values, adjusted, strict=True):
-            found[i][j] = replace(c, p_holm=p)
+            cell_contrasts[i][j] = replace(c, p_holm=p)
     return [
-        Match(first, second, by, name_of(first, runs[0]), tuple(of_cell))
-        for (first, second, by), of_cell in zip(pairs, found, strict=True)
+        Match(first, second, by, name_of(first, runs[0]), tuple(cell))
+        for (first, second, by), cell in zip(pairs, cell_contrasts, strict=True)
     ]
 
 
@@ -194,20 +198,20 @@ def _contrasts(
 ) -> Iterator[Contrast]:
     for task, scores in second.scores.items():
         for metric, score in scores.items():
-            theirs = first.scores.get(task, {}).get(metric)
-            if theirs is None:
+            other = first.scores.get(task, {}).get(metric)
+            if other is None:
                 continue
-            difference, why = None, ""
+            difference, reason = None, ""
             documents = runs[0].document_hashes(first, task), runs[1].document_hashes(second, task)
             if by != "hash" and documents[0] != documents[1]:
-                why = "other documents"
-            elif math.isfinite(score.value - theirs.value):
-                difference = contrasts.difference(place, task, metric, score.value - theirs.value)
-                why = "" if difference is not None else "no samples that give both scores"
+                reason = "other documents"
+            elif math.isfinite(score.value - other.value):
+                difference = contrasts.difference(place, task, metric, score.value - other.value)
+                reason = "" if difference is not None else "no samples that give both scores"
             else:
-                why = "not finite"
+                reason = "not finite"
             main = metric == primary(scores)
-            yield Contrast(task, metric, theirs.value, score.value, main, difference, unpaired=why)
+            yield Contrast(task, metric, other.value, score.value, main, difference, unpaired=reason)
 
 
 def _names(first: RunDirectory, second: RunDirectory) -> tuple[str, str]:
@@ -217,16 +221,16 @@ def _names(first: RunDirectory, second: RunDirectory) -> tuple[str, str]:
 
 def _description(row: Row) -> Hashable:
     weights = tuple(sorted(edit.weight for edit in row.edits))
-    share = row.selection.share if row.selection is not None else None
-    asked = tuple(sorted(row.requested.items())), row.allocation
-    return row.model, row.label, asked, weights, row.seed if row.reducer else None, share
+    documents = row.selection.share if row.selection is not None else None
+    request = tuple(sorted(row.requested.items())), row.allocation
+    return row.model, row.label, request, weights, row.seed if row.reducer else None, documents
 
 
 def _by_hash(run: ScoredRun, prefix: str) -> Row:
-    found = [row for cell, row in run.rows.items() if cell.startswith(prefix)] if prefix else []
-    if len(found) == 1:
-        return found[0]
-    problem = f"{len(found)} rows begin so; give more of the hash" if found else "no row begins so"
+    matching = [row for cell, row in run.rows.items() if cell.startswith(prefix)] if prefix else []
+    if len(matching) == 1:
+        return matching[0]
+    problem = f"{len(matching)} rows match; give more of the hash" if matching else "no row matches"
     raise InputError(f"--rows {prefix}: {problem}; `lrbench leaderboard {run.run.path} --format csv` lists the cells")
 
 
@@ -242,7 +246,7 @@ def _about(row: Row, blocks: int | None) -> dict[str, Any]:
 def _environments(
     first: ScoredRun, second: ScoredRun, rows: tuple[Row, Row] | None = None
 ) -> list[tuple[str, str, str, str]]:
-    """Hardware and versions of the rows that were scored; several values where a run has several environments."""
+    """Differences of hardware and versions between the rows' environments; a run may have several."""
     sides = []
     for run, row in ((first, rows and rows[0]), (second, rows and rows[1])):
         known = run.run.environments()
@@ -253,20 +257,20 @@ def _environments(
                 if key != "hash":
                     values.setdefault(key, {})[value] = None
         sides.append({key: " | ".join(several) for key, several in values.items()})
-    return [("environment", *found) for found in _differing_flat(*sides)]
+    return [("environment", *difference) for difference in _differing_flat(*sides)]
 
 
 def _manifests(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """What was asked for and with what: suite, models, tasks, reducers, engine."""
-    found = []
+    """Differences of suite, models, tasks, reducers and engine."""
+    differences = []
     for area in dict.fromkeys([*first, *second]):
         if area in _NO_INPUT:
             continue
         sides = (dict(_flat({area: side[area]})) if area in side else {} for side in (first, second))
-        for key, one, other in _differing_flat(*sides):
+        for key, value, other in _differing_flat(*sides):
             name = key.removeprefix(f"{area}.") if key != area else area
-            found.append((area, name, one, other))
-    return found
+            differences.append((area, name, value, other))
+    return differences
 
 
 def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -279,7 +283,7 @@ def _differing_flat(first: Mapping[str, str], second: Mapping[str, str]) -> list
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Nested data as `key.key` -> text; entries of lists that have a name go by it."""
+    """Flattens nested data to `key.key` -> text; named entries of lists are keyed by their names."""
     if isinstance(value, dict):
         for key, item in value.items():
             if key not in _NO_ENGINE_INPUT and not (path and key == "cells"):

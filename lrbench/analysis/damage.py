@@ -1,4 +1,4 @@
-"""Does the spectrum predict the damage? What cells lost, beside what the singular values of their weights would say."""
+"""Correlates the damage of cells with predictors from the singular values of their weights."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from lrbench.analysis.edit_summary import describe, optimal_error
-from lrbench.analysis.score import Measured
-from lrbench.analysis.scored_run import Split, first_class, split_of
+from lrbench.analysis.score import Measurement
+from lrbench.analysis.scored_run import Split, is_reported, split_of
 from lrbench.analysis.table import Column, Entry, Leaderboard
 from lrbench.results.directory import RunDirectory
 from lrbench.results.manifest import parse
@@ -18,19 +18,19 @@ from lrbench.stats import RankCorrelation, spearman
 from lrbench.suite.roles import ROLES
 
 EVERY_ROLE = "all cells"
-#: Cells are compared over all methods and settings, or only with those of their own.
+#: Cells are compared across all methods and settings, or only within one method and setting.
 Scope = Literal["all settings", "one setting"]
 SCOPES: tuple[Scope, ...] = ("all settings", "one setting")
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A figure that may say how much an edit hurts.
+    """A figure that may predict the damage of an edit.
 
     Attributes:
         name: for JSON and CSV.
-        heading: over a column.
-        meaning: what it is, in a sentence.
+        heading: of a table's column.
+        meaning: the definition.
     """
 
     name: str
@@ -43,19 +43,19 @@ PREDICTORS = (
     Predictor("output_error", "output error", "‖(W − Ŵ) H^½‖ / ‖W H^½‖, H = E[x xᵀ] of the calibration text"),
     Predictor(
         "energy_kept", "energy kept",
-        "the share of Σσ² in the first k singular values, k the edit's rank: one less the square of the least error",
+        "the fraction of Σσ² in the first k singular values, k the edit's rank: 1 minus the squared optimal error",
     ),
     Predictor("stable_rank", "stable rank", "‖W‖² / σ₁² of the original weight, of min(m, n)"),
     Predictor("effective_rank", "effective rank", "exp of the entropy of σ / Σσ of the original weight, of min(m, n)"),
 )  # fmt: skip
 
 
-class Slot(Protocol):
-    """A weight of a spectrum that was written to a file."""
+class SlotSpectrum(Protocol):
+    """A weight in a spectrum file."""
 
     @property
     def weight(self) -> str:
-        """Its parameter's name."""
+        """The parameter's name."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -63,29 +63,29 @@ class Slot(Protocol):
 
     @property
     def values(self) -> Mapping[str, float | None]:
-        """Figures of its singular values by name, `stable_rank` and `effective_rank` among them."""
+        """Figures of the singular values by name, including `stable_rank` and `effective_rank`."""
 
 
-class OfModel(Protocol):
-    """A spectrum that was written to a file."""
+class ModelSpectrum(Protocol):
+    """A spectrum file of one model."""
 
     @property
     def weight_hash(self) -> str:
-        """Of the model that was measured."""
+        """The hash of the measured model's weights."""
 
     @property
     def slots(self) -> Sequence[Any]:
-        """`Slot`s."""
+        """`SlotSpectrum`s."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What an edit can damage.
+class OutcomeColumn:
+    """A column of scores that an edit can damage.
 
     Attributes:
         column: of the leaderboard.
-        title: in words.
-        main: whether it stands for others too: the one score of a row, and perplexities.
+        title: the displayed name.
+        main: whether it is shown by default: the overall score, and perplexities.
     """
 
     column: Column
@@ -94,22 +94,22 @@ class Outcome:
 
     @property
     def unit(self) -> str:
-        """Of the damage: points of percent lost, or what the value rose by."""
+        """The unit of the damage: percentage points, or the change of the value."""
         if self.column.kind == "share":
             return "points lost"
         return "rise" if self.column.better == "lower" else "fall"
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One cell with its figures and its damage.
+class CellDamage:
+    """One cell with its predictors and its damage.
 
     Attributes:
-        entry: its line of the leaderboard.
-        role: of the edited weights; several in words, `mlp`, `attn, mlp`.
-        weights: the edited ones: cells with the same ones are not independent of one another.
-        figures: by the names of `PREDICTORS`; None where one is not known.
-        damage: by the names of outcomes' columns: how much worse than the baseline. Above zero is damage.
+        entry: the cell's leaderboard entry.
+        role: of the edited weights, or a description such as `mlp` or `attn, mlp`.
+        weights: the edited weights; cells with the same weights are not independent.
+        figures: by the names of `PREDICTORS`; None if unknown.
+        damage: by the names of outcome columns; positive values are worse than the baseline.
     """
 
     entry: Entry
@@ -131,70 +131,70 @@ class Cell:
 
 @dataclass(frozen=True)
 class Correlation:
-    """How well a figure orders the cells of a role by their damage."""
+    """The rank correlation of a predictor with the damage over the cells of a role."""
 
     outcome: str
     scope: Scope
     role: str
     predictor: str
-    found: RankCorrelation
+    result: RankCorrelation
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """One model's cells, and what their spectra say of their damage.
+class DamagePrediction:
+    """The correlations of predictors and damage over one model's cells.
 
     Attributes:
         model: its label.
-        split: the part of the documents, where a run selects.
-        outcomes: what was measured.
-        cells: those that have any damage.
-        correlations: in the order of outcomes, scopes, roles and predictors.
-        unpaired: scored cells without a baseline to compare them with.
-        measured: whether a spectrum of these very weights was given.
+        split: the documents' split, in a run that selects.
+        outcomes: the measured columns.
+        cells: cells with a known difference from the baseline.
+        correlations: ordered by outcome, scope, role and predictor.
+        unpaired: the number of scored cells without a baseline.
+        measured: whether a spectrum of the same weights is available.
     """
 
     model: str
     split: Split
-    outcomes: Sequence[Outcome]
-    cells: Sequence[Cell]
+    outcomes: Sequence[OutcomeColumn]
+    cells: Sequence[CellDamage]
     correlations: Sequence[Correlation] = field(default_factory=tuple)
     unpaired: int = 0
     measured: bool = False
 
     @property
     def roles(self) -> list[str]:
-        """With cells, in their usual order; `EVERY_ROLE` last where they are several."""
-        found = sorted({cell.role for cell in self.cells}, key=_place)
-        return [*found, EVERY_ROLE] if len(found) > 1 else found
+        """The cells' roles in their usual order; `EVERY_ROLE` last if there are several."""
+        roles = sorted({cell.role for cell in self.cells}, key=_place)
+        return [*roles, EVERY_ROLE] if len(roles) > 1 else roles
 
     @property
     def predictors(self) -> list[Predictor]:
-        """Those that some cell has."""
-        return [one for one in PREDICTORS if any(cell.figures[one.name] is not None for cell in self.cells)]
+        """The predictors known for at least one cell."""
+        return [p for p in PREDICTORS if any(cell.figures[p.name] is not None for cell in self.cells)]
 
-    def members(self, role: str) -> list[Cell]:
+    def members(self, role: str) -> list[CellDamage]:
         """The cells of a role."""
         return [cell for cell in self.cells if role in (EVERY_ROLE, cell.role)]
 
     def correlation(self, outcome: str, scope: Scope, role: str, predictor: str) -> RankCorrelation:
-        """One of them."""
+        """The correlation of one outcome, scope, role and predictor."""
         wanted = (outcome, scope, role, predictor)
-        return next(c.found for c in self.correlations if (c.outcome, c.scope, c.role, c.predictor) == wanted)
+        return next(c.result for c in self.correlations if (c.outcome, c.scope, c.role, c.predictor) == wanted)
 
 
 def predictions(
     board: Leaderboard,
     titles: Mapping[str, str],
-    spectra: Iterable[OfModel] = (),
+    spectra: Iterable[ModelSpectrum] = (),
     hashes: Mapping[str, str | None] | None = None,
-) -> list[Prediction]:
-    """A prediction for each model of a leaderboard that has edited cells, and each part of its documents.
+) -> list[DamagePrediction]:
+    """One prediction for each model with edited cells and each split of its documents.
 
     Args:
-        board: with the scores of the cells, and their differences from the baselines.
-        titles: what its columns are called.
-        spectra: of the models, to know stable and effective ranks from. They are joined by the hash of the weights.
+        board: the scores of the cells and their differences from the baselines.
+        titles: column -> displayed name.
+        spectra: sources of stable and effective ranks, joined by the hash of the weights.
         hashes: cell -> hash of the original weights, see `weight_hashes`.
     """
     known = {spectrum.weight_hash: {slot.weight: slot for slot in spectrum.slots} for spectrum in spectra}
@@ -204,67 +204,67 @@ def predictions(
         if not entry.baseline and entry.row.edits:
             groups.setdefault((entry.row.model, split_of(entry.row)), []).append(entry)
     models = list(dict.fromkeys(model for model, _ in groups))
-    ordered = sorted(groups.items(), key=lambda part: (models.index(part[0][0]), not first_class(part[1][0].row)))
-    found = []
+    ordered = sorted(groups.items(), key=lambda part: (models.index(part[0][0]), not is_reported(part[1][0].row)))
+    result = []
     for (model, split), entries in ordered:
         outcomes = _outcomes(board, entries, titles)
         slots = [known.get(hashes.get(entry.row.cell) or "", {}) for entry in entries]
         cells = [_cell(entry, outcomes, of_model) for entry, of_model in zip(entries, slots, strict=True)]
-        whole = [cell for cell in cells if cell.damage]
-        prediction = Prediction(
-            model, split, outcomes, whole, unpaired=len(cells) - len(whole), measured=any(map(bool, slots))
+        with_damage = [cell for cell in cells if cell.damage]
+        prediction = DamagePrediction(
+            model, split, outcomes, with_damage, unpaired=len(cells) - len(with_damage), measured=any(map(bool, slots))
         )
-        found.append(_correlated(prediction))
-    return found
+        result.append(_correlated(prediction))
+    return result
 
 
 def weight_hashes(runs: Iterable[RunDirectory]) -> dict[str, str | None]:
-    """Cell -> the hash of its original weights; None where the manifest does not tell.
+    """Cell -> hash of the original weights; None if the manifest does not contain it.
 
     Raises:
         InputError: a file of a run cannot be read.
     """
-    found: dict[str, str | None] = {}
+    hashes: dict[str, str | None] = {}
     for run in runs:
         models = parse(run.manifest()).models if run.manifest_file.is_file() else []
         of_model = {model.label: model.weight_hash for model in models}
-        found |= {cell: of_model.get(row.model) for cell, row in run.rows().items()}
-    return found
+        hashes |= {cell: of_model.get(row.model) for cell, row in run.rows().items()}
+    return hashes
 
 
-def _outcomes(board: Leaderboard, entries: Sequence[Entry], titles: Mapping[str, str]) -> list[Outcome]:
+def _outcomes(board: Leaderboard, entries: Sequence[Entry], titles: Mapping[str, str]) -> list[OutcomeColumn]:
     score = [column for column in board.columns if column.name == "score" and not column.detail]
     tasks = [column for column in board.columns if column.task and not column.subtask]
-    found = []
+    outcomes = []
     for column in (*score, *tasks):
-        stands_in = column.kind == "share" and any(one.kind == "share" for one in score)
-        main = column.name == "score" or not stands_in
+        covered = column.kind == "share" and any(overall.kind == "share" for overall in score)
+        main = column.name == "score" or not covered
         if any(_damage(entry, column) is not None for entry in entries):
-            found.append(Outcome(column, titles.get(column.name, column.name), main))
-    return found
+            outcomes.append(OutcomeColumn(column, titles.get(column.name, column.name), main))
+    return outcomes
 
 
 def _damage(entry: Entry, column: Column) -> float | None:
     value = entry.values[column.name]
-    if not isinstance(value, Measured) or value.delta is None or not math.isfinite(value.delta):
+    if not isinstance(value, Measurement) or value.delta is None or not math.isfinite(value.delta):
         return None
-    # Equal numbers of right answers are a tie, whatever the last digits of their means; no loss is 0.0, not -0.0.
+    # Rounding makes equal accuracies tie; no damage is 0.0, not -0.0.
     delta = round(value.delta, 12)
     return delta if column.better == "lower" or not delta else -delta
 
 
-def _cell(entry: Entry, outcomes: Sequence[Outcome], slots: Mapping[str, Slot]) -> Cell:
+def _cell(entry: Entry, outcomes: Sequence[OutcomeColumn], slots: Mapping[str, SlotSpectrum]) -> CellDamage:
     rows = (entry.row, *entry.repeats)
-    damage = {one.column.name: _damage(entry, one.column) for one in outcomes}
+    damage = {outcome.column.name: _damage(entry, outcome.column) for outcome in outcomes}
     figures = {
         "relative_error": _known(entry.values["error"]),
         "output_error": _mean([_output_error(row.edits) for row in rows]),
         "energy_kept": _mean([_energy_kept(row.edits) for row in rows]),
-        # What is reduced is then an update, which the spectrum of the model says nothing of.
+        # The model's spectrum does not describe a reduced update.
         "stable_rank": None if entry.row.delta else _of_slots(entry.row, slots, _stable),
         "effective_rank": None if entry.row.delta else _of_slots(entry.row, slots, _effective),
     }
-    return Cell(
+    return CellDamage(
         entry=entry,
         role=_role(entry.row.edits),
         weights=tuple(sorted(edit.weight for edit in entry.row.edits)),
@@ -277,13 +277,13 @@ def _role(edits: Sequence[Edit]) -> str:
     roles = {edit.role or "other": edit for edit in edits}
     if len(roles) == 1:
         return next(iter(roles))
-    alike = [edit.model_copy(update={"layer": 0}) for role, edit in roles.items() if role != "other"]
-    words = describe(alike).removesuffix(f" ({len(alike)})").removeprefix("L0 ")
+    one_layer = [edit.model_copy(update={"layer": 0}) for role, edit in roles.items() if role != "other"]
+    words = describe(one_layer).removesuffix(f" ({len(one_layer)})").removeprefix("L0 ")
     return f"{words}, other" if "other" in roles else words
 
 
 def _output_error(edits: Sequence[Edit]) -> float | None:
-    """The root mean square over the edits, weighted by the numbers in each; None unless all have one."""
+    """The root mean square over the edits, weighted by parameters; None unless all edits have an output error."""
     errors = [(edit.output_error, math.prod(edit.shape)) for edit in edits]
     return _weighted([(None if error is None else error**2, size) for error, size in errors], math.sqrt)
 
@@ -293,18 +293,20 @@ def _energy_kept(edits: Sequence[Edit]) -> float | None:
     return None if error is None or not math.isfinite(error) else 1 - error**2
 
 
-def _stable(slot: Slot) -> float | None:
+def _stable(slot: SlotSpectrum) -> float | None:
     rank = slot.values.get("stable_rank")
     return None if rank is None else rank / min(slot.shape)
 
 
-def _effective(slot: Slot) -> float | None:
+def _effective(slot: SlotSpectrum) -> float | None:
     rank = slot.values.get("effective_rank")
     return None if rank is None else rank / min(slot.shape)
 
 
-def _of_slots(row: Row, slots: Mapping[str, Slot], figure: Callable[[Slot], float | None]) -> float | None:
-    """The mean over a row's edits, weighted by the numbers in each; None unless all have the figure."""
+def _of_slots(
+    row: Row, slots: Mapping[str, SlotSpectrum], figure: Callable[[SlotSpectrum], float | None]
+) -> float | None:
+    """The mean over a row's edits, weighted by parameters; None unless all weights have the figure."""
     if any(edit.weight not in slots for edit in row.edits):
         return None
     return _weighted([(figure(slots[edit.weight]), math.prod(edit.shape)) for edit in row.edits])
@@ -328,8 +330,8 @@ def _known(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def _correlated(prediction: Prediction) -> Prediction:
-    found = [
+def _correlated(prediction: DamagePrediction) -> DamagePrediction:
+    correlations = [
         Correlation(outcome.column.name, scope, role, predictor.name, _correlation(members, outcome, scope, predictor))
         for outcome in prediction.outcomes
         for scope in SCOPES
@@ -337,10 +339,12 @@ def _correlated(prediction: Prediction) -> Prediction:
         for members in [prediction.members(role)]
         for predictor in PREDICTORS
     ]
-    return Prediction(**{**vars(prediction), "correlations": tuple(found)})
+    return DamagePrediction(**{**vars(prediction), "correlations": tuple(correlations)})
 
 
-def _correlation(cells: Sequence[Cell], outcome: Outcome, scope: Scope, predictor: Predictor) -> RankCorrelation:
+def _correlation(
+    cells: Sequence[CellDamage], outcome: OutcomeColumn, scope: Scope, predictor: Predictor
+) -> RankCorrelation:
     name = outcome.column.name
     both = [
         (figure, cell.damage[name], cell)

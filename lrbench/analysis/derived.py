@@ -9,47 +9,46 @@ from typing import Any
 
 import numpy as np
 
-from lrbench.analysis.score import Measured, mean
+from lrbench.analysis.score import Measurement, mean
 from lrbench.errors import InputError
 from lrbench.stats import Difference, bca_interval
 from lrbench.stats.metric_names import lower_is_better, primary
 from lrbench.suite.derived_columns import DerivedColumn, Term
 
-#: What a row scored: task -> metric -> measurement.
-Table = Mapping[str, Mapping[str, Measured]]
-#: One of a row's measurements: (task, metric).
-Leaf = tuple[str, str]
+#: The scores of a row: task -> metric -> measurement.
+RowScores = Mapping[str, Mapping[str, Measurement]]
+#: (task, metric).
+TaskMetric = tuple[str, str]
 
 
 def derive(
     columns: Sequence[DerivedColumn],
-    ours: Table,
-    theirs: Table | None,
+    ours: RowScores,
+    theirs: RowScores | None,
     lower: Callable[[str, str], bool] | None = None,
-) -> dict[str, Measured]:
+) -> dict[str, Measurement]:
     """The derived columns of one row.
 
-    A mean has what `analysis.score.mean` gives it: a standard error, the difference from the baseline, its
-    interval and its test, from the tasks' documents, of which none are shared. A retention has, by the delta method, a
-    standard error that takes the documents to be the same for both models where that is known (`Measured.difference`),
-    and else both scores to be independent; its interval is a bootstrap's, where all is paired; `delta` is its distance
-    from 1. It has no test of its own: those of its terms say what is more than chance.
+    A mean is that of `analysis.score.mean`, with its standard error, difference from the baseline, interval and test.
+    A retention's standard error follows by the delta method, paired by document where possible
+    (`Measurement.difference`), else for independent scores; its interval is a bootstrap interval if all terms are
+    paired; `delta` is its distance from 1. A retention has no test of its own; see those of its terms.
 
     Args:
-        columns: in order; a mean may be a term of those after it.
-        ours: the row.
-        theirs: the baseline it is compared with; None where the row is that model.
-        lower: (task, metric) -> whether lower is better; None: as the metric's name tells.
+        columns: in order; a mean may be a term of later columns.
+        ours: the row's scores.
+        theirs: the baseline's scores; None for the baseline itself.
+        lower: (task, metric) -> whether lower is better; None: by the metric's name.
 
     Returns:
-        Column -> measurement, without the columns of which a term is missing, or whose value is not defined: a
-        retention of nothing (an accuracy of 0 in the baseline), or of an infinite perplexity.
+        Column -> measurement, without columns that lack a term or are undefined: a retention of a zero accuracy or of
+        an infinite perplexity.
 
     Raises:
-        InputError: a mean of what is better higher and what is better lower.
+        InputError: a mean mixes terms for which higher is better with terms for which lower is better.
     """
     lower = lower or (lambda _, metric: lower_is_better(metric))
-    found: dict[str, Measured] = {}
+    result: dict[str, Measurement] = {}
     means: dict[str, _Term] = {}
     for column in columns:
         parts = [means.get(term.name) if term.metric is None else None for term in column.terms]
@@ -59,37 +58,37 @@ def derive(
             continue
         if column.kind == "mean" and len({term.lower for term in known}) > 1:
             raise InputError(
-                f"column {column.name!r}: higher is better for some of its terms, lower for others; a mean of both "
-                "says nothing: take them apart, or take their retention"
+                f"column {column.name!r}: higher is better for some of its terms, lower for others; such a mean is "
+                "meaningless: use two columns, or their retention"
             )
         if column.kind == "mean":
-            found[column.name] = mean([term.ours for term in known])
-            means[column.name] = _mean(found[column.name], known)
+            result[column.name] = mean([term.ours for term in known])
+            means[column.name] = _mean(result[column.name], known)
         elif theirs is None:
-            found[column.name] = Measured(1.0)
-        elif (retained := _retention(known)) is not None:
-            found[column.name] = retained
-    return found
+            result[column.name] = Measurement(1.0)
+        elif (retention := _retention(known)) is not None:
+            result[column.name] = retention
+    return result
 
 
 @dataclass(frozen=True)
 class _Term:
-    """A term's values in both models.
+    """A term's values in the row and in the baseline.
 
     Attributes:
-        ours: in the row.
-        theirs: in the baseline; NaN where there is none.
-        leaves: the measurements that it is a weighted sum of: (task, metric) -> (weight, ours, theirs).
+        ours: the row's.
+        theirs: the baseline's; NaN without a baseline.
+        leaves: the weighted sum that the term is: (task, metric) -> (weight, ours, theirs).
         lower: whether lower is better.
     """
 
-    ours: Measured
+    ours: Measurement
     theirs: float
-    leaves: Mapping[Leaf, tuple[float, Measured, Measured | None]] = field(repr=False)
+    leaves: Mapping[TaskMetric, tuple[float, Measurement, Measurement | None]] = field(repr=False)
     lower: bool = False
 
 
-def _term(term: Term, ours: Table, theirs: Table | None, lower: Callable[[str, str], bool]) -> _Term | None:
+def _term(term: Term, ours: RowScores, theirs: RowScores | None, lower: Callable[[str, str], bool]) -> _Term | None:
     scored = ours.get(term.name)
     if not scored:
         return None
@@ -103,8 +102,8 @@ def _term(term: Term, ours: Table, theirs: Table | None, lower: Callable[[str, s
     return _Term(scored[metric], math.nan if base is None else base.value, leaves, lower(term.name, metric))
 
 
-def _mean(whole: Measured, terms: Sequence[_Term]) -> _Term:
-    leaves: dict[Leaf, tuple[float, Measured, Measured | None]] = {}
+def _mean(whole: Measurement, terms: Sequence[_Term]) -> _Term:
+    leaves: dict[TaskMetric, tuple[float, Measurement, Measurement | None]] = {}
     for term in terms:
         for leaf, (weight, ours, theirs) in term.leaves.items():
             before = leaves[leaf][0] if leaf in leaves else 0.0
@@ -113,7 +112,7 @@ def _mean(whole: Measured, terms: Sequence[_Term]) -> _Term:
     return _Term(whole, theirs_mean, leaves, all(term.lower for term in terms))
 
 
-def _retention(terms: Sequence[_Term]) -> Measured | None:
+def _retention(terms: Sequence[_Term]) -> Measurement | None:
     value = _retained([term.ours.value for term in terms], [term.theirs for term in terms], terms)
     if value is None:
         return None
@@ -123,7 +122,7 @@ def _retention(terms: Sequence[_Term]) -> Measured | None:
         for values in zip(*(term.ours.by_seed for term in terms), strict=True):
             of_seed = _retained(values, [term.theirs for term in terms], terms)
             by_seed += [] if of_seed is None else [of_seed]
-    retained = Measured(value, delta=value - 1, by_seed=tuple(by_seed))
+    retained = Measurement(value, delta=value - 1, by_seed=tuple(by_seed))
     slopes = _slopes(terms)
     influence = _influence(slopes)
     stderr = _stderr(slopes) if influence is None else float(np.sqrt((influence**2).sum()))
@@ -135,7 +134,7 @@ def _retention(terms: Sequence[_Term]) -> Measured | None:
 
 
 def _retained(ours: Sequence[float], theirs: Sequence[float], terms: Sequence[_Term]) -> float | None:
-    """The mean of the ratios; None where one is not defined."""
+    """The mean of the ratios; None if one is undefined."""
     ratios = []
     for our, their, term in zip(ours, theirs, terms, strict=True):
         above, below = (their, our) if term.lower else (our, their)
@@ -147,16 +146,16 @@ def _retained(ours: Sequence[float], theirs: Sequence[float], terms: Sequence[_T
 
 @dataclass
 class _Slope:
-    """What a retention changes by with one measurement: of the row, and of the baseline."""
+    """The partial derivatives of a retention with respect to one measurement of the row and of the baseline."""
 
-    ours: Measured
-    theirs: Measured | None
+    ours: Measurement
+    theirs: Measurement | None
     by_ours: float = 0.0
     by_theirs: float = 0.0
 
 
-def _slopes(terms: Sequence[_Term]) -> dict[Leaf, _Slope]:
-    slopes: dict[Leaf, _Slope] = {}
+def _slopes(terms: Sequence[_Term]) -> dict[TaskMetric, _Slope]:
+    slopes: dict[TaskMetric, _Slope] = {}
     for term in terms:
         our, their = term.ours.value, term.theirs
         by_ours, by_theirs = (-their / our**2, 1 / our) if term.lower else (1 / their, -our / their**2)
@@ -167,8 +166,8 @@ def _slopes(terms: Sequence[_Term]) -> dict[Leaf, _Slope]:
     return slopes
 
 
-def _influence(slopes: Mapping[Leaf, _Slope]) -> np.ndarray | None:
-    """(units of all tasks,) what each unit moves the retention by; None where not all is paired by document."""
+def _influence(slopes: Mapping[TaskMetric, _Slope]) -> np.ndarray | None:
+    """(units of all tasks,) each unit's influence on the retention; None unless all terms are paired by document."""
     by_task: dict[str, np.ndarray] = {}
     for (task, _), slope in slopes.items():
         difference = slope.ours.difference
@@ -181,8 +180,8 @@ def _influence(slopes: Mapping[Leaf, _Slope]) -> np.ndarray | None:
     return np.concatenate(list(by_task.values()))
 
 
-def _stderr(slopes: Mapping[Leaf, _Slope]) -> float | None:
-    """Where documents do not tell: of independent scores, but of those that are paired, by document."""
+def _stderr(slopes: Mapping[TaskMetric, _Slope]) -> float | None:
+    """The standard error if not all terms are paired: unpaired scores are treated as independent."""
     terms: list[float] = []
     if len({task for task, _ in slopes}) < len(slopes):
         return None  # two metrics of the same documents are not independent
@@ -199,7 +198,7 @@ def _stderr(slopes: Mapping[Leaf, _Slope]) -> float | None:
 
 
 def _draws(terms: Sequence[_Term]) -> np.ndarray:
-    """(resamples,) the retention on each resample of the documents."""
+    """(resamples,) the retention on each bootstrap resample of the documents."""
 
     def drawn(term: _Term, side: Callable[[Difference], np.ndarray]) -> Any:
         return sum(

@@ -1,4 +1,4 @@
-"""What a cell edited, in few words (`all mlp (24)`, `L3 mlp.down`), and how far its weights are from the originals."""
+"""Summarises a cell's edits: a short description (`all mlp (24)`, `L3 mlp.down`), ranks and errors."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from lrbench.suite.roles import GROUPS
 
 
 def describe(edits: Sequence[Edit], blocks: int | None = None) -> str:
-    """The edited weights by layers and roles, and how many where they are several.
+    """The edited weights by layers and roles, and their number if there are several.
 
     Args:
-        edits: a cell's edits.
-        blocks: how many decoder blocks the model has; `all` is said only where this is known.
+        blocks: the number of the model's decoder blocks; needed to write `all`.
     """
     roles_of_layer: dict[int, set[str]] = {}
     others: list[str] = []
@@ -27,39 +26,39 @@ def describe(edits: Sequence[Edit], blocks: int | None = None) -> str:
     for layer in sorted(roles_of_layer):
         layers_of_roles.setdefault(frozenset(roles_of_layer[layer]), []).append(layer)
     parts = [f"{_layers(layers, blocks)} {_roles(roles)}" for roles, layers in layers_of_roles.items()]
-    if len(parts) > 2:  # a composition that differs from layer to layer does not fit a cell
+    if len(parts) > 2:  # a composition with different roles per layer is too long for a table
         parts = [_layers(sorted(roles_of_layer), blocks)]
     text = ", ".join([*parts, *dict.fromkeys(others)])
     return f"{text} ({len(edits)})" if len(edits) > 1 else text
 
 
 def ranks(edits: Sequence[Edit]) -> str:
-    """The rank, or the smallest and the largest."""
-    found = [edit.rank for edit in edits]
-    if not found:
+    """The rank, or the range of ranks."""
+    edit_ranks = [edit.rank for edit in edits]
+    if not edit_ranks:
         return ""
-    return str(found[0]) if min(found) == max(found) else f"{min(found)}–{max(found)}"
+    return str(edit_ranks[0]) if min(edit_ranks) == max(edit_ranks) else f"{min(edit_ranks)}–{max(edit_ranks)}"
 
 
 def relative_error(edits: Sequence[Edit]) -> float | None:
-    """Over all edits, the root mean square of |W - What| / |W|, weighted by the numbers in each matrix.
+    """The root mean square of |W - What| / |W| over all edits, weighted by parameters.
 
-    Equals |W - What| / |W| of all the matrices together where their entries have one size; their norms are not in rows.
+    Approximates |W - What| / |W| of all matrices together, since rows do not store norms.
     """
     return _root_mean_square([(edit.relative_error, edit.shape) for edit in edits])
 
 
 def optimal_error(edits: Sequence[Edit]) -> float | None:
-    """The same of the Eckart-Young optimum at the ranks of the edits; None where one of them has none."""
+    """The same for the Eckart-Young optimum at the edits' ranks; None if an edit has no optimum."""
     known = [(edit.optimal_error, edit.shape) for edit in edits if edit.optimal_error is not None]
     return _root_mean_square(known) if len(known) == len(edits) else None
 
 
 def _root_mean_square(errors: Sequence[tuple[float, tuple[int, int]]]) -> float | None:
-    numbers = sum(rows * columns for _, (rows, columns) in errors)
-    if not numbers:
+    parameters = sum(rows * columns for _, (rows, columns) in errors)
+    if not parameters:
         return None
-    return math.sqrt(math.fsum(rows * columns * error**2 for error, (rows, columns) in errors) / numbers)
+    return math.sqrt(math.fsum(rows * columns * error**2 for error, (rows, columns) in errors) / parameters)
 
 
 def _roles(roles: Iterable[str]) -> str:
@@ -72,7 +71,7 @@ def _roles(roles: Iterable[str]) -> str:
             words.append(group)
             left.difference_update(members)
         else:
-            # mlp.up+down: the group is said once
+            # mlp.up+down: the group is written once
             some = [member.removeprefix(f"{group}.") for member in members if member in left]
             if some:
                 words.append(f"{group}.{'+'.join(some)}")

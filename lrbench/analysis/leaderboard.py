@@ -1,4 +1,4 @@
-"""Rows as a table: one line a cell, with differences from the baseline, the Pareto front and an order."""
+"""Builds the leaderboard: one entry per cell, with differences from the baseline, the Pareto front and an order."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from lrbench.analysis.derived import derive
 from lrbench.analysis.edit_summary import describe, optimal_error, ranks, relative_error
-from lrbench.analysis.score import Measured, Overall, unpaired
-from lrbench.analysis.scored_run import Line, ScoredRun, lines_of
+from lrbench.analysis.score import Measurement, Overall, unpaired
+from lrbench.analysis.scored_run import ScoredLine, ScoredRun, lines_of
 from lrbench.analysis.table import Column, Entry, Kind, Leaderboard, Value, as_number
 from lrbench.errors import InputError
 from lrbench.results.directory import RunDirectory
@@ -24,14 +24,13 @@ __all__ = ["Column", "Entry", "Kind", "Leaderboard", "Value", "as_number", "buil
 def build(runs: Sequence[RunDirectory], sort: str | None = None, *, validation: bool = False) -> Leaderboard:
     """The leaderboard of one or several runs.
 
-    The default order is by model, then by setting (what keeps most first), then by score. Every model's baseline row
-    stands above the others. Where suites choose (`select`), lines are of what was chosen, scored on test documents,
-    and stand by what they were chosen for.
+    The default order is by model, then by setting (the largest keep first), then by score; baselines come first. For
+    suites with `select`, the entries are the chosen cells, scored on test documents and grouped by choice.
 
     Args:
-        runs: run directories; several get a column that tells them apart.
-        sort: a column's name, with a leading `-` for descending. Lines without a value come last.
-        validation: where suites choose, show all cells on the documents that they are chosen on.
+        runs: run directories; several get a `run` column.
+        sort: a column's name, with a leading `-` for descending. Entries without a value come last.
+        validation: for suites with `select`, show all cells on the validation documents instead.
 
     Raises:
         InputError: no such column, or a run's files cannot be read.
@@ -44,40 +43,40 @@ def build(runs: Sequence[RunDirectory], sort: str | None = None, *, validation: 
         {column.task: column.metric for column in top}, {column.task for column in top if column.better == "lower"}
     )
     lines = [(run, line) for run in scored for line in lines_of(r for r in run.rows.values() if r.status == "ok")]
-    measured, family = _judged(
+    measured, family = _corrected(
         [metrics for run in scored for metrics in run.measure([x for r, x in lines if r is run])]
     )
-    entries = [_entry(run, line, of_line, tasks, overall) for (run, line), of_line in zip(lines, measured, strict=True)]
+    entries = [_entry(run, line, scores, tasks, overall) for (run, line), scores in zip(lines, measured, strict=True)]
     derived = _derived(entries, lines, measured)
     failures = [
-        _entry(run, Line((row,)), unpaired(row), tasks, overall)
+        _entry(run, ScoredLine((row,)), unpaired(row), tasks, overall)
         for run in scored
         for row in run.rows.values()
         if row.status != "ok" and not _screened_out(row)
     ]
     screened_out = sum(_screened_out(row) for run in scored for row in run.rows.values())
     family_of = {column.name: family.get((column.task, column.metric), 0) for column in tasks}
-    entries, family_of["score"] = _scores_judged(entries)
-    everything = [*entries, *failures]
+    entries, family_of["score"] = _scores_corrected(entries)
+    all_entries = [*entries, *failures]
     for column in derived:
-        for entry in everything:
+        for entry in all_entries:
             entry.values.setdefault(column.name, None)
-    aims = dict.fromkeys(entry.chosen_for for entry in entries if entry.chosen_for is not None)
+    choices = dict.fromkeys(entry.chosen_for for entry in entries if entry.chosen_for is not None)
     score = Column(
         name="score",
         heading=("score", "mean" if overall.higher_is_better else "geomean"),
         kind="share" if overall.higher_is_better else "score",
         better="higher" if overall.higher_is_better else "lower",
-        detail=len(overall.metrics) < 2 or len(aims) > 1,  # lines chosen for one task are scored on that alone
+        detail=len(overall.metrics) < 2 or len(choices) > 1,  # cells chosen for one task are scored on it alone
     )
     columns = [
         *([Column("run", ("run", ""), "text")] if len(runs) > 1 else []),
         Column("model", ("model", ""), "text"),
-        *(_SELECTION if aims else []),
+        *(_SELECTION if choices else []),
         Column("method", ("method", ""), "text"),
         Column("setting", ("setting", ""), "text"),
         Column("edited", ("edited", ""), "text"),
-        *([Column("seed", ("seed", ""), "text")] if len({entry.values["seed"] for entry in everything}) > 1 else []),
+        *([Column("seed", ("seed", ""), "text")] if len({entry.values["seed"] for entry in all_entries}) > 1 else []),
         *tasks,
         *derived,
         score,
@@ -94,10 +93,10 @@ def build(runs: Sequence[RunDirectory], sort: str | None = None, *, validation: 
             "calibrate",
             ("calibrate", "s"),
             "seconds",
-            detail=not any(entry.row.calibrate_seconds for entry in everything),
+            detail=not any(entry.row.calibrate_seconds for entry in all_entries),
         ),
         Column("evaluate", ("evaluate", "s"), "seconds", detail=True),
-        *_speed_columns(everything),
+        *_speed_columns(all_entries),
         Column("pareto", ("Pareto", "front"), "flag", detail=True),
     ]
     _mark_pareto(entries, score)
@@ -126,7 +125,7 @@ def _run_names(runs: Sequence[RunDirectory]) -> list[str]:
     return short if len(set(short)) == len(short) else [str(run.path) for run in runs]
 
 
-# A task of one of these names is called `task:NAME`.
+# Tasks with one of these names get the column `task:NAME`.
 _FIXED = frozenset(
     {
         *("run", "model", "method", "setting", "edited", "seed", "score", "keep", "keep_model", "compression", "error"),
@@ -151,8 +150,8 @@ def _task_columns(runs: Sequence[ScoredRun]) -> list[Column]:
     columns = []
     for task, names in sorted(metrics.items(), key=lambda entry: place.get(entry[0], len(place))):
         metric = primary(names)
-        said = (run.higher_is_better(task, metric) for run in runs)
-        higher = next((higher for higher in said if higher is not None), not lower_is_better(metric))
+        declared = (run.higher_is_better(task, metric) for run in runs)
+        higher = next((higher for higher in declared if higher is not None), not lower_is_better(metric))
         columns.append(
             Column(
                 name=f"task:{task}" if task in _FIXED else task,
@@ -169,74 +168,74 @@ def _task_columns(runs: Sequence[ScoredRun]) -> list[Column]:
 
 def _derived(
     entries: Sequence[Entry],
-    lines: Sequence[tuple[ScoredRun, Line]],
-    measured: Sequence[Mapping[str, Mapping[str, Measured]]],
+    lines: Sequence[tuple[ScoredRun, ScoredLine]],
+    measured: Sequence[Mapping[str, Mapping[str, Measurement]]],
 ) -> list[Column]:
-    """Columns that suites have made of their tasks', put into the entries; not those that no line has a value of."""
+    """The suites' derived columns with at least one value; adds the values to the entries."""
     of_row = {(id(run), line.row.cell): table for (run, line), table in zip(lines, measured, strict=True)}
     columns: dict[str, Column] = {}
     for entry, (run, line), ours in zip(entries, lines, measured, strict=True):
         baseline = run.baseline_of(line.row)
-        theirs = of_row.get((id(run), baseline.cell)) if baseline is not None and line.row.reducer else None
+        of_baseline = of_row.get((id(run), baseline.cell)) if baseline is not None and line.row.reducer else None
 
         def lower(task: str, metric: str, run: ScoredRun = run) -> bool:
             higher = run.higher_is_better(task, metric)
             return lower_is_better(metric) if higher is None else not higher
 
-        for name, value in derive(run.derived, ours, theirs, lower).items():
-            (about,) = [column for column in run.derived if column.name == name]
-            retention = about.kind == "retention"
+        for name, value in derive(run.derived, ours, of_baseline, lower).items():
+            (column,) = [column for column in run.derived if column.name == name]
+            retention = column.kind == "retention"
             better: Literal["higher", "lower"] = "higher"
-            share = retention
+            in_percent = retention
             if not retention:
-                terms = [(t.name, t.metric or primary(ours[t.name])) for t in about.terms if ours.get(t.name)]
+                terms = [(t.name, t.metric or primary(ours[t.name])) for t in column.terms if ours.get(t.name)]
                 better = "lower" if terms and all(lower(*term) for term in terms) else "higher"
-                share = better == "higher" and all(is_fraction(metric) for _, metric in terms)
+                in_percent = better == "higher" and all(is_fraction(metric) for _, metric in terms)
             key = f"derived:{name}" if name in _FIXED else name
             heading = (name, "retained" if retention else "mean")
-            columns.setdefault(key, Column(key, heading, "share" if share else "score", better, derived=True))
+            columns.setdefault(key, Column(key, heading, "share" if in_percent else "score", better, derived=True))
             entry.values[key] = value
             entry.scored_on[key] = entry.scored_on["score"]
     return list(columns.values())
 
 
-def _judged(
-    lines: Sequence[Mapping[str, Mapping[str, Measured]]],
-) -> tuple[list[dict[str, dict[str, Measured]]], dict[tuple[str, str], int]]:
-    """All metrics with Holm's correction over the lines of each, and how many lines that was."""
+def _corrected(
+    lines: Sequence[Mapping[str, Mapping[str, Measurement]]],
+) -> tuple[list[dict[str, dict[str, Measurement]]], dict[tuple[str, str], int]]:
+    """All metrics with Holm's correction over the lines of each metric, and the number of its comparisons."""
     columns = dict.fromkeys((task, metric) for line in lines for task, metrics in line.items() for metric in metrics)
-    judged: list[dict[str, dict[str, Measured]]] = [{} for _ in lines]
+    corrected: list[dict[str, dict[str, Measurement]]] = [{} for _ in lines]
     family = {}
     for task, metric in columns:
         values = [line.get(task, {}).get(metric) for line in lines]
         p_values = [value.p_value if value is not None else None for value in values]
         family[task, metric] = sum(p is not None for p in p_values)
-        for of_line, value, p in zip(judged, values, holm(p_values), strict=True):
+        for of_line, value, p in zip(corrected, values, holm(p_values), strict=True):
             if value is not None:
-                of_line.setdefault(task, {})[metric] = value.judged(p)
-    return judged, family
+                of_line.setdefault(task, {})[metric] = value.with_p_holm(p)
+    return corrected, family
 
 
-def _scores_judged(entries: Sequence[Entry]) -> tuple[list[Entry], int]:
-    """The same for the one score of each line."""
+def _scores_corrected(entries: Sequence[Entry]) -> tuple[list[Entry], int]:
+    """The same for the overall score of each entry."""
     scores = [entry.values["score"] for entry in entries]
-    p_values = [score.p_value if isinstance(score, Measured) else None for score in scores]
+    p_values = [score.p_value if isinstance(score, Measurement) else None for score in scores]
     for entry, score, p in zip(entries, scores, holm(p_values), strict=True):
-        if isinstance(score, Measured):
-            entry.values["score"] = score.judged(p)
+        if isinstance(score, Measurement):
+            entry.values["score"] = score.with_p_holm(p)
     return list(entries), sum(p is not None for p in p_values)
 
 
 def _below_chance(runs: Sequence[ScoredRun]) -> tuple[tuple[str, str, float, float], ...]:
-    """Baselines whose accuracy is below that of guessing: there, an improvement may be a way back to chance."""
-    found = []
+    """Baselines whose accuracy is below chance, where an improvement may be a mere return to chance."""
+    below = []
     for run in runs:
         for row in run.rows.values():
             for task, scores in row.scores.items() if row.reducer is None else ():
                 chance = run.chance.get((row.model, task))
                 if chance is not None and "acc" in scores and scores["acc"].value < chance:
-                    found.append((row.model, task, scores["acc"].value, chance))
-    return tuple(dict.fromkeys(found))
+                    below.append((row.model, task, scores["acc"].value, chance))
+    return tuple(dict.fromkeys(below))
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -254,8 +253,8 @@ def _seeds(rows: Sequence[Row]) -> str:
 
 def _entry(
     run: ScoredRun,
-    line: Line,
-    measured: dict[str, dict[str, Measured]],
+    line: ScoredLine,
+    measured: dict[str, dict[str, Measurement]],
     tasks: Sequence[Column],
     overall: Overall,
 ) -> Entry:
@@ -286,7 +285,7 @@ def _entry(
         "keep_model": keep_model if keep_model is not None or not is_baseline else 1.0,
         "compression": smaller if smaller is not None or not is_baseline else 1.0,
         "error": error,
-        # Below single precision's rounding the optimum is zero, and a ratio to it would be noise.
+        # Below float32 rounding the optimum is zero, and a ratio to it is noise.
         "optimum": error / optimum if error is not None and optimum is not None and optimum > 1e-6 else None,
         "decompose": None if is_baseline else _mean(r.decompose_seconds for r in rows),
         "rank": ranks([edit for r in rows for edit in r.edits]),
@@ -298,11 +297,11 @@ def _entry(
         **_speeds(row),
         "pareto": False,
     }
-    elsewhere = not is_baseline and baseline is not None and any(r.environment != baseline.environment for r in rows)
-    return Entry(row, run.name, values, measured, scored_on, elsewhere, tuple(rows[1:]))
+    differs = not is_baseline and baseline is not None and any(r.environment != baseline.environment for r in rows)
+    return Entry(row, run.name, values, measured, scored_on, differs, tuple(rows[1:]))
 
 
-#: Where cells are chosen: for what, among how many, on how many documents.
+#: Columns of selections: the choice, the number of candidates, and of validation documents.
 _SELECTION = (
     Column("chosen_for", ("chosen", "for"), "text"),
     Column("among", ("chosen", "among"), "text"),
@@ -310,14 +309,14 @@ _SELECTION = (
 )
 
 
-#: Where cells race: on how many documents each was scored.
+#: Column of races: the number of documents that a cell was scored on.
 _DOCUMENTS = Column("documents", ("scored on", "documents"), "text")
 
 
 def _scored_on(rows: Sequence[Row]) -> str:
-    """Of how many documents the scores are; empty where that is all there are."""
-    found = sorted({sum(r.selection.documents.values()) for r in rows if r.selection and r.selection.stopped})
-    return "–".join(map(str, found[:: max(1, len(found) - 1)]))
+    """The number of scored documents; empty if all were scored."""
+    counts = sorted({sum(r.selection.documents.values()) for r in rows if r.selection and r.selection.stopped})
+    return "–".join(map(str, counts[:: max(1, len(counts) - 1)]))
 
 
 def _chosen(row: Row) -> dict[str, Value]:
@@ -329,7 +328,7 @@ def _chosen(row: Row) -> dict[str, Value]:
     return {column.name: value for column, value in zip(_SELECTION, values, strict=True)}
 
 
-#: Figure of `lrbench.results.rows.Speed` -> the column of factored over dense.
+#: Field of `lrbench.results.rows.Speed` -> column of the ratio of factored to dense.
 _SPEEDS = {
     "prefill_tokens_per_second": Column("prefill", ("prefill", "/ dense"), "times", "higher"),
     "decode_tokens_per_second": Column("decode", ("decode", "/ dense"), "times", "higher"),
@@ -338,26 +337,25 @@ _SPEEDS = {
 
 
 def _speed_columns(entries: Sequence[Entry]) -> list[Column]:
-    """Those that some line has: only suites with `measure: inference` do."""
+    """The speed columns with at least one value; only suites with `measure: inference` have them."""
     return [column for column in _SPEEDS.values() if any(e.values[column.name] is not None for e in entries)]
 
 
 def _speeds(row: Row) -> dict[str, Value]:
-    """One prompt at a time; memory at the largest batch."""
+    """Speeds at the smallest batch, memory at the largest."""
     if row.inference is None or not row.inference.batches:
         return {column.name: None for column in _SPEEDS.values()}
     batches = [entry.batch for entry in row.inference.batches]
     return {
-        column.name: row.inference.ratio(what, max(batches) if what == "peak_bytes" else min(batches))
-        for what, column in _SPEEDS.items()
+        column.name: row.inference.ratio(figure, max(batches) if figure == "peak_bytes" else min(batches))
+        for figure, column in _SPEEDS.items()
     }
 
 
 def _mark_pareto(entries: Sequence[Entry], score: Column) -> None:
-    """Marks the lines that none beats: keeps no more and scores no less, and is better in one of the two.
+    """Marks the Pareto front of model size and score.
 
-    Lines compete within a model (and, where they are updates, within a base, since their sizes are on top of that), and
-    only where the same documents of the same tasks make up their score.
+    Entries compete within a model (and within a base, for updates), if their scores come from the same documents.
     """
     sign = 1 if score.better == "higher" else -1
     fields: dict[Any, list[tuple[float, float, Entry]]] = {}
@@ -370,7 +368,7 @@ def _mark_pareto(entries: Sequence[Entry], score: Column) -> None:
         points.sort(key=lambda point: (point[0], -point[1]))
         best: tuple[float, float] | None = None
         for keep, number, entry in points:
-            if best is None or number > best[1] or (keep, number) == best:  # equals of a line on the front are on it
+            if best is None or number > best[1] or (keep, number) == best:  # ties with the front are on it
                 entry.values["pareto"] = True
                 best = keep, number
 
@@ -378,18 +376,18 @@ def _mark_pareto(entries: Sequence[Entry], score: Column) -> None:
 def _ordered(entries: list[Entry], columns: Sequence[Column], sort: str | None) -> list[Entry]:
     models = {model: place for place, model in enumerate(dict.fromkeys(entry.row.model for entry in entries))}
     by_name = {column.task or column.name: column for column in columns}
-    aims = {name: place for place, name in enumerate(by_name)}
+    choices = {name: place for place, name in enumerate(by_name)}
 
     def default(entry: Entry) -> tuple[Any, ...]:
-        judged_by = by_name.get(entry.chosen_for or "score", by_name["score"])
-        number = as_number(entry.values[judged_by.name])
-        sign = -1 if judged_by.better == "higher" else 1
+        choice = by_name.get(entry.chosen_for or "score", by_name["score"])
+        number = as_number(entry.values[choice.name])
+        sign = -1 if choice.better == "higher" else 1
         return (
             models[entry.row.model],
             not entry.baseline,
             _setting_order(entry.row.requested)
             if entry.chosen_for is None
-            else (aims.get(entry.chosen_for, len(aims)),),
+            else (choices.get(entry.chosen_for, len(choices)),),
             (1, 0.0) if number is None else (0, sign * number),
             str(entry.values["method"]),
         )
@@ -399,23 +397,23 @@ def _ordered(entries: list[Entry], columns: Sequence[Column], sort: str | None) 
         return entries
     name = sort.removeprefix("-")
     known = [column.name for column in columns]
-    # Tables leave out what all task names begin with.
+    # Tables omit the common prefix of task names.
     short = [column for column in known if column.endswith(f"_{name}")]
     if name not in known and len(short) == 1:
         name = short[0]
     if name not in known:
-        raise InputError(f"--sort: unknown column {name!r} (there are {', '.join(known)}){did_you_mean(name, known)}")
+        raise InputError(f"--sort: unknown column {name!r} (known are {', '.join(known)}){did_you_mean(name, known)}")
     missing = [entry for entry in entries if _sort_key(entry, name) is None]
-    there = [entry for entry in entries if _sort_key(entry, name) is not None]
-    there.sort(key=lambda entry: _sort_key(entry, name), reverse=sort.startswith("-"))
-    return sorted([*there, *missing], key=lambda entry: not entry.baseline)
+    with_value = [entry for entry in entries if _sort_key(entry, name) is not None]
+    with_value.sort(key=lambda entry: _sort_key(entry, name), reverse=sort.startswith("-"))
+    return sorted([*with_value, *missing], key=lambda entry: not entry.baseline)
 
 
 _SETTINGS = ("keep_model", "keep", "fraction", "rank", "energy", "error")
 
 
 def _setting_order(requested: Mapping[str, float]) -> tuple[Any, ...]:
-    """What keeps most comes first: the largest keep, rank or energy, the smallest error."""
+    """Sorts the largest keep, rank or energy first, and the smallest error."""
     return tuple(
         (_SETTINGS.index(kind) if kind in _SETTINGS else len(_SETTINGS), kind, value if kind == "error" else -value)
         for kind, value in requested.items()

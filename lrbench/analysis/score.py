@@ -14,22 +14,22 @@ from lrbench.stats.metric_names import is_fraction, lower_is_better, primary
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """A metric's value on `n` documents, with its difference from the baseline of the same run and model.
 
     Attributes:
-        value: the mean over seeds, where a method was run with several.
+        value: the mean over seeds, if there are several.
         stderr: over documents.
-        n: documents.
-        delta: edited less baseline.
+        n: the number of documents.
+        delta: edited minus baseline.
         delta_stderr: of the difference, paired by document.
-        interval: the 95 % bootstrap interval of the difference, for itself.
-        discordant: of zeros and ones: documents that rose, that fell.
-        p_value: of the exact test of the difference, for itself.
-        p_holm: the same after Holm's correction over the cells of a table; None while there is no table.
-        significant: whether that is at most 5 %.
-        by_seed: the values that `value` is the mean of, where there are several.
-        difference: what all this was computed from.
+        interval: the 95 % bootstrap interval of the difference, uncorrected.
+        discordant: for 0/1 metrics, how many documents rose and how many fell.
+        p_value: of the exact test of the difference, uncorrected.
+        p_holm: the p-value after Holm's correction over the cells of a table; None outside a table.
+        significant: whether `p_holm` is at most 5 %.
+        by_seed: the values of the seeds, if there are several.
+        difference: the paired difference that these statistics come from.
     """
 
     value: float
@@ -47,16 +47,16 @@ class Measured:
 
     @property
     def spread(self) -> float | None:
-        """The standard deviation over seeds; None where there is one seed."""
+        """The standard deviation over seeds; None for a single seed."""
         return (
             statistics.stdev(self.by_seed) if len(self.by_seed) > 1 and all(map(math.isfinite, self.by_seed)) else None
         )
 
-    def judged(self, p_holm: float | None) -> Measured:
-        """With what Holm's correction over a table makes of its p-value."""
+    def with_p_holm(self, p_holm: float | None) -> Measurement:
+        """Adds the p-value after Holm's correction over a table."""
         if p_holm is None or self.difference is None or self.delta is None:
             return self
-        # The mean over seeds of perplexities and that of their logarithms, which is tested, may differ in direction.
+        # Over seeds, the mean perplexity and the mean logarithm, which is tested, may differ in direction.
         same_way = float(self.difference.steps.sum()) * self.delta > 0
         return replace(self, p_holm=p_holm, significant=p_holm <= LEVEL and same_way)
 
@@ -67,36 +67,36 @@ class Measured:
         return {name: getattr(self, name) for name in names} | seeds
 
 
-def unpaired(row: Row) -> dict[str, dict[str, Measured]]:
+def unpaired(row: Row) -> dict[str, dict[str, Measurement]]:
     """All metrics of a row, without differences."""
     return {
-        task: {metric: Measured(score.value, score.stderr, score.n) for metric, score in scores.items()}
+        task: {metric: Measurement(score.value, score.stderr, score.n) for metric, score in scores.items()}
         for task, scores in row.scores.items()
     }
 
 
-def asked_for(subtasks: Mapping[str, Sequence[str]], scored: Collection[str]) -> set[str]:
-    """The tasks that a suite asked for itself, rather than for a group with them.
+def requested_tasks(subtasks: Mapping[str, Sequence[str]], scored: Collection[str]) -> set[str]:
+    """The tasks that a suite names itself, not as part of a group.
 
-    A tag or a pattern has no score of its own: then the tasks that it stands for were asked for.
+    A tag or a pattern has no score of its own and stands for its tasks.
 
     Args:
-        subtasks: each task that the suite names, with the tasks that it is made of.
-        scored: the tasks that have scores, which are all asked for where the suite is not known.
+        subtasks: each task that the suite names, with its subtasks.
+        scored: the tasks that have scores; returned if the suite is unknown.
     """
     return {name for task, parts in subtasks.items() for name in ([task] if task in scored else parts)} or set(scored)
 
 
 @dataclass(frozen=True)
 class Overall:
-    """What the one score of a row is made of.
+    """Defines the overall score of a row.
 
-    It is the mean of the tasks' accuracies; where none has one, the geometric mean of what is better lower, such as
-    perplexities, which may differ by orders of magnitude.
+    The mean of the tasks' accuracies; without accuracies, the geometric mean of metrics for which lower is better, such
+    as perplexities, which may differ by orders of magnitude.
 
     Attributes:
-        metrics: task -> its metric that counts.
-        higher_is_better: whether these are accuracies.
+        metrics: task -> the metric that counts.
+        higher_is_better: whether the metrics are accuracies.
     """
 
     metrics: Mapping[str, str]
@@ -104,32 +104,32 @@ class Overall:
 
     @classmethod
     def of(cls, metrics: Mapping[str, str], lower: Collection[str]) -> Overall:
-        """Of tasks that were asked for.
+        """The overall score of the requested tasks.
 
         Args:
-            metrics: task -> the metric that stands for it.
-            lower: the tasks for which a lower value of it is better.
+            metrics: task -> its primary metric.
+            lower: the tasks for which a lower value is better.
         """
         shares = {task: metric for task, metric in metrics.items() if task not in lower and is_fraction(metric)}
         return cls(shares or {task: metric for task, metric in metrics.items() if task in lower}, bool(shares))
 
     @classmethod
     def of_row(cls, row: Row, subtasks: Mapping[str, Sequence[str]]) -> Overall:
-        """Of a row by itself, while there is no table and no manifest to ask which way is better."""
-        asked = asked_for(subtasks, row.scores)
-        metrics = {task: primary(scores) for task, scores in row.scores.items() if scores and task in asked}
+        """The overall score of a single row without a manifest; metric names tell which direction is better."""
+        requested = requested_tasks(subtasks, row.scores)
+        metrics = {task: primary(scores) for task, scores in row.scores.items() if scores and task in requested}
         return cls.of(metrics, {task for task, metric in metrics.items() if lower_is_better(metric)})
 
-    def score(self, measured: Mapping[str, Mapping[str, Measured]]) -> Measured | None:
-        """The score of one row over those of the tasks that it has; None where it has none of them."""
+    def score(self, measured: Mapping[str, Mapping[str, Measurement]]) -> Measurement | None:
+        """The score of one row over the tasks that it has; None if it has none."""
         parts = [measured[task][metric] for task, metric in self.metrics.items() if metric in measured.get(task, {})]
         if not parts:
             return None
         return mean(parts) if self.higher_is_better else geometric_mean(parts)
 
 
-def compared(score: Measured, delta: float, difference: Difference | None) -> Measured:
-    """A score with its difference from the baseline, and what the documents say of that."""
+def with_difference(score: Measurement, delta: float, difference: Difference | None) -> Measurement:
+    """Adds the difference from the baseline and its statistics to a score."""
     if difference is None:
         return replace(score, delta=delta)
     return replace(
@@ -144,24 +144,26 @@ def compared(score: Measured, delta: float, difference: Difference | None) -> Me
     )
 
 
-def mean(parts: Sequence[Measured]) -> Measured:
-    """The mean of several tasks' accuracies; its error takes tasks to share no documents."""
+def mean(parts: Sequence[Measurement]) -> Measurement:
+    """The mean of several tasks' accuracies; its error assumes that tasks share no documents."""
     if len(parts) == 1:
         return parts[0]
     weights = [1 / len(parts)] * len(parts)
     value = math.fsum(part.value for part in parts) / len(parts)
     by_seed = tuple(math.fsum(values) / len(parts) for values in _seeds(parts))
-    whole = Measured(value, independent([part.stderr for part in parts], weights), by_seed=by_seed)
+    whole = Measurement(value, independent([part.stderr for part in parts], weights), by_seed=by_seed)
     deltas = [part.delta for part in parts if part.delta is not None]
     if len(deltas) < len(parts):
         return whole
-    found = [part.difference for part in parts if part.difference is not None]
-    return compared(
-        whole, math.fsum(deltas) / len(parts), weighted(found, weights) if len(found) == len(parts) else None
+    differences = [part.difference for part in parts if part.difference is not None]
+    return with_difference(
+        whole,
+        math.fsum(deltas) / len(parts),
+        weighted(differences, weights) if len(differences) == len(parts) else None,
     )
 
 
-def geometric_mean(parts: Sequence[Measured]) -> Measured | None:
+def geometric_mean(parts: Sequence[Measurement]) -> Measurement | None:
     """The geometric mean of several tasks' perplexities, which may differ by orders of magnitude."""
     if len(parts) == 1:
         return parts[0]
@@ -169,18 +171,18 @@ def geometric_mean(parts: Sequence[Measured]) -> Measured | None:
     if value is None:
         return None
     by_seed = tuple(of_seed for values in _seeds(parts) if (of_seed := _geometric(values)) is not None)
-    whole = Measured(value, by_seed=by_seed)
+    whole = Measurement(value, by_seed=by_seed)
     baseline = _geometric([part.value - part.delta for part in parts if part.delta is not None])
     if baseline is None or any(part.delta is None for part in parts):
         return whole
-    found = [part.difference for part in parts if part.difference is not None]
-    difference = geometric(found) if len(found) == len(parts) else None
-    # Of one seed the difference of the values is just that of the estimates; over several, means do not commute.
-    return compared(whole, value - baseline, difference)
+    differences = [part.difference for part in parts if part.difference is not None]
+    difference = geometric(differences) if len(differences) == len(parts) else None
+    # For one seed the difference of values equals that of estimates; over several seeds, means do not commute.
+    return with_difference(whole, value - baseline, difference)
 
 
-def _seeds(parts: Sequence[Measured]) -> list[tuple[float, ...]]:
-    """For each seed the values of all parts; empty unless all have the same number of seeds."""
+def _seeds(parts: Sequence[Measurement]) -> list[tuple[float, ...]]:
+    """The values of all parts for each seed; empty unless all parts have equally many seeds."""
     counts = {len(part.by_seed) for part in parts}
     return list(zip(*(part.by_seed for part in parts), strict=True)) if len(counts) == 1 else []
 
@@ -192,15 +194,15 @@ def _geometric(values: Sequence[float]) -> float | None:
 
 
 def document_loss(sample: Mapping[str, Any]) -> float | None:
-    """Minus the log-likelihood of a document's right answer; None where that is not known."""
-    given = sample.get("loglikelihoods")
-    if not given:
+    """The negative log-likelihood of a document's gold answer; None if it is unknown."""
+    loglikelihoods = sample.get("loglikelihoods")
+    if not loglikelihoods:
         return None
-    right = sample.get("gold")
-    if right is None:
-        return -float(given[0]) if len(given) == 1 else None
-    several = [given[place] for place in (right if isinstance(right, list) else [right])]
-    largest = max(several)
+    gold = sample.get("gold")
+    if gold is None:
+        return -float(loglikelihoods[0]) if len(loglikelihoods) == 1 else None
+    of_gold = [loglikelihoods[place] for place in (gold if isinstance(gold, list) else [gold])]
+    largest = max(of_gold)
     if not math.isfinite(largest):
         return -largest
-    return -(largest + math.log(math.fsum(math.exp(value - largest) for value in several)))
+    return -(largest + math.log(math.fsum(math.exp(value - largest) for value in of_gold)))

@@ -1,4 +1,4 @@
-"""A run's rows measured: lines of a table, each with its difference from the baseline of the run."""
+"""Measures a run's rows: scores with their differences from the run's baseline."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lrbench.analysis.score import Measured, asked_for, compared
+from lrbench.analysis.score import Measurement, requested_tasks, with_difference
 from lrbench.errors import InputError
 from lrbench.results.directory import RunDirectory
 from lrbench.results.manifest import TaskRecord, parse
@@ -21,14 +21,14 @@ Split = Literal["", "test", "validation"]
 
 
 @dataclass(frozen=True)
-class Line:
-    """What stands in one line of a table: a cell, or one cell at several seeds."""
+class ScoredLine:
+    """One line of a table: a cell, or the same cell at several seeds."""
 
     rows: tuple[Row, ...]
 
     @property
     def row(self) -> Row:
-        """The first."""
+        """The first row."""
         return self.rows[0]
 
     @property
@@ -37,52 +37,52 @@ class Line:
         return self.row.reducer is None
 
 
-def lines_of(rows: Iterable[Row]) -> list[Line]:
-    """Rows, with those put together that differ in the seed alone."""
-    found: dict[Hashable, list[Row]] = {}
+def lines_of(rows: Iterable[Row]) -> list[ScoredLine]:
+    """Groups rows that differ only in the seed."""
+    groups: dict[Hashable, list[Row]] = {}
     for row in rows:
         weights = tuple(sorted(edit.weight for edit in row.edits))
-        share = row.selection.share if row.selection is not None else None
-        asked = row.mode, tuple(row.requested.items()), row.allocation
-        cell = (row.model, row.reducer, row.label, *asked, weights, share)
-        alike = found.setdefault((*cell, 0), [])
+        documents = row.selection.share if row.selection is not None else None
+        request = row.mode, tuple(row.requested.items()), row.allocation
+        cell = (row.model, row.reducer, row.label, *request, weights, documents)
+        group = groups.setdefault((*cell, 0), [])
         copy = 0
-        while (row.reducer is None and alike) or any(other.seed == row.seed for other in alike):
-            copy += 1  # the same seed twice is no repetition: something else differs, so each has a line
-            alike = found.setdefault((*cell, copy), [])
-        alike.append(row)
-    return [Line(tuple(rows)) for rows in found.values()]
+        while (row.reducer is None and group) or any(other.seed == row.seed for other in group):
+            copy += 1  # the same seed twice means that something else differs: a separate line
+            group = groups.setdefault((*cell, copy), [])
+        group.append(row)
+    return [ScoredLine(tuple(rows)) for rows in groups.values()]
 
 
 _UNKNOWN = TaskRecord()
 
 
 class ScoredRun:
-    """A run's rows and what its manifest says of them; measures rows against the baselines.
+    """A run's rows with its manifest; measures rows against the baselines.
 
     Args:
-        split: where a suite chooses, which side's scored rows count; None for both. What was not scored counts always.
+        split: in a run that selects, the split whose scored rows count; None for both. Unscored rows always count.
     """
 
     def __init__(self, run: RunDirectory, name: str, split: Literal["validation", "test"] | None = None) -> None:
         self.run, self.name = run, name
         self.manifest = run.manifest() if run.manifest_file.is_file() else {}
         manifest = parse(self.manifest)
-        # A file may hold more than its suite asks for now: rows of a plugin or of a task as it was before a change.
-        everything = manifest.rows_of_suite(run.rows())
-        self.rows = {cell: row for cell, row in everything.items() if _is_of(row, split)}
-        self.waiting = sum(row.status == "ok" for cell, row in everything.items() if cell not in self.rows)
+        # The file may hold rows that the suite no longer includes, from an earlier version of a plugin or a task.
+        suite_rows = manifest.rows_of_suite(run.rows())
+        self.rows = {cell: row for cell, row in suite_rows.items() if _is_of(row, split)}
+        self.waiting = sum(row.status == "ok" for cell, row in suite_rows.items() if cell not in self.rows)
         self.subtasks: dict[str, list[str]] = {
             entry.task: [name for name in entry.subtasks if name != entry.task] for entry in manifest.tasks
         }
         derived = manifest.suite.get("derived") or {}
         self.derived: list[DerivedColumn] = []
         try:
-            for label, given in derived.items():
-                self.derived.append(DerivedColumn.parse(label, given, self.derived))
+            for label, value in derived.items():
+                self.derived.append(DerivedColumn.parse(label, value, self.derived))
         except (ValueError, AttributeError) as error:
             raise InputError(f"{run.manifest_file}: derived columns cannot be read: {one_line(error)}") from None
-        self._top = asked_for(self.subtasks, {task for row in self.rows.values() for task in row.scores})
+        self._top = requested_tasks(self.subtasks, {task for row in self.rows.values() for task in row.scores})
         models = manifest.models
         self.blocks: dict[str, int] = {model.label: model.blocks for model in models if model.blocks is not None}
         self._weights = {model.label: model.weight_hash for model in models}
@@ -102,58 +102,58 @@ class ScoredRun:
         return list(dict.fromkeys(name for task, parts in self.subtasks.items() for name in (task, *parts)))
 
     def top_level(self, task: str) -> bool:
-        """Whether the suite asked for this task itself, rather than for a group with it."""
+        """Whether the suite names this task itself, not as part of a group."""
         return task in self._top
 
     def higher_is_better(self, task: str, metric: str) -> bool | None:
-        """What the task, or one of a group's tasks, says of its metric; None where the manifest does not know it."""
+        """Whether the task, or a task of the group, declares that higher is better; None if the manifest lacks it."""
         for tasks in self._tasks.values():
             for leaf in self.leaves(task):
-                said = tasks.get(leaf, _UNKNOWN).higher_is_better.get(base_name(metric))
-                if isinstance(said, bool):
-                    return said
+                declared = tasks.get(leaf, _UNKNOWN).higher_is_better.get(base_name(metric))
+                if isinstance(declared, bool):
+                    return declared
         return None
 
     def weights_of(self, row: Row) -> str | None:
-        """The hash of the original weights; None where the manifest does not know them."""
+        """The hash of the original weights; None if the manifest lacks it."""
         return self._weights.get(row.model)
 
     def documents_of(self, row: Row, task: str) -> Hashable:
-        """Equal where two rows were asked the same of a task: by the hashes of its documents, prompts and metrics.
+        """Equal for rows scored on the same requests of a task: the hashes of documents, prompts and metrics.
 
-        Where the manifest has no hashes, by how many documents there were.
+        Without hashes in the manifest, the number of documents.
         """
         tasks = self._tasks_of(row)
         hashes = {leaf: tasks.get(leaf, _UNKNOWN).hashes for leaf in self.leaves(task)}
-        found = sorted((leaf, *sorted(of_leaf.items())) for leaf, of_leaf in hashes.items() if of_leaf)
-        if found and len(found) == len(hashes) and not self.stopped(row, task):
-            return tuple(found)
+        known = sorted((leaf, *sorted(of_leaf.items())) for leaf, of_leaf in hashes.items() if of_leaf)
+        if known and len(known) == len(hashes) and not self.stopped(row, task):
+            return tuple(known)
         return max((score.n for score in row.scores.get(task, {}).values()), default=0)
 
     def document_hashes(self, row: Row, task: str) -> Hashable | None:
-        """The hashes of a task's documents, prompts apart; None where the manifest does not know them."""
+        """The hashes of a task's documents without prompts; None if the manifest lacks them."""
         tasks = self._tasks_of(row)
-        found = {leaf: tasks.get(leaf, _UNKNOWN).hashes.get("documents") for leaf in self.leaves(task)}
-        return None if None in found.values() else tuple(sorted(found.items()))
+        hashes = {leaf: tasks.get(leaf, _UNKNOWN).hashes.get("documents") for leaf in self.leaves(task)}
+        return None if None in hashes.values() else tuple(sorted(hashes.items()))
 
     def stopped(self, row: Row, task: str) -> bool:
-        """Whether a race gave the cell up before it had seen all documents of a task."""
+        """Whether a race stopped the cell before it had seen all documents of a task."""
         stopped = row.selection.stopped if row.selection is not None else None
         return stopped is not None and any(leaf in stopped for leaf in self.leaves(task))
 
     def _tasks_of(self, row: Row) -> dict[str, TaskRecord]:
-        """What the manifest says of the tasks, as this row was asked them."""
+        """The manifest's task records for the documents of this row."""
         if row.selection is not None:
             return self._parts.get((row.model, row.selection.share), {})
         return self._tasks.get(row.model, {})
 
     def leaves(self, task: str) -> list[str]:
-        """The tasks that a group's score is made of; of a task, itself."""
+        """The tasks that a group's score is computed from; for a task, the task itself."""
         return self._groups.get(task) or self.subtasks.get(task) or [task]
 
     def baseline_of(self, row: Row) -> Row | None:
-        """The baseline that `row` is compared with: of its seed where there is one."""
-        found = [
+        """The baseline that `row` is with_difference with, of the same seed if possible."""
+        baselines = [
             other
             for other in self.rows.values()
             if other.reducer is None
@@ -161,10 +161,10 @@ class ScoredRun:
             and other.status == "ok"
             and _split(other) == _split(row)
         ]
-        return next((other for other in found if other.seed == row.seed), found[0] if found else None)
+        return next((other for other in baselines if other.seed == row.seed), baselines[0] if baselines else None)
 
     def scores(self, row: Row) -> tuple[dict[tuple[str, str], DocumentValues], dict[str, dict[int, Hashable]]]:
-        """(task, metric) -> the documents' values; and task -> document -> the group that it is to be drawn with.
+        """(task, metric) -> values per document; and task -> document -> the cluster that it is resampled with.
 
         Raises:
             InputError: the file of samples cannot be read; names it.
@@ -183,21 +183,23 @@ class ScoredRun:
                     hash(sample["group"])
                     groups.setdefault(task, {})[doc] = sample["group"]
                 if row.reducer is None:
-                    twice = 2 if "acc_mutual_info" in sample["metrics"] else 1  # asked with and without the context
-                    choices.setdefault(task, []).append(len(sample.get("loglikelihoods") or ()) // twice)
+                    repeats = 2 if "acc_mutual_info" in sample["metrics"] else 1  # scored with and without the context
+                    choices.setdefault(task, []).append(len(sample.get("loglikelihoods") or ()) // repeats)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{self.run.samples_file(row.cell)}: not a cell's samples: {one_line(error)}") from None
         for task, counts in choices.items():
             if (task, "acc") in values and min(counts) > 1:
                 self.chance[row.model, task] = math.fsum(1 / count for count in counts) / len(counts)
-        found = {key: DocumentValues.of(of_key) for key, of_key in values.items()}
-        for key, scores in found.items():  # the same tuple for all cells: there may be thousands of documents
-            found[key] = DocumentValues(self._documents.setdefault(scores.documents, scores.documents), scores.values)
-        return found, groups
+        by_metric = {key: DocumentValues.of(of_key) for key, of_key in values.items()}
+        for key, scores in by_metric.items():  # all cells share one tuple of documents, to save memory
+            by_metric[key] = DocumentValues(
+                self._documents.setdefault(scores.documents, scores.documents), scores.values
+            )
+        return by_metric, groups
 
-    def measure(self, lines: Sequence[Line]) -> list[dict[str, dict[str, Measured]]]:
-        """All metrics of each line, with differences from its baseline, their intervals and tests."""
-        return _Measuring(self, lines).all()
+    def measure(self, lines: Sequence[ScoredLine]) -> list[dict[str, dict[str, Measurement]]]:
+        """All metrics of each line, with differences from its baseline, intervals and tests."""
+        return _LineMeasurement(self, lines).all()
 
 
 def _split(row: Row) -> str | None:
@@ -207,7 +209,7 @@ def _split(row: Row) -> str | None:
 def _is_of(row: Row, split: str | None) -> bool:
     if split is None or row.selection is None or row.selection.split == split:
         return True
-    return row.status != "ok" and split == "test"  # what failed on validation could not be chosen
+    return row.status != "ok" and split == "test"  # a cell that failed on validation could not be chosen
 
 
 #: A cell's (task, metric) -> values by document.
@@ -215,13 +217,12 @@ ByDocument = Mapping[tuple[str, str], DocumentValues]
 
 
 class Contrasts:
-    """Differences between pairs of cells; every metric is resampled once, for all pairs together.
+    """Differences between pairs of cells; every metric is resampled once for all pairs.
 
     Args:
-        pairs: the rows of one line (several where there are several seeds), and the row they are compared with; None
-            where there is nothing to compare.
-        groups: of each pair, task -> document -> the group that it is drawn with.
-        leaves: the tasks that a group's score is made of.
+        pairs: the rows of one line (one per seed), and the row to compare with; None without a comparison.
+        groups: for each pair, task -> document -> the cluster that it is resampled with.
+        leaves: maps a group to the tasks that its score is computed from.
     """
 
     def __init__(
@@ -231,10 +232,10 @@ class Contrasts:
         leaves: Callable[[str], Sequence[str]],
     ) -> None:
         self._pairs, self._groups, self._leaves = pairs, groups, leaves
-        self._found: dict[tuple[str, str], list[Difference | None]] = {}
+        self._differences: dict[tuple[str, str], list[Difference | None]] = {}
 
     def difference(self, place: int, task: str, metric: str, delta: float) -> Difference | None:
-        """Of one pair; None where documents do not tell, or do not give `delta`, the difference of the scores."""
+        """The difference of one pair; None if its documents are unknown or do not reproduce the scores' `delta`."""
         pair = self._pairs[place]
         if pair is None:
             return None
@@ -242,34 +243,37 @@ class Contrasts:
         if (task, metric) not in known:
             leaves = [leaf for leaf in self._leaves(task) if (leaf, metric) in known]
             parts = [self._of_documents(leaf, metric)[place] for leaf in leaves]
-            whole = [part for part in parts if part is not None]
-            return stratified(whole, delta) if whole and len(whole) == len(parts) else None
-        found = self._of_documents(task, metric)[place]
-        # A metric that is not made of its documents in a way known here would get an error of something else.
-        return found if found is not None and nearly_equal(found.value, delta) else None
+            known_parts = [part for part in parts if part is not None]
+            return stratified(known_parts, delta) if known_parts and len(known_parts) == len(parts) else None
+        paired = self._of_documents(task, metric)[place]
+        # Otherwise the metric is aggregated in an unknown way, and the error would not belong to it.
+        return paired if paired is not None and nearly_equal(paired.value, delta) else None
 
     def _of_documents(self, task: str, metric: str) -> list[Difference | None]:
         key = task, metric
-        if key not in self._found:
-            asked: dict[int, PairedValues] = {}
+        if key not in self._differences:
+            comparable: dict[int, PairedValues] = {}
             for place, pair in enumerate(self._pairs):
                 if pair is not None and all(key in side for side in (*pair[0], pair[1])):
                     sides = [side[key] for side in pair[0]]
-                    asked[place] = PairedValues(sides, [pair[1][key]], self._groups[place].get(task, {}))
-            done = dict(zip(asked, differences(list(asked.values()), metric, task), strict=True))
-            self._found[key] = [done.get(place) for place in range(len(self._pairs))]
-        return self._found[key]
+                    comparable[place] = PairedValues(sides, [pair[1][key]], self._groups[place].get(task, {}))
+            result = dict(zip(comparable, differences(list(comparable.values()), metric, task), strict=True))
+            self._differences[key] = [result.get(place) for place in range(len(self._pairs))]
+        return self._differences[key]
 
 
-class _Measuring:
-    """Lines on their way to measurements."""
+class _LineMeasurement:
+    """Measures lines against their baselines."""
 
-    def __init__(self, run: ScoredRun, lines: Sequence[Line]) -> None:
+    def __init__(self, run: ScoredRun, lines: Sequence[ScoredLine]) -> None:
         self.run, self.lines = run, lines
         self.baselines = [None if line.baseline else run.baseline_of(line.row) for line in lines]
         scores: dict[str, ByDocument] = {}
         groups: dict[str, Mapping[str, Mapping[int, Hashable]]] = {}
-        for base in (*self.baselines, *(line.row for line in lines if line.baseline)):  # the latter for their chance
+        for base in (
+            *self.baselines,
+            *(line.row for line in lines if line.baseline),
+        ):  # the latter set the chance level
             if base is not None and base.cell not in scores:
                 scores[base.cell], groups[base.cell] = run.scores(base)
         pairs: list[tuple[Sequence[ByDocument], ByDocument] | None] = []
@@ -278,48 +282,45 @@ class _Measuring:
         of_lines = [groups[base.cell] if base is not None else {} for base in self.baselines]
         self.contrasts = Contrasts(pairs, of_lines, run.leaves)
 
-    def all(self) -> list[dict[str, dict[str, Measured]]]:
+    def all(self) -> list[dict[str, dict[str, Measurement]]]:
         return [self._measured(place) for place in range(len(self.lines))]
 
-    def _measured(self, place: int) -> dict[str, dict[str, Measured]]:
+    def _measured(self, place: int) -> dict[str, dict[str, Measurement]]:
         line, base = self.lines[place], self.baselines[place]
-        measured: dict[str, dict[str, Measured]] = {}
+        measured: dict[str, dict[str, Measurement]] = {}
         for task, metrics in line.row.scores.items():
             for metric in metrics:
-                found = [row.scores[task][metric] for row in line.rows if metric in row.scores.get(task, {})]
-                whole = _over_seeds(found)
-                theirs = base.scores.get(task, {}).get(metric) if base is not None else None
+                over_seeds = [row.scores[task][metric] for row in line.rows if metric in row.scores.get(task, {})]
+                measurement = _over_seeds(over_seeds)
+                of_baseline = base.scores.get(task, {}).get(metric) if base is not None else None
                 if any(self.run.stopped(row, task) for row in line.rows):
-                    theirs = None  # the difference of the two scores would be one of other documents, too
-                if theirs is not None and math.isfinite(whole.value - theirs.value):
-                    delta = whole.value - theirs.value
+                    of_baseline = None  # the two scores come from different documents
+                if of_baseline is not None and math.isfinite(measurement.value - of_baseline.value):
+                    delta = measurement.value - of_baseline.value
                     difference = self.contrasts.difference(place, task, metric, delta)
-                    whole = compared(whole, delta, difference)
-                measured.setdefault(task, {})[metric] = whole
+                    measurement = with_difference(measurement, delta, difference)
+                measured.setdefault(task, {})[metric] = measurement
         return measured
 
 
-def _over_seeds(scores: Sequence[Score]) -> Measured:
-    """One row's score, or the mean of several seeds', whose error over documents only the documents can tell."""
+def _over_seeds(scores: Sequence[Score]) -> Measurement:
+    """One row's score, or the mean over seeds, without a standard error, which only paired documents give."""
     if len(scores) == 1:
-        return Measured(scores[0].value, scores[0].stderr, scores[0].n)
+        return Measurement(scores[0].value, scores[0].stderr, scores[0].n)
     values = tuple(score.value for score in scores)
-    return Measured(math.fsum(values) / len(values), n=scores[0].n, by_seed=values)
+    return Measurement(math.fsum(values) / len(values), n=scores[0].n, by_seed=values)
 
 
 def split_of(row: Row) -> Split:
-    """`validation` of a row that served a choice, `test` of one that was held out from it; empty without a selection.
-
-    Rows of one table are of one part: a score on the documents that chose the row is no score of the choice.
-    """
+    """The split of a row's documents; empty without a selection. A table never mixes splits."""
     return row.selection.split if row.selection is not None else ""
 
 
-def in_words(split: Split) -> str:
-    """Behind a model's name: `, held-out documents`."""
+def split_suffix(split: Split) -> str:
+    """The text after a model's name: `, held-out documents`."""
     return {"validation": ", documents of the selection", "test": ", held-out documents"}.get(split, "")
 
 
-def first_class(row: Row) -> bool:
-    """Whether a row is to be reported: those that a choice was made on are shown apart."""
+def is_reported(row: Row) -> bool:
+    """Whether a row is reported; rows on the validation documents of a selection are shown separately."""
     return split_of(row) != "validation"

@@ -1,4 +1,4 @@
-"""What a screening predicted of cells, beside what became of them on the same kind of documents."""
+"""Compares a screening's predictions with the measured changes of the screened cells."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lrbench.results.rows import Row
 
 
 @dataclass(frozen=True)
-class Foreseen:
+class ScreenedCell:
     """One cell and one choice that it was screened for.
 
     Attributes:
         choice: the task or group, or `mean`.
         weights: names of the edited weights.
-        predicted: change of the log-loss by a first-order expansion, in nats a document.
-        measured: the same by the scores, on the validation documents that both models were scored on.
+        predicted: change of the log-loss by a first-order expansion, in nats per document.
+        measured: the actual change, on the validation documents that both models were scored on.
     """
 
     model: str
@@ -34,13 +34,13 @@ class Foreseen:
     measured: float
 
 
-def foreseen(runs: Sequence[RunDirectory]) -> list[Foreseen]:
-    """All cells that were screened and scored; none of runs without a screening.
+def screened_cells(runs: Sequence[RunDirectory]) -> list[ScreenedCell]:
+    """All screened and scored cells of the runs.
 
     Raises:
         InputError: a run's files cannot be read.
     """
-    found = []
+    cells = []
     for directory in runs:
         run = ScoredRun(directory, directory.path.name, "validation")
         losses: dict[str, dict[tuple[str, int], float]] = {}
@@ -49,33 +49,33 @@ def foreseen(runs: Sequence[RunDirectory]) -> list[Foreseen]:
             baseline = run.baseline_of(row)
             if row.status != "ok" or not predicted or baseline is None:
                 continue
-            for one in (row, baseline):
-                if one.cell not in losses:
-                    losses[one.cell] = _losses(run, one)
+            for scored in (row, baseline):
+                if scored.cell not in losses:
+                    losses[scored.cell] = _losses(run, scored)
             for choice, change in predicted.items():
                 measured = _change(run, row, choice, losses[row.cell], losses[baseline.cell])
                 if measured is not None:
                     edited = describe(row.edits, run.blocks.get(row.model))
                     weights = tuple(edit.weight for edit in row.edits)
                     about = (row.model, choice, row.label or "", row.setting, edited, weights)
-                    found.append(Foreseen(*about, change, measured))
-    return found
+                    cells.append(ScreenedCell(*about, change, measured))
+    return cells
 
 
 def _losses(run: ScoredRun, row: Row) -> dict[tuple[str, int], float]:
-    """(task, document) -> minus the log-likelihood of what is right."""
-    found = {}
+    """(task, document) -> negative log-likelihood of the gold answer."""
+    losses = {}
     for sample in run.run.samples(row.cell):
         loss = document_loss(sample)
         if loss is not None and math.isfinite(loss):
-            found[sample["task"], sample["doc"]] = loss
-    return found
+            losses[sample["task"], sample["doc"]] = loss
+    return losses
 
 
 def _change(
     run: ScoredRun, row: Row, choice: str, ours: dict[tuple[str, int], float], theirs: dict[tuple[str, int], float]
 ) -> float | None:
-    """Of one choice, on the documents that both have; over several parts, the mean of theirs."""
+    """The change for one choice on the documents of both models; the mean over several tasks."""
     of_choice = [choice] if choice in row.scores else [task for task in row.scores if run.top_level(task)]
     parts = []
     for part in of_choice:

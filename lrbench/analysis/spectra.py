@@ -1,7 +1,6 @@
-"""What singular values say of a matrix and of a model: stable and effective rank, energy, against random matrices.
+"""Figures of singular values (stable rank, effective rank, energy), compared with random matrices of the same shape.
 
-Energy is the sum of squared singular values, ‖W‖_F². All figures are unchanged when W is scaled, so that the random
-matrix of the same shape is one of the same scale too.
+Energy is the sum of squared singular values, ‖W‖_F². All figures are invariant to the scale of W.
 """
 
 from __future__ import annotations
@@ -22,24 +21,24 @@ from lrbench.linalg import GATE, gram, tail_errors
 from lrbench.models.slots import WeightSlot
 from lrbench.suite.roles import ROLES
 
-#: Where energy curves are sampled: shares of min(m, n).
+#: Where energy curves are sampled: fractions of min(m, n).
 GRID = tuple(index / 200 for index in range(201))
 
-# A sum of squares that reaches a share of the whole but for rounding does reach it: of ten equal ones, nine hold 90 %.
+# Tolerance of rank_90 and rank_99: nine of ten equal squares hold 90 % despite rounding.
 _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What the singular values of one matrix say; of a zero matrix, ranks are 0 and ratios NaN.
+    """Figures of one matrix's singular values; for a zero matrix, ranks are 0 and ratios NaN.
 
     Attributes:
         size: min(m, n).
         stable_rank: ‖W‖_F² / σ₁².
         effective_rank: exp(−Σ p ln p) with p = σ / Σσ, the singular values (not their squares) normalised to sum to
             one (Roy and Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007).
-        energy_10, energy_20: share of the energy in the first int(0.1 size) and int(0.2 size) singular values, one at
-            least.
+        energy_10, energy_20: fraction of the energy in the first int(0.1 size) and int(0.2 size) singular values, at
+            least one.
         rank_90, rank_99: the smallest k whose first k singular values hold 90 and 99 % of the energy.
     """
 
@@ -52,7 +51,7 @@ class Figures:
     rank_99: int
 
     def values(self) -> dict[str, float]:
-        """All of it by name, with `_share` for what ranks are of `size`."""
+        """All figures by name; `_share` marks ranks divided by `size`."""
         return {
             "stable_rank": self.stable_rank,
             "effective_rank": self.effective_rank,
@@ -67,7 +66,7 @@ class Figures:
 
     @property
     def zero(self) -> bool:
-        """Whether it is a zero matrix, of which there is no spectrum to speak of."""
+        """Whether the matrix is zero."""
         return math.isnan(self.stable_rank)
 
 
@@ -80,16 +79,16 @@ NAMES = (
 
 @dataclass(frozen=True)
 class SlotSpectrum:
-    """One weight beside a random matrix of its shape.
+    """The spectrum of one weight and of a random matrix of the same shape.
 
     Attributes:
-        weight, layer, role, shape: as of the slot.
-        group: the role; without one, the parameter's name with `*` for the number of the layer.
+        weight, layer, role, shape: the slot's.
+        group: the role; without one, the parameter's name with `*` for the layer's number.
         figures: of the weight.
         random: of the Gaussian matrix of the same shape.
-        curve: share of the energy held by the first share x of the singular values, for x in `GRID`; linear between
-            whole ranks. None of a zero matrix.
-        random_curve: the same of the random matrix.
+        curve: fraction of the energy in the first fraction x of the singular values, for x in `GRID`; linear between
+            whole ranks. None for a zero matrix.
+        random_curve: the same for the random matrix.
     """
 
     weight: str
@@ -111,8 +110,8 @@ class SlotSpectrum:
 def singular_values(W: Tensor) -> Tensor:
     """All singular values of W (m, n), descending: (min(m, n),) float64, on the device of W.
 
-    From the eigenvalues of the float64 Gram of the shorter side where its relative tails are above `GATE`, else from an
-    SVD of W in float64.
+    Computed from the eigenvalues of the float64 Gram matrix of the shorter side if its relative tails are above `GATE`,
+    else by an SVD in float64.
 
     Raises:
         torch.linalg.LinAlgError: W holds NaN or Inf.
@@ -121,7 +120,7 @@ def singular_values(W: Tensor) -> Tensor:
     largest = short.abs().amax()
     if not float(largest):
         return short.new_zeros(len(short))
-    short = short / largest  # so that no square over- or underflows
+    short = short / largest  # avoids over- and underflow of squares
     squares = torch.linalg.eigvalsh(gram(short)).flip(0).clamp(min=0)  # (s,)
     tails = tail_errors(squares)
     if float(tails[-2]) >= GATE * float(tails[0]):
@@ -140,17 +139,17 @@ def figures_of(values: Tensor) -> Figures:
     size = len(sigma)
     if not sigma[0]:
         return Figures(size, math.nan, math.nan, math.nan, math.nan, 0, 0)
-    sigma = sigma / sigma[0]  # so that no square over- or underflows
-    shares = np.cumsum(sigma**2)
-    energy = float(shares[-1])
-    shares = shares / energy
+    sigma = sigma / sigma[0]  # avoids over- and underflow of squares
+    fractions = np.cumsum(sigma**2)
+    energy = float(fractions[-1])
+    fractions = fractions / energy
     p = sigma[sigma > 0] / sigma.sum()
 
-    def held(share: float) -> float:
-        return float(shares[max(int(size * share), 1) - 1])
+    def held(fraction: float) -> float:
+        return float(fractions[max(int(size * fraction), 1) - 1])
 
-    def rank_for(share: float) -> int:
-        return int((shares < share * (1 - _ROUNDING)).sum()) + 1
+    def rank_for(fraction: float) -> int:
+        return int((fractions < fraction * (1 - _ROUNDING)).sum()) + 1
 
     return Figures(
         size=size,
@@ -164,7 +163,7 @@ def figures_of(values: Tensor) -> Figures:
 
 
 def energy_curve(values: Tensor) -> tuple[float, ...] | None:
-    """Share of the energy in the first share x of the singular values, for x in `GRID`; None of a zero matrix."""
+    """Fraction of the energy in the first fraction x of the singular values, x in `GRID`; None for a zero matrix."""
     sigma = values.detach().double().cpu().numpy()
     if not sigma[0]:
         return None
@@ -175,12 +174,11 @@ def energy_curve(values: Tensor) -> tuple[float, ...] | None:
 def random_singular_values(shape: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
     """Singular values of an (m, n) matrix of independent N(0, 1) entries: (min(m, n),) descending, float64, on CPU.
 
-    One draw a shape, seeded by it, and kept. (m, n) and (n, m) share it. What is drawn is the bidiagonal matrix of χ
-    variables to which Householder reflections bring a Gaussian one, and which has its singular values in distribution
-    (Silverstein 1985; Dumitriu and Edelman 2002, arXiv math-ph/0206043): the long side is never made.
+    One cached draw per shape, seeded by it; (m, n) and (n, m) share it. Draws the bidiagonal matrix of χ variables
+    whose singular values have the distribution of a Gaussian matrix's (Silverstein 1985; Dumitriu and Edelman 2002,
+    arXiv math-ph/0206043), of size min(m, n).
 
     Args:
-        shape: (m, n).
         device: where eigenvalues are computed.
     """
     return _random(min(shape), max(shape), str(device))
@@ -199,7 +197,7 @@ def _random(short: int, long: int, device: str) -> Tensor:
 
 
 def measure(slot: WeightSlot) -> SlotSpectrum:
-    """The spectrum of one slot's weight as it is now, computed on its device.
+    """The spectrum of one slot's current weight, computed on its device.
 
     Raises:
         ModelError: the weight holds NaN or Inf.
@@ -227,15 +225,15 @@ def measure(slot: WeightSlot) -> SlotSpectrum:
 
 
 def by_group(spectra: Iterable[SlotSpectrum]) -> dict[str, list[SlotSpectrum]]:
-    """Spectra by their group: roles in their usual order, then the others in the model's."""
-    found: dict[str, list[SlotSpectrum]] = {}
+    """Spectra by group: roles in their usual order, then other groups in the model's order."""
+    groups: dict[str, list[SlotSpectrum]] = {}
     for spectrum in spectra:
-        found.setdefault(spectrum.group, []).append(spectrum)
+        groups.setdefault(spectrum.group, []).append(spectrum)
     order = {role: place for place, role in enumerate(ROLES)}
-    return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
+    return dict(sorted(groups.items(), key=lambda item: order.get(item[0], len(order))))
 
 
-#: How the figures of several matrices become one.
+#: Summary statistics over several matrices.
 STATISTICS: dict[str, Callable[[Sequence[float]], float]] = {
     "mean": lambda values: sum(values) / len(values),
     "min": min,
@@ -244,9 +242,9 @@ STATISTICS: dict[str, Callable[[Sequence[float]], float]] = {
 
 
 def summary(spectra: Sequence[SlotSpectrum]) -> dict[str, dict[str, float]]:
-    """`mean`, `min` and `max` of each figure over these weights, and `random`: its mean over the random matrices.
+    """`mean`, `min` and `max` of each figure over the weights, and `random`, its mean over the random matrices.
 
-    Zero matrices do not count in figures that they do not have; a figure that none has is NaN.
+    Ignores NaN of zero matrices; NaN if no matrix has the figure.
     """
     weights = [spectrum.figures.values() for spectrum in spectra]
     references = [spectrum.random.values() for spectrum in spectra]

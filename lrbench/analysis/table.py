@@ -1,6 +1,6 @@
-"""The table that rows become: columns, lines, which value of a setting is best, and what cannot be told from it.
+"""The leaderboard as data: columns, entries, the best values of each setting and the values statistically tied with it.
 
-A table holds values, not text; how they look is the concern of `lrbench.reports.render`.
+`lrbench.reports.render` formats the values.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from functools import cached_property
 from itertools import combinations
 from typing import Any, Literal
 
-from lrbench.analysis.score import Measured
+from lrbench.analysis.score import Measurement
 from lrbench.results.rows import Row
 from lrbench.stats import LEVEL, holm, p_value_between
 
 Kind = Literal["text", "score", "share", "ratio", "times", "error", "seconds", "flag"]
-Value = str | bool | float | Measured | None
+Value = str | bool | float | Measurement | None
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class Column:
     """One column.
 
     Attributes:
-        name: what `--sort` and the exports call it.
-        heading: two lines over it: what it is, and its metric or unit.
-        kind: what its values are, and so how they are written.
-        better: which way is better, where either is.
-        task: the task, for scores (and `metric`).
+        name: in `--sort` and the exports.
+        heading: two lines: the title, and the metric or unit.
+        kind: the kind of value, which determines its format.
+        better: the better direction, if there is one.
+        task, metric: of a score.
         subtask: whether its documents are part of another column's.
-        detail: worth keeping, but not in a table that people read.
-        derived: whether a suite has it made of other columns.
+        detail: exported, but not shown in tables for readers.
+        derived: whether the suite derives it from other columns.
     """
 
     name: str
@@ -46,32 +46,31 @@ class Column:
     derived: bool = False
 
     @property
-    def of_scores(self) -> bool:
-        """Whether its values are scores, or made of some."""
+    def is_score(self) -> bool:
+        """Whether its values are scores or derived from scores."""
         return bool(self.task) or self.derived or self.name == "score"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line.
+    """One line of the leaderboard.
 
     Attributes:
-        row: the cell.
-        run: the run that it is of.
-        values: a value for each column.
+        row: the cell's row.
+        run: the run's name.
+        values: column -> value.
         metrics: all metrics of all tasks.
-        scored_on: of columns of scores, equal for lines that can be compared: the same weights asked the same of the
-            same documents.
-        elsewhere: whether the baseline that it is compared with was scored in another environment.
-        repeats: the same cell at other seeds; scores, sizes, errors and times are then means over all of them.
+        scored_on: column of scores -> key that is equal for comparable entries: the same weights and requests.
+        other_environment: whether the baseline was scored in another environment.
+        repeats: the cell's rows of other seeds; scores, sizes, errors and times are means over all seeds.
     """
 
     row: Row
     run: str
     values: dict[str, Value]
-    metrics: dict[str, dict[str, Measured]]
+    metrics: dict[str, dict[str, Measurement]]
     scored_on: dict[str, Hashable]
-    elsewhere: bool = False
+    other_environment: bool = False
     repeats: tuple[Row, ...] = ()
 
     @property
@@ -81,22 +80,22 @@ class Entry:
 
     @property
     def pareto(self) -> bool:
-        """Whether no other line scored on the same documents keeps less and scores more."""
+        """Whether the entry is on the Pareto front of model size and score."""
         return self.values["pareto"] is True
 
     @property
     def chosen_for(self) -> str | None:
-        """Where methods are shown with what was chosen: the task, or the mean over tasks, for which this was."""
+        """The choice that the cell was selected for, a task or the mean; None without a selection."""
         return self.row.selection.chosen_for if self.row.selection is not None else None
 
     @property
     def section(self) -> tuple[str, Value, bool]:
-        """Lines that stand together in the default order."""
+        """The key of entries that are adjacent in the default order."""
         return self.row.model, self.chosen_for or self.values["setting"], self.baseline
 
     @property
-    def rivals(self) -> Hashable:
-        """Equal for lines among which one is best: of a setting and the same weights, or chosen for the same."""
+    def comparison_group(self) -> Hashable:
+        """The key of entries that compete for the best value: one setting and weights, or one choice."""
         if self.chosen_for is not None:
             return self.row.model, self.chosen_for
         return self.row.model, self.values["setting"], self.values["edited"]
@@ -104,19 +103,19 @@ class Entry:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """The table.
+    """The leaderboard.
 
     Attributes:
-        columns: in the order in which they are to be shown.
+        columns: in the order of display.
         entries: scored cells, in order, the baselines first.
         failures: cells that failed or were skipped, with `row.reason`.
-        sort: the column asked for, None for the default order.
-        left_out: scored cells that `top` dropped.
-        family: how many comparisons with the baseline Holm's correction is over, by the name of the column.
-        without_samples: scored cells whose per-document scores are not there, so that they cannot be paired.
-        below_chance: what baselines know no better than chance: (model, task, value, chance).
-        screened_out: cells that a screening left out; they are in no list.
-        waiting: cells scored on validation documents in runs where nothing is reported yet.
+        sort: the column to sort by; None for the default order.
+        left_out: the number of scored cells dropped by `top`.
+        family: column -> number of comparisons with the baseline in Holm's correction.
+        without_samples: the number of scored cells without per-document scores, which cannot be paired.
+        below_chance: baselines below chance: (model, task, value, chance).
+        screened_out: the number of cells that a screening left out.
+        waiting: the number of cells scored on validation documents in runs that have not reported yet.
     """
 
     columns: list[Column]
@@ -132,16 +131,16 @@ class Leaderboard:
 
     @property
     def selected(self) -> bool:
-        """Whether lines are of cells that were chosen on other documents."""
+        """Whether the entries are cells chosen on other documents."""
         return any(entry.chosen_for is not None for entry in self.entries)
 
     @property
-    def elsewhere(self) -> int:
-        """How many lines were scored in another environment than the baseline that they are compared with."""
-        return sum(entry.elsewhere for entry in self.entries)
+    def other_environment(self) -> int:
+        """The number of entries scored in another environment than their baseline."""
+        return sum(entry.other_environment for entry in self.entries)
 
-    def beside(self, other: Leaderboard) -> Leaderboard:
-        """Both tables in one: this one's columns, and those that only the other has; its entries, then the other's."""
+    def joined(self, other: Leaderboard) -> Leaderboard:
+        """Appends the other table's entries and the columns that only it has."""
         known = {column.name for column in self.columns}
         columns = [*self.columns, *(column for column in other.columns if column.name not in known)]
         entries = [*self.entries, *other.entries]
@@ -151,7 +150,7 @@ class Leaderboard:
         return replace(self, columns=columns, entries=entries)
 
     def top(self, count: int) -> Leaderboard:
-        """The first `count` lines of each setting, or of the whole where a sort was asked for; baselines stay."""
+        """The first `count` entries of each setting, or of the whole table if sorted by a column; keeps baselines."""
         seen: dict[Any, int] = {}
         kept = []
         for entry in self.entries:
@@ -162,11 +161,9 @@ class Leaderboard:
         return replace(self, entries=kept, left_out=self.left_out + len(self.entries) - len(kept))
 
     def best(self) -> set[tuple[int, str]]:
-        """(line, column) of the best values among the lines with one model, setting and set of edited weights.
+        """(line, column) of the best values among the lines of each `comparison_group`.
 
-        Where cells were chosen, the lines chosen for the same compete instead.
-
-        Scores compete only where they are of the same documents. Where all are equal none is best.
+        Scores compete only if they come from the same documents. If all are equal, none is best.
         """
         return {
             (line, column.name)
@@ -177,34 +174,33 @@ class Leaderboard:
         }
 
     def ties(self) -> set[tuple[int, str]]:
-        """(line, column) of scores that are not the best of their setting, but cannot be told from it.
+        """(line, column) of scores that do not differ significantly from the best of their setting.
 
-        Two lines are told apart by the paired test of `lrbench.stats`, after Holm's correction over all pairs of lines
-        of a setting and column: whichever turns out to be the best, it is among these pairs.
+        Uses the paired test of `lrbench.stats` with Holm's correction over all pairs of lines of a setting and column.
         """
         return self._ties
 
     @cached_property
     def _ties(self) -> set[tuple[int, str]]:
-        found: set[tuple[int, str]] = set()
+        tied_cells: set[tuple[int, str]] = set()
         for column in self.columns:
-            if column.better is None or not column.of_scores:
+            if column.better is None or not column.is_score:
                 continue
             for lines in self._rivals(column):
                 best = self._best_of(lines, column)
                 pairs = list(combinations(lines, 2)) if best else []
-                adjusted = dict(zip(pairs, holm([self._told_apart(pair, column.name) for pair in pairs]), strict=True))
+                adjusted = dict(zip(pairs, holm([self._p_value(pair, column.name) for pair in pairs]), strict=True))
                 for pair, p in adjusted.items():
                     if p is not None and p > LEVEL and len(best.intersection(pair)) == 1:
-                        found.update((line, column.name) for line in pair if line not in best)
-        return found
+                        tied_cells.update((line, column.name) for line in pair if line not in best)
+        return tied_cells
 
     def _rivals(self, column: Column) -> list[list[int]]:
-        """Lines that compete: of one setting and set of edited weights, and scored on the same documents."""
+        """The lines of each `comparison_group`, scored on the same documents."""
         settings: dict[Hashable, list[int]] = {}
         for index, entry in enumerate(self.entries):
             if not entry.baseline:
-                settings.setdefault((entry.rivals, entry.scored_on.get(column.name)), []).append(index)
+                settings.setdefault((entry.comparison_group, entry.scored_on.get(column.name)), []).append(index)
         return list(settings.values())
 
     def _best_of(self, lines: Sequence[int], column: Column) -> set[int]:
@@ -215,18 +211,18 @@ class Leaderboard:
         best = max(numbers) if column.better == "higher" else min(numbers)
         return {line for line, number in values.items() if number == best}
 
-    def _told_apart(self, pair: tuple[int, int], column: str) -> float | None:
-        one, other = (self.entries[line].values[column] for line in pair)
-        if not (isinstance(one, Measured) and isinstance(other, Measured)):
+    def _p_value(self, pair: tuple[int, int], column: str) -> float | None:
+        first, second = (self.entries[line].values[column] for line in pair)
+        if not (isinstance(first, Measurement) and isinstance(second, Measurement)):
             return None
-        if one.difference is None or other.difference is None:
+        if first.difference is None or second.difference is None:
             return None
-        return p_value_between(one.difference, other.difference)
+        return p_value_between(first.difference, second.difference)
 
 
 def as_number(value: Value) -> float | None:
-    """The number to compare a value by; None where there is none, or it is not a number."""
-    if isinstance(value, Measured):
+    """The number that a value is compared by; None if it has none or is NaN."""
+    if isinstance(value, Measurement):
         value = value.value
     if isinstance(value, bool):
         return float(value)

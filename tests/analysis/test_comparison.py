@@ -75,7 +75,7 @@ def test_a_difference_is_second_less_first_paired_and_corrected_over_the_cells(p
 
 
 def test_what_else_differs_is_listed(pair):
-    found = compare_runs(*pair).elsewhere
+    found = compare_runs(*pair).other_differences
     assert ("environment", "processor", "A", "B") in found
     assert ("environment", "packages.torch", "1", "2") in found
     assert ("suite", "tasks[t].limit", "", "5") in found
@@ -85,7 +85,7 @@ def test_what_else_differs_is_listed(pair):
 def test_the_same_run_differs_in_nothing(pair, tmp_path):
     found = compare_runs(pair[0], pair[0])
     assert all(match.same for match in found.matches)
-    assert not found.elsewhere
+    assert not found.other_differences
     text = render(found, "terminal")
     assert "4 with the same scores in every digit, 0 that differ" in text
     assert "nothing that is recorded" in text
@@ -113,11 +113,11 @@ def test_groups_and_perplexities_are_compared_too(tmp_path):
     assert by_task["almanac_facts", "acc"].p_holm < 1e-6
     text = by_task["almanac_text", "word_perplexity"]
     assert text.difference.interval[0] < text.delta < text.difference.interval[1]
-    assert ("cell", "label", "svd", "cur") in found.elsewhere
+    assert ("cell", "label", "svd", "cur") in found.other_differences
 
 
 @pytest.mark.parametrize(
-    ("rows", "problem"), [(("svd", "base"), "3 rows begin so"), (("base", "x"), "no row begins so")]
+    ("rows", "problem"), [(("svd", "base"), "3 rows match"), (("base", "x"), "no row matches")]
 )
 def test_rows_are_named_by_the_beginning_of_their_hash(tmp_path, rows, problem):
     run = demo_run(tmp_path, methods=["svd"])

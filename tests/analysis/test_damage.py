@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lrbench.analysis.damage import EVERY_ROLE, Prediction, predictions, weight_hashes
+from lrbench.analysis.damage import EVERY_ROLE, DamagePrediction, predictions, weight_hashes
 from lrbench.analysis.leaderboard import build
 from lrbench.cli import main
 from lrbench.reports.publish.spectrum import Spectrum, read
@@ -58,7 +58,7 @@ def spectrum(path: Path, weight_hash: str = HASH, without: int | None = None) ->
     return path
 
 
-def one(run: RunDirectory, *spectra: Spectrum) -> Prediction:
+def one(run: RunDirectory, *spectra: Spectrum) -> DamagePrediction:
     board = build([run])
     (found,) = predictions(board, render.titles(board), spectra, weight_hashes([run]))
     return found

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lrbench.analysis.derived import derive
-from lrbench.analysis.score import Measured, compared
+from lrbench.analysis.score import Measurement, compared
 from lrbench.errors import InputError
 from lrbench.stats import paired_difference
 from lrbench.suite.derived_columns import DerivedColumn
@@ -46,7 +46,7 @@ def columns(given):
 
 def table(values, stderr=None):
     metric = {task: "token_perplexity" if task.endswith("_tokens") else "acc" for task in TASKS}
-    return {task: {metric[task]: Measured(value, stderr)} for task, value in zip(TASKS, values, strict=True)}
+    return {task: {metric[task]: Measurement(value, stderr)} for task, value in zip(TASKS, values, strict=True)}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -64,7 +64,7 @@ def test_the_baseline_retains_all():
 
     assert derived["mcq"].value == pytest.approx(np.mean(LLAMA_1[2:9]))
     assert derived["mcq"].delta is None
-    assert derived["retained"] == Measured(1.0)
+    assert derived["retained"] == Measurement(1.0)
 
 
 def measured_pair(dice, documents, ours, theirs, metric="acc"):
@@ -81,8 +81,8 @@ def measured_pair(dice, documents, ours, theirs, metric="acc"):
         ]
         of = [math.exp(-sum(ll for ll, _ in one.values()) / (100 * documents)) for one in values]
     difference = paired_difference(values[0], values[1], metric)
-    row = compared(Measured(of[0], difference.ours.stderr, documents), of[0] - of[1], difference)
-    return {metric: row}, {metric: Measured(of[1], difference.theirs.stderr, documents)}
+    row = compared(Measurement(of[0], difference.ours.stderr, documents), of[0] - of[1], difference)
+    return {metric: row}, {metric: Measurement(of[1], difference.theirs.stderr, documents)}
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_the_error_of_a_retention_is_what_the_bootstrap_finds(pair):
 
 def test_pairing_takes_the_shared_difficulty_out_of_the_error(pair):
     ours, theirs = pair
-    unpaired = {task: {m: Measured(v.value, v.stderr, v.n) for m, v in of.items()} for task, of in ours.items()}
+    unpaired = {task: {m: Measurement(v.value, v.stderr, v.n) for m, v in of.items()} for task, of in ours.items()}
     given = columns({"kept": {"retention": ["text", "facts"]}})
 
     paired, independent = (derive(given, one, theirs)["kept"] for one in (ours, unpaired))
@@ -131,7 +131,7 @@ def test_pairing_takes_the_shared_difficulty_out_of_the_error(pair):
 
 
 def test_independent_scores_add_their_relative_errors():
-    ours, theirs = {"a": {"acc": Measured(0.6, 0.03)}}, {"a": {"acc": Measured(0.8, 0.02)}}
+    ours, theirs = {"a": {"acc": Measurement(0.6, 0.03)}}, {"a": {"acc": Measurement(0.8, 0.02)}}
 
     kept = derive(columns({"kept": {"retention": ["a"]}}), ours, theirs)["kept"]
 
@@ -141,7 +141,7 @@ def test_independent_scores_add_their_relative_errors():
 
 def test_a_task_whose_error_is_not_known_leaves_the_column_without_one(pair):
     ours, theirs = pair
-    ours = {**ours, "facts": {"acc": Measured(0.55)}}
+    ours = {**ours, "facts": {"acc": Measurement(0.55)}}
 
     derived = derive(columns({"m": {"mean": ["facts", "sums"]}, "kept": {"retention": ["text", "m"]}}), ours, theirs)
 
@@ -163,7 +163,7 @@ def test_two_terms_of_the_same_documents_are_not_taken_for_independent(pair):
 
     assert twice.stderr == pytest.approx(once.stderr)
     assert nested.stderr == pytest.approx(once.stderr)
-    plain = {t: {m: Measured(v.value, v.stderr) for m, v in of.items()} for t, of in doubled.items()}
+    plain = {t: {m: Measurement(v.value, v.stderr) for m, v in of.items()} for t, of in doubled.items()}
     both = columns({"kept": {"retention": [{"facts": "acc"}, {"facts": "acc_norm"}]}})
     assert derive(both, plain, base)["kept"].stderr is None
 
@@ -182,8 +182,11 @@ def test_a_mean_has_the_paired_difference_and_its_test(pair):
 
 
 def test_seeds_have_a_retention_each():
-    ours = {"a": {"acc": Measured(0.5, by_seed=(0.4, 0.6))}, "t": {"perplexity": Measured(5.0, by_seed=(4.0, 6.0))}}
-    theirs = {"a": {"acc": Measured(0.8)}, "t": {"perplexity": Measured(4.0)}}
+    ours = {
+        "a": {"acc": Measurement(0.5, by_seed=(0.4, 0.6))},
+        "t": {"perplexity": Measurement(5.0, by_seed=(4.0, 6.0))},
+    }
+    theirs = {"a": {"acc": Measurement(0.8)}, "t": {"perplexity": Measurement(4.0)}}
 
     kept = derive(columns({"kept": {"retention": ["a", "t"]}}), ours, theirs)["kept"]
 
@@ -192,7 +195,7 @@ def test_seeds_have_a_retention_each():
 
 
 def test_a_metric_other_than_the_tasks_first_is_named():
-    ours = {"arc_easy": {"acc": Measured(0.7), "acc_norm": Measured(0.6)}}
+    ours = {"arc_easy": {"acc": Measurement(0.7), "acc_norm": Measurement(0.6)}}
 
     derived = derive(columns({"a": {"mean": ["arc_easy"]}, "b": {"mean": [{"arc_easy": "acc_norm"}]}}), ours, None)
 
@@ -200,7 +203,7 @@ def test_a_metric_other_than_the_tasks_first_is_named():
 
 
 def test_the_task_says_which_way_is_better_where_its_metric_does_not():
-    ours, theirs = {"a": {"surprise": Measured(4.0)}}, {"a": {"surprise": Measured(2.0)}}
+    ours, theirs = {"a": {"surprise": Measurement(4.0)}}, {"a": {"surprise": Measurement(2.0)}}
     given = columns({"kept": {"retention": ["a"]}})
 
     assert derive(given, ours, theirs)["kept"].value == 2.0
@@ -210,11 +213,11 @@ def test_the_task_says_which_way_is_better_where_its_metric_does_not():
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
-        ({}, {"acc": Measured(0.5)}),
-        ({"acc": Measured(0.5)}, {}),
-        ({"acc": Measured(0.5)}, {"acc": Measured(0.0)}),
-        ({"acc": Measured(math.nan)}, {"acc": Measured(0.5)}),
-        ({"perplexity": Measured(5.0)}, {"perplexity": Measured(math.inf)}),
+        ({}, {"acc": Measurement(0.5)}),
+        ({"acc": Measurement(0.5)}, {}),
+        ({"acc": Measurement(0.5)}, {"acc": Measurement(0.0)}),
+        ({"acc": Measurement(math.nan)}, {"acc": Measurement(0.5)}),
+        ({"perplexity": Measurement(5.0)}, {"perplexity": Measurement(math.inf)}),
     ],
 )
 def test_a_row_without_a_term_or_a_defined_ratio_has_no_such_column(ours, theirs):
@@ -222,7 +225,7 @@ def test_a_row_without_a_term_or_a_defined_ratio_has_no_such_column(ours, theirs
 
 
 def test_a_model_of_infinite_perplexity_retains_nothing():
-    ours, theirs = {"a": {"perplexity": Measured(math.inf)}}, {"a": {"perplexity": Measured(5.0, 0.1)}}
+    ours, theirs = {"a": {"perplexity": Measurement(math.inf)}}, {"a": {"perplexity": Measurement(5.0, 0.1)}}
 
     assert derive(columns({"kept": {"retention": ["a"]}}), ours, theirs)["kept"].value == 0
 

@@ -272,7 +272,7 @@ def test_where_the_manifest_knows_no_documents_their_number_tells(tmp_path):
 
 def test_rows_of_another_environment_than_their_baseline_are_counted(tmp_path):
     rows = [(row("base"), {"t": ONES}), (reduced("a"), {"t": ONES}), (reduced("b", environment="e1"), {"t": ONES})]
-    assert build([simple_run(tmp_path, rows)]).elsewhere == 1
+    assert build([simple_run(tmp_path, rows)]).other_environment == 1
 
 
 @pytest.mark.parametrize(("lost", "significant"), [(4, False), (6, True)])

@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from lrbench.analysis.leaderboard import Column, build
-from lrbench.analysis.score import Measured
+from lrbench.analysis.score import Measurement
 from lrbench.reports.render import FORMATS, renderer, terminal
 from lrbench.reports.render.markdown import escape
 from lrbench.reports.render.number_format import clean, pieces, plain
@@ -119,9 +119,9 @@ def test_values_are_written_in_few_digits(kind, value, text):
 
 def test_a_score_is_written_in_percent_with_its_error_and_its_signed_difference():
     column = Column("t", ("t", "acc"), "share", "higher", task="t", metric="acc")
-    assert pieces(column, Measured(0.883, 0.0142, 500, -0.021, 0.01)) == ("88.3", "±1.4", "−2.1")
-    assert pieces(column, Measured(0.883, None, 500, 0.0, 0.0)) == ("88.3", "", "0.0")
-    assert pieces(column, Measured(0.883, math.nan, 500, 0.00004, None)) == ("88.3", "", "0.0")
+    assert pieces(column, Measurement(0.883, 0.0142, 500, -0.021, 0.01)) == ("88.3", "±1.4", "−2.1")
+    assert pieces(column, Measurement(0.883, None, 500, 0.0, 0.0)) == ("88.3", "", "0.0")
+    assert pieces(column, Measurement(0.883, math.nan, 500, 0.00004, None)) == ("88.3", "", "0.0")
 
 
 def test_names_lose_what_a_terminal_would_act_on():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lrbench.analysis.leaderboard import build
-from lrbench.analysis.screening_accuracy import foreseen
+from lrbench.analysis.screening_accuracy import screened_cells
 from lrbench.errors import SuiteError
 from lrbench.reports.publish import publish
 from lrbench.reports.render.selection_notes import remarks
@@ -139,7 +139,7 @@ def test_a_word_and_true_stand_for_the_defaults(tmp_path):
 def test_what_was_predicted_stands_beside_what_was_measured(done):
     folder, _ = done
     directory = RunDirectory(folder / "run")
-    points = foreseen([directory])
+    points = screened_cells([directory])
     rows = [row for row in _validation(folder) if row.status == "ok" and row.selection.predicted]
     assert len(points) == 2 * len(rows)
     (baseline,) = [

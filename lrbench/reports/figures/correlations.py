@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lrbench.analysis.damage import SCOPES, Prediction
+from lrbench.analysis.damage import SCOPES, DamagePrediction
 from lrbench.reports.figures import altair
 from lrbench.reports.render import damage as words
 from lrbench.reports.render.number_format import clean
@@ -40,7 +40,7 @@ class Bar:
     weights: int
 
 
-def bars(prediction: Prediction, *, with_model: bool = False) -> list[Bar]:
+def bars(prediction: DamagePrediction, *, with_model: bool = False) -> list[Bar]:
     """The correlations of the outcomes that are shown, for a chart."""
     found = []
     for outcome in words.main(prediction):

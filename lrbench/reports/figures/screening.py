@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lrbench.analysis.screening_accuracy import Foreseen
+from lrbench.analysis.screening_accuracy import ScreenedCell
 from lrbench.reports.figures import altair
 
 PANEL = 380
 
 
-def chart(cells: Sequence[Foreseen]) -> Any:
+def chart(cells: Sequence[ScreenedCell]) -> Any:
     """The chart; on the dotted line a prediction is right.
 
     Args:

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from lrbench.analysis.damage import Prediction
+from lrbench.analysis.damage import DamagePrediction
 from lrbench.analysis.edit_summary import describe
 from lrbench.analysis.leaderboard import Column, Entry, Leaderboard
-from lrbench.analysis.score import Measured
-from lrbench.analysis.scored_run import Split, first_class, in_words, split_of
-from lrbench.analysis.screening_accuracy import Foreseen
+from lrbench.analysis.score import Measurement
+from lrbench.analysis.scored_run import Split, is_reported, split_of, split_suffix
+from lrbench.analysis.screening_accuracy import ScreenedCell
 from lrbench.reports.figures import correlations, damage, errors, heat, keep, layers, screening, times
 from lrbench.reports.publish.names import Names
 from lrbench.reports.publish.spectrum import Spectrum
@@ -57,9 +57,9 @@ def of_board(board: Leaderboard, names: Names) -> list[Figure]:
         groups.setdefault((entry.row.model, split_of(entry.row)), []).append(entry)
     models = list(dict.fromkeys(model for model, _ in groups))
     for (label, split), entries in sorted(
-        groups.items(), key=lambda group: (models.index(group[0][0]), not first_class(group[1][0].row))
+        groups.items(), key=lambda group: (models.index(group[0][0]), not is_reported(group[1][0].row))
     ):
-        model = label + in_words(split)
+        model = label + split_suffix(split)
         found += _keep(board, entries, model, names)
         found += _heat(board, entries, model, names)
         found += _errors(entries, model, names)
@@ -67,7 +67,7 @@ def of_board(board: Leaderboard, names: Names) -> list[Figure]:
     return found
 
 
-def of_screening(cells: Sequence[Foreseen], names: Names) -> list[Figure]:
+def of_screening(cells: Sequence[ScreenedCell], names: Names) -> list[Figure]:
     """What was predicted against what was measured, model by model."""
     found = []
     for model in dict.fromkeys(cell.model for cell in cells):
@@ -103,7 +103,7 @@ def of_screening(cells: Sequence[Foreseen], names: Names) -> list[Figure]:
     return found
 
 
-def of_prediction(prediction: Prediction, names: Names) -> list[Figure]:
+def of_prediction(prediction: DamagePrediction, names: Names) -> list[Figure]:
     """Correlations by role, and for each outcome that is shown the damage against the relative error."""
     model, found = words.name(prediction), []
     bars = correlations.bars(prediction)
@@ -180,7 +180,7 @@ def _keep(board: Leaderboard, entries: Sequence[Entry], model: str, names: Names
         scale = 100.0 if column.kind == "share" else 1.0
         for entry in entries:
             value, kept = entry.values[column.name], entry.values["keep_model"]
-            if not isinstance(value, Measured) or not isinstance(kept, float) or not _finite(value.value):
+            if not isinstance(value, Measurement) or not isinstance(kept, float) or not _finite(value.value):
                 continue
             error = value.stderr * scale if value.stderr is not None and _finite(value.stderr) else None
             number = value.value * scale
@@ -225,7 +225,7 @@ def _heat(board: Leaderboard, entries: Sequence[Entry], model: str, names: Names
         scale = 100.0 if column.kind == "share" else 1.0
         for entry in entries:
             value, place = entry.values[column.name], _one_layer(entry.row)
-            if place is None or not isinstance(value, Measured) or value.delta is None or not _finite(value.delta):
+            if place is None or not isinstance(value, Measurement) or value.delta is None or not _finite(value.delta):
                 continue
             changes.append(
                 heat.Change(

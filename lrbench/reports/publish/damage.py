@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lrbench.analysis.damage import SCOPES, Outcome, Prediction, Scope
+from lrbench.analysis.damage import SCOPES, DamagePrediction, OutcomeColumn, Scope
 from lrbench.reports.render import damage as words
 from lrbench.reports.render.number_format import clean
 
@@ -48,7 +48,7 @@ class Section:
     remarks: list[str]
 
 
-def section(prediction: Prediction) -> Section:
+def section(prediction: DamagePrediction) -> Section:
     """A prediction as the page shows it."""
     outcomes = words.main(prediction)
     return Section(
@@ -65,7 +65,7 @@ def section(prediction: Prediction) -> Section:
     )
 
 
-def _table(prediction: Prediction, outcome: Outcome, scope: Scope) -> Table:
+def _table(prediction: DamagePrediction, outcome: OutcomeColumn, scope: Scope) -> Table:
     lines = []
     for role in prediction.roles:
         found = [

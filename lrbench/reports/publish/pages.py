@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from lrbench.analysis.scored_run import in_words
+from lrbench.analysis.scored_run import split_suffix
 from lrbench.reports.publish.tables import Head
 from lrbench.reports.render.number_format import clean
 
@@ -61,7 +61,7 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {
         "data": data, "lines": _lines, "percent": _percent, "plural": _plural, "figure": _figure, "signed": _signed,
         "same": _same, "heads": _heads, "zip": _zip, "groupby_kept": _groups, "list_of": list, "joined": _joined,
-        "in_words": in_words,
+        "split_suffix": split_suffix,
     }  # fmt: skip
     return environment
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from lrbench._version import __version__
-from lrbench.analysis.damage import Prediction, predictions, weight_hashes
+from lrbench.analysis.damage import DamagePrediction, predictions, weight_hashes
 from lrbench.analysis.leaderboard import Entry, Leaderboard, build
-from lrbench.analysis.score import Measured
-from lrbench.analysis.screening_accuracy import foreseen
+from lrbench.analysis.score import Measurement
+from lrbench.analysis.screening_accuracy import screened_cells
 from lrbench.errors import InputError
 from lrbench.reports import figures
 from lrbench.reports.figures import theme
@@ -91,8 +91,8 @@ class _Site:
         self.files: dict[str, bytes] = {".nojekyll": b""}
         self.figures: list[charts.Figure] = []
         self._reported, self._choosing = reported, choosing
-        board = self._board = reported if choosing is None else reported.beside(choosing)
-        self._foreseen = foreseen(runs)
+        board = self._board = reported if choosing is None else reported.joined(choosing)
+        self._foreseen = screened_cells(runs)
         keys = Names()
         named = dict(zip(runs, _run_names(runs), strict=True))
         self._runs = [provenance.Run.of(run, name, keys(name)) for run, name in named.items()]
@@ -211,7 +211,9 @@ class _Site:
                 self._offer("Spectra and damage", name, f"spectrum of {clean(spectrum.model)}", spectrum.text.encode())
             self._page("spectrum.html", "spectrum.html", sections=sections, looks=looks, words=_words)
 
-    def _damage_page(self, drawn: Sequence[tuple[Prediction, list[charts.Figure]]], looks: Mapping[str, Any]) -> None:
+    def _damage_page(
+        self, drawn: Sequence[tuple[DamagePrediction, list[charts.Figure]]], looks: Mapping[str, Any]
+    ) -> None:
         sections = [(damage.section(prediction), [_shown(figure) for figure in found]) for prediction, found in drawn]
         self._page("damage.html", "damage.html", sections=sections, looks=looks, legend=damage_words.legend())
         for form, what, text in (
@@ -259,7 +261,7 @@ def _scores(row: Row, entry: Entry | None) -> list[tuple[str, str, dict[str, flo
     for task, metrics in row.scores.items():
         for metric, score in metrics.items():
             known = entry.metrics.get(task, {}).get(metric) if entry is not None else None
-            delta = known if isinstance(known, Measured) and row.reducer is not None else None
+            delta = known if isinstance(known, Measurement) and row.reducer is not None else None
             figures_of = {
                 "value": score.value, "stderr": score.stderr, "n": score.n,
                 "delta": delta.delta if delta else None, "delta_stderr": delta.delta_stderr if delta else None,

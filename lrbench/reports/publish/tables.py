@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lrbench.analysis.leaderboard import Column, Entry, Leaderboard, as_number
-from lrbench.analysis.score import Measured
-from lrbench.analysis.scored_run import Split, first_class, split_of
+from lrbench.analysis.score import Measurement
+from lrbench.analysis.scored_run import Split, is_reported, split_of
 from lrbench.reports.render.number_format import clean, headings, interval, marks, pieces, remarks, units
 from lrbench.suite.roles import ROLES
 
@@ -224,7 +224,7 @@ def _parts(board: Leaderboard) -> list[tuple[str, Split, bool]]:
     """Models in order, of each what is reported before what a choice was made on."""
     rows = [entry.row for entry in (*board.entries, *board.failures)]
     models = list(dict.fromkeys(row.model for row in rows))
-    parts = {(row.model, split_of(row)): first_class(row) for row in rows}
+    parts = {(row.model, split_of(row)): is_reported(row) for row in rows}
     ordered = sorted(parts.items(), key=lambda part: (models.index(part[0][0]), not part[1]))
     return [(model, split, first) for (model, split), first in ordered]
 
@@ -279,7 +279,7 @@ def _cell(column: Column, head: Head, entry: Entry, best: bool, tie: bool) -> Ce
 
 def _tone(column: Column, value: Any) -> str:
     """`better` or `worse` where chance is an unlikely cause of the difference."""
-    if not isinstance(value, Measured) or not value.delta or not value.significant or column.better is None:
+    if not isinstance(value, Measurement) or not value.delta or not value.significant or column.better is None:
         return ""
     return "better" if (value.delta > 0) == (column.better == "higher") else "worse"
 

@@ -159,7 +159,7 @@ def _tables(comparison: Comparison) -> Iterator[tuple[str, Sequence[str], list[S
     statuses = _statuses(comparison)
     if statuses:
         yield "Scored in one, not in the other", ("cell", "first", "second"), list(statuses)
-    elsewhere = [tuple(clean(word) for word in words) for words in comparison.elsewhere]
+    elsewhere = [tuple(clean(word) for word in words) for words in comparison.other_differences]
     if elsewhere:
         yield "What else differs", ("where", "what", "first", "second"), list(elsewhere)
     else:
@@ -232,7 +232,7 @@ def _json(comparison: Comparison) -> str:
         "only_second": [{"cell": row.cell, "name": name, "status": row.status} for name, row in comparison.only_second],
         "elsewhere": [
             {"where": where, "what": what, "first": first, "second": second}
-            for where, what, first, second in comparison.elsewhere
+            for where, what, first, second in comparison.other_differences
         ],
     }
     return json.dumps(finite(document), indent=2, allow_nan=False) + "\n"

@@ -7,7 +7,7 @@ import io
 import math
 
 from lrbench.analysis.leaderboard import Entry, Leaderboard
-from lrbench.analysis.score import Measured
+from lrbench.analysis.score import Measurement
 from lrbench.reports.render.number_format import clean
 
 _PARTS = (
@@ -46,11 +46,11 @@ def _line(entry: Entry, fixed: list[str], metrics: list[tuple[str, str]]) -> lis
     row = entry.row
     line: list[object] = [row.cell, row.status, *(entry.values.get(name) for name in fixed)]
     for value in (entry.values["score"], *(entry.metrics.get(task, {}).get(metric) for task, metric in metrics)):
-        line += _parts(value) if isinstance(value, Measured) else [None] * len(_PARTS)
+        line += _parts(value) if isinstance(value, Measurement) else [None] * len(_PARTS)
     return [*line, row.reason, row.environment]
 
 
-def _parts(value: Measured) -> list[object]:
+def _parts(value: Measurement) -> list[object]:
     low, high = value.interval or (None, None)
     known = {**value.record(), "delta_low": low, "delta_high": high}
     return [known[part] for part in _PARTS]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from lrbench.analysis.damage import EVERY_ROLE, PREDICTORS, SCOPES, Outcome, Prediction, Predictor, Scope
+from lrbench.analysis.damage import EVERY_ROLE, PREDICTORS, SCOPES, DamagePrediction, OutcomeColumn, Predictor, Scope
 from lrbench.analysis.leaderboard import Leaderboard
-from lrbench.analysis.scored_run import in_words
+from lrbench.analysis.scored_run import split_suffix
 from lrbench.reports.render.document import Document, Heading, Part, Table, csv_text
 from lrbench.reports.render.json import finite
 from lrbench.reports.render.number_format import MISSING, clean, headings
@@ -21,7 +21,7 @@ SCOPE_WORDS: dict[Scope, str] = {
 }
 
 
-def document(predictions: Sequence[Prediction]) -> Document:
+def document(predictions: Sequence[DamagePrediction]) -> Document:
     """Answers, and for each outcome a table of correlations by role; how they are to be read."""
     parts: list[Part] = []
     for prediction in predictions:
@@ -37,22 +37,22 @@ def document(predictions: Sequence[Prediction]) -> Document:
     return Document(TITLE, [*parts, legend()])
 
 
-def csv(predictions: Sequence[Prediction]) -> str:
+def csv(predictions: Sequence[DamagePrediction]) -> str:
     """A line a correlation, of all outcomes; fields without a value are empty."""
     header = ["model", "split", "outcome", "scope", "role", "predictor", "rho", "low", "high", "cells", "subjects"]
     return csv_text(
         header,
         (
             [
-                p.model, p.split, c.outcome, c.scope, c.role, c.predictor, c.found.rho,
-                *(c.found.interval or (None, None)), c.found.cells, c.found.subjects,
+                p.model, p.split, c.outcome, c.scope, c.role, c.predictor, c.result.rho,
+                *(c.result.interval or (None, None)), c.result.cells, c.result.subjects,
             ]
             for p in predictions for c in p.correlations
         ),
     )  # fmt: skip
 
 
-def as_json(predictions: Sequence[Prediction]) -> str:
+def as_json(predictions: Sequence[DamagePrediction]) -> str:
     """`{"coverage", "predictors", "models"}`: each model with its `cells` and `correlations`, all outcomes of them."""
     data = {
         "coverage": COVERAGE,
@@ -65,7 +65,7 @@ def as_json(predictions: Sequence[Prediction]) -> str:
                     for o in p.outcomes
                 ],
                 "correlations": [
-                    {"outcome": c.outcome, "scope": c.scope, "role": c.role, "predictor": c.predictor, **vars(c.found)}
+                    {"outcome": c.outcome, "scope": c.scope, "role": c.role, "predictor": c.predictor, **vars(c.result)}
                     for c in p.correlations
                 ],
                 "cells": [
@@ -93,17 +93,17 @@ def titles(board: Leaderboard) -> dict[str, str]:
     return found
 
 
-def name(prediction: Prediction) -> str:
+def name(prediction: DamagePrediction) -> str:
     """The model, and the part of the documents."""
-    return clean(prediction.model) + in_words(prediction.split)
+    return clean(prediction.model) + split_suffix(prediction.split)
 
 
-def main(prediction: Prediction) -> list[Outcome]:
+def main(prediction: DamagePrediction) -> list[OutcomeColumn]:
     """The outcomes that are shown; the others stand in CSV and JSON."""
     return [outcome for outcome in prediction.outcomes if outcome.main]
 
 
-def known(prediction: Prediction, outcome: Outcome, scope: Scope) -> bool:
+def known(prediction: DamagePrediction, outcome: OutcomeColumn, scope: Scope) -> bool:
     """Whether any correlation is there to be shown."""
     return any(
         prediction.correlation(outcome.column.name, scope, role, one.name).rho is not None
@@ -112,12 +112,12 @@ def known(prediction: Prediction, outcome: Outcome, scope: Scope) -> bool:
     )
 
 
-def heading(outcome: Outcome, scope: Scope) -> str:
+def heading(outcome: OutcomeColumn, scope: Scope) -> str:
     """Of a table."""
     return f"Damage to {clean(outcome.title)}, {SCOPE_WORDS[scope]}"
 
 
-def table(prediction: Prediction, outcome: Outcome, scope: Scope) -> Table:
+def table(prediction: DamagePrediction, outcome: OutcomeColumn, scope: Scope) -> Table:
     """Roles down, predictors across."""
     predictors = prediction.predictors
     rows = []
@@ -139,7 +139,7 @@ def correlation(found: RankCorrelation) -> str:
     return f"{_signed(found.rho)} [{_signed(found.interval[0])}, {_signed(found.interval[1])}]"
 
 
-def answer(prediction: Prediction, outcome: Outcome) -> str:
+def answer(prediction: DamagePrediction, outcome: OutcomeColumn) -> str:
     """In one sentence: of which roles the relative error tells which matrix hurts, at one method and setting."""
     roles = [role for role in prediction.roles if role in {cell.role for cell in prediction.cells}]
     scope: Scope = "one setting"
@@ -170,7 +170,7 @@ def answer(prediction: Prediction, outcome: Outcome) -> str:
     return f"{sentence}."
 
 
-def remarks(prediction: Prediction) -> list[str]:
+def remarks(prediction: DamagePrediction) -> list[str]:
     """What the numbers of this model lack, and why."""
     found = []
     cells = prediction.cells

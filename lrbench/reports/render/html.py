@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from lrbench.analysis.leaderboard import Column, Entry, Leaderboard, Value, as_number
-from lrbench.analysis.score import Measured
+from lrbench.analysis.score import Measurement
 from lrbench.reports.render.number_format import (
     FRONT,
     PARETO,
@@ -75,7 +75,7 @@ def _role(column: Column) -> str:
 
 
 def _direction(column: Column, value: Value) -> str:
-    if not isinstance(value, Measured) or not value.significant or not value.delta:
+    if not isinstance(value, Measurement) or not value.significant or not value.delta:
         return ""
     return "better" if (value.delta > 0) == (column.better == "higher") else "worse"
 

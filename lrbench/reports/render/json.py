@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lrbench.analysis.leaderboard import Entry, Leaderboard
-from lrbench.analysis.score import Measured
+from lrbench.analysis.score import Measurement
 from lrbench.stats import COVERAGE, LEVEL
 
 
@@ -47,7 +47,7 @@ def _row(entry: Entry) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    return value.record() if isinstance(value, Measured) else value
+    return value.record() if isinstance(value, Measurement) else value
 
 
 def finite(value: Any) -> Any:

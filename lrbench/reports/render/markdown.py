@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from lrbench.analysis.leaderboard import Column, Entry, Leaderboard
-from lrbench.analysis.score import Measured
+from lrbench.analysis.score import Measurement
 from lrbench.reports.render.number_format import (
     FRONT,
     PARETO,
@@ -57,7 +57,7 @@ def escape(text: str) -> str:
 
 def _cell(column: Column, entry: Entry, tie: str) -> str:
     value = entry.values[column.name]
-    if not isinstance(value, Measured):
+    if not isinstance(value, Measurement):
         return escape(plain(column, value))
     number, error, delta = pieces(column, value)
     return " ".join(part for part in (number + tie, error, f"({escape(delta)})" if delta else "") if part)

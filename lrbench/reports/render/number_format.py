@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 from lrbench.analysis.leaderboard import Column, Entry, Leaderboard, Value
-from lrbench.analysis.score import Measured
+from lrbench.analysis.score import Measurement
 from lrbench.reports.render import selection_notes as selection
 from lrbench.system.text import clean
 
@@ -76,8 +76,8 @@ def remarks(board: Leaderboard) -> list[str]:
             f"Edited are updates of {clean(base)}: W is W − W_base in errors and keep targets, keep model is what is "
             "stored on top of the base, and the method “base” has the base's own weights."
         )
-    if board.elsewhere:
-        rows = "1 row was" if board.elsewhere == 1 else f"{board.elsewhere} rows were"
+    if board.other_environment:
+        rows = "1 row was" if board.other_environment == 1 else f"{board.other_environment} rows were"
         found.append(f"{rows} scored in another environment than the baseline.")
     if board.without_samples:
         found.append(
@@ -107,7 +107,7 @@ def failure(entry: Entry) -> dict[str, str]:
 
 def pieces(column: Column, value: Value) -> tuple[str, str, str]:
     """A value in three parts: itself, `±` its error (and `σ` over seeds), its difference; empty where there is none."""
-    if not isinstance(value, Measured):
+    if not isinstance(value, Measurement):
         return plain(column, value), "", ""
     scale = 100.0 if column.kind == "share" else 1.0
     errors = [
@@ -125,7 +125,7 @@ def pieces(column: Column, value: Value) -> tuple[str, str, str]:
 
 def interval(column: Column, value: Value) -> str:
     """What is known of a score's difference, in words; empty where nothing is."""
-    if not isinstance(value, Measured) or value.delta is None or value.interval is None:
+    if not isinstance(value, Measurement) or value.delta is None or value.interval is None:
         return ""
     scale = 100.0 if column.kind == "share" else 1.0
     low, high = (signed(end * scale, column) for end in value.interval)
@@ -141,7 +141,7 @@ def p_value(p: float) -> str:
 
 def plain(column: Column, value: Value) -> str:
     """A value without its error and its difference."""
-    if isinstance(value, Measured):
+    if isinstance(value, Measurement):
         return pieces(column, value)[0]
     if value is None or value == "":
         return MISSING if column.kind != "text" else ""

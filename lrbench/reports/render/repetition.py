@@ -10,9 +10,9 @@ from lrbench.run.repeat import Repetition
 
 def lines(found: Repetition) -> Iterator[str]:
     """A line for each difference, and one that says how many cells are the same."""
-    if not found.comparison.elsewhere:
+    if not found.comparison.other_differences:
         yield "Machine, versions, suite, data and code are the same."
-    for where, what, before, now in found.comparison.elsewhere:
+    for where, what, before, now in found.comparison.other_differences:
         place = what if what.startswith(where) else f"{where} {what}"
         yield f"{clean(place)}: {clean(before) or '—'} -> {clean(now) or '—'}"
     for side, cells in (("only before", found.comparison.only_first), ("only now", found.comparison.only_second)):

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lrbench.analysis.leaderboard import Column, Entry, Leaderboard, Value
-from lrbench.analysis.score import Measured
+from lrbench.analysis.score import Measurement
 from lrbench.reports.render.number_format import (
     FRONT,
     PARETO,
@@ -190,7 +190,7 @@ class _Page:
     def _cell(self, line: int, entry: Entry, column: Column, layout: _Layout) -> Text:
         number, error, delta = self.cells[column.name][line]
         style = "bold" if (line, column.name) in self.best else ""
-        if not column.of_scores:
+        if not column.is_score:
             return Text(number, style=style)
         number_width, error_width, delta_width = self._part_widths(column, layout)
         text = Text(" " * (number_width - cell_len(number))).append(number, style)
@@ -264,6 +264,6 @@ def _constant(board: Leaderboard) -> dict[str, str]:
 
 
 def _delta_style(column: Column, value: Value) -> str:
-    if not isinstance(value, Measured) or not value.significant or value.delta is None:
+    if not isinstance(value, Measurement) or not value.significant or value.delta is None:
         return "dim"
     return "green" if (value.delta > 0) == (column.better == "higher") else "red"
