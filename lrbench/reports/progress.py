@@ -1,7 +1,4 @@
-"""A run's progress: cells done, time left, where the engine is and how fast, the best row so far.
-
-Plain lines where there is no terminal.
-"""
+"""A run's progress: cells done, time left, the engine's position and speed, the best row. Plain lines in a pipe."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ WINDOW = 10.0  # seconds of scoring over which the speed is a mean
 
 
 class TerminalProgress:
-    """Shows a run as it goes, on standard error, so that standard output holds the table alone."""
+    """Shows a run's progress on standard error; standard output holds only the table."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
@@ -51,11 +48,11 @@ class TerminalProgress:
             self._bar.stop()
 
     def note(self, message: str) -> None:
-        """Says what is going on."""
+        """Prints a message."""
         self._say(f"[dim]{_escaped(message)}[/dim]")
 
     def planned(self, model: str, cells: int, reused: int, tasks: Mapping[str, Sequence[str]]) -> None:
-        """Starts counting a model's cells; a row's score is the leaderboard's, over `tasks` (with their subtasks)."""
+        """Starts counting a model's cells; a row's score is the leaderboard's over `tasks` (task -> subtasks)."""
         self._subtasks = tasks
         self._total, self._done, self._best = cells - reused, 0, None
         self._where, self._tokens, self._seconds = "", 0.0, 0.0
@@ -65,10 +62,10 @@ class TerminalProgress:
             self._task = self._bar.add_task(_escaped(model), total=self._total, engine="", best="")
 
     def scoring(self, step: Step) -> None:
-        """Notes how far up the engine is, and how fast.
+        """Records the engine's position and speed.
 
-        A token that goes through half of the blocks counts half, so that the speed is that of the machine, wherever
-        cells begin; it is a mean over the last seconds.
+        The speed is a mean over the last seconds. A token that passes through half of the blocks counts half, so that
+        the speed does not depend on where cells begin.
         """
         fading = max(0.0, 1 - step.seconds / WINDOW)
         self._tokens = self._tokens * fading + step.tokens
@@ -78,11 +75,11 @@ class TerminalProgress:
             self._where = f"part {step.part}/{step.parts} · {self._where}"
         if self._bar is not None:
             self._bar.update(self._task, engine=self._engine())
-        elif step.parts > 1:  # its cells are all done at the end: until then this is all that moves
+        elif step.parts > 1:  # all its cells finish at the end, so until then only this shows progress
             self._line()
 
     def finished(self, row: Row) -> None:
-        """Counts a row; failed ones are said at once."""
+        """Counts a row and reports a failed one at once."""
         self._done += 1
         if row.status == "failed":
             self._say(f"[red]failed[/red] {_escaped(_name(row))}: {_escaped(row.reason or '')}")
@@ -95,7 +92,7 @@ class TerminalProgress:
             self._line()
 
     def _line(self) -> None:
-        """Says how far it is, every ten seconds and at the end."""
+        """Prints the progress every ten seconds and at the end."""
         if time.monotonic() - self._last_line > 10 or self._done == self._total:
             self._last_line = time.monotonic()
             engine = f", {self._engine()}" if self._where else ""
@@ -122,7 +119,7 @@ class TerminalProgress:
 
 
 def _escaped(text: str) -> str:
-    """Text in rich's markup that is shown as it is; names in it may be anyone's, and none of them is obeyed."""
+    """Escapes text for rich, since names in it may contain markup."""
     return markup.escape(clean(text))
 
 

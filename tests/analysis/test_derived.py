@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lrbench.analysis.derived import derive
-from lrbench.analysis.score import Measurement, compared
+from lrbench.analysis.score import Measurement, with_difference
 from lrbench.errors import InputError
 from lrbench.stats import paired_difference
 from lrbench.suite.derived_columns import DerivedColumn
@@ -81,7 +81,7 @@ def measured_pair(dice, documents, ours, theirs, metric="acc"):
         ]
         of = [math.exp(-sum(ll for ll, _ in one.values()) / (100 * documents)) for one in values]
     difference = paired_difference(values[0], values[1], metric)
-    row = compared(Measurement(of[0], difference.ours.stderr, documents), of[0] - of[1], difference)
+    row = with_difference(Measurement(of[0], difference.ours.stderr, documents), of[0] - of[1], difference)
     return {metric: row}, {metric: Measurement(of[1], difference.theirs.stderr, documents)}
 
 

@@ -119,7 +119,7 @@ def test_every_format_says_the_spread_and_what_it_is(seeded):
             assert "spread" in text
         else:
             assert "σ" in text or r"\sigma" in text
-            assert "Lines of several seeds are their mean" in text
+            assert "Rows of several seeds are means" in text
 
 
 def repeated(cell, seed, **changes):

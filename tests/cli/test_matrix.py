@@ -353,7 +353,7 @@ def test_the_optimum_of_a_rank_is_not_held_against_a_rank_of_blocks(capsys, tmp_
     text = capsys.readouterr().out
     assert "| quarters | rank 6 | 24 |" in text
     assert "| — | — |" in text
-    assert "— for methods whose rank is one of blocks" in text
+    assert "— for methods whose rank is that of blocks" in text
 
 
 @pytest.mark.parametrize("factor", [2.0**-664, 2.0**664, 2.0**-1030])

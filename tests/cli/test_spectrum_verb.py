@@ -83,7 +83,7 @@ def test_the_formats_say_the_same(capsys, monkeypatch):
         with_slots = " ".join(printed(capsys, *chosen, "--format", form, "--per-slot").replace("\\", "").split())
         for name in ("6.self_attn.q_proj", "6.mlp.gate_proj", "7.mlp.down_proj"):
             assert f"{name} " in with_slots
-        assert "Every name begins with model.layers. and ends in .weight." in with_slots
+        assert "All names begin with model.layers. and end in .weight." in with_slots
 
 
 @pytest.mark.parametrize(

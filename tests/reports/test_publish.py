@@ -292,7 +292,7 @@ def test_a_name_beside_the_site_that_the_new_one_needs_is_refused(tmp_path: Path
     to = tmp_path / "site"
     files.put({"index.html": b"one"}, to)
     (to / "rows").mkdir()
-    with pytest.raises(InputError, match="rows is not of the site"):
+    with pytest.raises(InputError, match="rows does not belong to the existing site"):
         files.put({"rows/a.html": b"two"}, to)
     assert (to / "index.html").read_bytes() == b"one"
 
@@ -352,7 +352,7 @@ def test_a_run_given_twice_and_a_directory_without_a_run_are_refused(
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"model": 3}', "[" * 100_000, '{"model": {"label": "x"}}'])
 def test_what_is_no_spectrum_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "s.json").write_text(text)
-    with pytest.raises(InputError, match="is not what `lrbench spectrum MODEL --format json` writes"):
+    with pytest.raises(InputError, match="is not a file of `lrbench spectrum MODEL --format json`"):
         read(tmp_path / "s.json")
 
 

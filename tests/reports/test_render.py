@@ -146,7 +146,7 @@ def test_subtasks_are_hidden_first_and_what_is_hidden_is_said(board):
     wide, narrow = terminal.render(board, 220), terminal.render(board, 120)
     assert "facts_rare" in wide
     assert "Hidden" not in wide
-    hidden = narrow.split("Hidden for want of width: ")[1]
+    hidden = narrow.split("Hidden in this width: ")[1]
     assert all(name in hidden for name in SUBTASKS)
     assert "facts_rare" not in "\n".join(table(narrow))
     assert "±" in "\n".join(table(narrow))
@@ -350,6 +350,6 @@ def test_columns_of_speed_and_memory_are_explained_where_they_are_shown_and_nowh
     fast = build([run])
     for form in ("terminal", "markdown", "latex", "html"):
         text, without = (" ".join(renderer(form)(each).split()) for each in (fast, board))
-        for words in ("tokens a second reading one prompt", "in writing after it", "the most memory at the largest"):
+        for words in ("tokens per second reading one prompt", "while generating", "peak memory at the largest"):
             assert words in text, form
             assert words not in without

@@ -452,7 +452,7 @@ def test_the_validation_table_has_all_cells_and_says_what_it_is(whole):
     board = build([whole], validation=True)
     assert len(board.entries) == 9
     assert not board.selected
-    assert "validation documents, which cells are chosen on" in renderer("terminal")(board)
+    assert "validation documents, on which cells are chosen" in renderer("terminal")(board)
 
 
 def test_a_run_that_has_not_chosen_yet_says_so_and_how_to_go_on(suite, tmp_path):

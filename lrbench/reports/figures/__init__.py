@@ -1,7 +1,7 @@
-"""Figures as Altair charts: one specification a file, each a function from plain records to a chart.
+"""Figures as Altair charts: one module per kind of figure, each with a function from plain records to a chart.
 
-Altair and vl-convert come with `pip install 'lrbench[figures]'`. A chart becomes SVG, PNG, PDF, or a page that holds
-its scripts itself; nothing is fetched from a network, when it is written or when it is shown.
+Altair and vl-convert come with `pip install 'lrbench[figures]'`. Charts are saved as SVG, PNG, PDF, or a self-contained
+page; neither writing nor showing them needs a network.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from lrbench.system import files
 
 SUFFIXES = (".svg", ".png", ".pdf", ".html")
 
-#: Okabe and Ito's palette, which people see apart whatever their colour vision; the grey is for what is no finding.
+#: Okabe and Ito's palette, distinguishable with any colour vision; grey for reference marks.
 BLUE, ORANGE, GREY, INK = "#0072B2", "#D55E00", "#8A8A8A", "#222222"
 
-# The policy lets nothing be fetched: the page holds all that it shows. Vega compiles its expressions, hence `eval`.
+# The policy forbids all requests, since the page is self-contained. Vega compiles its expressions, hence `eval`.
 _PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -53,11 +53,7 @@ _EMBEDDING = json.dumps(
 
 
 def altair() -> Any:
-    """Altair, where it and the converter are installed.
-
-    Raises:
-        InputError: they are not; says how to install them.
-    """
+    """The module Altair. Raises InputError if it or vl-convert is not installed."""
     try:
         importlib.import_module("vl_convert")
         return importlib.import_module("altair")
@@ -66,10 +62,10 @@ def altair() -> Any:
 
 
 def check(path: Path) -> None:
-    """Says before anything is computed whether a figure can be made of the kind that the path's suffix names.
+    """Checks before any computation that a figure of the path's suffix can be made.
 
     Raises:
-        InputError: another suffix, or Altair is not installed.
+        InputError: an unknown suffix, or Altair is not installed.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"--figure: {path} must end in one of {', '.join(SUFFIXES)}")
@@ -77,7 +73,7 @@ def check(path: Path) -> None:
 
 
 def save(chart: Any, path: Path) -> None:
-    """Writes a chart in the format of the path's suffix, in one step: a reader sees the old file or the new one.
+    """Writes a chart atomically in the format of the path's suffix.
 
     Raises:
         InputError: as `check`, or the file cannot be written.
@@ -91,10 +87,10 @@ def save(chart: Any, path: Path) -> None:
 
 
 def to_bytes(chart: Any, form: str) -> bytes:
-    """A chart as `svg`, `png` (two pixels a point), `pdf` or `html`."""
+    """A chart as `svg`, `png` (two pixels per point), `pdf` or `html`."""
     if form == "html":
         scripts = importlib.import_module("vl_convert").javascript_bundle(vl_version=version())
-        # A name with `</script>` in it must not end the script that it stands in.
+        # A name that contains `</script>` must not end the surrounding script.
         specification = json.dumps(chart.to_dict()).replace("<", "\\u003c")
         return _PAGE.substitute(scripts=scripts, specification=specification, options=_EMBEDDING).encode()
     if form == "svg":
@@ -107,10 +103,10 @@ def to_bytes(chart: Any, form: str) -> bytes:
 
 
 def vector(specification: Mapping[str, Any]) -> dict[str, bytes]:
-    """A Vega-Lite specification as `svg` and `pdf`; the SVG has the same bytes whenever it is made.
+    """A Vega-Lite specification as `svg` and `pdf`; the SVG is byte-reproducible.
 
-    Vega numbers clip paths and gradients over a whole process, so the SVG's are numbered anew. vl-convert writes the
-    objects of a PDF in an order that varies.
+    Vega numbers clip paths and gradients per process, so the SVG's are renumbered. The order of objects in vl-convert's
+    PDFs varies.
     """
     numbers: dict[bytes, bytes] = {}
 
@@ -124,6 +120,6 @@ def vector(specification: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def version() -> str:
-    """The version of Vega-Lite that charts are written for, as the converter calls it: `6.4`."""
+    """The version of Vega-Lite that charts use, in the converter's form: `6.4`."""
     whole: str = altair().SCHEMA_VERSION
     return ".".join(whole.removeprefix("v").split(".")[:2])

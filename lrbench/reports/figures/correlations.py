@@ -1,4 +1,4 @@
-"""Rank correlations with their intervals: a panel for each outcome and figure, a line for each role."""
+"""Rank correlations with intervals: one panel per outcome and predictor, one line per role."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Bar:
     """One correlation.
 
     Attributes:
-        figure, outcome: a panel each pair.
-        role: of the cells, a line each.
-        scope: which cells are compared with one another; a colour each.
+        figure, outcome: the panel.
+        role: the cells' role, one line each.
+        scope: which cells are compared; one colour each.
         rho: the correlation.
-        low, high: the ends of its interval; None where it has none.
-        cells, weights: how many cells, and of how many different sets of edited weights.
+        low, high: the ends of its interval, or None.
+        cells, weights: the numbers of cells and of different sets of edited weights.
     """
 
     figure: str
@@ -41,23 +41,23 @@ class Bar:
 
 
 def bars(prediction: DamagePrediction, *, with_model: bool = False) -> list[Bar]:
-    """The correlations of the outcomes that are shown, for a chart."""
-    found = []
+    """The correlations of the main outcomes, for a chart."""
+    result = []
     for outcome in words.main(prediction):
         for predictor in prediction.predictors:
-            what = clean(outcome.title) + (f" ({words.name(prediction)})" if with_model else "")
+            title = clean(outcome.title) + (f" ({words.name(prediction)})" if with_model else "")
             for role in prediction.roles:
                 for scope in SCOPES:
-                    one = prediction.correlation(outcome.column.name, scope, role, predictor.name)
-                    if one.rho is not None:
-                        low, high = one.interval or (None, None)
-                        of = (predictor.heading, what, clean(role), words.SCOPE_WORDS[scope])
-                        found.append(Bar(*of, one.rho, low, high, one.cells, one.subjects))
-    return found
+                    correlation = prediction.correlation(outcome.column.name, scope, role, predictor.name)
+                    if correlation.rho is not None:
+                        low, high = correlation.interval or (None, None)
+                        labels = (predictor.heading, title, clean(role), words.SCOPE_WORDS[scope])
+                        result.append(Bar(*labels, correlation.rho, low, high, correlation.cells, correlation.subjects))
+    return result
 
 
 def chart(bars: Sequence[Bar]) -> Any:
-    """The chart, outcomes down and figures across where these fit beside one another.
+    """The chart, with outcomes down and predictors across if they fit.
 
     Args:
         bars: not empty.
@@ -74,7 +74,7 @@ def chart(bars: Sequence[Bar]) -> Any:
         list(dict.fromkeys(value[name] for value in values)) for name in ("figure", "panel", "role", "scope")
     )
     columns = len(figures) if len(figures) <= _MOST_COLUMNS else (len(figures) + 1) // 2
-    # Every layer says the same of its axes: where they differ, Vega-Lite mixes them.
+    # All layers declare the same axes, because Vega-Lite merges different ones.
     along: dict[str, Any] = {
         "title": "Spearman’s ρ with the damage", "scale": alt.Scale(domain=[-1, 1], nice=False),
         "axis": alt.Axis(values=[-1, -0.5, 0, 0.5, 1], labelExpr="datum.value ? format(datum.value, '+.1~f') : '0'"),
@@ -91,7 +91,7 @@ def chart(bars: Sequence[Bar]) -> Any:
         alt.Tooltip("weights:Q", title="sets of weights"),
     ]  # fmt: skip
     base = alt.Chart()
-    once = base.transform_aggregate(count="count()")  # else a line is drawn for every record
+    once = base.transform_aggregate(count="count()")  # draws the line once instead of once per record
     layers = alt.layer(
         once.mark_rule(style="reference").encode(x=alt.XDatum(0, **along)),
         base.transform_filter("datum.low !== null")

@@ -1,4 +1,4 @@
-"""What cells lost against a figure of their weights: a panel for each role, a mark for each cell."""
+"""Damage against a predictor: one panel per role, one mark per cell."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from lrbench.reports.figures.ticks import LABEL, about_zero
 #: The width of a panel, with its axis.
 PANEL = 290
 _COLUMNS = 4
-#: Damage that spans more than this many times its median is drawn on a scale that is logarithmic but for its middle.
+#: Damage that spans more than this many times its median is drawn on a symmetric logarithmic scale.
 _SPAN = 40
 
 
 @dataclass(frozen=True)
-class Hurt:
+class DamagePoint:
     """One cell.
 
     Attributes:
-        role: of the edited weights, a panel each.
+        role: of the edited weights, one panel each.
         method, setting, edited: as in the leaderboard.
-        figure: of its weights.
-        damage: above zero is worse than the baseline.
+        figure: the predictor.
+        damage: positive values are worse than the baseline.
     """
 
     role: str
@@ -36,7 +36,7 @@ class Hurt:
     damage: float
 
 
-def chart(cells: Sequence[Hurt], figure: str, damage: str) -> Any:
+def chart(cells: Sequence[DamagePoint], figure: str, damage: str) -> Any:
     """The chart.
 
     Args:

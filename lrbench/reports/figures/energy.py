@@ -1,4 +1,4 @@
-"""Energy held against the share of singular values kept: a panel for each role, beside a random matrix of its shape."""
+"""Energy against the fraction of singular values kept, for trained and random matrices: one panel per role."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _PERCENT = {"labelExpr": "round(100 * datum.value) + ' %'", "labelOverlap": Fals
 
 
 def records(spectra: Sequence[SlotSpectrum]) -> list[dict[str, Any]]:
-    """One record a role, kind (trained or random) and point of `GRID`: mean, least and greatest share over the layers.
+    """One record per role, kind (trained or random) and point of `GRID`: mean, minimum and maximum over the layers.
 
     Zero matrices have no curve and are left out.
     """
-    found = []
+    result = []
     for group, members in by_group(spectrum for spectrum in spectra if spectrum.curve is not None).items():
         for kind, curves in (
             (_TRAINED, [spectrum.curve or () for spectrum in members]),
@@ -27,23 +27,23 @@ def records(spectra: Sequence[SlotSpectrum]) -> list[dict[str, Any]]:
         ):
             for kept, values in zip(GRID, zip(*curves, strict=True), strict=True):
                 held = {"held": sum(values) / len(values), "low": min(values), "high": max(values)}
-                found.append({"role": _panel(group, members), "kind": kind, "kept": kept, **held})
-    return found
+                result.append({"role": _panel(group, members), "kind": kind, "kept": kept, **held})
+    return result
 
 
 def _panel(group: str, members: Sequence[SlotSpectrum]) -> str:
     """A panel's heading: `attn.q (8 of 192 × 192)`."""
     shapes = {spectrum.shape for spectrum in members}
-    what = " × ".join(map(str, shapes.pop())) if len(shapes) == 1 else "several shapes"
-    return f"{clean(group)} ({len(members)} of {what})"
+    shape = " × ".join(map(str, shapes.pop())) if len(shapes) == 1 else "several shapes"
+    return f"{clean(group)} ({len(members)} of {shape})"
 
 
 def chart(spectra: Sequence[SlotSpectrum], model: str) -> Any:
     """The chart.
 
     Args:
-        spectra: at least one of them not of a zero matrix.
-        model: named in the title.
+        spectra: at least one of a non-zero matrix.
+        model: for the title.
 
     Raises:
         InputError: Altair is not installed.
@@ -51,7 +51,7 @@ def chart(spectra: Sequence[SlotSpectrum], model: str) -> Any:
     alt = altair()
     points = records(spectra)
     panels = list(dict.fromkeys(point["role"] for point in points))
-    # Every layer says the same of its axes: where they differ, Vega-Lite mixes them.
+    # All layers declare the same axes, because Vega-Lite merges different ones.
     across = {
         "title": "singular values kept, of min(m, n)", "scale": alt.Scale(domain=[0, 1], nice=False),
         "axis": alt.Axis(values=[0, 0.2, 0.4, 0.6, 0.8, 1], **_PERCENT),
@@ -70,7 +70,7 @@ def chart(spectra: Sequence[SlotSpectrum], model: str) -> Any:
     # Dashes too, for print without colour.
     dash = alt.StrokeDash("kind:N", scale=alt.Scale(domain=kinds, range=[[1, 0], [5, 3]]), legend=None)
     base = alt.Chart()
-    once = base.transform_aggregate(points="count()")  # else a line is drawn for every record
+    once = base.transform_aggregate(points="count()")  # draws the line once instead of once per record
     rule = {"color": GREY, "strokeDash": [2, 3], "strokeWidth": 1}
     layers = alt.layer(
         once.mark_rule(**rule).encode(x=alt.XDatum(0.2, **across)),

@@ -1,4 +1,4 @@
-"""How far reduced weights are from the originals, against what they keep, and against the best of the same rank."""
+"""Relative errors of reduced weights against keep, and their ratio to the optimum of the same rank."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _PANELS = ("relative error ‖W − Ŵ‖ / ‖W‖", "error over the least of i
 
 
 @dataclass(frozen=True)
-class Reduced:
+class CellError:
     """One cell's errors.
 
     Attributes:
-        method, setting: cells with both the same are one point.
-        keep: stored parameters over dense ones, of the edited weights.
+        method, setting: cells that agree in both are one point.
+        keep: stored over dense parameters of the edited weights.
         error: ‖W − Ŵ‖ / ‖W‖.
-        ratio: the same over the least error that any matrix of that rank has; None where that is zero.
+        ratio: the error over the least error of any matrix of the same rank; None if that is zero.
     """
 
     method: str
@@ -30,12 +30,12 @@ class Reduced:
     ratio: float | None
 
 
-def records(cells: Sequence[Reduced]) -> list[dict[str, Any]]:
-    """Mean, least and greatest of both figures over the cells of a method and setting."""
-    groups: dict[tuple[str, str], list[Reduced]] = {}
+def records(cells: Sequence[CellError]) -> list[dict[str, Any]]:
+    """Mean, minimum and maximum of error and ratio over the cells of each method and setting."""
+    groups: dict[tuple[str, str], list[CellError]] = {}
     for cell in cells:
         groups.setdefault((cell.method, cell.setting), []).append(cell)
-    found = []
+    result = []
     for (method, setting), members in groups.items():
         keep = sum(cell.keep for cell in members) / len(members)
         for panel, values in zip(
@@ -44,12 +44,12 @@ def records(cells: Sequence[Reduced]) -> list[dict[str, Any]]:
             if values:
                 summary = {"value": sum(values) / len(values), "low": min(values), "high": max(values)}
                 about = {"method": method, "setting": setting, "cells": len(values)}
-                found.append({"panel": panel, **about, "keep": keep, **summary})
-    return found
+                result.append({"panel": panel, **about, "keep": keep, **summary})
+    return result
 
 
-def chart(cells: Sequence[Reduced]) -> Any:
-    """The chart: error against keep, and the ratio to the optimum; a whisker spans the cells of a point.
+def chart(cells: Sequence[CellError]) -> Any:
+    """The chart: error and ratio to the optimum against keep; a whisker spans the cells of a point.
 
     Raises:
         InputError: Altair is not installed.

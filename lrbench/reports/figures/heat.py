@@ -1,4 +1,4 @@
-"""Where edits hurt: the change of a score by layer and role, a panel for each method and setting."""
+"""Heat maps of the change of a score by layer and role: one panel per method and setting."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 
 from lrbench.reports.figures import altair
 
-#: The colours end at this quantile of the sizes of the changes, so that one broken cell does not pale the others.
+#: The colour scale ends at this quantile of the absolute changes, so that one broken cell does not dominate it.
 QUANTILE = 0.98
-#: Panels beside each other: as many as make up this width.
+#: The total width of adjacent panels.
 WIDTH = 1100
 
 
 @dataclass(frozen=True)
 class Change:
-    """The difference that editing one kind of weight in one layer made.
+    """The change caused by editing one kind of weight in one layer.
 
     Attributes:
-        method, setting: a panel each pair.
+        method, setting: the panel.
         layer: the decoder block, from 0.
-        weights: roles, in words.
-        delta: edited less baseline, in the score's unit.
-        significant: whether chance is an unlikely cause; None where it is not known.
+        weights: the roles, as text.
+        delta: edited minus baseline, in the score's unit.
+        significant: whether the change is significant; None if unknown.
     """
 
     method: str
@@ -36,7 +36,7 @@ class Change:
 
 
 def limit(changes: Sequence[Change]) -> float:
-    """The size of change at which the colours end; above zero."""
+    """The absolute change at which the colour scale ends; positive."""
     sizes = sorted(abs(change.delta) for change in changes)
     return sizes[min(len(sizes) - 1, math.ceil(QUANTILE * len(sizes)) - 1)] or sizes[-1] or 1.0
 
@@ -56,8 +56,8 @@ def chart(changes: Sequence[Change], unit: str, better: str = "higher") -> Any:
 
     Args:
         changes: not empty.
-        unit: names the score and its unit in the legend.
-        better: `higher` or `lower`; what is worse is orange.
+        unit: the score and its unit, for the legend.
+        better: `higher` or `lower`; worse values are orange.
 
     Raises:
         InputError: Altair is not installed.

@@ -1,4 +1,4 @@
-"""A score against what the model keeps: every cell with its standard error, methods' curves, the Pareto front."""
+"""Scores against model size: every cell with its standard error, curves of methods, the Pareto front."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from lrbench.reports.figures import altair
 from lrbench.reports.figures.ticks import LABEL, logarithmic
 
-#: Values that are better lower, such as perplexities, stand on a logarithmic axis where they span more than this.
+#: Lower-is-better values, such as perplexities, use a logarithmic axis if max / min exceeds this.
 SPAN = 8
-#: More curves than these are a tangle: then there are only points.
+#: With more curves than this, only points are drawn.
 MOST_CURVES = 12
-#: The width of a panel, of which a page shows as many beside each other as fit.
+#: The width of a panel.
 PANEL = 450
 
 
@@ -23,12 +23,12 @@ class Point:
     """One cell's score of one kind.
 
     Attributes:
-        panel: which score it is; a panel each.
+        panel: the score; one panel each.
         method, setting, edited: as in the leaderboard. The baseline has an empty setting.
-        keep: stored parameters over dense ones, of the whole model.
-        value, low, high: the score, and one standard error below and above (None: not known).
+        keep: stored over dense parameters of the whole model.
+        value, low, high: the score, and one standard error below and above (None: unknown).
         better: `higher` or `lower`.
-        field: points of one field were scored on the same documents, and compete.
+        field: points of one field were scored on the same documents and compete.
     """
 
     panel: str
@@ -45,8 +45,8 @@ class Point:
 
 
 def front(points: Sequence[Point]) -> set[int]:
-    """Indices of the points that none of their panel and field beats: keeps no more, scores no less, one better."""
-    found: set[int] = set()
+    """Indices of the Pareto-optimal points of each panel and field."""
+    optimal: set[int] = set()
     fields: dict[tuple[str, str], list[int]] = {}
     for index, point in enumerate(points):
         fields.setdefault((point.panel, point.field), []).append(index)
@@ -57,13 +57,13 @@ def front(points: Sequence[Point]) -> set[int]:
         for index in members:
             number = sign[index] * points[index].value
             if best is None or number > best[1] or (points[index].keep, number) == best:
-                found.add(index)
+                optimal.add(index)
                 best = points[index].keep, number
-    return found
+    return optimal
 
 
 def records(points: Sequence[Point]) -> list[dict[str, Any]]:
-    """A record a point, with `front`, and `curve`, which joins the points of a method on the same weights."""
+    """One record per point, with `front`, and `curve`, which connects the points of a method on the same weights."""
     on_front = front(points)
     curves: dict[tuple[str, str], set[float]] = {}
     for point in points:
@@ -77,17 +77,16 @@ def records(points: Sequence[Point]) -> list[dict[str, Any]]:
 
 
 def is_logarithmic(points: Sequence[Point]) -> bool:
-    """Whether a chart of these points has a logarithmic axis: one broken model would flatten all others."""
+    """Whether a chart of these points has a logarithmic axis, so that one broken model does not flatten the others."""
     values = [point.value for point in points]
     return all(p.better == "lower" for p in points) and min(values) > 0 and max(values) > SPAN * min(values)
 
 
 def chart(points: Sequence[Point]) -> Any:
-    """The chart: a panel a score.
+    """The chart: one panel per score.
 
     Args:
-        points: not empty; all of a kind, since all panels have one kind of axis. On a logarithmic one, an error is that
-            of the logarithm.
+        points: not empty; all with the same kind of axis. On a logarithmic axis, the error is that of the logarithm.
 
     Raises:
         InputError: Altair is not installed.

@@ -1,4 +1,4 @@
-"""A figure of the singular values by layer, beside that of a random matrix of the same shape: a panel for each role."""
+"""A figure of the singular values by layer, for trained and random matrices: one panel per role."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ COLUMNS = 3
 
 
 @dataclass(frozen=True)
-class OfLayer:
+class LayerPoint:
     """One weight's figure.
 
     Attributes:
-        role: a panel each.
+        role: one panel each.
         layer: the decoder block.
-        trained, random: shares, of the weight and of a Gaussian matrix of its shape.
+        trained, random: fractions, of the weight and of a Gaussian matrix of the same shape.
         weight: the parameter's name.
     """
 
@@ -30,7 +30,7 @@ class OfLayer:
     weight: str
 
 
-def chart(weights: Sequence[OfLayer], title: str) -> Any:
+def chart(weights: Sequence[LayerPoint], title: str) -> Any:
     """The chart.
 
     Args:

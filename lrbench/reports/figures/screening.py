@@ -1,4 +1,4 @@
-"""What a screening predicted of cells against what was measured: a panel for each choice, a mark for each cell."""
+"""A screening's predictions against measured changes: one panel per choice, one mark per cell."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PANEL = 380
 
 
 def chart(cells: Sequence[ScreenedCell]) -> Any:
-    """The chart; on the dotted line a prediction is right.
+    """The chart; predictions on the dotted line are exact.
 
     Args:
         cells: not empty.

@@ -1,7 +1,7 @@
-"""How charts look, apart from what they show: colours, type and grid on light and on dark ground.
+"""The charts' theme: colours, fonts and grid for light and dark backgrounds.
 
-A chart names no colour of its own: it takes `range.category` for methods, `range.diverging` for signed values, and the
-mark styles below. `dressed` puts the light look on a chart that goes to a file; a page puts on the one that it needs.
+Charts define no colours: they use `range.category` for methods, `range.diverging` for signed values, and the mark
+styles below. `dressed` applies the light theme to a chart that goes to a file; a page applies its own.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-#: Mark styles: a rule that others are read against, the line of a Pareto front, an error bar, what chance would give.
+#: Mark styles: reference line, Pareto front, error bar, chance level, trained weights, other marks.
 STYLES = ("reference", "front", "whisker", "chance", "trained", "mark")
 
 # Okabe and Ito's colours, with their yellow and sky blue changed for contrast on white (3:1 at least, WCAG 1.4.11).
@@ -19,12 +19,12 @@ _SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cros
 
 
 def config(*, dark: bool = False, font: str = "Helvetica, Arial, sans-serif", ground: str = "white") -> dict[str, Any]:
-    """Vega-Lite's `config` of the look."""
+    """The theme as Vega-Lite's `config`."""
     ink, soft, grid, edge = (
         ("#E8E6E1", "#A9A6A0", "#2B2E32", "#4A4E55") if dark else ("#222222", "#5C5C5C", "#EDECE8", "#C9C9C4")
     )
     first, second = (_DARK if dark else _LIGHT)[:2]
-    # Orange is worse, blue is better; the middle is the ground's own shade.
+    # Orange is worse, blue is better; the middle has the shade of the background.
     diverging = ["#F5A266", "#9A5A2B", "#2A2D31", "#2F6C94", "#7CC4F2"] if dark else [
         "#B34700", "#F0B48A", "#F4F3F0", "#8FC1E0", "#005F96"
     ]  # fmt: skip
@@ -64,6 +64,6 @@ def config(*, dark: bool = False, font: str = "Helvetica, Arial, sans-serif", gr
 
 
 def dressed(specification: Mapping[str, Any], title: str, subtitle: str = "") -> dict[str, Any]:
-    """A chart's specification with the light look and a title, to be written to a file of its own."""
+    """A chart's specification with the light theme and a title, for a file."""
     heading = {"text": title, **({"subtitle": [subtitle]} if subtitle else {})}
     return {**specification, "config": config(), "padding": 14, "title": heading}

@@ -1,4 +1,4 @@
-"""Seconds of decomposition by method: a tick a cell, and the median."""
+"""Seconds of decomposition by method: one tick per cell, and the median."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ PANEL = 760
 
 
 @dataclass(frozen=True)
-class Took:
-    """One cell's seconds of decomposition; above zero."""
+class CellTime:
+    """One cell's seconds of decomposition; positive."""
 
     method: str
     setting: str
@@ -22,7 +22,7 @@ class Took:
     seconds: float
 
 
-def chart(cells: Sequence[Took]) -> Any:
+def chart(cells: Sequence[CellTime]) -> Any:
     """The chart, on a logarithmic axis.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Runs as a static site: tables, figures, every row's provenance, downloads. It needs no server and no network."""
+"""Publishes runs as a static site: tables, figures, provenance of every row, downloads. Needs no server."""
 
 from lrbench.reports.publish.site import publish
 

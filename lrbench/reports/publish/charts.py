@@ -1,4 +1,4 @@
-"""Which figures a leaderboard, a spectrum and a prediction of damage have, with their titles and captions."""
+"""The figures of a leaderboard, a spectrum and a damage prediction, with titles and captions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lrbench.analysis.scored_run import Split, is_reported, split_of, split_suff
 from lrbench.analysis.screening_accuracy import ScreenedCell
 from lrbench.reports.figures import correlations, damage, errors, heat, keep, layers, screening, times
 from lrbench.reports.publish.names import Names
-from lrbench.reports.publish.spectrum import Spectrum
+from lrbench.reports.publish.spectrum import SpectrumRecord
 from lrbench.reports.render import damage as words
 from lrbench.reports.render.number_format import clean, headings
 from lrbench.results.rows import Row
@@ -28,11 +28,11 @@ class Figure:
     """One figure.
 
     Attributes:
-        key: its anchor, and the name of its files.
-        model: whose it is.
-        title: over it on the page, and in its files.
-        caption: what is to be seen; also the text alternative.
-        panel: the width of one panel in points, with its axis; a page makes columns of it.
+        key: the anchor, and the name of the files.
+        model: the model's name.
+        title: on the page and in the files.
+        caption: the description; also the text alternative.
+        panel: the width of one panel in points, with its axis, for the page's layout.
     """
 
     key: str
@@ -44,14 +44,14 @@ class Figure:
 
     @cached_property
     def specification(self) -> dict[str, Any]:
-        """Vega-Lite's, without a look."""
-        found: dict[str, Any] = self.chart.to_dict()
-        return {name: part for name, part in found.items() if name != "config"}
+        """The Vega-Lite specification without a theme."""
+        whole: dict[str, Any] = self.chart.to_dict()
+        return {name: part for name, part in whole.items() if name != "config"}
 
 
 def of_board(board: Leaderboard, names: Names) -> list[Figure]:
-    """All figures of a leaderboard, model by model, what served a choice apart. One without data is left out."""
-    found: list[Figure] = []
+    """All figures with data of a leaderboard, by model and split."""
+    drawn: list[Figure] = []
     groups: dict[tuple[str, Split], list[Entry]] = {}
     for entry in board.entries:
         groups.setdefault((entry.row.model, split_of(entry.row)), []).append(entry)
@@ -60,34 +60,34 @@ def of_board(board: Leaderboard, names: Names) -> list[Figure]:
         groups.items(), key=lambda group: (models.index(group[0][0]), not is_reported(group[1][0].row))
     ):
         model = label + split_suffix(split)
-        found += _keep(board, entries, model, names)
-        found += _heat(board, entries, model, names)
-        found += _errors(entries, model, names)
-        found += _times(entries, model, names)
-    return found
+        drawn += _keep(board, entries, model, names)
+        drawn += _heat(board, entries, model, names)
+        drawn += _errors(entries, model, names)
+        drawn += _times(entries, model, names)
+    return drawn
 
 
 def of_screening(cells: Sequence[ScreenedCell], names: Names) -> list[Figure]:
-    """What was predicted against what was measured, model by model."""
-    found = []
+    """Predicted against measured changes, by model."""
+    drawn = []
     for model in dict.fromkeys(cell.model for cell in cells):
-        own = [cell for cell in cells if cell.model == model]
-        if len(own) < 2:
+        of_model = [cell for cell in cells if cell.model == model]
+        if len(of_model) < 2:
             continue
-        said = []
-        for choice in dict.fromkeys(cell.choice for cell in own):
-            of_choice = [cell for cell in own if cell.choice == choice]
+        correlations = []
+        for choice in dict.fromkeys(cell.choice for cell in of_model):
+            of_choice = [cell for cell in of_model if cell.choice == choice]
             rank = spearman(
                 [cell.predicted for cell in of_choice], [cell.measured for cell in of_choice],
                 [cell.weights for cell in of_choice],
             )  # fmt: skip
             if rank.rho is not None:
                 span = f" ({rank.interval[0]:+.2f} to {rank.interval[1]:+.2f})" if rank.interval else ""
-                said.append(f"{clean(choice)} {rank.rho:+.2f}{span}")
+                correlations.append(f"{clean(choice)} {rank.rho:+.2f}{span}")
         caption = (
             "Each mark is an edited model that was screened and then scored on validation documents; on the dotted "
-            f"line the prediction is right. Spearman’s ρ: {', '.join(said) or 'not defined'}. Cells that were screened "
-            "out were not scored, so that this is about the promising ones."
+            f"line the prediction is exact. Spearman’s ρ: {', '.join(correlations) or 'not defined'}. Cells that were "
+            "screened out were not scored and are missing here."
         )
         title = "Screening: predicted against measured"
         safe = [
@@ -95,17 +95,17 @@ def of_screening(cells: Sequence[ScreenedCell], names: Names) -> list[Figure]:
                 cell, choice=clean(cell.choice), method=clean(cell.method), setting=clean(cell.setting),
                 edited=clean(cell.edited),
             )
-            for cell in own
+            for cell in of_model
         ]  # fmt: skip
-        found.append(
+        drawn.append(
             Figure(names(f"screening-{model}"), clean(model), title, caption, screening.chart(safe), screening.PANEL)
         )
-    return found
+    return drawn
 
 
 def of_prediction(prediction: DamagePrediction, names: Names) -> list[Figure]:
-    """Correlations by role, and for each outcome that is shown the damage against the relative error."""
-    model, found = words.name(prediction), []
+    """Correlations by role, and the damage against the relative error for each main outcome."""
+    model, drawn = words.name(prediction), []
     bars = correlations.bars(prediction)
     if bars:
         caption = (
@@ -115,11 +115,11 @@ def of_prediction(prediction: DamagePrediction, names: Names) -> list[Figure]:
         )
         key = names(f"correlations-{model}")
         title = "Rank correlation with the damage"
-        found.append(Figure(key, model, title, caption, correlations.chart(bars), correlations.PANEL))
+        drawn.append(Figure(key, model, title, caption, correlations.chart(bars), correlations.PANEL))
     for outcome in words.main(prediction):
         scale = 100.0 if outcome.column.kind == "share" else 1.0
         cells = [
-            damage.Hurt(
+            damage.DamagePoint(
                 clean(cell.role), clean(cell.method), clean(cell.setting), _word(cell.entry, "edited"),
                 error, scale * cell.damage[outcome.column.name],
             )
@@ -132,19 +132,19 @@ def of_prediction(prediction: DamagePrediction, names: Names) -> list[Figure]:
         caption = "Each mark is an edited model; above the dotted line it is worse than the baseline."
         chart = damage.chart(cells, "relative error ‖W − Ŵ‖ / ‖W‖", outcome.unit)
         key = names(f"damage-{outcome.column.name}-{model}")
-        found.append(Figure(key, model, title, caption, chart, damage.PANEL))
-    return found
+        drawn.append(Figure(key, model, title, caption, chart, damage.PANEL))
+    return drawn
 
 
-def of_spectrum(spectrum: Spectrum, names: Names) -> list[Figure]:
+def of_spectrum(spectrum: SpectrumRecord, names: Names) -> list[Figure]:
     """Effective rank and energy by layer."""
-    found = []
+    drawn = []
     for key, title, axis in (
         ("effective_rank_share", "Effective rank by layer", "of full rank"),
         ("energy_20", "Energy in the first 20 % of the singular values", "of the energy"),
     ):
         weights = [
-            layers.OfLayer(clean(slot.role or "other"), slot.layer, trained, random, clean(slot.weight))
+            layers.LayerPoint(clean(slot.role or "other"), slot.layer, trained, random, clean(slot.weight))
             for slot in spectrum.slots
             if slot.layer is not None
             and (trained := slot.values.get(key)) is not None
@@ -152,7 +152,7 @@ def of_spectrum(spectrum: Spectrum, names: Names) -> list[Figure]:
         ]  # fmt: skip
         if weights:
             weights.sort(key=lambda weight: _place(weight.role))
-            found.append(
+            drawn.append(
                 Figure(
                     names(f"{key.replace('_', '-')}-{spectrum.model}"),
                     clean(spectrum.model),
@@ -162,11 +162,11 @@ def of_spectrum(spectrum: Spectrum, names: Names) -> list[Figure]:
                     layers.PANEL + 75,
                 )
             )
-    return found
+    return drawn
 
 
 def measures(board: Leaderboard) -> list[tuple[Column, str]]:
-    """The scores that are drawn, with what they are called: the one score of a row, then the tasks'."""
+    """The drawn scores with their titles: the overall score, then the tasks'."""
     titles = headings(board)
     score = [column for column in board.columns if column.name == "score" and not column.detail]
     tasks = [column for column in board.columns if column.task and not column.subtask]
@@ -199,27 +199,27 @@ def _keep(board: Leaderboard, entries: Sequence[Entry], model: str, names: Names
                     baseline=entry.baseline,
                 )
             )
-    found = []
-    for better, what, front in (
+    drawn = []
+    for better, name, front in (
         ("higher", "Accuracy", "keeps less and scores more"),
         ("lower", "Perplexity", "keeps less and has a lower value"),
     ):
         of_kind = [point for point in points if point.better == better]
         if all(point.baseline for point in of_kind):
             continue
-        title = f"{what} against what is kept"
+        title = f"{name} against what is kept"
         caption = (
             "Each point is an edited model, with one standard error to either side"
             f"{' (of the logarithm)' if keep.is_logarithmic(of_kind) else ''}. The stepped line joins the "
             f"Pareto-optimal points: no other {front}. The dotted line is the baseline."
         )
-        key = names(f"keep-{model}" if better == "higher" else f"keep-{what.lower()}-{model}")
-        found.append(Figure(key, clean(model), title, caption, keep.chart(of_kind), keep.PANEL + 70))
-    return found
+        key = names(f"keep-{model}" if better == "higher" else f"keep-{name.lower()}-{model}")
+        drawn.append(Figure(key, clean(model), title, caption, keep.chart(of_kind), keep.PANEL + 70))
+    return drawn
 
 
 def _heat(board: Leaderboard, entries: Sequence[Entry], model: str, names: Names) -> list[Figure]:
-    found = []
+    drawn = []
     for column, title in measures(board):
         changes = []
         scale = 100.0 if column.kind == "share" else 1.0
@@ -242,10 +242,10 @@ def _heat(board: Leaderboard, entries: Sequence[Entry], model: str, names: Names
         )
         chart = heat.chart(changes, unit, column.better or "higher")
         key = names(f"heat-{column.name}-{model}")
-        found.append(
+        drawn.append(
             Figure(key, clean(model), f"Change by layer and role: {title}", caption, chart, heat.width(changes) + 110)
         )
-    return found
+    return drawn
 
 
 def _errors(entries: Sequence[Entry], model: str, names: Names) -> list[Figure]:
@@ -254,7 +254,7 @@ def _errors(entries: Sequence[Entry], model: str, names: Names) -> list[Figure]:
         kept, error, ratio = (entry.values[name] for name in ("keep", "error", "optimum"))
         if not entry.baseline and isinstance(kept, float) and isinstance(error, float) and _finite(error):
             best = ratio if isinstance(ratio, float) and _finite(ratio) else None
-            cells.append(errors.Reduced(_word(entry, "method"), _word(entry, "setting"), kept, error, best))
+            cells.append(errors.CellError(_word(entry, "method"), _word(entry, "setting"), kept, error, best))
     if not cells:
         return []
     caption = (
@@ -270,7 +270,9 @@ def _times(entries: Sequence[Entry], model: str, names: Names) -> list[Figure]:
     for entry in entries:
         seconds = entry.values["decompose"]
         if not entry.baseline and isinstance(seconds, float) and 0 < seconds < float("inf"):
-            cells.append(times.Took(_word(entry, "method"), _word(entry, "setting"), _word(entry, "edited"), seconds))
+            cells.append(
+                times.CellTime(_word(entry, "method"), _word(entry, "setting"), _word(entry, "edited"), seconds)
+            )
     if not cells:
         return []
     caption = "A tick for each edited model, a diamond at the method's median. Calibration and evaluation are apart."
@@ -279,10 +281,7 @@ def _times(entries: Sequence[Entry], model: str, names: Names) -> list[Figure]:
 
 
 def _one_layer(row: Row) -> tuple[int, str] | None:
-    """The layer that a row edited alone, and the roles there; None where it edited several, or none.
-
-    What a composition of edits has come to by its first layers is no sweep over layers.
-    """
+    """The single layer that a row edited, and the roles; None for several layers, none, or a composition of edits."""
     if row.mode == "greedy":
         return None
     edited = {edit.layer for edit in row.edits}

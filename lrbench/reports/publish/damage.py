@@ -1,4 +1,4 @@
-"""What the page about spectra and damage shows; no markup here."""
+"""The data of the page about spectra and damage."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from lrbench.reports.render.number_format import clean
 
 
 @dataclass(frozen=True)
-class Found:
-    """A correlation in words: `+0.71`, `+0.40 to +0.89`. `clear` where its interval lies on one side of zero."""
+class CorrelationText:
+    """A formatted correlation: `+0.71`, `+0.40 to +0.89`. `clear` if its interval excludes zero."""
 
     rho: str
     interval: str
@@ -19,37 +19,37 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Line:
-    """A role, how many cells it has of how many different sets of weights, and a correlation for each figure."""
+class DamageRow:
+    """A role, its numbers of cells and of different sets of weights, and one correlation per predictor."""
 
     role: str
     cells: int
     weights: int
-    found: list[Found]
+    correlations: list[CorrelationText]
 
 
 @dataclass(frozen=True)
-class Table:
+class DamageTable:
     """The correlations of one outcome."""
 
     heading: str
     heads: list[str]
-    lines: list[Line]
+    lines: list[DamageRow]
 
 
 @dataclass(frozen=True)
 class Section:
-    """One model, and one part of the documents where a run selects."""
+    """One model, and one split of its documents."""
 
     name: str
     cells: int
     answers: list[str]
-    tables: list[Table]
+    tables: list[DamageTable]
     remarks: list[str]
 
 
 def section(prediction: DamagePrediction) -> Section:
-    """A prediction as the page shows it."""
+    """The page's section for a prediction."""
     outcomes = words.main(prediction)
     return Section(
         name=words.name(prediction),
@@ -65,16 +65,20 @@ def section(prediction: DamagePrediction) -> Section:
     )
 
 
-def _table(prediction: DamagePrediction, outcome: OutcomeColumn, scope: Scope) -> Table:
+def _table(prediction: DamagePrediction, outcome: OutcomeColumn, scope: Scope) -> DamageTable:
     lines = []
     for role in prediction.roles:
-        found = [
-            prediction.correlation(outcome.column.name, scope, role, one.name) for one in prediction.predictors
-        ]  # fmt: skip
-        if any(one.rho is not None for one in found):
-            split = [words.correlation(one).partition(" ") for one in found]
-            shown = [Found(rho, rest, bool(one.sign)) for (rho, _, rest), one in zip(split, found, strict=True)]
-            lines.append(
-                Line(clean(role), max(one.cells for one in found), max(one.subjects for one in found), shown)
-            )  # fmt: skip
-    return Table(words.heading(outcome, scope), [one.heading for one in prediction.predictors], lines)
+        results = [
+            prediction.correlation(outcome.column.name, scope, role, predictor.name)
+            for predictor in prediction.predictors
+        ]
+        if any(result.rho is not None for result in results):
+            parts = [words.correlation(result).partition(" ") for result in results]
+            texts = [
+                CorrelationText(rho, rest, bool(result.sign))
+                for (rho, _, rest), result in zip(parts, results, strict=True)
+            ]
+            cells, weights = max(result.cells for result in results), max(result.subjects for result in results)
+            lines.append(DamageRow(clean(role), cells, weights, texts))
+    heads = [predictor.heading for predictor in prediction.predictors]
+    return DamageTable(words.heading(outcome, scope), heads, lines)

@@ -1,4 +1,4 @@
-"""A site's files, put in place all at once, and never over anything that is not ours."""
+"""Writes a site's files atomically, and never over files that lrbench did not write."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 from lrbench.errors import InputError
 from lrbench.system import files
 
-#: Says that a directory is a site of ours, and which of its files are.
+#: Marks a directory as a site of lrbench and lists its files.
 MARKER = ".lrbench-site.json"
 
 
 def check(to: Path) -> None:
-    """Says before anything is computed whether a site can be put there.
+    """Checks before any computation that a site can be written to `to`.
 
     Raises:
-        InputError: it is no directory, or one with something in it that is not a site of ours.
+        InputError: it is not a directory, or contains something other than a site of lrbench.
     """
     if to.is_symlink() and not to.exists():
         raise InputError(f"--to: {to} is a link to nothing; remove it, or give another directory")
@@ -29,14 +29,14 @@ def check(to: Path) -> None:
 
 
 def put(contents: Mapping[str, bytes], to: Path) -> None:
-    """Writes a site. Whoever looks sees the old one or the new one; files beside the old one's stay.
+    """Replaces a site atomically; other files at the top of the directory, such as CNAME, are kept.
 
     Args:
         contents: relative path -> content.
-        to: a directory that is not there, empty, or a site of ours.
+        to: a new or empty directory, or a site of lrbench.
 
     Raises:
-        InputError: as `check`, or it cannot be written.
+        InputError: as `check`, or the site cannot be written.
     """
     check(to)
     to = to.resolve()
@@ -51,14 +51,14 @@ def put(contents: Mapping[str, bytes], to: Path) -> None:
             others = [name for name in os.listdir(to) if name not in _tops(_ours(to))] if to.is_dir() else []
             for name in others:
                 if (new / name).exists():
-                    raise InputError(f"--to: {to / name} is not of the site that is there; move it away")
+                    raise InputError(f"--to: {to / name} does not belong to the existing site; move it away")
             files.replace_folder(to, new, others)
     except OSError as error:
         raise InputError(f"--to: cannot write {to}: {error.strerror or error}") from None
 
 
 def _ours(to: Path) -> set[str]:
-    """The files that the marker names, and itself; none of an empty directory."""
+    """The files listed in the marker, and the marker; none for an empty directory."""
     if not os.listdir(to):
         return set()
     try:
@@ -72,7 +72,7 @@ def _ours(to: Path) -> set[str]:
         for file in (to / top).rglob("*") if (to / top).is_dir() else ():
             name = file.relative_to(to).as_posix()
             if not file.is_dir() and name not in ours:
-                raise InputError(f"--to: {to / name} is in the way: no site of lrbench put it there; move it away")
+                raise InputError(f"--to: {to / name} is in the way and not from lrbench; move it away")
     return ours
 
 

@@ -1,4 +1,4 @@
-"""Names of files and anchors made of names that anyone may have chosen."""
+"""Safe file and anchor names made from arbitrary names."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _LONGEST = 48
 
 
 def slug(name: str) -> str:
-    """A name that is safe in any file system and URL: `a-z`, `0-9` and single hyphens, 57 characters at most.
+    """A name that is safe in any file system and URL: `a-z`, `0-9` and single hyphens, at most 57 characters.
 
-    Names that are not so themselves get eight digits of their hash, so that no two fall together.
+    Other names get eight digits of their hash, so that different names stay different.
     """
     plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     if plain and plain == name and len(plain) <= _LONGEST and plain not in RESERVED:
@@ -23,20 +23,20 @@ def slug(name: str) -> str:
 
 
 class Names:
-    """Slugs for keys, each key its own: equal names of different keys get a number."""
+    """Unique slugs per key: equal names of different keys get a number."""
 
     def __init__(self) -> None:
         self._of: dict[tuple[str, ...], str] = {}
         self._taken: set[str] = set()
 
     def __call__(self, name: str, *key: str) -> str:
-        """The slug of `name`, the same whenever it is asked for with the same key (by default the name itself)."""
-        whole = key or (name,)
-        if whole not in self._of:
-            found = first = slug(name)
+        """The slug of `name`, always the same for the same key (default: the name)."""
+        full_key = key or (name,)
+        if full_key not in self._of:
+            candidate = first = slug(name)
             number = 2
-            while found in self._taken:
-                found, number = f"{first}-{number}", number + 1
-            self._taken.add(found)
-            self._of[whole] = found
-        return self._of[whole]
+            while candidate in self._taken:
+                candidate, number = f"{first}-{number}", number + 1
+            self._taken.add(candidate)
+            self._of[full_key] = candidate
+        return self._of[full_key]

@@ -1,4 +1,4 @@
-"""Templates: everything that comes from a run is cleaned of what is not text, and escaped."""
+"""Renders the site's templates; all values from a run are cleaned of control characters and escaped."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from lrbench.reports.render.number_format import clean
 
 ASSETS = ("site.css", "theme.js", "site.js", "figures.js")
 
-#: Nothing is fetched: scripts and styles come from the site's own folder (`file:` when it is opened from a disk, where
-#: a page has no origin that could be its own), and nothing else is allowed.
+#: Allows only scripts and styles from the site's own folder (`file:` for a site opened from disk, which has no origin).
 POLICY = (
     "default-src 'none'; script-src 'self' file:; style-src 'self' file:; img-src 'self' file: data:; "
     "base-uri 'none'; form-action 'none'"
@@ -26,12 +25,12 @@ POLICY = (
 
 
 def render(template: str, depth: int = 0, **values: Any) -> bytes:
-    """A page.
+    """Renders a page.
 
     Args:
         template: a file in `templates/`.
-        depth: how many folders below the site's root the page is.
-        values: what the template shows.
+        depth: the page's depth below the site's root, in folders.
+        values: the template's variables.
     """
     page = _environment().get_template(template).render(root="../" * depth, policy=POLICY, **values)
     return page.encode("utf-8", "replace")
@@ -43,7 +42,7 @@ def asset(name: str) -> bytes:
 
 
 def data(value: Any) -> Markup:
-    """JSON to stand in a `<script type="application/json">`: nothing in it ends the script."""
+    """JSON for a `<script type="application/json">`, escaped so that it cannot end the script."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
@@ -71,13 +70,13 @@ def _cleaned(value: Any) -> Any:
 
 
 def _lines(text: str) -> Markup:
-    """Text of several lines, each cleaned, indented as it was."""
+    """Cleans text line by line, keeping its indentation."""
     cleaned = ((line[: len(line) - len(line.lstrip(" "))], clean(line)) for line in text.splitlines())
     return Markup("\n").join(Markup(indent) + line for indent, line in cleaned)
 
 
 def _joined(words: Iterable[str]) -> Markup:
-    """Words for an attribute, a line each: none of them holds a line break."""
+    """Joins words with line breaks for an attribute."""
     return Markup("&#10;").join(clean(word) for word in words)
 
 
@@ -85,8 +84,8 @@ def _percent(value: float | None) -> str:
     return "—" if value is None else f"{100 * value:.1f} %"
 
 
-def _plural(count: int, one: str, many: str | None = None) -> str:
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
+def _plural(count: int, singular: str, plural: str | None = None) -> str:
+    return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
 
 
 def _figure(value: float | None) -> str:
@@ -99,7 +98,7 @@ def _signed(value: float | None) -> str:
     return _figure(value) if not value or value != value or value < 0 else f"+{_figure(value)}"
 
 
-# Options of a menu: value, words, whether it is chosen at first.
+# Menu options: value, label, whether initially selected.
 
 
 def _same(values: Iterable[str]) -> list[tuple[str, str, bool]]:
@@ -116,7 +115,7 @@ def _heads(heads: Iterable[Head]) -> list[tuple[str, str, bool]]:
 
 def _groups(items: Iterable[dict[str, Any]], key: str) -> list[list[dict[str, Any]]]:
     """Items by a key, in order of first appearance."""
-    found: dict[Any, list[dict[str, Any]]] = {}
+    groups: dict[Any, list[dict[str, Any]]] = {}
     for item in items:
-        found.setdefault(item[key], []).append(item)
-    return list(found.values())
+        groups.setdefault(item[key], []).append(item)
+    return list(groups.values())

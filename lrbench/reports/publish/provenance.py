@@ -1,4 +1,4 @@
-"""Where a row comes from: what was asked, of what, on which machine, with which answer."""
+"""A row's provenance: request, model, environment and result."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from lrbench.system.text import printable
 
 @dataclass(frozen=True)
 class Run:
-    """A run, as its page shows it.
+    """A run for its page.
 
     Attributes:
-        name: of the directory, not the path to it.
-        manifest: without paths of the machine; empty where there is none.
+        name: of the directory, without its path.
+        manifest: without paths of the machine; empty if missing.
         suite: the resolved suite as YAML.
-        rows: those that the suite asks for.
+        rows: the rows that the suite includes.
         environments: hash -> entry.
     """
 
@@ -50,7 +50,7 @@ class Run:
             name=name,
             key=key,
             manifest=manifest,
-            suite=_as_yaml(_without_nothing(suite)) if suite else "",
+            suite=_as_yaml(_without_nulls(suite)) if suite else "",
             rows=parse(manifest).rows_of_suite(directory.rows()),
             environments=directory.environments(),
         )
@@ -58,10 +58,10 @@ class Run:
     @property
     def counts(self) -> dict[str, int]:
         """Rows by status."""
-        found = {"ok": 0, "failed": 0, "skipped": 0}
+        counts = {"ok": 0, "failed": 0, "skipped": 0}
         for row in self.rows.values():
-            found[row.status] += 1
-        return found
+            counts[row.status] += 1
+        return counts
 
     @property
     def models(self) -> list[dict[str, Any]]:
@@ -69,57 +69,57 @@ class Run:
         return [model for model in self.manifest.get("models") or () if isinstance(model, dict)]
 
     def model(self, label: str) -> dict[str, Any]:
-        """The entry of one; empty where there is none."""
+        """The manifest's entry of one model; empty if missing."""
         return next((model for model in self.models if model.get("label") == label), {})
 
     @property
     def reducers(self) -> list[dict[str, Any]]:
-        """The manifest's entries of methods, each with all keys that a page shows."""
+        """The manifest's entries of methods, with all keys that a page shows."""
         keys = ("label", "reducer", "params", "source", "source_hash")
         entries = [entry for entry in self.manifest.get("reducers") or () if isinstance(entry, dict)]
         return [dict.fromkeys(keys, "") | {"params": {}} | entry for entry in entries]
 
     def reducer(self, row: Row) -> dict[str, Any]:
-        """The manifest's entry of a row's method; empty where there is none."""
+        """The manifest's entry of a row's method; empty if missing."""
         entries = [entry for entry in self.manifest.get("reducers") or () if isinstance(entry, dict)]
         return next((entry for entry in entries if entry.get("label") == row.label), {})
 
 
 def facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Nested plain data as lines `a.b`, `value`; lists of plain values on one line, nothing left out."""
-    found: list[tuple[str, str]] = []
+    """Flattens nested data to (`a · b`, value); lists of plain values become one entry."""
+    lines: list[tuple[str, str]] = []
     for key, value in values.items():
         name = clean(str(key)).replace("_", " ")
         if isinstance(value, Mapping):
-            found += [(f"{name} · {inner}", text) for inner, text in facts(value)] or [(name, "none")]
+            lines += [(f"{name} · {inner}", text) for inner, text in facts(value)] or [(name, "none")]
         elif isinstance(value, list | tuple):
-            found.append((name, ", ".join(_word(item) for item in value) or "none"))
+            lines.append((name, ", ".join(_word(item) for item in value) or "none"))
         else:
-            found.append((name, _word(value)))
-    return found
+            lines.append((name, _word(value)))
+    return lines
 
 
 def model_facts(model: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
-    """A manifest's entry of a model in three parts: itself, its engine with the self-check, its tasks."""
+    """A model's manifest entry in two parts: the model, and its engine with the self-check."""
     engine = {key: value for key, value in _mapping(model.get("engine")).items() if key != "tasks"}
     rest = {key: value for key, value in model.items() if key not in ("engine", "cells", "setting", "parts")}
     return {"Model": facts(rest), "Engine and self-check": facts(engine)}
 
 
 def task_facts(model: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """What is known of each task: versions, documents, requests, hashes."""
+    """The recorded facts of each task: versions, documents, requests, hashes."""
     tasks = {**_mapping(model.get("tasks")), **_mapping(_mapping(model.get("engine")).get("tasks"))}
     return [(clean(name), facts(about)) for name, about in tasks.items() if isinstance(about, Mapping)]
 
 
 def row_facts(row: Row) -> list[tuple[str, str]]:
-    """What a row was and cost, in words."""
+    """A row's settings, sizes, errors and times as text."""
     error, optimum = relative_error(row.edits), optimal_error(row.edits)
     pairs: list[tuple[str, Any]] = [
         ("suite", row.suite), ("model", row.model), ("method", row.method), ("reducer", row.reducer),
-        ("mode", row.mode), ("asked for", row.setting), ("seed", row.seed), ("edited", describe(row.edits)),
+        ("mode", row.mode), ("requested", row.setting), ("seed", row.seed), ("edited", describe(row.edits)),
         ("kept of the edited weights", row.keep_targets), ("kept of the model", row.keep_model),
-        ("dense numbers over stored ones", row.compression_ratio), ("relative error", error),
+        ("dense over stored parameters", row.compression_ratio), ("relative error", error),
         ("least error of these ranks", optimum), ("calibration, s", row.calibrate_seconds),
         ("decomposition, s", row.decompose_seconds), ("evaluation, s", row.evaluate_seconds),
     ]  # fmt: skip
@@ -134,7 +134,7 @@ def row_facts(row: Row) -> list[tuple[str, str]]:
 
 
 def as_json(row: Row) -> str:
-    """The row as it stands in `rows.jsonl`, indented; null for what JSON cannot say."""
+    """The row of `rows.jsonl`, indented; null for NaN and infinities."""
     data = json.loads(row.model_dump_json(by_alias=True))
     return json.dumps(finite(data), indent=2, ensure_ascii=False, allow_nan=False)
 
@@ -156,7 +156,7 @@ def _word(value: Any) -> str:
 
 
 def _public(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Without what says where files lie on the machine that ran it."""
+    """Removes paths of the machine that ran it."""
     reducers = [
         {key: value for key, value in entry.items() if key != "file"} if isinstance(entry, dict) else entry
         for entry in manifest.get("reducers") or ()
@@ -165,15 +165,15 @@ def _public(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_yaml(suite: Any) -> str:
-    """A suite as YAML, with signs that a terminal or an editor would act on written as escapes."""
+    """A suite as YAML, with control characters escaped."""
     text = yaml.safe_dump(suite, sort_keys=False, allow_unicode=True)
     if all(printable(line) == line for line in text.split("\n")):
         return text
     return yaml.safe_dump(suite, sort_keys=False)
 
 
-def _without_nothing(value: Any) -> Any:
-    """Without keys that are null: they stand for the defaults."""
+def _without_nulls(value: Any) -> Any:
+    """Removes keys that are null, which stand for defaults."""
     if isinstance(value, dict):
-        return {key: _without_nothing(item) for key, item in value.items() if item is not None}
-    return [_without_nothing(item) for item in value] if isinstance(value, list) else value
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value

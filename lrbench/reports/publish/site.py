@@ -1,4 +1,4 @@
-"""A site of some runs, as files by name; `publish` puts them in place."""
+"""Builds the site's files and writes them with `publish`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lrbench.reports import figures
 from lrbench.reports.figures import theme
 from lrbench.reports.publish import charts, damage, files, pages, provenance, tables
 from lrbench.reports.publish.names import Names
-from lrbench.reports.publish.spectrum import Spectrum, read_all
+from lrbench.reports.publish.spectrum import SpectrumRecord, read_all
 from lrbench.reports.render import FORMATS, renderer
 from lrbench.reports.render import damage as damage_words
 from lrbench.reports.render.number_format import clean
@@ -28,14 +28,14 @@ from lrbench.results.directory import RunDirectory
 from lrbench.results.rows import Row
 from lrbench.system.environment import in_words
 
-#: Format -> the suffix of its file; the terminal's is no file.
+#: Format -> suffix of its file, where they differ.
 _SUFFIXES = {"markdown": "md", "latex": "tex"}
 _SYSTEM_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 
 @dataclass(frozen=True)
 class Published:
-    """What was published: where it begins, and how much there is."""
+    """The published site: its index and its counts."""
 
     index: Path
     rows: int
@@ -53,26 +53,25 @@ def publish(
 ) -> Published:
     """Writes a site.
 
-    The same runs give the same bytes but for PDFs, whenever and wherever it is made. A `spectrum.json` in a run's
-    directory is taken along.
+    The same runs give the same bytes, except for PDFs. A `spectrum.json` in a run's directory is included.
 
     Args:
-        runs: what it shows, at least one.
-        to: a directory that is not there, empty, or a site that this function wrote.
-        title: over it; default: the names of the suites.
-        spectra: files that `lrbench spectrum --format json` wrote.
-        progress: told what is being made.
+        runs: at least one.
+        to: a new or empty directory, or a site written by this function.
+        title: the site's title; default: the names of the suites.
+        spectra: files written by `lrbench spectrum --format json`.
+        progress: called with the name of each stage.
 
     Raises:
         InputError: a file of a run or a spectrum cannot be read, Altair is missing, or `to` cannot be used.
     """
     figures.altair()
     files.check(to)
-    given = read_all(spectra, runs)
+    all_spectra = read_all(spectra, runs)
     progress("leaderboard")
     reported = build(runs)
     choosing = build(runs, validation=True) if reported.waiting else None
-    site = _Site(runs, reported, choosing, given, title, progress, len(spectra))
+    site = _Site(runs, reported, choosing, all_spectra, title, progress, len(spectra))
     files.put(site.files, to)
     return Published(to / "index.html", site.rows, len(site.figures), len(site.files))
 
@@ -83,7 +82,7 @@ class _Site:
         runs: Sequence[RunDirectory],
         reported: Leaderboard,
         choosing: Leaderboard | None,
-        spectra: Sequence[Spectrum],
+        spectra: Sequence[SpectrumRecord],
         title: str | None,
         progress: Callable[[str], None],
         options: int,
@@ -92,7 +91,7 @@ class _Site:
         self.figures: list[charts.Figure] = []
         self._reported, self._choosing = reported, choosing
         board = self._board = reported if choosing is None else reported.joined(choosing)
-        self._foreseen = screened_cells(runs)
+        self._screened_cells = screened_cells(runs)
         keys = Names()
         named = dict(zip(runs, _run_names(runs), strict=True))
         self._runs = [provenance.Run.of(run, name, keys(name)) for run, name in named.items()]
@@ -102,8 +101,8 @@ class _Site:
         command += [f"--title {shlex.quote(clean(title))}"] if title else []
         command += ["--spectrum FILE"] * options
         progress("damage")
-        found = predictions(board, damage_words.titles(board), spectra, weight_hashes(runs))
-        self._predictions = [prediction for prediction in found if prediction.outcomes]
+        all_predictions = predictions(board, damage_words.titles(board), spectra, weight_hashes(runs))
+        self._predictions = [prediction for prediction in all_predictions if prediction.outcomes]
         self._common = {
             "title": clean(title) if title else ", ".join(_suites(self._runs)),
             "version": __version__,
@@ -123,7 +122,7 @@ class _Site:
         self._row_pages()
         self._page("runs.html", "runs.html", runs=self._runs, provenance=provenance, row_page=self._row_page)
         sized = [
-            (heading, [(name, what, _size(len(self.files[name]))) for name, what, _ in entries])
+            (heading, [(name, description, _size(len(self.files[name]))) for name, description, _ in entries])
             for heading, entries in self._downloads
             if entries
         ]
@@ -132,16 +131,16 @@ class _Site:
     def _page(self, name: str, template: str, **values: Any) -> None:
         self.files[name] = pages.render(template, name.count("/"), page=name, **self._common, **values)
 
-    def _offer(self, heading: str, name: str, what: str, content: bytes) -> None:
+    def _offer(self, heading: str, name: str, description: str, content: bytes) -> None:
         """A file to download, listed under a heading."""
         self.files[f"downloads/{name}"] = content
         groups = dict(self._downloads)
         if heading not in groups:
             self._downloads.append((heading, groups.setdefault(heading, [])))
-        groups[heading].append((f"downloads/{name}", what, ""))
+        groups[heading].append((f"downloads/{name}", description, ""))
 
     def _tables(self) -> None:
-        what = {
+        descriptions = {
             "csv": "every metric in full precision, one line a row (CSV)",
             "json": "every metric in full precision (JSON)",
             "markdown": "the table for people (Markdown)",
@@ -149,23 +148,23 @@ class _Site:
             "html": "a single self-contained table (HTML)",
         }
         for form in FORMATS:
-            if form in what:
+            if form in descriptions:
                 text = renderer(form)(self._reported)
                 name = f"leaderboard.{_SUFFIXES.get(form, form)}"
-                self._offer("Leaderboard", name, what[form], text.encode("utf-8", "replace"))
+                self._offer("Leaderboard", name, descriptions[form], text.encode("utf-8", "replace"))
         if self._choosing is None:
             return
         for form in ("csv", "json"):
             text = renderer(form)(self._choosing)
-            about = f"all cells on the documents that they were chosen on ({form.upper()})"
-            self._offer("Leaderboard", f"validation.{form}", about, text.encode("utf-8", "replace"))
+            description = f"all cells on the documents that they were chosen on ({form.upper()})"
+            self._offer("Leaderboard", f"validation.{form}", description, text.encode("utf-8", "replace"))
 
     def _run_files(self) -> None:
         for run in self._runs:
             heading = f"Run {clean(run.name)}"
             if run.suite:
-                what = "the suite with all defaults written out: lrbench run takes it"
-                self._offer(heading, f"suite-{run.key}.yaml", what, run.suite.encode("utf-8", "replace"))
+                description = "the suite with all defaults written out: lrbench run takes it"
+                self._offer(heading, f"suite-{run.key}.yaml", description, run.suite.encode("utf-8", "replace"))
             lines = (json.loads(row.model_dump_json(by_alias=True)) for row in run.rows.values())
             rows = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)  # all of it ASCII
             self._offer(heading, f"rows-{run.key}.jsonl", "the rows, a line each", rows.encode("utf-8", "replace"))
@@ -182,9 +181,9 @@ class _Site:
         counts = {status: sum(run.counts[status] for run in self._runs) for status in ("ok", "failed", "skipped")}
         self._page("index.html", "index.html", board=page, environments=environments, counts=counts, runs=self._runs)
 
-    def _figure_pages(self, spectra: Sequence[Spectrum]) -> None:
+    def _figure_pages(self, spectra: Sequence[SpectrumRecord]) -> None:
         names = Names()
-        of_board = [*charts.of_board(self._board, names), *charts.of_screening(self._foreseen, names)]
+        of_board = [*charts.of_board(self._board, names), *charts.of_screening(self._screened_cells, names)]
         of_damage = [(prediction, charts.of_prediction(prediction, names)) for prediction in self._predictions]
         of_spectra = [(spectrum, charts.of_spectrum(spectrum, names)) for spectrum in spectra]
         others = [figure for _, drawn in (*of_damage, *of_spectra) for figure in drawn]
@@ -194,33 +193,36 @@ class _Site:
         for figure in self.figures:
             dressed = theme.dressed(figure.specification, figure.title, figure.model)
             for form, content in figures.vector(dressed).items():
-                what = f"{figure.title}, {figure.model} ({form.upper()})"
-                self._offer("Figures", f"figures/{figure.key}.{form}", what, content)
-        looks = {
+                description = f"{figure.title}, {figure.model} ({form.upper()})"
+                self._offer("Figures", f"figures/{figure.key}.{form}", description, content)
+        themes = {
             name: theme.config(dark=name == "dark", font=_SYSTEM_FONT, ground="transparent")
             for name in ("light", "dark")
         }
-        self._page("figures.html", "figures.html", figures=[_shown(figure) for figure in of_board], looks=looks)
+        self._page("figures.html", "figures.html", figures=[_shown(figure) for figure in of_board], looks=themes)
         if of_damage:
-            self._damage_page(of_damage, looks)
+            self._damage_page(of_damage, themes)
         if spectra:
             sections = [(spectrum, [_shown(figure) for figure in drawn]) for spectrum, drawn in of_spectra]
             keys = Names()
             for spectrum in spectra:
                 name = f"spectrum-{keys(spectrum.model, spectrum.model, spectrum.weight_hash)}.json"
                 self._offer("Spectra and damage", name, f"spectrum of {clean(spectrum.model)}", spectrum.text.encode())
-            self._page("spectrum.html", "spectrum.html", sections=sections, looks=looks, words=_words)
+            self._page("spectrum.html", "spectrum.html", sections=sections, looks=themes, words=_words)
 
     def _damage_page(
         self, drawn: Sequence[tuple[DamagePrediction, list[charts.Figure]]], looks: Mapping[str, Any]
     ) -> None:
-        sections = [(damage.section(prediction), [_shown(figure) for figure in found]) for prediction, found in drawn]
+        sections = [
+            (damage.section(prediction), [_shown(figure) for figure in drawn_figures])
+            for prediction, drawn_figures in drawn
+        ]
         self._page("damage.html", "damage.html", sections=sections, looks=looks, legend=damage_words.legend())
-        for form, what, text in (
+        for form, description, text in (
             ("csv", "every correlation, a line each (CSV)", damage_words.csv(self._predictions)),
             ("json", "the same with every cell's figures and damage (JSON)", damage_words.as_json(self._predictions)),
         ):
-            self._offer("Spectra and damage", f"damage.{form}", what, text.encode("utf-8", "replace"))
+            self._offer("Spectra and damage", f"damage.{form}", description, text.encode("utf-8", "replace"))
 
     def _row_page(self, run: str, cell: str) -> str:
         return f"rows/{self._rows(cell, run, cell)}.html"
@@ -248,7 +250,7 @@ class _Site:
 
 
 def _shown(figure: charts.Figure) -> dict[str, Any]:
-    """A figure for a template. Its specification has no look: the page puts one on."""
+    """A figure for a template, without a theme, which the page applies."""
     return {
         **{name: getattr(figure, name) for name in ("key", "model", "title", "caption")},
         "specification": {**figure.specification, "usermeta": {"panel": figure.panel}},
@@ -256,8 +258,8 @@ def _shown(figure: charts.Figure) -> dict[str, Any]:
 
 
 def _scores(row: Row, entry: Entry | None) -> list[tuple[str, str, dict[str, float | int | None]]]:
-    """(task, metric, figures) of a row, with differences where a table of it knows them."""
-    found = []
+    """(task, metric, figures) of a row, with differences from the baseline where known."""
+    scores = []
     for task, metrics in row.scores.items():
         for metric, score in metrics.items():
             known = entry.metrics.get(task, {}).get(metric) if entry is not None else None
@@ -266,12 +268,12 @@ def _scores(row: Row, entry: Entry | None) -> list[tuple[str, str, dict[str, flo
                 "value": score.value, "stderr": score.stderr, "n": score.n,
                 "delta": delta.delta if delta else None, "delta_stderr": delta.delta_stderr if delta else None,
             }  # fmt: skip
-            found.append((task, metric, figures_of))
-    return found
+            scores.append((task, metric, figures_of))
+    return scores
 
 
 def _vega() -> bytes:
-    """Vega, Vega-Lite and vega-embed as one script, of the version that the charts are written for."""
+    """Vega, Vega-Lite and vega-embed as one script, in the charts' version."""
     snippet = "window.vegaEmbed = vegaEmbed;"
     text: str = importlib.import_module("vl_convert").javascript_bundle(snippet, vl_version=figures.version())
     return text.encode()
@@ -293,11 +295,7 @@ def _suites(runs: Sequence[provenance.Run]) -> list[str]:
 
 
 def _run_names(runs: Sequence[RunDirectory]) -> list[str]:
-    """As the leaderboard names them; where that would be paths, of which only the last parts are shown, numbered.
-
-    Raises:
-        InputError: a run is given twice.
-    """
+    """The runs' names as in the leaderboard. Raises InputError if a run is given twice."""
     paths = [run.path.resolve() for run in runs]
     for path in paths:
         if paths.count(path) > 1:

@@ -1,4 +1,4 @@
-"""What `lrbench spectrum --format json` wrote, read back for a page."""
+"""Reads files written by `lrbench spectrum --format json`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lrbench.errors import InputError
 from lrbench.results.directory import RunDirectory
 from lrbench.system.text import one_line
 
-#: Of a run's directory, taken along wherever spectra are asked for.
+#: The name of a spectrum in a run's directory, which is included automatically.
 IN_A_RUN = "spectrum.json"
 
 
@@ -21,8 +21,8 @@ class _Read(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
-class Claim(_Read):
-    """A claim, and what this model says of it."""
+class ClaimRecord(_Read):
+    """A claim and this model's verdict."""
 
     statement: str
     criterion: str
@@ -30,8 +30,8 @@ class Claim(_Read):
     verdict: str
 
 
-class Slot(_Read):
-    """One weight's figures, and those of a random matrix of its shape; None of a zero matrix."""
+class SlotRecord(_Read):
+    """The figures of one weight and of a random matrix of its shape; None for a zero matrix."""
 
     weight: str
     layer: int | None
@@ -41,8 +41,8 @@ class Slot(_Read):
     random: dict[str, float | None]
 
 
-class OfRole(_Read):
-    """Mean, least and greatest figures of a role."""
+class RoleRecord(_Read):
+    """Mean, minimum and maximum figures of a role."""
 
     role: str
     count: int
@@ -52,28 +52,28 @@ class OfRole(_Read):
     random: dict[str, float | None]
 
 
-class Spectrum(_Read):
+class SpectrumRecord(_Read):
     """A model's spectrum.
 
     Attributes:
-        text: the file as it was, to be downloaded.
+        text: the file's content, for download.
     """
 
     model: str
     dtype: str
     weight_hash: str
     environment: dict[str, Any]
-    claims: list[Claim]
-    roles: list[OfRole]
-    slots: list[Slot]
+    claims: list[ClaimRecord]
+    roles: list[RoleRecord]
+    slots: list[SlotRecord]
     text: str = Field(repr=False)
 
 
-def read(path: Path) -> Spectrum:
-    """A file that `lrbench spectrum --format json` wrote.
+def read(path: Path) -> SpectrumRecord:
+    """Reads a file written by `lrbench spectrum --format json`.
 
     Raises:
-        InputError: it cannot be read, or holds something else.
+        InputError: it cannot be read, or has other content.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -87,7 +87,7 @@ def read(path: Path) -> Spectrum:
             }
             for slot in data["slots"]
         ]  # fmt: skip
-        return Spectrum.model_validate(
+        return SpectrumRecord.model_validate(
             {
                 **{key: data[key] for key in ("environment", "claims", "roles")},
                 "model": about["label"], "dtype": about["dtype"], "weight_hash": about["weight_hash"],
@@ -98,21 +98,17 @@ def read(path: Path) -> Spectrum:
         raise InputError(f"--spectrum: cannot read {path}: {error.strerror or error}") from None
     except ValidationError as error:
         first = error.errors()[0]
-        raise InputError(_other(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")) from None
+        raise InputError(_not_a_spectrum(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(_other(path, one_line(error))) from None
+        raise InputError(_not_a_spectrum(path, one_line(error))) from None
 
 
-def read_all(paths: Iterable[Path], runs: Iterable[RunDirectory]) -> list[Spectrum]:
-    """The files given, and those that lie in runs' directories, each once.
-
-    Raises:
-        InputError: one cannot be read, or holds something else.
-    """
-    lying = [run.path / IN_A_RUN for run in runs]
-    found = [*paths, *(path for path in lying if path.is_file())]
-    return [read(path) for path in dict.fromkeys(path.resolve() for path in found)]
+def read_all(paths: Iterable[Path], runs: Iterable[RunDirectory]) -> list[SpectrumRecord]:
+    """Reads the given files and those in runs' directories, each once. Raises as `read`."""
+    in_runs = [run.path / IN_A_RUN for run in runs]
+    existing = [*paths, *(path for path in in_runs if path.is_file())]
+    return [read(path) for path in dict.fromkeys(path.resolve() for path in existing)]
 
 
-def _other(path: Path, why: str) -> str:
-    return f"--spectrum: {path} is not what `lrbench spectrum MODEL --format json` writes ({why}); make it again"
+def _not_a_spectrum(path: Path, reason: str) -> str:
+    return f"--spectrum: {path} is not a file of `lrbench spectrum MODEL --format json` ({reason}); create it again"

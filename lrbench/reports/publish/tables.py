@@ -1,4 +1,4 @@
-"""A leaderboard as what a page shows: a table for each model, with words, sort keys and hints; no markup here."""
+"""The data of the leaderboard page: one table per model and split, with formatted values, sort keys and hints."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from lrbench.analysis.scored_run import Split, is_reported, split_of
 from lrbench.reports.render.number_format import clean, headings, interval, marks, pieces, remarks, units
 from lrbench.suite.roles import ROLES
 
-#: Columns that say what others beside them say already.
+#: Redundant columns, hidden until requested.
 _ON_REQUEST = ("compression",)
 
-PageOf = Callable[[str, str], str]  # (run, cell) -> where the row's page is
+PageOf = Callable[[str, str], str]  # (run, cell) -> path of the row's page
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class Head:
     """A column.
 
     Attributes:
-        name: what its toggle and its sort are called.
-        first, second: the two lines over it.
-        kind: as of the leaderboard's column; `text` is set flush left.
+        name: for toggling and sorting.
+        first, second: the two lines of the heading.
+        kind: the leaderboard column's kind; `text` is left-aligned.
         task: whether it is a task's score.
-        hidden: whether it is shown only on request.
-        whole: what it is called in a menu.
+        hidden: whether it is hidden until requested.
+        whole: the label in a menu.
     """
 
     name: str
@@ -41,8 +41,8 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A value in words. `sort` is what to order it by: a number or a text; empty comes last."""
+class TableCell:
+    """A formatted value. `sort` is the sort key, a number or text; empty keys come last."""
 
     text: str
     kind: str
@@ -57,12 +57,12 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Line:
-    """A row of the leaderboard. `opens` says that another setting begins with it."""
+class LeaderboardRow:
+    """A row of the leaderboard. `opens` marks the first row of a setting."""
 
     method: str
     page: str
-    cells: list[Cell]
+    cells: list[TableCell]
     setting: str
     roles: list[str]
     front: bool
@@ -84,14 +84,14 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Table:
-    """All rows of one model that were scored on the same part of the documents.
+class LeaderboardTable:
+    """All rows of one model on one split of the documents.
 
     Attributes:
-        of_model: the key of its model's first table: what the menu of models calls it.
-        split: the part, where the run selects.
-        first: whether it is what is reported, and not what a choice was made on.
-        edited: what all its rows edited, where that is one and the same; then there is no column of it.
+        of_model: the key of the model's first table, used in the menu of models.
+        split: the documents' split, if the run selects.
+        first: whether it is the model's reported table, not one of validation documents.
+        edited: the edited weights, if all rows share them; then they have no column.
     """
 
     model: str
@@ -100,8 +100,8 @@ class Table:
     split: Split
     first: bool
     heads: list[Head]
-    baselines: list[Line]
-    lines: list[Line]
+    baselines: list[LeaderboardRow]
+    lines: list[LeaderboardRow]
     failures: list[Failure]
     edited: str
     notes: list[str] = field(default_factory=list)
@@ -114,9 +114,9 @@ class Table:
 
 @dataclass(frozen=True)
 class Page:
-    """The leaderboard's page: tables, and what can be chosen in all of them."""
+    """The leaderboard page: its tables and the options of its menus."""
 
-    tables: list[Table]
+    tables: list[LeaderboardTable]
     legend: str
     marks: str
     remarks: list[str]
@@ -145,8 +145,8 @@ class Page:
     @property
     def roles(self) -> list[str]:
         """Of all tables, in their usual order."""
-        found = _distinct(role for table in self.tables for line in table.lines for role in line.roles)
-        return sorted(found, key=lambda role: (ROLES.index(role) if role in ROLES else len(ROLES), role))
+        roles = _distinct(role for table in self.tables for line in table.lines for role in line.roles)
+        return sorted(roles, key=lambda role: (ROLES.index(role) if role in ROLES else len(ROLES), role))
 
     @property
     def tasks(self) -> list[Head]:
@@ -165,21 +165,20 @@ def page(
     """The leaderboard's page.
 
     Args:
-        board: as built.
-        page_of: (run, cell) -> where the row's own page is.
-        key_of: a model's name -> a name for its anchor.
-        reported: of it what is not there for having been chosen from; None: all.
+        page_of: (run, cell) -> path of the row's page.
+        key_of: model's name -> anchor.
+        reported: the part of the board that is reported; None: all of it.
     """
     best, ties = board.best(), board.ties()
-    tables: list[Table] = []
+    tables: list[LeaderboardTable] = []
     for model, split, first in _parts(board):
         entries = [(index, entry) for index, entry in enumerate(board.entries) if _in(entry, model, split)]
         failures = [entry for entry in board.failures if _in(entry, model, split)]
         of_model = key_of(model)
         edited = {clean(str(entry.values["edited"])) for _, entry in entries if not entry.baseline}
-        heads = _heads(board, [entry for _, entry in entries], alike=len(edited) == 1)
+        heads = _heads(board, [entry for _, entry in entries], same_edits=len(edited) == 1)
         columns = {column.name: column for column in board.columns}
-        lines: list[Line] = []
+        lines: list[LeaderboardRow] = []
         for index, entry in entries:
             cells = [
                 _cell(columns[head.name], head, entry, (index, head.name) in best, (index, head.name) in ties)
@@ -187,12 +186,12 @@ def page(
             ]
             setting = clean(str(entry.values["setting"]))
             opens = bool(lines) and not entry.baseline and lines[-1].setting != setting
-            where = page_of(entry.run, entry.row.cell)
+            row_page = page_of(entry.run, entry.row.cell)
             method = clean(str(entry.values["method"]))
             lines.append(
-                Line(
+                LeaderboardRow(
                     method,
-                    where,
+                    row_page,
                     cells,
                     setting,
                     roles_of(entry),
@@ -203,7 +202,7 @@ def page(
                 )
             )
         tables.append(
-            Table(
+            LeaderboardTable(
                 model=clean(model),
                 key=key_of(f"{model}-{split}") if any(table.of_model == of_model for table in tables) else of_model,
                 of_model=of_model,
@@ -221,7 +220,7 @@ def page(
 
 
 def _parts(board: Leaderboard) -> list[tuple[str, Split, bool]]:
-    """Models in order, of each what is reported before what a choice was made on."""
+    """Models in order, each with its reported split before the validation split."""
     rows = [entry.row for entry in (*board.entries, *board.failures)]
     models = list(dict.fromkeys(row.model for row in rows))
     parts = {(row.model, split_of(row)): is_reported(row) for row in rows}
@@ -238,15 +237,15 @@ def roles_of(entry: Entry) -> list[str]:
     return _distinct(clean(edit.role or "other") for edit in entry.row.edits)
 
 
-def _heads(board: Leaderboard, entries: Sequence[Entry], *, alike: bool) -> list[Head]:
-    titles, found = headings(board), []
+def _heads(board: Leaderboard, entries: Sequence[Entry], *, same_edits: bool) -> list[Head]:
+    titles, heads = headings(board), []
     for column in board.columns:
-        if column.name in ("model", "method", "pareto") or (column.name == "edited" and alike):
+        if column.name in ("model", "method", "pareto") or (column.name == "edited" and same_edits):
             continue
         if column.task and not any(entry.values[column.name] is not None for entry in entries):
             continue
         first, second = titles[column.name]
-        found.append(
+        heads.append(
             Head(
                 column.name,
                 first,
@@ -257,13 +256,13 @@ def _heads(board: Leaderboard, entries: Sequence[Entry], *, alike: bool) -> list
                 f"{first} {second}".strip(),
             )
         )
-    return found
+    return heads
 
 
-def _cell(column: Column, head: Head, entry: Entry, best: bool, tie: bool) -> Cell:
+def _cell(column: Column, head: Head, entry: Entry, best: bool, tie: bool) -> TableCell:
     value = entry.values[column.name]
     number, error, delta = pieces(column, value)
-    return Cell(
+    return TableCell(
         text=number,
         kind=column.kind,
         hidden=head.hidden,
@@ -278,7 +277,7 @@ def _cell(column: Column, head: Head, entry: Entry, best: bool, tie: bool) -> Ce
 
 
 def _tone(column: Column, value: Any) -> str:
-    """`better` or `worse` where chance is an unlikely cause of the difference."""
+    """`better` or `worse` for a significant difference."""
     if not isinstance(value, Measurement) or not value.delta or not value.significant or column.better is None:
         return ""
     return "better" if (value.delta > 0) == (column.better == "higher") else "worse"
@@ -296,8 +295,8 @@ def _sort(entry: Entry, column: Column) -> str:
 def _failure(entry: Entry, page_of: PageOf) -> Failure:
     method, setting, edited = (clean(str(entry.values[name] or "")) for name in ("method", "setting", "edited"))
     reason = clean(entry.row.reason or "no reason was given")
-    where = page_of(entry.run, entry.row.cell)
-    return Failure(where, (method, setting, edited), roles_of(entry), entry.row.status, reason, entry.row.mode or "")
+    row_page = page_of(entry.run, entry.row.cell)
+    return Failure(row_page, (method, setting, edited), roles_of(entry), entry.row.status, reason, entry.row.mode or "")
 
 
 def _distinct(values: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Leaderboards as text: one file a format, each with `render(board) -> str`."""
+"""Leaderboards as text: one module per format, each with `render(board) -> str`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from lrbench.analysis.leaderboard import Leaderboard
 
-#: Format -> the module that writes it; loaded when it is asked for.
+#: Format -> module, imported at first use.
 FORMATS = {
     "terminal": "lrbench.reports.render.terminal",
     "markdown": "lrbench.reports.render.markdown",
@@ -19,6 +19,6 @@ FORMATS = {
 
 
 def renderer(name: str) -> Callable[[Leaderboard], str]:
-    """The `render` of a format."""
+    """The function `render` of a format."""
     render: Callable[[Leaderboard], str] = importlib.import_module(FORMATS[name]).render
     return render

@@ -24,7 +24,7 @@ from lrbench.stats.metric_names import is_fraction
 FORMATS = ("terminal", "markdown", "csv", "json")
 
 _NOTE = (
-    "Differences are second less first; accuracies in %. [95 %]: bootstrap interval (BCa), documents resampled in "
+    "Differences are second minus first; accuracies in %. [95 %]: bootstrap interval (BCa), documents resampled in "
     "pairs. p: exact sign-flip test paired by document (McNemar's where answers are right or wrong), after Holm's "
     "correction over the compared cells of each metric; * at most 5 %."
 )
@@ -32,7 +32,7 @@ _HEADER = ("cell", "task", "metric", "first", "second", "difference", "[95 %]", 
 
 
 def render(comparison: Comparison, name: str) -> str:
-    """In one of `FORMATS`, without escape sequences; the terminal's as wide as it needs to be."""
+    """The comparison in one of `FORMATS`, without escape sequences; `terminal` is as wide as needed."""
     if name == "terminal":
         out = io.StringIO()
         Console(file=out, width=_width(comparison), color_system=None, force_terminal=False).print(_page(comparison))
@@ -41,7 +41,7 @@ def render(comparison: Comparison, name: str) -> str:
 
 
 def show(comparison: Comparison) -> None:
-    """Prints it to standard output."""
+    """Prints the comparison to standard output."""
     console = Console(highlight=False)
     if console.is_terminal:
         console.print(_page(comparison))
@@ -50,9 +50,9 @@ def show(comparison: Comparison) -> None:
 
 
 def summary(comparison: Comparison) -> list[str]:
-    """How many cells were matched and how, how many differ, how many surely."""
+    """Sentences on matched cells, differing cells and significant differences."""
     matches = comparison.matches
-    ways = {"hash": "by hash", "description": "by model, label, setting, weights and seed", "request": "as asked"}
+    ways = {"hash": "by hash", "description": "by model, label, setting, weights and seed", "request": "as requested"}
     counts = [f"{n} {words}" for by, words in ways.items() if (n := sum(match.by == by for match in matches))]
     first, second = (clean(name) for name in comparison.names)
     lines = [*_nothing_shared(comparison), f"First: {first}. Second: {second}."]
@@ -61,27 +61,27 @@ def summary(comparison: Comparison) -> list[str]:
         + (f" ({'; '.join(counts)})." if counts else ".")
     )
     same = sum(match.same for match in matches)
-    sure = sum(any(contrast.significant and contrast.main for contrast in match.contrasts) for match in matches)
+    significant = sum(any(contrast.significant and contrast.main for contrast in match.contrasts) for match in matches)
     if matches:
         lines.append(
             f"{same} with the same scores in every digit, {len(matches) - same} that differ, "
-            f"{sure} of them by more than chance."
+            f"{significant} of them by more than chance."
         )
-    loose = sorted({contrast.unpaired for match in matches for contrast in match.contrasts if contrast.unpaired})
-    if loose:
-        lines.append(f"Some scores could not be paired by document: {'; '.join(loose)}.")
+    unpaired = sorted({contrast.unpaired for match in matches for contrast in match.contrasts if contrast.unpaired})
+    if unpaired:
+        lines.append(f"Some scores could not be paired by document: {'; '.join(unpaired)}.")
     return lines
 
 
 def _nothing_shared(comparison: Comparison) -> Iterator[str]:
-    """That the two have no model in common, where that is so: then no cell of one is a cell of the other."""
+    """A note if the two runs have no model, and therefore no cell, in common."""
     first, second = (
         list(dict.fromkeys(row.model for _, row in rows)) for rows in (comparison.only_first, comparison.only_second)
     )
     if not comparison.matches and first and second and not set(first) & set(second):
         yield (
             f"No model is in both: the first has {clean(', '.join(first))}, the second {clean(', '.join(second))}. "
-            "There is nothing to compare; `--rows A B` holds any two rows side by side."
+            "There is nothing to compare; `--rows A B` compares any two rows."
         )
 
 
@@ -92,7 +92,7 @@ def _width(comparison: Comparison) -> int:
 
 
 def _rows(comparison: Comparison) -> Iterator[tuple[Contrast, tuple[str, ...]]]:
-    """What people read: the metric of each task in cells whose scores differ."""
+    """The displayed rows: the primary metric of each task in cells whose scores differ."""
     for match in comparison.matches:
         for contrast in match.contrasts:
             if contrast.main and not contrast.same:
@@ -100,13 +100,17 @@ def _rows(comparison: Comparison) -> Iterator[tuple[Contrast, tuple[str, ...]]]:
 
 
 def _words(match: Match, contrast: Contrast) -> tuple[str, ...]:
-    share = is_fraction(contrast.metric)
-    column, scale = Column("", ("", ""), "share" if share else "score"), 100.0 if share else 1.0
-    found = contrast.difference
-    ends = [signed(end * scale, column) for end in found.interval] if found is not None and found.interval else []
+    percent = is_fraction(contrast.metric)
+    column, scale = Column("", ("", ""), "share" if percent else "score"), 100.0 if percent else 1.0
+    difference = contrast.difference
+    ends = (
+        [signed(end * scale, column) for end in difference.interval]
+        if difference is not None and difference.interval
+        else []
+    )
     p = p_value(contrast.p_holm) if contrast.p_holm is not None else contrast.unpaired
     return (
-        clean(match.name), clean(contrast.task), clean(contrast.metric) + (" %" if share else ""),
+        clean(match.name), clean(contrast.task), clean(contrast.metric) + (" %" if percent else ""),
         number(contrast.first * scale, column), number(contrast.second * scale, column),
         signed(contrast.delta * scale, column) + ("*" if contrast.significant else ""),
         f"[{', '.join(ends)}]" if ends else "", p,
@@ -158,12 +162,12 @@ def _page(comparison: Comparison) -> Group:
 def _tables(comparison: Comparison) -> Iterator[tuple[str, Sequence[str], list[Sequence[str]]]]:
     statuses = _statuses(comparison)
     if statuses:
-        yield "Scored in one, not in the other", ("cell", "first", "second"), list(statuses)
-    elsewhere = [tuple(clean(word) for word in words) for words in comparison.other_differences]
-    if elsewhere:
-        yield "What else differs", ("where", "what", "first", "second"), list(elsewhere)
+        yield "Scored in only one", ("cell", "first", "second"), list(statuses)
+    others = [tuple(clean(word) for word in words) for words in comparison.other_differences]
+    if others:
+        yield "Other differences", ("where", "what", "first", "second"), list(others)
     else:
-        yield "What else differs", ("nothing that is recorded",), []
+        yield "Other differences", ("nothing recorded",), []
 
 
 def _markdown(comparison: Comparison) -> str:
@@ -182,7 +186,7 @@ def _markdown(comparison: Comparison) -> str:
 
 
 def _csv(comparison: Comparison) -> str:
-    """A line for each metric of each cell; cells of one run only have no values."""
+    """One line per metric and cell; cells of only one run have no values."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\r\n")
     records = list(_records(comparison))
@@ -208,14 +212,14 @@ def _records(comparison: Comparison) -> Iterator[dict[str, Any]]:
         if not match.contrasts:
             yield about
         for contrast in match.contrasts:
-            found = contrast.difference
-            low, high = (found.interval if found is not None else None) or (None, None)
+            difference = contrast.difference
+            low, high = (difference.interval if difference is not None else None) or (None, None)
             yield {
                 **about, "task": contrast.task, "metric": contrast.metric, "first": contrast.first,
                 "second": contrast.second, "delta": contrast.delta, "delta_low": low, "delta_high": high,
-                "delta_stderr": found.stderr if found is not None else None,
-                "n": found.n if found is not None else None,
-                "p_value": found.p_value if found is not None else None,
+                "delta_stderr": difference.stderr if difference is not None else None,
+                "n": difference.n if difference is not None else None,
+                "p_value": difference.p_value if difference is not None else None,
                 "p_holm": contrast.p_holm, "significant": contrast.significant, "unpaired": contrast.unpaired or None,
             }  # fmt: skip
     for side, rows in (("first", comparison.only_first), ("second", comparison.only_second)):

@@ -1,4 +1,4 @@
-"""A leaderboard as CSV (RFC 4180): all metrics of all tasks in full precision, one line a cell."""
+"""A leaderboard as CSV (RFC 4180): all metrics of all tasks in full precision, one line per cell."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _PARTS = (
 
 
 def render(board: Leaderboard) -> str:
-    """A header and a line a cell; failed and skipped ones last, with `status` and `reason`.
+    """A header and one line per cell; failed and skipped cells last, with `status` and `reason`.
 
-    The metrics of a task stand under `TASK:METRIC`, `TASK:METRIC:stderr`, `:n`, `:delta` (from the baseline),
-    `:delta_stderr` (paired), `:delta_low` and `:delta_high` (its 95 % bootstrap interval), `:p_value` (exact, paired),
-    `:p_holm` (after Holm's correction over the lines of the table), `:significant` (whether that is at most 5 %),
-    `:seeds` and `:spread` (the standard deviation over them); shares are fractions, not percent. Fields without a
-    value are empty. Text that a spreadsheet would take for a formula gets a leading apostrophe.
+    Columns of metrics: `TASK:METRIC`, `TASK:METRIC:stderr`, `:n`, `:delta` (from the baseline), `:delta_stderr`
+    (paired), `:delta_low` and `:delta_high` (95 % bootstrap interval), `:p_value` (exact, paired), `:p_holm` (after
+    Holm's correction over the lines of the table), `:significant` (`p_holm` at most 5 %), `:seeds` and `:spread` (the
+    standard deviation over seeds). Fractions are not in percent. Missing values are empty. Text that a spreadsheet
+    would interpret as a formula gets a leading apostrophe.
     """
     fixed = [column.name for column in board.columns if not column.task and column.name != "score"]
     entries = [*board.entries, *board.failures]
@@ -57,7 +57,7 @@ def _parts(value: Measurement) -> list[object]:
 
 
 def field(value: object) -> str:
-    """One field: numbers in full precision, nothing for None and NaN, text that no spreadsheet takes for a formula."""
+    """Formats a field: numbers in full precision, empty for None and NaN, text escaped against spreadsheet formulas."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bool):

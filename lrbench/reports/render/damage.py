@@ -1,4 +1,4 @@
-"""What spectra say of damage, as a document, as CSV and as JSON."""
+"""Damage predictions as a document, as CSV and as JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCOPE_WORDS: dict[Scope, str] = {
 
 
 def document(predictions: Sequence[DamagePrediction]) -> Document:
-    """Answers, and for each outcome a table of correlations by role; how they are to be read."""
+    """Answers, a table of correlations by role for each outcome, and a legend."""
     parts: list[Part] = []
     for prediction in predictions:
         parts.append(Heading(name(prediction)))
@@ -33,12 +33,12 @@ def document(predictions: Sequence[DamagePrediction]) -> Document:
                     parts += [f"{heading(outcome, scope)}:", table(prediction, outcome, scope)]
         parts += remarks(prediction)
     if not predictions:
-        parts.append("No cell has both edited weights and a score beside the baseline's.")
+        parts.append("No cell has edited weights, a score and a baseline to compare with.")
     return Document(TITLE, [*parts, legend()])
 
 
 def csv(predictions: Sequence[DamagePrediction]) -> str:
-    """A line a correlation, of all outcomes; fields without a value are empty."""
+    """One line per correlation of all outcomes; missing values are empty."""
     header = ["model", "split", "outcome", "scope", "role", "predictor", "rho", "low", "high", "cells", "subjects"]
     return csv_text(
         header,
@@ -53,10 +53,10 @@ def csv(predictions: Sequence[DamagePrediction]) -> str:
 
 
 def as_json(predictions: Sequence[DamagePrediction]) -> str:
-    """`{"coverage", "predictors", "models"}`: each model with its `cells` and `correlations`, all outcomes of them."""
+    """`{"coverage", "predictors", "models"}`; each model has its `outcomes`, `cells` and `correlations`."""
     data = {
         "coverage": COVERAGE,
-        "predictors": [vars(one) for one in PREDICTORS],
+        "predictors": [vars(predictor) for predictor in PREDICTORS],
         "models": [
             {
                 "model": p.model, "split": p.split,
@@ -81,39 +81,39 @@ def as_json(predictions: Sequence[DamagePrediction]) -> str:
     return json.dumps(finite(data), indent=2, allow_nan=False, ensure_ascii=True) + "\n"
 
 
-# The parts, which the page of a site takes too.
+# Parts shared with the site's page.
 
 
 def titles(board: Leaderboard) -> dict[str, str]:
-    """What a leaderboard's columns are called, by their names: `facts (acc)`."""
-    found = {}
+    """Column -> displayed title: `facts (acc)`."""
+    result = {}
     for column, (first, second) in headings(board).items():
         metric = second.removesuffix(" %").removesuffix(" ↓")
-        found[column] = f"{first} ({metric})" if metric else first
-    return found
+        result[column] = f"{first} ({metric})" if metric else first
+    return result
 
 
 def name(prediction: DamagePrediction) -> str:
-    """The model, and the part of the documents."""
+    """The model's name, with the documents' split."""
     return clean(prediction.model) + split_suffix(prediction.split)
 
 
 def main(prediction: DamagePrediction) -> list[OutcomeColumn]:
-    """The outcomes that are shown; the others stand in CSV and JSON."""
+    """The displayed outcomes; CSV and JSON contain all."""
     return [outcome for outcome in prediction.outcomes if outcome.main]
 
 
 def known(prediction: DamagePrediction, outcome: OutcomeColumn, scope: Scope) -> bool:
-    """Whether any correlation is there to be shown."""
+    """Whether any correlation is defined."""
     return any(
-        prediction.correlation(outcome.column.name, scope, role, one.name).rho is not None
+        prediction.correlation(outcome.column.name, scope, role, predictor.name).rho is not None
         for role in prediction.roles
-        for one in prediction.predictors
+        for predictor in prediction.predictors
     )
 
 
 def heading(outcome: OutcomeColumn, scope: Scope) -> str:
-    """Of a table."""
+    """The heading of a table."""
     return f"Damage to {clean(outcome.title)}, {SCOPE_WORDS[scope]}"
 
 
@@ -122,94 +122,93 @@ def table(prediction: DamagePrediction, outcome: OutcomeColumn, scope: Scope) ->
     predictors = prediction.predictors
     rows = []
     for role in prediction.roles:
-        found = [prediction.correlation(outcome.column.name, scope, role, one.name) for one in predictors]
-        cells, subjects = max((one.cells, one.subjects) for one in found)
-        if any(one.rho is not None for one in found):
-            rows.append([role, str(cells), str(subjects), *map(correlation, found)])
-    headings = ["role", "cells", "sets of\nweights", *(one.heading.replace(" ", "\n", 1) for one in predictors)]
+        results = [prediction.correlation(outcome.column.name, scope, role, p.name) for p in predictors]
+        cells, subjects = max((result.cells, result.subjects) for result in results)
+        if any(result.rho is not None for result in results):
+            rows.append([role, str(cells), str(subjects), *map(correlation, results)])
+    headings = ["role", "cells", "sets of\nweights", *(p.heading.replace(" ", "\n", 1) for p in predictors)]
     return Table(headings, rows)
 
 
-def correlation(found: RankCorrelation) -> str:
-    """`+0.71 [+0.40, +0.89]`; `†` where there are too few sets of weights for an interval."""
-    if found.rho is None:
+def correlation(result: RankCorrelation) -> str:
+    """`+0.71 [+0.40, +0.89]`; `†` with too few sets of weights for an interval."""
+    if result.rho is None:
         return MISSING
-    if found.interval is None:
-        return f"{_signed(found.rho)} {FEW if found.subjects < MIN_SUBJECTS else MISSING}"
-    return f"{_signed(found.rho)} [{_signed(found.interval[0])}, {_signed(found.interval[1])}]"
+    if result.interval is None:
+        return f"{_signed(result.rho)} {FEW if result.subjects < MIN_SUBJECTS else MISSING}"
+    return f"{_signed(result.rho)} [{_signed(result.interval[0])}, {_signed(result.interval[1])}]"
 
 
 def answer(prediction: DamagePrediction, outcome: OutcomeColumn) -> str:
-    """In one sentence: of which roles the relative error tells which matrix hurts, at one method and setting."""
+    """One sentence: the roles in which the relative error predicts the damage at one method and setting."""
     roles = [role for role in prediction.roles if role in {cell.role for cell in prediction.cells}]
     scope: Scope = "one setting"
-    found = {
+    results = {
         role: prediction.correlation(outcome.column.name, scope, role, "relative_error")
         for role in roles
     }  # fmt: skip
-    told = {role: one for role, one in found.items() if one.interval is not None}
-    what = clean(outcome.title)
-    if not told:
+    with_interval = {role: result for role, result in results.items() if result.interval is not None}
+    title = clean(outcome.title)
+    if not with_interval:
         return (
-            f"{what}: cannot be told. That takes cells of one method and setting with at least {MIN_SUBJECTS} "
+            f"{title}: undecided. This requires cells of one method and setting with at least {MIN_SUBJECTS} "
             "different sets of edited weights in one role, as `mode: each` gives."
         )
-    more = [role for role, one in told.items() if one.sign > 0]
-    less = [role for role, one in told.items() if one.sign < 0]
+    more = [role for role, result in with_interval.items() if result.sign > 0]
+    less = [role for role, result in with_interval.items() if result.sign < 0]
     sentence = (
-        f"{what}: at one method and setting, the matrices with the larger relative error are those whose edit hurts "
-        f"more in {_of(more, len(told))}"
+        f"{title}: at one method and setting, matrices with larger relative errors cause more damage in "
+        f"{_of(more, len(with_interval))}"
     )
     if less:
-        sentence += f", those whose edit hurts less in {', '.join(map(clean, less))}"
-    rest = len(told) - len(more) - len(less)
-    sentence += f"; in {rest} the interval holds zero" if rest else ""
+        sentence += f", and less damage in {', '.join(map(clean, less))}"
+    rest = len(with_interval) - len(more) - len(less)
+    sentence += f"; in {rest} the interval contains zero" if rest else ""
     if len(roles) > 1:
         whole = prediction.correlation(outcome.column.name, scope, EVERY_ROLE, "relative_error")
-        sentence += f". Of all matrices together ρ is {correlation(whole)}"
+        sentence += f". Over all matrices ρ is {correlation(whole)}"
     return f"{sentence}."
 
 
 def remarks(prediction: DamagePrediction) -> list[str]:
-    """What the numbers of this model lack, and why."""
-    found = []
+    """Limitations of this model's correlations."""
+    notes = []
     cells = prediction.cells
     several = sum(len(cell.weights) > 1 for cell in cells)
     if several:
-        found.append(
-            f"{several} of {len(cells)} cells edit several matrices: of these, squared errors, energies and ranks are "
-            "means weighted by the numbers in each matrix."
+        notes.append(
+            f"{several} of {len(cells)} cells edit several matrices: their squared errors, energies and ranks are "
+            "means weighted by parameters."
         )
-    lacking = [one for one in PREDICTORS if one not in prediction.predictors]
-    if any(one.name == "output_error" for one in lacking):
-        found.append("No output error: no method was given statistics of activations.")
-    if any(one.name == "stable_rank" for one in lacking):
-        found.append(
-            "No stable and effective ranks: the spectrum given does not hold these weights."
+    missing = [predictor for predictor in PREDICTORS if predictor not in prediction.predictors]
+    if any(predictor.name == "output_error" for predictor in missing):
+        notes.append("No output error: no method used statistics of activations.")
+    if any(predictor.name == "stable_rank" for predictor in missing):
+        notes.append(
+            "No stable and effective ranks: the given spectrum does not contain these weights."
             if prediction.measured
-            else "No stable and effective ranks: they take the spectrum of these very weights, `--spectrum FILE`."
+            else "No stable and effective ranks: they require the spectrum of these weights, `--spectrum FILE`."
         )
-    found += [
-        f"{one.heading.capitalize()}: known of {count} of {len(cells)} cells."
-        for one in prediction.predictors
-        if (count := sum(cell.figures[one.name] is not None for cell in cells)) < len(cells)
+    notes += [
+        f"{predictor.heading.capitalize()}: known for {count} of {len(cells)} cells."
+        for predictor in prediction.predictors
+        if (count := sum(cell.figures[predictor.name] is not None for cell in cells)) < len(cells)
     ]
     if prediction.unpaired:
-        found.append(f"{prediction.unpaired} cells have no baseline to be compared with and are left out.")
-    return found
+        notes.append(f"{prediction.unpaired} cells have no baseline to compare with and are left out.")
+    return notes
 
 
 def legend(predictors: Sequence[Predictor] = PREDICTORS) -> str:
-    """How the numbers are to be read."""
-    meanings = "; ".join(f"{one.heading}: {one.meaning}" for one in predictors)
+    """The legend of the tables."""
+    meanings = "; ".join(f"{predictor.heading}: {predictor.meaning}" for predictor in predictors)
     return (
-        "Damage: what a score lost, what a perplexity rose by, from the baseline; more is worse. Numbers: "
-        f"Spearman's ρ over cells, with its {100 * COVERAGE:.0f} % interval over sets of edited weights, each for "
-        "itself; "
-        f"above zero, more of the figure goes with more damage. {FEW}: fewer than {MIN_SUBJECTS} different sets of "
-        f"weights, which is too few for an interval; {MISSING}: fewer than {MIN_CELLS} cells, or all alike. "
-        f"{meanings[0].upper()}{meanings[1:]}. What a method itself keeps, 1 − (relative error)² where Ŵ is an "
-        "orthogonal projection of W, orders cells as the relative error does, the other way round, and is not listed."
+        "Damage: the loss of a score or the rise of a perplexity relative to the baseline; more is worse. Values: "
+        f"Spearman's ρ over cells, with its {100 * COVERAGE:.0f} % interval over sets of edited weights, uncorrected; "
+        f"positive: larger figures go with more damage. {FEW}: fewer than {MIN_SUBJECTS} different sets of weights, "
+        f"too few for an interval; {MISSING}: fewer than {MIN_CELLS} cells, or all equal. "
+        f"{meanings[0].upper()}{meanings[1:]}. The energy that a method keeps, 1 − (relative error)² for orthogonal "
+        "projections, orders cells like the relative error, reversed, and is not listed."
     )
 
 

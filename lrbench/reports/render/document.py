@@ -1,4 +1,4 @@
-"""A report of headings, sentences and tables, for the terminal or as Markdown: what is no leaderboard."""
+"""Reports of headings, sentences and tables, for the terminal or as Markdown."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Table:
     """A table of texts.
 
     Attributes:
-        headings: of the columns; a line break in one is one in the terminal alone.
-        rows: as many texts each.
-        words: how many columns, from the left, hold words and not numbers.
-        sections: the rows (by index) above which a line is drawn.
+        headings: of the columns; line breaks appear only in the terminal.
+        rows: one text per column.
+        words: the number of leading columns with text instead of numbers.
+        sections: indices of the rows that have a line above them.
     """
 
     headings: Sequence[str]
@@ -44,7 +44,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Listing:
-    """Points, each a few sentences; the first is set off."""
+    """Points of a few sentences; the first sentence of each is emphasised."""
 
     points: Sequence[Sequence[str]]
 
@@ -55,14 +55,14 @@ Part = str | Heading | Listing | Table
 
 @dataclass(frozen=True)
 class Document:
-    """A title and what follows it, as plain text: nothing in it is markup."""
+    """A title and parts of plain text without markup."""
 
     title: str
     parts: Sequence[Part]
 
 
 def markdown(document: Document) -> str:
-    """As GitHub shows it."""
+    """The document as GitHub Markdown."""
     lines = [f"# {escape(document.title)}", ""]
     for part in document.parts:
         match part:
@@ -82,7 +82,7 @@ def markdown(document: Document) -> str:
 
 
 def terminal(document: Document, width: int | None = None) -> str:
-    """Plain text without escape sequences; without a width, as wide as the widest table."""
+    """Plain text without escape sequences; by default as wide as the widest table."""
     out = io.StringIO()
     Console(file=out, width=width or _natural_width(document), color_system=None, force_terminal=False).print(
         *_renderables(document), sep="\n"
@@ -91,7 +91,7 @@ def terminal(document: Document, width: int | None = None) -> str:
 
 
 def show(document: Document, console: Console | None = None) -> None:
-    """Prints to a console, by default standard output; a pipe has no width, so nothing is folded there."""
+    """Prints to a console, by default standard output; lines are not folded in a pipe."""
     console = console or Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.file.write(terminal(document))
@@ -100,7 +100,7 @@ def show(document: Document, console: Console | None = None) -> None:
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """CSV (RFC 4180) in full precision; nothing for None and NaN; no text that a spreadsheet takes for a formula."""
+    """CSV (RFC 4180) in full precision; fields as in `render.csv.field`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\r\n")
     writer.writerow([field(name) for name in header])

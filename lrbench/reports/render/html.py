@@ -1,4 +1,4 @@
-"""A leaderboard as one HTML file: nothing is fetched, a click on a heading sorts, and names are text."""
+"""A leaderboard as one self-contained HTML file, sortable by a click on a heading; names are escaped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lrbench.reports.render.templating import html
 
 
 def render(board: Leaderboard) -> str:
-    """All columns that people read, subtasks too; intervals of differences as hints; then what failed."""
+    """All columns without `detail`, including subtasks; intervals of differences as hints; then the failures."""
     columns = [column for column in board.columns if not column.detail]
     titles = headings(board)
     best, ties = board.best(), board.ties()

@@ -1,4 +1,4 @@
-"""A leaderboard as JSON: every value in full precision, null where there is none."""
+"""A leaderboard as JSON: all values in full precision, null for missing ones."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lrbench.stats import COVERAGE, LEVEL
 def render(board: Leaderboard) -> str:
     """`{"columns": [...], "tests": {...}, "rows": [...]}`; failed and skipped rows come last.
 
-    A row has a value for each column by its name (scores as objects), and `scores`: all metrics of all tasks. Values
-    that JSON cannot say (infinite, not a number) are null.
+    A row has one value per column name (scores as objects), and `scores` with all metrics of all tasks. Infinities and
+    NaN are null.
     """
     document = {
         "columns": [asdict(column) for column in board.columns],
@@ -30,7 +30,7 @@ def _row(entry: Entry) -> dict[str, Any]:
     row = entry.row
     return {
         "cell": row.cell,
-        "seeds": {str(each.seed): each.cell for each in (row, *entry.repeats)},
+        "seeds": {str(repeat.seed): repeat.cell for repeat in (row, *entry.repeats)},
         "status": row.status,
         "reason": row.reason,
         "suite": row.suite,
@@ -51,7 +51,7 @@ def _plain(value: Any) -> Any:
 
 
 def finite(value: Any) -> Any:
-    """Plain data with null for what JSON cannot say: NaN and infinities."""
+    """Plain data with None for NaN and infinities."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""A leaderboard as LaTeX: a booktabs table that compiles, whatever models and tasks are called."""
+"""A leaderboard as a LaTeX booktabs table; names of models and tasks are escaped."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from lrbench.reports.render.templating import TeX, latex
 
 
 def render(board: Leaderboard) -> str:
-    """Every column that people read, but for subtasks; standard errors, differences, the best in bold, ties marked.
+    """All columns without `detail`, except subtasks; standard errors, differences, the best in bold, ties marked.
 
-    A second table lists what failed or was skipped.
+    A second table lists failed and skipped cells.
     """
     columns = [column for column in board.columns if not column.detail and not column.subtask]
     columns = [column for column in columns if column.kind != "text" or _varies(board, column)]
@@ -49,18 +49,18 @@ def _apart(board: Leaderboard, before: Entry, entry: Entry) -> bool:
 
 
 def _varies(board: Leaderboard, column: Column) -> bool:
-    """What every edited line says alike stands in the caption."""
-    found = {
+    """Whether a column's values differ; constant ones are in the caption."""
+    values = {
         entry.values[column.name] for entry in board.entries if not entry.baseline or column.name in ("model", "run")
     }
-    return column.name == "method" or len(found) > 1
+    return column.name == "method" or len(values) > 1
 
 
 def _title(board: Leaderboard, columns: list[Column]) -> str:
     shown = {column.name for column in columns}
-    said = []
-    for name, before in (("model", ""), ("setting", ""), ("edited", "edited: "), ("seed", "seed ")):
+    parts = []
+    for name, prefix in (("model", ""), ("setting", ""), ("edited", "edited: "), ("seed", "seed ")):
         values = [entry.values.get(name) for entry in board.entries if name == "model" or not entry.baseline]
         if name not in shown and values and values[0] and len(set(values)) == 1:
-            said.append(f"{before}{values[0]}")
-    return ", ".join(said) + "." if said else ""
+            parts.append(f"{prefix}{values[0]}")
+    return ", ".join(parts) + "." if parts else ""

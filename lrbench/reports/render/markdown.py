@@ -22,7 +22,7 @@ from lrbench.reports.render.number_format import (
 
 
 def render(board: Leaderboard) -> str:
-    """All columns that people read, subtasks too; the best of a setting in bold, units below, then what failed."""
+    """All columns without `detail`, including subtasks; best values in bold, then a legend and the failures."""
     columns = [column for column in board.columns if not column.detail]
     titles = headings(board)
     best, ties = board.best(), board.ties()
@@ -50,7 +50,7 @@ def render(board: Leaderboard) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that Markdown shows as it is, in one table cell: `|`, emphasis, links and HTML have no effect."""
+    """Escapes text for a Markdown table cell: `|`, emphasis, links and HTML have no effect."""
     text = clean(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\|`*_\[\]~#!$])", r"\\\1", text)
 
@@ -64,5 +64,5 @@ def _cell(column: Column, entry: Entry, tie: str) -> str:
 
 
 def line(cells: Sequence[str]) -> str:
-    """A line of a table, of cells that are escaped already."""
+    """A line of a table; the cells must be escaped."""
     return f"| {' | '.join(cells)} |"

@@ -1,4 +1,4 @@
-"""Reducers on one matrix as a document, as CSV and as JSON."""
+"""The results of reducers on one matrix, as a document, as CSV and as JSON."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ _COLUMNS = (
     *("reducer", "label", "params", "requested", "status", "rank", "relative_error", "optimal_error", "ratio"),
     *("stored_numbers", "stored_bytes", "stored_as", "keep", "seconds", "reason"),
 )
-_HEADINGS = ("reducer", "setting", "rank", "error", "optimum", "ratio", "numbers", "keep", "stored as", "seconds")
+_HEADINGS = ("reducer", "setting", "rank", "error", "optimum", "ratio", "parameters", "keep", "stored as", "seconds")
 _LEGEND = (
-    "Rank: of Ŵ, at most. Error: ‖W − Ŵ‖ / ‖W‖ after rounding to the matrix's dtype. Optimum: the least that any "
-    "matrix of that rank has; — for methods whose rank is one of blocks or clusters, which may make a Ŵ of full rank. "
-    "Keep: stored numbers over those of the matrix; where factors would store more, Ŵ is counted dense. Seconds: the "
-    "preparation and the construction of this rank, what it costs alone."
+    "Rank: of Ŵ, at most. Error: ‖W − Ŵ‖ / ‖W‖ after rounding to the matrix's dtype. Optimum: the least error of any "
+    "matrix of that rank; — for methods whose rank is that of blocks or clusters, since their Ŵ may have full rank. "
+    "Keep: stored parameters over those of the matrix; dense if factors would store more. Seconds: preparation and "
+    "construction of this rank alone."
 )
 
 
 @dataclass(frozen=True)
-class Report:
-    """What was reduced, and how it went.
+class MatrixReport:
+    """The results of `lrbench matrix`.
 
     Attributes:
         matrix: `file`, `key`, `shape`, `dtype`, `norm`.
-        figures: of its singular values.
+        figures: of the matrix's singular values.
         outcomes: in the order of methods and requests.
-        environment: hardware and versions, as rows record them.
+        environment: hardware and versions, as in rows.
     """
 
     matrix: Mapping[str, Any]
@@ -45,7 +45,7 @@ class Report:
     environment: dict[str, Any]
 
     def ordered(self) -> list[MatrixResult]:
-        """By request as they were asked, then by error; failed and skipped ones last."""
+        """Results by request in the given order, then by error; failed and skipped ones last."""
         requests = list(dict.fromkeys(outcome.request for outcome in self.outcomes))
 
         def order(outcome: MatrixResult) -> tuple[bool, int, float]:
@@ -55,16 +55,16 @@ class Report:
         return sorted(self.outcomes, key=order)
 
 
-def document(report: Report) -> Document:
-    """A table by request, what could not be done, and what the words mean."""
+def document(report: MatrixReport) -> Document:
+    """A table by request, the methods without result, and a legend."""
     about = report.matrix
     rows: list[list[str]] = []
-    sections, before = set(), None
-    done = [outcome for outcome in report.ordered() if outcome.edit is not None]
-    for outcome in done:
-        if outcome.request != before:
+    sections, last_request = set(), None
+    reduced = [outcome for outcome in report.ordered() if outcome.edit is not None]
+    for outcome in reduced:
+        if outcome.request != last_request:
             sections.add(len(rows))
-            before = outcome.request
+            last_request = outcome.request
         rows.append(_line(outcome))
     parts: list[Part] = [_figures(report.figures)]
     if rows:
@@ -78,8 +78,8 @@ def document(report: Report) -> Document:
     return Document(f"{about['key'] or about['file']}: {shape}, {about['dtype']}, ‖W‖ = {about['norm']:.6g}", parts)
 
 
-def csv(report: Report) -> str:
-    """A line a method and request."""
+def csv(report: MatrixReport) -> str:
+    """One line per method and request."""
     rows = [
         [json.dumps(value) if isinstance(value, dict) else value for value in _row(outcome).values()]
         for outcome in report.ordered()
@@ -87,8 +87,8 @@ def csv(report: Report) -> str:
     return csv_text(_COLUMNS, rows)
 
 
-def as_json(report: Report) -> str:
-    """`{"matrix": ..., "environment": ..., "rows": [...]}`; null where there is no number."""
+def as_json(report: MatrixReport) -> str:
+    """`{"matrix": ..., "environment": ..., "rows": [...]}`; null for missing numbers."""
     data = {
         "matrix": {**report.matrix, **report.figures.values()},
         "environment": report.environment,

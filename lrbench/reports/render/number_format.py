@@ -1,4 +1,4 @@
-"""How values are written for people: digits, units, signs, and names from which nothing can escape into a terminal."""
+"""Formats values for readers: digits, units, signs, legends, and names without control characters."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ MISSING = "—"
 PARETO = "◆"
 
 _UNITS = {
-    "keep": "keep targets: stored parameters over dense ones, of the edited weights",
-    "keep_model": "keep model: the same of the whole model",
-    "compression": "smaller: dense numbers of the whole model over stored ones",
+    "keep": "keep targets: stored over dense parameters of the edited weights",
+    "keep_model": "keep model: the same for the whole model",
+    "compression": "smaller: dense over stored parameters of the whole model",
     "error": "error: ‖W − Ŵ‖ / ‖W‖, after rounding",
-    "optimum": "opt.: the least error that any matrix of that rank has",
+    "optimum": "opt.: the least error of any matrix of that rank",
     "decompose": "time: seconds of decomposition",
-    "prefill": "prefill / dense: tokens a second reading one prompt, of the edited model on factors over the baseline",
-    "decode": "decode / dense: the same in writing after it",
-    "memory": "memory / dense: the most memory at the largest batch, of the same two",
+    "prefill": "prefill / dense: tokens per second reading one prompt, factored edited model over baseline",
+    "decode": "decode / dense: the same while generating",
+    "memory": "memory / dense: peak memory at the largest batch, factored edited model over baseline",
 }
 SIGNIFICANT, TIE, SPREAD = "*", "=", "σ"
 STYLES = "Green: better, red: worse."
@@ -30,21 +30,21 @@ FRONT = f"{PARETO} Pareto-optimal: no other row scored on the same documents kee
 
 
 def units(columns: Iterable[Column]) -> str:
-    """One sentence on what the numbers of these columns are."""
+    """One sentence that explains the columns."""
     names = [column.name for column in columns]
-    known = {**_UNITS, "keep_model": "keep model: stored parameters over dense ones"} if "keep" not in names else _UNITS
+    known = {**_UNITS, "keep_model": "keep model: stored over dense parameters"} if "keep" not in names else _UNITS
     scores = "Accuracies in %, ± one standard error, signed: the difference (Δ) from the baseline"
     return "; ".join([scores, *(known[name] for name in names if name in known)]) + "."
 
 
 def marks(board: Leaderboard, *, bold: bool = True) -> str:
-    """What the marks of scores mean: what was tested, how, at what level, over how many comparisons.
+    """Explains the marks of scores: the test, its level and the number of comparisons.
 
     Args:
         bold: whether the medium has bold type.
     """
     parts = []
-    rivals = "those chosen for the same" if board.selected else "its setting"
+    rivals = "the rows with the same choice" if board.selected else "its setting"
     sizes = {size for size in board.family.values() if size}
     if sizes:
         over = f"the {sizes.pop()} comparisons" if len(sizes) == 1 else "the comparisons"
@@ -56,43 +56,39 @@ def marks(board: Leaderboard, *, bold: bool = True) -> str:
         parts.append(f"Bold: the best of {rivals}.")
     if board.ties():
         parts.append(
-            f"{TIE} tied with the best of {rivals}: the same test, corrected over all pairs of its lines, does not "
-            "tell them apart."
+            f"{TIE} tied with the best of {rivals}: no significant difference by the same test, corrected over all "
+            "pairs of its rows."
         )
     if any(entry.repeats for entry in board.entries):
-        parts.append(f"Lines of several seeds are their mean; {SPREAD}: their standard deviation.")
+        parts.append(f"Rows of several seeds are means; {SPREAD}: standard deviation over seeds.")
     return " ".join(parts)
 
 
 def remarks(board: Leaderboard) -> list[str]:
-    """What must be known of this table's rows.
-
-    That is: how they were chosen, of what they are updates, which were scored elsewhere or lack samples, how many are
-    not shown.
-    """
-    found = selection.remarks(board)
+    """Notes on the table's rows: selection, updates, other environments, missing samples, baselines below chance."""
+    notes = selection.remarks(board)
     for base in sorted({entry.row.delta for entry in board.entries if entry.row.delta and not entry.baseline}):
-        found.append(
-            f"Edited are updates of {clean(base)}: W is W − W_base in errors and keep targets, keep model is what is "
-            "stored on top of the base, and the method “base” has the base's own weights."
+        notes.append(
+            f"Updates of {clean(base)} are edited: errors and keep targets refer to W − W_base, keep model to the "
+            "parameters stored in addition to the base; the method “base” has the base's weights."
         )
     if board.other_environment:
         rows = "1 row was" if board.other_environment == 1 else f"{board.other_environment} rows were"
-        found.append(f"{rows} scored in another environment than the baseline.")
+        notes.append(f"{rows} scored in another environment than the baseline.")
     if board.without_samples:
-        found.append(
+        notes.append(
             "Samples of 1 cell are missing: its difference has no paired error."
             if board.without_samples == 1
             else f"Samples of {board.without_samples} cells are missing: their differences have no paired errors."
         )
     for model, task, value, chance in board.below_chance:
-        found.append(
+        notes.append(
             f"{clean(model)}, baseline, is below chance on {clean(task)} (accuracy {100 * value:.1f} %, chance "
-            f"{100 * chance:.1f} %): a gain there may be no more than a way back to chance."
+            f"{100 * chance:.1f} %): a gain there may be a mere return to chance."
         )
     if board.left_out:
-        found.append(f"{board.left_out} more rows are left out here.")
-    return found
+        notes.append(f"{board.left_out} more rows are left out here.")
+    return notes
 
 
 def failure(entry: Entry) -> dict[str, str]:
@@ -106,7 +102,7 @@ def failure(entry: Entry) -> dict[str, str]:
 
 
 def pieces(column: Column, value: Value) -> tuple[str, str, str]:
-    """A value in three parts: itself, `±` its error (and `σ` over seeds), its difference; empty where there is none."""
+    """A value in three parts: the value, `±` its error (and `σ` over seeds), its difference; empty if missing."""
     if not isinstance(value, Measurement):
         return plain(column, value), "", ""
     scale = 100.0 if column.kind == "share" else 1.0
@@ -124,7 +120,7 @@ def pieces(column: Column, value: Value) -> tuple[str, str, str]:
 
 
 def interval(column: Column, value: Value) -> str:
-    """What is known of a score's difference, in words; empty where nothing is."""
+    """A score's difference with its interval and p-value, as text; empty if unknown."""
     if not isinstance(value, Measurement) or value.delta is None or value.interval is None:
         return ""
     scale = 100.0 if column.kind == "share" else 1.0
@@ -135,12 +131,12 @@ def interval(column: Column, value: Value) -> str:
 
 
 def p_value(p: float) -> str:
-    """To two digits."""
+    """A p-value with two digits."""
     return "<1e-12" if p < 1e-12 else f"{p:.2g}"
 
 
 def plain(column: Column, value: Value) -> str:
-    """A value without its error and its difference."""
+    """A value without error and difference."""
     if isinstance(value, Measurement):
         return pieces(column, value)[0]
     if value is None or value == "":
@@ -153,22 +149,22 @@ def plain(column: Column, value: Value) -> str:
 
 
 def headings(board: Leaderboard) -> dict[str, tuple[str, str]]:
-    """Column -> its two header lines, tasks without the prefix that they all share, accuracies with their unit."""
+    """Column -> its two header lines; tasks without their common prefix, accuracies with their unit."""
     tasks = [column for column in board.columns if column.task]
     prefix = shared_prefix(board)
-    found = {column.name: column.heading for column in board.columns}
+    result = {column.name: column.heading for column in board.columns}
     for column in tasks:
         metric = column.metric.replace("perplexity", "ppl")
         metric += " %" if column.kind == "share" else " ↓" if column.better == "lower" else ""
-        found[column.name] = column.task.removeprefix(prefix), metric
+        result[column.name] = column.task.removeprefix(prefix), metric
     for column in board.columns:
         if not column.task and column.kind == "share":
-            found[column.name] = column.heading[0], f"{column.heading[1]} %"
-    return {name: (clean(first), clean(second)) for name, (first, second) in found.items()}
+            result[column.name] = column.heading[0], f"{column.heading[1]} %"
+    return {name: (clean(first), clean(second)) for name, (first, second) in result.items()}
 
 
 def shared_prefix(board: Leaderboard) -> str:
-    """What the names of all tasks begin with, up to an underscore: `almanac_`; empty for a single task."""
+    """The common prefix of all task names, up to an underscore: `almanac_`; empty for a single task."""
     names = [column.task for column in board.columns if column.task]
     if len(names) < 2:
         return ""
@@ -180,7 +176,7 @@ def shared_prefix(board: Leaderboard) -> str:
 
 
 def number(value: float, column: Column) -> str:
-    """In the few digits that people read."""
+    """A number rounded for display."""
     if math.isnan(value):
         return MISSING
     if math.isinf(value):
@@ -203,7 +199,7 @@ def number(value: float, column: Column) -> str:
 
 
 def signed(value: float, column: Column) -> str:
-    """The same with its sign, but for zero."""
+    """The number with its sign, except for zero."""
     text = number(abs(value), column)
     if text == MISSING or not any(digit in text for digit in "123456789∞"):
         return text

@@ -1,4 +1,4 @@
-"""What must be said under a table of how its lines were chosen, or were not."""
+"""Notes under a table on how its rows were chosen."""
 
 from __future__ import annotations
 
@@ -8,52 +8,52 @@ from collections.abc import Iterable
 from lrbench.analysis.leaderboard import Leaderboard
 from lrbench.results.rows import Selection
 
-MANY = 8  # cells of one method, scored on the same documents, from which on the best of them needs a word of caution
+MANY = 8  # cells of one method on the same documents, from which on the best of them needs a caution
 
 
 def remarks(board: Leaderboard) -> list[str]:
-    """Sentences on what was chosen where, among how many cells and on how many documents."""
-    found = [selection for entry in board.entries if (selection := entry.row.selection) is not None]
+    """Sentences on the choices: among how many cells, on how many documents."""
+    selections = [selection for entry in board.entries if (selection := entry.row.selection) is not None]
     composed = _composed(board)
-    if board.waiting and not found:
+    if board.waiting and not selections:
         return [
             f"Nothing is chosen yet: the run has {board.waiting} rows on validation documents (--validation shows "
-            "them); the same command goes on where it stopped."
+            "them); repeat the command to resume it."
         ]
     screened = []
     if board.screened_out:
         screened = [
-            f"{board.screened_out} cells were screened out by what a gradient predicts of them, and not scored; their "
-            "rows say what was predicted."
+            f"{board.screened_out} cells were screened out by a gradient-based prediction, which their rows record, "
+            "and not scored."
         ]
-    if any(selection.split == "validation" for selection in found):
-        return [*_on_validation(found), *screened]
-    if found:
-        return [*_on_test([one for one in found if one.decisions is None]), *composed, *screened]
+    if any(selection.split == "validation" for selection in selections):
+        return [*_on_validation(selections), *screened]
+    if selections:
+        return [*_on_test([selection for selection in selections if selection.decisions is None]), *composed, *screened]
     return _not_selected(board)
 
 
-def _on_test(found: list[Selection]) -> list[str]:
-    by_aim: dict[str, list[Selection]] = {}
-    for selection in found:
+def _on_test(selections: list[Selection]) -> list[str]:
+    by_choice: dict[str, list[Selection]] = {}
+    for selection in selections:
         if selection.chosen_for is not None:
-            by_aim.setdefault(selection.chosen_for, []).append(selection)
-    if not by_aim:
+            by_choice.setdefault(selection.chosen_for, []).append(selection)
+    if not by_choice:
         return []
-    of_aims = [
-        f"{aim}, {_span(s.candidates or 0 for s in chosen)} cells on "
+    choices = [
+        f"{choice}, {_span(s.candidates or 0 for s in chosen)} cells on "
         f"{_span(sum((s.validated_on or {}).values()) for s in chosen)} documents"
-        for aim, chosen in by_aim.items()
+        for choice, chosen in by_choice.items()
     ]
     return [
         "Each method is shown with the cell that was best on validation documents, by the main metric and then "
-        f"log-loss ({'; '.join(of_aims)}); the scores here are of other documents, those of the test side."
+        f"log-loss ({'; '.join(choices)}); the scores are on the test documents."
     ]
 
 
 def _composed(board: Leaderboard) -> list[str]:
     kept = [
-        f"{entry.row.label} for {selection.chosen_for} {sum(one.accepted for one in selection.decisions)} of "
+        f"{entry.row.label} for {selection.chosen_for} {sum(decision.accepted for decision in selection.decisions)} of "
         f"{len(selection.decisions)}"
         for entry in board.entries
         if (selection := entry.row.selection) is not None and selection.decisions is not None
@@ -61,23 +61,23 @@ def _composed(board: Leaderboard) -> list[str]:
     if not kept:
         return []
     return [
-        "Composed edits were decided on validation documents, from the last block down, the best of each block kept "
-        f"where it was better than without: {', '.join(kept)}; the scores here are of test documents."
+        "Composed edits were chosen on validation documents, from the last block down; the best edit of each block was "
+        f"kept if it improved the score: {', '.join(kept)}; the scores are on the test documents."
     ]
 
 
-def _on_validation(found: list[Selection]) -> list[str]:
-    sizes = max((selection.documents for selection in found), key=lambda documents: sum(documents.values()))
+def _on_validation(selections: list[Selection]) -> list[str]:
+    sizes = max((selection.documents for selection in selections), key=lambda documents: sum(documents.values()))
     sentences = [
-        f"These are the {sum(sizes.values()):,} validation documents, which cells are chosen on: the best of many "
-        "looks better here than it is. What was chosen is judged on test documents, without --validation."
+        f"These are the {sum(sizes.values()):,} validation documents, on which cells are chosen: the best of many "
+        "looks better here than it is. Without --validation, the chosen cells are shown on test documents."
     ]
-    stopped = [selection for selection in found if selection.stopped]
+    stopped = [selection for selection in selections if selection.stopped]
     if stopped:
-        asked = sum(sum(selection.documents.values()) for selection in found)
+        scored = sum(sum(selection.documents.values()) for selection in selections)
         sentences.append(
-            f"In the race {len(stopped)} of {len(found)} rows stopped before the last document; their scores are of "
-            f"the documents before, {asked / len(found):,.0f} of {sum(sizes.values()):,} a row on average."
+            f"In the race {len(stopped)} of {len(selections)} rows stopped before the last document; on average a row "
+            f"is scored on {scored / len(selections):,.0f} of {sum(sizes.values()):,} documents."
         )
     return sentences
 
@@ -92,11 +92,11 @@ def _not_selected(board: Leaderboard) -> list[str]:
     if largest < MANY:
         return []
     return [
-        f"Up to {largest} cells of one method are scored on the same documents here: the best of them looks better "
-        "than it is. `select` in the suite chooses on some documents and reports on others."
+        f"Up to {largest} cells of one method are scored on the same documents: the best of them looks better than "
+        "it is. `select` in the suite chooses on some documents and reports on others."
     ]
 
 
 def _span(numbers: Iterable[int]) -> str:
-    found = sorted(set(numbers))
-    return f"{found[0]:,}" if len(found) == 1 else f"{found[0]:,} to {found[-1]:,}"
+    distinct = sorted(set(numbers))
+    return f"{distinct[0]:,}" if len(distinct) == 1 else f"{distinct[0]:,} to {distinct[-1]:,}"

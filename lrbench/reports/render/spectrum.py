@@ -29,23 +29,23 @@ _HEADINGS = {
 }
 _LEGEND = (
     "Energy: the sum of squared singular values. Stable rank: ‖W‖_F² / σ₁². Effective rank: exp of the entropy of "
-    "σ / Σσ (Roy and Vetterli, 2007). Full rank: min(m, n). Energy in 10 and 20 %: its share in the first "
+    "σ / Σσ (Roy and Vetterli, 2007). Full rank: min(m, n). Energy in 10 and 20 %: its fraction in the first "
     "int(0.1·min(m, n)) and int(0.2·min(m, n)) singular values. Rank for 90 and 99 %: the fewest singular values with "
-    "that share of the energy. Random: one Gaussian "
-    "matrix of the same shape, seeded by it; none of the figures depends on the scale."
+    "that fraction of the energy. Random: one Gaussian matrix of the same shape, seeded by it; no figure depends on "
+    "the scale."
 )
 
 
 @dataclass(frozen=True)
-class Report:
-    """What was measured, and of what.
+class SpectrumReport:
+    """The results of `lrbench spectrum`.
 
     Attributes:
         model: `label`, `source`, `dtype`, `weight_hash`.
-        spectra: one a weight, in the model's order.
-        claims: answered from `spectra`.
-        environment: hardware and versions, as rows record them.
-        left_out: (parameter, why) for each matrix of the model that is no weight slot.
+        spectra: one per weight, in the model's order.
+        claims: evaluated on `spectra`.
+        environment: hardware and versions, as in rows.
+        left_out: (parameter, reason) for each matrix of the model that is no weight slot.
     """
 
     model: Mapping[str, Any]
@@ -55,8 +55,8 @@ class Report:
     left_out: Sequence[tuple[str, str]] = field(default_factory=tuple)
 
 
-def document(report: Report, per_slot: bool = False) -> Document:
-    """Claims, a table by role, with `per_slot` one of every weight, and what the words mean."""
+def document(report: SpectrumReport, per_slot: bool = False) -> Document:
+    """Claims, a table by role, with `per_slot` also one by weight, and a legend."""
     count = len(report.spectra)
     title = f"Spectrum of {report.model['label']} ({report.model['dtype']}): {count} {_matrices(count)}"
     parts: list[Part] = [Heading("Claims"), Listing([_point(claim) for claim in report.claims])]
@@ -65,7 +65,7 @@ def document(report: Report, per_slot: bool = False) -> Document:
         before, after = _shared_ends([spectrum.weight for spectrum in report.spectra])
         parts += [Heading("Every matrix"), _every_slot(report, before, after)]
         if before or after:
-            parts.append(f"Every name begins with {before or 'nothing'} and ends in {after or 'nothing'}.")
+            parts.append(f"All names begin with {before or 'nothing'} and end in {after or 'nothing'}.")
         parts += [Heading("Random matrices"), _random(report)]
     parts.append(_LEGEND)
     zero = sum(spectrum.figures.zero for spectrum in report.spectra)
@@ -77,8 +77,8 @@ def document(report: Report, per_slot: bool = False) -> Document:
     return Document(title, parts)
 
 
-def csv(report: Report, per_slot: bool = False) -> str:
-    """A line a role and statistic; with `per_slot`, a line a weight, figures of its random matrix as `random:NAME`."""
+def csv(report: SpectrumReport, per_slot: bool = False) -> str:
+    """One line per role and statistic; with `per_slot`, per weight, with its random matrix's figures `random:NAME`."""
     if per_slot:
         header = ["weight", "layer", "role", "rows", "columns", *NAMES, *(f"random:{name}" for name in NAMES)]
         return csv_text(
@@ -95,8 +95,8 @@ def csv(report: Report, per_slot: bool = False) -> str:
     return csv_text(["role", "count", "shapes", "statistic", *NAMES], rows)
 
 
-def as_json(report: Report) -> str:
-    """Everything: `model`, `environment`, `claims`, `roles`, `slots`, `left_out`. Null where there is no number."""
+def as_json(report: SpectrumReport) -> str:
+    """`model`, `environment`, `claims`, `roles`, `slots`, `left_out`; null for missing numbers."""
     data = {
         "model": dict(report.model),
         "environment": report.environment,
@@ -111,7 +111,7 @@ def as_json(report: Report) -> str:
              "random": s.random.values()}
             for s in report.spectra
         ],
-        "left_out": [{"weight": name, "reason": why} for name, why in report.left_out],
+        "left_out": [{"weight": name, "reason": reason} for name, reason in report.left_out],
     }  # fmt: skip
     return json.dumps(finite(data), indent=2, allow_nan=False) + "\n"
 
@@ -121,19 +121,19 @@ def _point(claim: Claim) -> tuple[str, str, str]:
     return f"{claim.verdict.upper()}: {claim.statement}", f"{numbers}.", f"Criterion: {claim.criterion}."
 
 
-def _by_role(report: Report) -> Table:
+def _by_role(report: SpectrumReport) -> Table:
     rows: list[list[str]] = []
     sections = set()
     for group, members in by_group(report.spectra).items():
         sections.add(len(rows))
         for place, (statistic, values) in enumerate(summary(members).items()):
-            what = (group, f"{len(members)} × {_shapes(members)}") if not place else ("", "")
-            rows.append([*what, statistic, *_figures(values)])
+            labels = (group, f"{len(members)} × {_shapes(members)}") if not place else ("", "")
+            rows.append([*labels, statistic, *_figures(values)])
     headings = ["role", "matrices", "", *(_HEADINGS[name] for name in NAMES)]
     return Table(headings, rows, words=3, sections=frozenset(sections))
 
 
-def _every_slot(report: Report, before: str, after: str) -> Table:
+def _every_slot(report: SpectrumReport, before: str, after: str) -> Table:
     rows = [
         [s.weight.removeprefix(before).removesuffix(after), str(s.shape), *_figures(s.figures.values()),
          MISSING if s.figures.zero else f"{100 * s.against_random:.1f} %"]
@@ -144,14 +144,14 @@ def _every_slot(report: Report, before: str, after: str) -> Table:
 
 
 def _shared_ends(names: Sequence[str]) -> tuple[str, str]:
-    """What all names begin with and what all end in, in whole parts between dots, so that a table is narrower."""
+    """The common prefix and suffix of all names, in whole dotted parts."""
     if len(names) < 2:
         return "", ""
     parts = [name.split(".") for name in names]
     shortest = min(map(len, parts)) - 1  # one part stays
 
     def alike(place: int) -> bool:
-        return all(len(each) > shortest and each[place] == parts[0][place] for each in parts)
+        return all(len(name_parts) > shortest and name_parts[place] == parts[0][place] for name_parts in parts)
 
     before = next((count for count in range(shortest) if not alike(count)), shortest)
     left = shortest - before
@@ -160,7 +160,7 @@ def _shared_ends(names: Sequence[str]) -> tuple[str, str]:
     return "".join(f"{part}." for part in head), "".join(f".{part}" for part in tail)
 
 
-def _random(report: Report) -> Table:
+def _random(report: SpectrumReport) -> Table:
     of_shape = {tuple(sorted(spectrum.shape)): spectrum.random for spectrum in report.spectra}
     rows = [[str(shape), *_figures(figures.values())] for shape, figures in sorted(of_shape.items())]
     return Table(["shape", *(_HEADINGS[name] for name in NAMES)], rows)
@@ -191,8 +191,8 @@ def _shapes(members: Sequence[SlotSpectrum]) -> str:
 
 def _reasons(left_out: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
     reasons: dict[str, list[str]] = {}
-    for name, why in left_out:
-        reasons.setdefault(why, []).append(name)
+    for name, reason in left_out:
+        reasons.setdefault(reason, []).append(name)
     return reasons
 
 

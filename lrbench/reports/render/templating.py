@@ -1,4 +1,4 @@
-"""Templates whose every value is escaped: for HTML by jinja2, for LaTeX here. A template cannot forget it."""
+"""Templates that escape every value automatically, for HTML by jinja2 and for LaTeX by `tex`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lrbench.reports.render.number_format import clean
 
 _FOLDER = Path(__file__).parent / "templates"
 
-# Signs that people's fonts have and TeX's text fonts lack.
+# Characters that TeX interprets or its text fonts lack.
 _IN_TEX = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -51,38 +51,38 @@ _IN_TEX = {
 
 
 class TeX(str):
-    """Text that is TeX already, and is not escaped again. Made by `tex` and `strong` alone."""
+    """TeX source, which is not escaped again. Made only by the functions of this module."""
 
     __slots__ = ()
 
 
 def tex(text: object) -> TeX:
-    """Text as TeX sets it: no character of it is a command. What a TeX font may lack becomes a question mark."""
+    """Escapes text for TeX; characters that a TeX font may lack become question marks."""
     if isinstance(text, TeX):
         return text
     text = clean(str(text))
-    found = []
+    escaped = []
     for before, char in zip(f" {text}", text, strict=False):
-        if char == before and char in "-',":  # else a ligature, as -- is a dash
-            found.append("{}")
-        found.append(_IN_TEX.get(char) or (char if char.isascii() or _is_latin(char) else "?"))
-    return TeX("".join(found))
+        if char == before and char in "-',":  # prevents ligatures such as -- for a dash
+            escaped.append("{}")
+        escaped.append(_IN_TEX.get(char) or (char if char.isascii() or _is_latin(char) else "?"))
+    return TeX("".join(escaped))
 
 
 def strong(text: object) -> TeX:
-    """In bold, mathematics too."""
+    """Bold text, including mathematics."""
     return TeX(rf"{{\bfseries\boldmath {tex(text)}}}")
 
 
 def superscript(text: object) -> TeX:
-    """Set small and high."""
+    """Superscript text."""
     return TeX(rf"\textsuperscript{{{tex(text)}}}") if text else TeX("")
 
 
 @functools.cache
 def latex() -> jinja2.Environment:
-    """`<< value >>`, `<% statement %>`: braces and percent signs are TeX's own."""
-    found = jinja2.Environment(
+    """The LaTeX environment, with `<< value >>` and `<% statement %>`, since TeX uses braces and percent signs."""
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER),
         undefined=jinja2.StrictUndefined,
         finalize=tex,
@@ -97,13 +97,13 @@ def latex() -> jinja2.Environment:
         comment_start_string="<#",
         comment_end_string="#>",
     )
-    found.filters |= {"strong": strong, "superscript": superscript}
-    return found
+    environment.filters |= {"strong": strong, "superscript": superscript}
+    return environment
 
 
 @functools.cache
 def html() -> jinja2.Environment:
-    """Every value is cleaned of what is not text, and escaped."""
+    """The HTML environment; values are cleaned of control characters and escaped."""
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER),
         undefined=jinja2.StrictUndefined,
@@ -120,5 +120,5 @@ def _cleaned(value: Any) -> Any:
 
 
 def _is_latin(char: str) -> bool:
-    """What all of T1 fonts have: Latin-1's letters."""
+    """Whether a character is a Latin-1 letter, which all T1 fonts have."""
     return "À" <= char <= "ÿ"

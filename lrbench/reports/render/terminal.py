@@ -1,4 +1,4 @@
-"""A leaderboard in the terminal, by rich: as wide as the terminal is, and never wider."""
+"""A leaderboard in the terminal, fitted to its width."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from lrbench.reports.render.number_format import (
     units,
 )
 
-# What goes first where the terminal is narrow; the tasks themselves, from the right, go after all of these.
+# The order in which parts are hidden in a narrow terminal; after them tasks, from the right.
 _SUBTASKS, _ERRORS, _DELTAS = "subtasks", "standard errors", "differences"
 _EXPENDABLE = (
     *(_SUBTASKS, "compression", "keep", "score", "optimum", _ERRORS, "error", "decompose", _DELTAS, "keep_model"),
     *("among", "seed", "run"),
 )
-# Before the value of a column that says the same on every line.
-_SAID_ONCE = {"edited": "edited: ", "seed": "seed ", "chosen_for": "chosen for ", "among": "among "}
-_GAP = 2  # one from the box, one of padding
+# Prefixes of constant columns, which are shown once above the table.
+_PREFIXES = {"edited": "edited: ", "seed": "seed ", "chosen_for": "chosen for ", "among": "among "}
+_GAP = 2  # spaces between columns: one from the box, one of padding
 
 
 def show(board: Leaderboard, console: Console | None = None) -> None:
-    """Prints the table to a console, by default standard output; a pipe has no width, so nothing is hidden there."""
+    """Prints the table to a console, by default standard output; nothing is hidden in a pipe."""
     console = console or Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.file.write(render(board))
@@ -52,7 +52,7 @@ def show(board: Leaderboard, console: Console | None = None) -> None:
 
 
 def render(board: Leaderboard, width: int | None = None) -> str:
-    """The table as plain text without escape sequences; without a width nothing is hidden."""
+    """The table as plain text without escape sequences; by default nothing is hidden."""
     page, out = _Page(board), io.StringIO()
     width = width or page.natural_width
     Console(file=out, width=width, color_system=None, force_terminal=False).print(page.renderable(width, styled=False))
@@ -60,14 +60,14 @@ def render(board: Leaderboard, width: int | None = None) -> str:
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """Which columns are shown, and whether scores have their errors and differences."""
+class _TableLayout:
+    """The shown columns, and whether scores show errors and differences."""
 
     columns: tuple[Column, ...]
     errors: bool = True
     deltas: bool = True
 
-    def without(self, name: str) -> _Layout:
+    def without(self, name: str) -> _TableLayout:
         if name == _ERRORS:
             return replace(self, errors=False)
         if name == _DELTAS:
@@ -77,7 +77,7 @@ class _Layout:
 
 
 class _Page:
-    """One leaderboard on its way to the screen."""
+    """Lays out one leaderboard."""
 
     def __init__(self, board: Leaderboard) -> None:
         self.board = board
@@ -91,17 +91,17 @@ class _Page:
             )
             for column in board.columns
         }
-        self.full = _Layout(
+        self.full = _TableLayout(
             tuple(column for column in board.columns if not column.detail and column.name not in self.constant)
         )
 
     @property
     def natural_width(self) -> int:
-        """Wide enough for all columns, and for the notes under them."""
+        """The width of all columns, at least 100 for the notes below."""
         return max(100, self._width(self.full))
 
     def renderable(self, width: int, styled: bool = True) -> Group:
-        """Everything that is printed: title, table, notes, and what was not scored."""
+        """Title, table, notes and failures."""
         layout = self._fitting(width)
         parts = [self._title(), Text()]
         if self.board.entries:
@@ -112,35 +112,35 @@ class _Page:
             parts += [Text(), *self._failures()]  # type: ignore[list-item]
         return Group(*parts)
 
-    def _fitting(self, width: int) -> _Layout:
-        """The most that fits: one thing after the other goes, and what then fits after all comes back."""
+    def _fitting(self, width: int) -> _TableLayout:
+        """The largest layout that fits: hides parts in order, then restores those that fit after all."""
         layout = self.full
-        gone: list[str] = []
+        hidden: list[str] = []
         tasks = [column.name for column in layout.columns if column.task and not column.subtask]
         for name in (*_EXPENDABLE, *tasks[:0:-1]):
             if self._width(layout) <= width:
                 break
-            gone.append(name)
+            hidden.append(name)
             layout = layout.without(name)
-        for name in gone[-2::-1]:
-            kept = [other for other in gone if other != name]
+        for name in hidden[-2::-1]:
+            kept = [other for other in hidden if other != name]
             wider = self.full
             for other in kept:
                 wider = wider.without(other)
             if self._width(wider) <= width:
-                layout, gone = wider, kept
+                layout, hidden = wider, kept
         return layout
 
-    def _width(self, layout: _Layout) -> int:
+    def _width(self, layout: _TableLayout) -> int:
         widths = [self._column_width(column, layout) for column in layout.columns]
         return 1 + sum(width + _GAP for width in widths)
 
-    def _column_width(self, column: Column, layout: _Layout) -> int:
+    def _column_width(self, column: Column, layout: _TableLayout) -> int:
         heading = max(cell_len(line) for line in self.titles[column.name])
         return max(heading, sum(self._part_widths(column, layout)))
 
-    def _part_widths(self, column: Column, layout: _Layout) -> tuple[int, int, int]:
-        """Of a score's number, error and difference, the two with the space before them."""
+    def _part_widths(self, column: Column, layout: _TableLayout) -> tuple[int, int, int]:
+        """The widths of a score's number, error and difference, the latter two with a leading space."""
         cells = self.cells[column.name]
         number, error, delta = (max((cell_len(cell[part]) for cell in cells), default=0) for part in range(3))
         return number, (error + 1) * (error > 0 and layout.errors), (delta + 1) * (delta > 0 and layout.deltas)
@@ -153,13 +153,13 @@ class _Page:
         edited = sum(not entry.baseline for entry in entries)
         for name, value in self.constant.items():
             if name != "model" and value:
-                text.append(f" · {_SAID_ONCE.get(name, '')}{value}", "not bold")
+                text.append(f" · {_PREFIXES.get(name, '')}{value}", "not bold")
         text.append(f" · {edited} edited model{'' if edited == 1 else 's'}", "not bold")
         if self.board.sort:
             text.append(f" · sorted by {self.board.sort}", "not bold")
         return text
 
-    def _table(self, layout: _Layout) -> Table:
+    def _table(self, layout: _TableLayout) -> Table:
         table = Table(
             box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0), header_style=""
         )
@@ -187,7 +187,7 @@ class _Page:
             return before.baseline and not entry.baseline
         return before.section != entry.section
 
-    def _cell(self, line: int, entry: Entry, column: Column, layout: _Layout) -> Text:
+    def _cell(self, line: int, entry: Entry, column: Column, layout: _TableLayout) -> Text:
         number, error, delta = self.cells[column.name][line]
         style = "bold" if (line, column.name) in self.best else ""
         if not column.is_score:
@@ -200,7 +200,7 @@ class _Page:
             text.append(delta.rjust(delta_width), _delta_style(column, entry.values[column.name]))
         return text
 
-    def _notes(self, layout: _Layout, styled: bool) -> Iterator[Text]:
+    def _notes(self, layout: _TableLayout, styled: bool) -> Iterator[Text]:
         shown = {column.name for column in layout.columns}
         styles = STYLES if styled else ""
         yield Text(
@@ -214,7 +214,7 @@ class _Page:
         hidden += [] if layout.errors else [_ERRORS]
         hidden += [] if layout.deltas else [_DELTAS]
         if hidden:
-            note = "Hidden for want of width: {}; --format markdown or csv has all."
+            note = "Hidden in this width: {}; use --format markdown or csv to see all."
             yield Text(note.format(", ".join(hidden)), style="italic")
         for remark in remarks(self.board):
             yield Text(remark, style="italic")
@@ -238,29 +238,29 @@ class _Page:
 
 
 def _aligned(cells: list[tuple[str, str, str]], ties: set[int]) -> list[tuple[str, str, str]]:
-    """With the mark of a tie, and room for marks where other lines of the column have them."""
+    """Adds the marks of ties, and spaces in lines without marks if other lines of the column have them."""
     starred = any(delta.endswith(SIGNIFICANT) for _, _, delta in cells)
-    found = []
+    aligned = []
     for line, (number, error, delta) in enumerate(cells):
         if ties:
             number += TIE if line in ties else " "
         if starred and delta and not delta.endswith(SIGNIFICANT):
             delta += " "
-        found.append((number, error, delta))
-    return found
+        aligned.append((number, error, delta))
+    return aligned
 
 
 def _constant(board: Leaderboard) -> dict[str, str]:
-    """Text columns that say the same on every line, and so are said once, above the table."""
-    found = {}
+    """Text columns with equal values on all lines, which are shown once above the table."""
+    constant = {}
     edited = [entry for entry in board.entries if not entry.baseline]
     for column in board.columns:
         if column.kind == "text" and not column.detail and column.name != "method":
             of_all = column.name in ("model", "run")
             values = {plain(column, entry.values[column.name]) for entry in (board.entries if of_all else edited)}
             if len(values) < 2 and not (column.name == "run" and board.failures):
-                found[column.name] = "".join(values)
-    return found
+                constant[column.name] = "".join(values)
+    return constant
 
 
 def _delta_style(column: Column, value: Value) -> str:
