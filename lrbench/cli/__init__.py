@@ -1,6 +1,6 @@
-"""The command line: one file per verb, each with `add_parser(subparsers)` and `run(args) -> exit code`.
+"""The command line: one module per verb, each with `add_parser(subparsers)` and `run(args) -> exit code`.
 
-Verbs import what they need when they run, so that `lrbench --help` is quick.
+Verbs import heavy modules only when they run, so that `lrbench --help` is fast.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ VERBS = (run, check, leaderboard, compare, damage, merge, publish, export, spect
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, with its errors in one line."""
+    """An argparse parser with one-line errors."""
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {clean(message)}; see {self.prog} --help", file=sys.stderr)
@@ -29,7 +29,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+    """The parser of the command line."""
     top = _Parser(
         prog="lrbench", description="Benchmark low-rank decompositions of language-model weights.", allow_abbrev=False
     )
@@ -45,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb: 0 all cells ok, 1 some cell failed, 2 bad input, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a sign shows another
+        if isinstance(stream, io.TextIOWrapper):  # replaces characters that the terminal cannot show
             stream.reconfigure(errors="replace")
-    debug = "--debug" in arguments  # also after the verb, where people type it
+    debug = "--debug" in arguments  # also accepted after the verb
     args = parser().parse_args([argument for argument in arguments if argument != "--debug"])
     try:
         return args.run(args)
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"lrbench: {one_line(error)}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # the reader of our output went away, as `head` does
+    except BrokenPipeError:  # the reader of the output exited, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print("lrbench: interrupted", file=sys.stderr)
         return run.INTERRUPTED
-    except OSError as error:  # a full disk, a closed device: the machine's fault, not the input's and not ours
+    except OSError as error:  # a full disk, a closed device: neither bad input nor a bug
         if debug:
             raise
         print(f"lrbench: {one_line(error)}", file=sys.stderr)

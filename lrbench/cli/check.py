@@ -1,7 +1,4 @@
-"""`lrbench check SUITE...`: validate, and print the plan: slots found and not found, documents, cells.
-
-With `--probe` also what a run would compute, and about how long it would take.
-"""
+"""`lrbench check SUITE...`: validates suites and prints their plans; `--probe` also predicts tokens and time."""
 
 from __future__ import annotations
 
@@ -23,30 +20,30 @@ if TYPE_CHECKING:
 def add_parser(subparsers: Any) -> None:
     """Adds the verb."""
     parser = subparsers.add_parser(
-        "check", help="validate suites and print their plans; nothing is computed",
-        description="Validates suites and prints their plans. Nothing is computed, unless --probe is given.",
+        "check", help="validate suites and print their plans without computing anything",
+        description="Validates suites and prints their plans. Nothing is computed without --probe.",
     )  # fmt: skip
     parser.add_argument("suite", metavar="SUITE", nargs="+", help="a suite file, or the name of a bundled suite")
     add_suite_options(parser)
     parser.add_argument(
         "--probe",
         action="store_true",
-        help="load the models too, time a little of the work, and predict tokens and time of a run",
+        help="also load the models, time a small part of the work, and predict tokens and time of a run",
     )
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1 ... (default: the suite's, else the GPU)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Checks each suite: 1 where some cell is known to fail, bad input raises."""
+    """Checks each suite; returns 1 if some cell is known to fail."""
     return max(show(suite, args) for suite in args.suite)
 
 
 def show(name: str, args: argparse.Namespace) -> int:
-    """Prints one suite's plan, and with `args.probe` the prediction."""
+    """Prints one suite's plan and, with `args.probe`, the prediction."""
     suite = read_suite(name, args)
 
-    # a suite that is wrong in itself is refused before torch is imported
+    # after reading the suite, so that an invalid one is refused before torch is imported
     from lrbench.reduction.calibration.sources import read_text
     from lrbench.reduction.delta import check_base
     from lrbench.reduction.greedy_plan import compositions_in_words, make_compositions
@@ -56,13 +53,13 @@ def show(name: str, args: argparse.Namespace) -> int:
     from lrbench.run.runner import structure_of
 
     registry = load_registry(suite.plugins, args.plugin)
-    built = methods(suite, registry)
+    suite_methods = methods(suite, registry)
     tasks = tasks_of(suite, _say)
     if suite.calibration is not None:
         documents = read_text(suite, tasks.tasks, _say)
     trusted = args.trust_remote_code
     models = [(spec, structure_of(suite, spec, args.device, trust_remote_code=trusted)) for spec in suite.models]
-    plans = [make_plan(suite, inventory, built) for _, inventory in models]
+    plans = [make_plan(suite, inventory, suite_methods) for _, inventory in models]
     for (_, inventory), plan in zip(models, plans, strict=True):
         check_base(suite, inventory, plan, trust_remote_code=trusted)
     out = default_directory(suite)
@@ -78,33 +75,38 @@ def show(name: str, args: argparse.Namespace) -> int:
         say(f"  text of {characters:,} characters, {suite.calibration.samples} samples")
     if suite.select is not None:
         _print_selection(suite.select, suite.race)
-    worst = 0
+    exit_code = 0
     for (spec, inventory), plan in zip(models, plans, strict=True):
         say()
         say(f"model {spec.display_name}: {len(inventory.blocks)} blocks, {len(inventory.slots)} weight slots")
         _print_slots(inventory)
         _print_plan(plan)
-        for line in compositions_in_words(make_compositions(suite, inventory, built)):
+        for line in compositions_in_words(make_compositions(suite, inventory, suite_methods)):
             say(f"  {line}")
         if getattr(args, "probe", False):
             from lrbench.run.estimate import probe
 
-            prediction = probe(suite, spec, built, out, device=args.device, trust_remote_code=trusted, notify=_say)
+            prediction = probe(
+                suite, spec, suite_methods, out, device=args.device, trust_remote_code=trusted, notify=_say
+            )
             _print_prediction(prediction)
-        worst = max(worst, 1 if plan.impossible() else 0)
-    return worst
+        exit_code = max(exit_code, 1 if plan.impossible() else 0)
+    return exit_code
 
 
 def _print_selection(select: SelectSpec, race: RaceSpec | None) -> None:
-    each = "each task" if select.on == "task" else "the mean over tasks"
+    choice = "each task" if select.on == "task" else "the mean over tasks"
     say()
     say("selection")
     say(
-        f"  every cell on some {select.validation:.0%} of each task's documents; of each method the best "
-        f"for {each} on the others"
+        f"  every cell on about {select.validation:.0%} of each task's documents; each method's best cell for {choice} "
+        "on the others"
     )
     if race is not None:
-        say(f"  a race: with probability {1 - race.alpha:g} it is within {race.margin:g} of the best there")
+        say(
+            f"  a race: with probability {1 - race.alpha:g} the chosen cell is within {race.margin:g} of the best on "
+            "these documents"
+        )
 
 
 def _print_slots(inventory: Inventory) -> None:
@@ -118,15 +120,15 @@ def _print_slots(inventory: Inventory) -> None:
     missing = [role for role in ROLES if role not in inventory.roles]
     if missing:
         say(f"  not found: {', '.join(missing)}")
-    for title, found in (("only by glob", inventory.unnamed), ("not editable", inventory.left_out)):
-        for kind, names in _by_reason(found):
+    for title, weights in (("only by glob", inventory.unnamed), ("not editable", inventory.left_out)):
+        for kind, names in _by_reason(weights):
             say(f"  {title}: {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} ({kind})")
 
 
-def _by_reason(found: tuple[tuple[str, str], ...]) -> list[tuple[str, list[str]]]:
+def _by_reason(weights: tuple[tuple[str, str], ...]) -> list[tuple[str, list[str]]]:
     reasons: dict[str, list[str]] = {}
-    for name, why in found:
-        reasons.setdefault(why, []).append(name)
+    for name, reason in weights:
+        reasons.setdefault(reason, []).append(name)
     return list(reasons.items())
 
 
@@ -156,36 +158,36 @@ def _print_plan(plan: Plan) -> None:
             say(f"  {title}: and {len(reasons) - 5} more")
 
 
-def _print_prediction(found: Prediction) -> None:
-    sweep = found.sweep
+def _print_prediction(prediction: Prediction) -> None:
+    sweep = prediction.sweep
     say()
-    say(f"  a prediction, no promise, for {found.machine}")
-    there = f", {found.there:,} already there" if found.there else ""
-    say(f"  {'cells':10} {found.to_score:,} to score{there}")
+    say(f"  a prediction, no promise, for {prediction.machine}")
+    there = f", {prediction.there:,} already there" if prediction.there else ""
+    say(f"  {'cells':10} {prediction.to_score:,} to score{there}")
     say(
-        f"  {'requests':10} {found.requests:,} a cell, of {sweep.tokens_asked:,} tokens; "
+        f"  {'requests':10} {prediction.requests:,} a cell, of {sweep.tokens_asked:,} tokens; "
         f"{sweep.tokens_shared:,} with what they share counted once"
     )
     padding = "in lm-eval's own passes, their padding not counted" if sweep.plain else "padding included"
-    say(f"  {'sweep':10} {found.block_tokens:,} tokens through a block, {padding}")
+    say(f"  {'sweep':10} {prediction.block_tokens:,} tokens through a block, {padding}")
     say(
-        f"  {'time':10} {_duration(found.seconds)}: set-up {_duration(found.setup_seconds)} (measured), "
-        f"decomposition {_duration(found.reduce_seconds)}, evaluation {_duration(found.score_seconds)}"
+        f"  {'time':10} {_duration(prediction.seconds)}: set-up {_duration(prediction.setup_seconds)} (measured), "
+        f"decomposition {_duration(prediction.reduce_seconds)}, evaluation {_duration(prediction.score_seconds)}"
     )
-    if found.texts:
-        say(f"  {'texts':10} {found.texts:,} a cell to generate, by lm-eval; not in the time predicted")
-    if found.allocated:
+    if prediction.texts:
+        say(f"  {'texts':10} {prediction.texts:,} a cell to generate, by lm-eval; not in the time predicted")
+    if prediction.allocated:
         say(f"  {'ranks':10} of some cells are found from curves of every weight; not in the time predicted")
-    if found.composed:
-        say(f"  {'composing':10} tries up to {found.composed:,} cells more; they are in the time predicted")
-    if found.reported:
+    if prediction.composed:
+        say(f"  {'composing':10} tries up to {prediction.composed:,} cells more; they are in the time predicted")
+    if prediction.reported:
         say(
             f"  {'selection':10} the above is on validation documents, and a race may spare much of it; up to "
-            f"{found.reported} cells on test documents are not in the time predicted"
+            f"{prediction.reported} cells on test documents are not in the time predicted"
         )
-    if found.calibrated:
+    if prediction.calibrated:
         say(f"  {'statistics':10} of inputs are collected where no run has yet; not in the time predicted")
-    for failure in found.failures:
+    for failure in prediction.failures:
         say(f"  failed when it was timed, so not in the time: {failure}")
 
 

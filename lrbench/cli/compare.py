@@ -1,4 +1,4 @@
-"""`lrbench compare RUN RUN`: which scores differ, by how much, how surely, and what else differs."""
+"""`lrbench compare RUN RUN`: differences of scores with tests, and all other differences."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Adds the verb to the command line."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "compare",
-        help="hold two runs, or two rows, side by side",
-        description="Which cells of two runs have other scores, by how much and how surely, paired by document; and "
-        "what differs in hardware, versions, suite, data and reducers. The exit code does not say whether they differ.",
+        help="compare two runs or two rows",
+        description="Lists the cells of two runs whose scores differ, with differences and tests paired by document, "
+        "and the differences of hardware, versions, suite, data and reducers. The exit code does not depend on them.",
     )
     parser.add_argument(
         "runs", metavar="RUN", nargs="+", type=Path, help="two run directories; with --rows, one or two"
     )
     parser.add_argument(
-        "--rows", nargs=2, metavar=("A", "B"), help="two rows, each by the beginning of its cell's hash: A of the "
-        "first run, B of the last",
+        "--rows", nargs=2, metavar=("A", "B"), help="compare two rows, each given by a prefix of its cell's hash: A of "
+        "the first run, B of the last",
     )  # fmt: skip
     parser.add_argument("--format", choices=FORMATS, default="terminal", help="default: %(default)s")
     parser.add_argument("--output", metavar="FILE", type=Path, help="write to a file instead of the screen")
@@ -36,8 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints or writes the comparison.
 
     Raises:
-        InputError: a RUN is no run directory, there are too few or too many, no row has such a hash, or the file cannot
-            be written.
+        InputError: a RUN is no run directory, their number is wrong, no row has the hash, or FILE cannot be written.
     """
     from lrbench.analysis.comparison import compare_rows, compare_runs
     from lrbench.reports.render import comparison as pages
@@ -47,12 +46,12 @@ def run(args: argparse.Namespace) -> int:
         count = len(args.runs)
         raise InputError(f"compare: {count} run{'' if count == 1 else 's'} given; give two, or one with --rows A B")
     first, second = open_run(args.runs[0]), open_run(args.runs[-1])
-    found = compare_rows(first, second, tuple(args.rows)) if args.rows else compare_runs(first, second)
+    comparison = compare_rows(first, second, tuple(args.rows)) if args.rows else compare_runs(first, second)
     if args.output is not None:
-        write(args.output, pages.render(found, args.format))
+        write(args.output, pages.render(comparison, args.format))
     elif args.format == "terminal":
-        pages.show(found)
+        pages.show(comparison)
     else:
-        sys.stdout.write(pages.render(found, args.format))
+        sys.stdout.write(pages.render(comparison, args.format))
     sys.stdout.flush()
     return 0

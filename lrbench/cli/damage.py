@@ -1,4 +1,4 @@
-"""`lrbench damage RUN...`: do spectral figures of the edited weights predict what the edits damaged?"""
+"""`lrbench damage RUN...`: do spectral figures of the edited weights predict the damage of the edits?"""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from lrbench.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lrbench.reports.publish.spectrum import Spectrum
+    from lrbench.reports.publish.spectrum import SpectrumRecord
     from lrbench.results.directory import RunDirectory
 
 
 def add_parser(subparsers: Any) -> None:
     """Adds the verb."""
     parser = subparsers.add_parser(
-        "damage", help="hold what cells lost against the spectra of their weights",
+        "damage", help="correlate the damage of cells with the spectra of their weights",
         description="Spearman correlations, by role, of each cell's spectral figures (relative error, output error, "
-        "energy kept, stable and effective rank) with what it lost in accuracy and perplexity. Computed from the rows "
+        "energy kept, stable and effective rank) with its damage to accuracy and perplexity. Computed from the rows "
         "of any run.",
     )  # fmt: skip
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run directory (it holds rows.jsonl)")
     parser.add_argument(
         "--spectrum", metavar="FILE", action="append", default=[], type=Path,
-        help="what `lrbench spectrum MODEL --format json` wrote, for stable and effective ranks; can be given again (a "
-        "RUN's spectrum.json is taken along without it)",
+        help="a file of `lrbench spectrum MODEL --format json`, for stable and effective ranks (repeatable; a RUN's "
+        "spectrum.json is included automatically)",
     )  # fmt: skip
     output.add_options(parser)
     parser.add_argument(
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints or writes the correlations.
 
     Raises:
-        InputError: a RUN or FILE cannot be read, FILE is of other weights, or nothing can be drawn.
+        InputError: a RUN or FILE cannot be read, FILE belongs to other weights, or there is nothing to draw.
     """
     from lrbench.analysis.damage import predictions, weight_hashes
     from lrbench.analysis.leaderboard import build
@@ -57,31 +57,35 @@ def run(args: argparse.Namespace) -> int:
     paths = {path.resolve(): path for path in reversed(args.runs)}
     runs = [open_run(path) for path in reversed(paths.values())]
     hashes = weight_hashes(runs)
-    _joined(read_all(args.spectrum, ()), runs, set(hashes.values()))
+    _check_weights(read_all(args.spectrum, ()), runs, set(hashes.values()))
     board = build(runs)
-    found = predictions(board, render.titles(board), read_all(args.spectrum, runs), hashes)
+    all_predictions = predictions(board, render.titles(board), read_all(args.spectrum, runs), hashes)
     if args.figure is not None:
         from lrbench.reports.figures import correlations, theme
 
-        bars = [bar for prediction in found for bar in correlations.bars(prediction, with_model=len(found) > 1)]
+        bars = [
+            bar
+            for prediction in all_predictions
+            for bar in correlations.bars(prediction, with_model=len(all_predictions) > 1)
+        ]
         if not bars:
-            raise InputError("--figure: there is no correlation to draw; the table says why")
-        subtitle = ", ".join(map(render.name, found)) if len(found) == 1 else ""
+            raise InputError("--figure: there is no correlation to draw; see the table for the reason")
+        subtitle = ", ".join(map(render.name, all_predictions)) if len(all_predictions) == 1 else ""
         dressed = theme.dressed(correlations.chart(bars).to_dict(), render.TITLE, subtitle)
         figures.save(figures.altair().Chart.from_dict(dressed), args.figure)
     output.emit(
         args,
-        lambda: render.document(found),
-        {"csv": lambda: render.csv(found), "json": lambda: render.as_json(found)},
+        lambda: render.document(all_predictions),
+        {"csv": lambda: render.csv(all_predictions), "json": lambda: render.as_json(all_predictions)},
     )
     return 0
 
 
-def _joined(spectra: Sequence[Spectrum], runs: Sequence[RunDirectory], known: set[str | None]) -> None:
+def _check_weights(spectra: Sequence[SpectrumRecord], runs: Sequence[RunDirectory], known: set[str | None]) -> None:
     for spectrum in spectra:
         if spectrum.weight_hash not in known:
             raise InputError(
-                f"--spectrum: it is of {spectrum.model} with the weights {spectrum.weight_hash[:12]}, which "
-                f"{'no RUN has' if len(runs) > 1 else f'{runs[0].path} has not'}; make it again from the model that "
-                "was run, in the same dtype"
+                f"--spectrum: the file is of {spectrum.model} with the weights {spectrum.weight_hash[:12]}, which "
+                f"{'no RUN has' if len(runs) > 1 else f'{runs[0].path} does not have'}; create it again from the "
+                "model of the run, in the same dtype"
             )

@@ -1,4 +1,4 @@
-"""`lrbench env`: what this machine is and which versions run here, as rows record it."""
+"""`lrbench env`: hardware and versions, as rows record them."""
 
 from __future__ import annotations
 

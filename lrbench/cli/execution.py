@@ -1,4 +1,4 @@
-"""A suite run where everyone can watch: the executor asked for, progress, ^C, and the table at the end."""
+"""Runs a suite in the terminal: executor, progress, interruption, and the table at the end."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from lrbench.run.recorder import RunResult
     from lrbench.suite.load import Suite
 
-INTERRUPTED = 130  # as shells count a process that ^C ended
+INTERRUPTED = 130  # the shells' exit code for a process ended by ^C
 
 
 def executor_of(args: argparse.Namespace) -> Executor:
-    """Where cells are to be computed. Raises InputError: an option of Ray's without Ray, or a wrong one."""
-    given = {
+    """The executor. Raises InputError for a Ray option without `--executor ray`, or an invalid one."""
+    options = {
         "address": args.address, "workers": args.ray_workers, "cpus": args.ray_cpus, "gpus": args.ray_gpus,
     }  # fmt: skip
-    given = {name: value for name, value in given.items() if value is not None}
+    options = {name: value for name, value in options.items() if value is not None}
     if args.executor == "ray":
         from lrbench.run.executors.ray import RayExecutor, RayOptions
 
-        return RayExecutor(RayOptions(**given))
-    for name in given:
+        return RayExecutor(RayOptions(**options))
+    for name in options:
         option = "--address" if name == "address" else f"--ray-{name}"
-        raise InputError(f"{option} goes with --executor ray; add that, or leave it out")
+        raise InputError(f"{option} requires --executor ray; add it, or leave {option} out")
     from lrbench.run.executors import LocalExecutor
 
     return LocalExecutor()
@@ -41,10 +41,10 @@ def executor_of(args: argparse.Namespace) -> Executor:
 def execute(
     suite: Suite, registry: Registry, out: Path, args: argparse.Namespace, *, engine: str, device: str | None = None
 ) -> RunResult | None:
-    """Runs a suite where everyone can watch, and prints the table; None where it was interrupted, which is said.
+    """Runs a suite with progress and prints the table; None if it was interrupted.
 
     Args:
-        args: `--force`, `--retry-failed`, `--trust-remote-code`, and `--device`, which wins over `device`.
+        args: `--force`, `--retry-failed`, `--trust-remote-code`, and `--device`, which overrides `device`.
     """
     from lrbench.analysis.leaderboard import build
     from lrbench.reports.progress import TerminalProgress
@@ -64,7 +64,7 @@ def execute(
     except KeyboardInterrupt as interrupt:
         so_far: RunResult | None = getattr(interrupt, "result", None)
         done = f"{so_far.summary()}; " if so_far is not None else ""
-        say(f"lrbench: interrupted; {done}the same command goes on where it stopped", sys.stderr)
+        say(f"lrbench: interrupted; {done}repeat the command to resume", sys.stderr)
         return None
     board = build([result.directory])
     for name, suffix in (("markdown", "md"), ("csv", "csv"), ("json", "json")):

@@ -1,4 +1,4 @@
-"""`lrbench export RUN CELL DIR`: a cell's edited model, as a checkpoint that others load."""
+"""`lrbench export RUN CELL DIR`: writes a cell's edited model as a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from lrbench.cli.output import say
 from lrbench.errors import InputError
 
-# Not lrbench.export.FORMATS, so that --help stays quick; a test holds the two together.
+# A copy of lrbench.export.FORMATS, so that --help stays fast; a test compares them.
 _FORMATS = ("dense", "factored", "lora")
 
 
@@ -20,30 +20,30 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "export",
         help="write a cell's edited model: dense, factored, or as a LoRA adapter",
-        description="Computes a cell's edit again from its run's directory, checks that it is the one that was "
-        "scored, and writes the edited model with a card of its figures.",
+        description="Recomputes a cell's edit from its run's directory, checks that it equals the scored one, and "
+        "writes the edited model with a model card.",
     )
     parser.add_argument("run_directory", metavar="RUN", type=Path, help="a run directory (it holds rows.jsonl)")
-    parser.add_argument("cell", metavar="CELL", help="a cell's hash, or enough of its beginning")
+    parser.add_argument("cell", metavar="CELL", help="a cell's hash, or an unambiguous prefix")
     parser.add_argument("directory", metavar="DIR", type=Path, help="where to write; must not exist, or be empty")
     parser.add_argument("--format", choices=_FORMATS, default="dense",
                         help="dense: a checkpoint for transformers; factored: factors and the other weights, for "
                              "lrbench.load; lora: a PEFT adapter, for low-rank updates (default: dense)")  # fmt: skip
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1 ... (default: the suite's, else the GPU)")
     parser.add_argument("--plugin", action="append", default=[], metavar="FILE", type=Path,
-                        help="a plugin file, instead of those that the run was given (repeatable)")  # fmt: skip
+                        help="a plugin file, instead of the run's (repeatable)")  # fmt: skip
     parser.add_argument("--other-code", action="store_true",
-                        help="accept code other than the run's, where it gives the row's ranks and errors")  # fmt: skip
+                        help="accept changed code if it reproduces the row's ranks and errors")  # fmt: skip
     parser.add_argument("--trust-remote-code", action="store_true",
                         help="let a model whose suite says trust_remote_code: true run its own code")  # fmt: skip
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the export, and says where and how large it is.
+    """Writes the export and prints its path and size.
 
     Raises:
-        InputError: no such run or cell, what is computed is not the cell, or DIR is taken.
+        InputError: no such run or cell, the recomputed edit differs from the scored one, or DIR is occupied.
     """
     if args.run_directory.is_file():
         raise InputError(f"{args.run_directory}: a file; give the run's directory, {args.run_directory.parent}")
@@ -56,14 +56,14 @@ def run(args: argparse.Namespace) -> int:
     from lrbench.run.recompute import compute_again
 
     refuse_occupied(args.directory)
-    found = open_run(args.run_directory)
-    again = compute_again(
-        found, args.cell, plugins=args.plugin, notify=lambda message: say(message, sys.stderr), device=args.device,
+    directory = open_run(args.run_directory)
+    recomputed = compute_again(
+        directory, args.cell, plugins=args.plugin, notify=lambda message: say(message, sys.stderr), device=args.device,
         other_code=args.other_code, trust_remote_code=args.trust_remote_code,
     )  # fmt: skip
-    command = ["lrbench", "export", args.run_directory.name, again.row.cell[:10], "DIR", "--format", args.format]
-    subject = Subject.of_cell(again, found, made=shlex.join(command))
+    command = ["lrbench", "export", args.run_directory.name, recomputed.row.cell[:10], "DIR", "--format", args.format]
+    subject = Subject.of_cell(recomputed, directory, made=shlex.join(command))
     {"dense": write_dense, "factored": write_factored, "lora": write_adapter}[args.format](subject, args.directory)
     size = sum(file.stat().st_size for file in args.directory.rglob("*.safetensors"))
-    say(f"{args.directory}: {args.format}, {size / 1e6:.1f} MB of weights; README.md says what it is")
+    say(f"{args.directory}: {args.format}, {size / 1e6:.1f} MB of weights; described in its README.md")
     return 0

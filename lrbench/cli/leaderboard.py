@@ -13,7 +13,7 @@ from lrbench.cli.output import write
 if TYPE_CHECKING:
     from lrbench.analysis.leaderboard import Leaderboard
 
-# Not lrbench.reports.render.FORMATS, so that --help stays quick; a test holds the two together.
+# A copy of lrbench.reports.render.FORMATS, so that --help stays fast; a test compares them.
 _FORMATS = ("terminal", "markdown", "latex", "html", "csv", "json")
 
 
@@ -39,11 +39,11 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--validation",
         action="store_true",
-        help="where a suite chooses: all cells on the documents that they are chosen on, and not what was chosen",
+        help="for suites with `select`: show all cells on the validation documents instead of the chosen ones",
     )
     parser.set_defaults(run=run)
 
-    # argparse takes `--sort -keep` for an option `-keep`; as `--sort=-keep` it is what it says.
+    # argparse would parse `--sort -keep` as an option `-keep`, so it is joined to `--sort=-keep`.
     parse = parser.parse_known_args
 
     def parse_known_args(args: Sequence[str] | None = None, namespace: Any = None) -> Any:
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         write(args.output, _text(board, args.format))
         return 0
     _print(board, args.format)
-    sys.stdout.flush()  # a closed pipe shows here, where the command line knows what to do about it
+    sys.stdout.flush()  # raises BrokenPipeError here, where `main` handles it
     return 0
 
 

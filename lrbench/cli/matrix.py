@@ -1,4 +1,4 @@
-"""`lrbench matrix FILE`: reducers on one matrix: error, distance from the optimum, size, time."""
+"""`lrbench matrix FILE`: reducers on one matrix: error, ratio to the optimum, size, time."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
     from lrbench.reduction.plan import Method
     from lrbench.reduction.single_matrix import MatrixResult
 
-#: Where no rank is asked for.
+#: The default ranks.
 DEFAULT = ("keep", (0.75, 0.5, 0.25))
 
 
 def add_parser(subparsers: Any) -> None:
     """Adds the verb."""
     parser = subparsers.add_parser(
-        "matrix", help="every reducer on one matrix: error, distance from the optimum, size, time",
-        description="Reducers on one matrix from a file (a weight, activations, scores), measured as in a run. Without "
-        "a rank: --keep 0.75 0.5 0.25. Exits with 1 where a reducer failed; one not named that does not apply is "
-        "skipped.",
+        "matrix", help="every reducer on one matrix: error, ratio to the optimum, size, time",
+        description="Reducers on one matrix from a file (a weight, activations, scores), measured as in a run. "
+        "Default ranks: --keep 0.75 0.5 0.25. The exit code is 1 if a reducer failed; without --reducer, inapplicable "
+        "ones are skipped.",
     )  # fmt: skip
     parser.add_argument("file", metavar="FILE", type=Path, help=".npy, .npz or .safetensors; W is (out, in)")
-    parser.add_argument("--key", metavar="NAME", help="which array of a .npz or .safetensors, where it holds several")
+    parser.add_argument("--key", metavar="NAME", help="the array's name, if a .npz or .safetensors holds several")
     ranks = parser.add_mutually_exclusive_group()
     for kind, metavar, parse, text in (
         ("rank", "K", _count, "ranks"),
-        ("keep", "B", _share, "the largest rank whose stored numbers fit B times those of the matrix"),
-        ("fraction", "F", _share, "int(min(m, n) F)"),
-        ("energy", "E", _share, "the smallest rank with that share of the energy"),
+        ("keep", "B", _fraction, "the largest rank whose stored parameters are at most B times the matrix's"),
+        ("fraction", "F", _fraction, "int(min(m, n) F)"),
+        ("energy", "E", _fraction, "the smallest rank with that fraction of the energy"),
         ("error", "E", _error, "the smallest rank whose relative error is at most E"),
     ):
         ranks.add_argument(f"--{kind}", metavar=metavar, nargs="+", type=parse, help=text)
@@ -53,7 +53,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Reduces, then writes the table: 1 where some reducer failed.
+    """Reduces the matrix and writes the table; returns 1 if a reducer failed.
 
     Raises:
         InputError: the file, a reducer, a plugin or the device cannot be used.
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     sigma = singular_values(values)
     norm = times_power(float(sigma.square().sum().sqrt()), exponent)
     if math.isinf(norm):
-        raise InputError(f"{args.file}: its norm is above float64's largest number; divide it by a power of two first")
+        raise InputError(f"{args.file}: its norm overflows float64; divide the matrix by a power of two first")
     outcomes = list(
         reduce_matrix(
             slot_of(values, matrix.name), methods, _requests(args), args.seed, skip_inapplicable=args.reducer is None
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         "file": str(args.file), "key": matrix.name if matrix.name != args.file.name else None,
         "shape": list(values.shape), "dtype": str(values.dtype).removeprefix("torch."), "norm": norm,
     }  # fmt: skip
-    report = render.Report(about, figures_of(sigma), outcomes, environment(values.device))
+    report = render.MatrixReport(about, figures_of(sigma), outcomes, environment(values.device))
     output.emit(
         args,
         lambda: render.document(report),
@@ -92,22 +92,22 @@ def run(args: argparse.Namespace) -> int:
     return _exit_code(outcomes)
 
 
-def _methods(asked: Sequence[str] | None, plugins: Sequence[str]) -> list[Method]:
-    """The methods asked for; without any, every reducer there is."""
+def _methods(requested: Sequence[str] | None, plugins: Sequence[str]) -> list[Method]:
+    """The requested methods; by default every reducer."""
     from lrbench.reduction.single_matrix import method
 
     registry = load_registry(plugins)
-    if asked is None:
+    if requested is None:
         named = {str(Path(plugin)) for plugin in plugins}
         for broken in registry.broken:
             if broken.source in named or str(Path(broken.source).parent) in named:
-                raise PluginError(f"{broken.source}: {broken.error}; mend it, or say by --reducer what is to run")
+                raise PluginError(f"{broken.source}: {broken.error}; fix it, or choose methods with --reducer")
             output.say(f"lrbench: {broken.source} cannot be loaded and is left out: {broken.error}", sys.stderr)
-        asked = sorted(registry.reducers)
-    repeated = next((text for text in asked if asked.count(text) > 1), None)
+        requested = sorted(registry.reducers)
+    repeated = next((text for text in requested if requested.count(text) > 1), None)
     if repeated is not None:
         raise InputError(f"--reducer {repeated} is given twice")
-    return [method(text, registry) for text in asked]
+    return [method(text, registry) for text in requested]
 
 
 def _requests(args: argparse.Namespace) -> list[RankRequest]:
@@ -122,17 +122,17 @@ def _exit_code(outcomes: Sequence[MatrixResult]) -> int:
     return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
 
 
-def _number(text: str, holds: Callable[[float], bool], what: str) -> float:
+def _number(text: str, is_valid: Callable[[float], bool], expected: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not holds(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    if not is_valid(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
     return value
 
 
-def _share(text: str) -> float:
+def _fraction(text: str) -> float:
     return _number(text, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
 
 
@@ -148,7 +148,7 @@ def _seed(text: str) -> int:
     return _whole(text, range(2**63), "a whole number from 0 to 2^63 - 1")
 
 
-def _whole(text: str, allowed: range, what: str) -> int:
+def _whole(text: str, allowed: range, expected: str) -> int:
     if not text.isdecimal() or len(text) > 19 or int(text) not in allowed:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
     return int(text)

@@ -1,4 +1,4 @@
-"""`lrbench merge RUN... --out DIR`: shards of one suite become one run."""
+"""`lrbench merge RUN... --out DIR`: merges shards of one suite into one run."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Adds the verb to the command line."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "merge",
-        help="make one run of the shards of a suite",
-        description="Puts the rows, samples and environments of several runs of one suite into one run directory, "
-        "which `lrbench leaderboard` and `lrbench run --out` take. Two rows of a cell with other scores are an error.",
+        help="merge the shards of a suite into one run",
+        description="Merges the rows, samples and environments of several runs of one suite into one run directory "
+        "for `lrbench leaderboard` and `lrbench run --out`. Different scores of the same cell are an error.",
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run directory (it holds rows.jsonl)")
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="the run directory to make")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="the run directory to create")
     parser.set_defaults(run=run)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Merges, and says what there is now.
+    """Merges the runs and prints a summary.
 
     Raises:
-        InputError: the runs cannot be one run; nothing is written then.
+        InputError: the runs cannot be merged; nothing is written.
     """
     from lrbench.results.merge import merge
 

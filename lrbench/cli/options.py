@@ -1,4 +1,4 @@
-"""What the verbs that take a suite share: its options, and how it and its plugins are read."""
+"""The common options of verbs that take a suite, and the reading of suite and plugins."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def add_suite_options(parser: argparse.ArgumentParser) -> None:
-    """The options that change a suite, for every verb that takes one."""
+    """Adds the options that change a suite."""
     parser.add_argument("--limit", type=int, metavar="N", help="at most N documents of each task")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="instead of the suite's")
     parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a plugin file (repeatable)")
@@ -31,7 +31,7 @@ def add_suite_options(parser: argparse.ArgumentParser) -> None:
 
 
 def load_registry(*files: Iterable[str | Path]) -> Registry:
-    """The reducers there are, with those in `files`. A named file that cannot be loaded is reported."""
+    """All reducers, including those in `files`. Reports a file that cannot be loaded."""
     from lrbench.run import inputs
 
     named = [file for group in files for file in group]
@@ -39,7 +39,7 @@ def load_registry(*files: Iterable[str | Path]) -> Registry:
 
 
 def read_suite(name: str, args: argparse.Namespace) -> Suite:
-    """The suite called `name`, as the command line changes it. Raises InputError: there is none, or it is wrong."""
+    """The suite called `name`, with the command line's changes. Raises InputError if it is missing or invalid."""
     from lrbench.run import inputs
 
     return inputs.read_suite(name, args.overrides, limit=args.limit, dtype=args.dtype)

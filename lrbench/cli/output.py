@@ -1,4 +1,4 @@
-"""Where a verb's document goes: to the screen or a file, in the format asked for."""
+"""Writes a verb's document to the screen or a file, in the requested format."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def say(line: str = "", file: TextIO | None = None) -> None:
-    """Prints one line to standard output (or `file`): names in it may be anyone's, and none of them is obeyed."""
+    """Prints one line to standard output (or `file`), without control characters, which names may contain."""
     print(printable(line), file=file or sys.stdout)
 
 
 def check(path: Path | None, option: str = "--output") -> None:
-    """Says before anything is computed whether a file can be written there.
+    """Checks before any computation that a file can be written.
 
     Raises:
-        InputError: it is a folder, or its folder is not there.
+        InputError: it is a folder, or its folder does not exist.
     """
     if path is None:
         return
@@ -44,11 +44,7 @@ def check(path: Path | None, option: str = "--output") -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """Writes a file in one step: a reader sees the old one or the new one.
-
-    Raises:
-        InputError: it cannot be written.
-    """
+    """Writes a file atomically. Raises InputError if it cannot be written."""
     check(path)
     try:
         files.write(path, text)
@@ -57,12 +53,12 @@ def write(path: Path, text: str) -> None:
 
 
 def emit(args: argparse.Namespace, document: Callable[[], Document], data: Mapping[str, Callable[[], str]]) -> None:
-    """Writes in `args.format` to `args.output`, or to the screen.
+    """Writes in `args.format` to `args.output` or the screen.
 
     Args:
         args: with the options of `add_options`.
-        document: for people: terminal and Markdown.
-        data: `csv` and `json`.
+        document: for the formats terminal and Markdown.
+        data: functions for `csv` and `json`.
 
     Raises:
         InputError: the file cannot be written.
@@ -71,7 +67,7 @@ def emit(args: argparse.Namespace, document: Callable[[], Document], data: Mappi
 
     if args.format == "terminal" and args.output is None:
         show(document())
-        sys.stdout.flush()  # a closed pipe shows here, where the command line knows what to do about it
+        sys.stdout.flush()  # raises BrokenPipeError here, where `main` handles it
         return
     match args.format:
         case "terminal":

@@ -1,4 +1,4 @@
-"""`lrbench plugins list | show NAME | new NAME | test NAME`: the reducers there are, and help for writing one."""
+"""`lrbench plugins list | show NAME | new NAME | test NAME`: lists reducers and helps to write one."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def test_conformance(result):
 
 
 def add_parser(subparsers: Any) -> None:
-    """Adds the verb and its four."""
+    """Adds the verb and its subcommands."""
     parser = subparsers.add_parser("plugins", help="list, show, start and test reducers")
     verbs = parser.add_subparsers(dest="plugins_verb", metavar="list|show|new|test", required=True)
     listing = verbs.add_parser("list", help="every reducer, and every plugin that cannot be loaded")
-    show = verbs.add_parser("show", help="one reducer: where it is from, its parameters, what it promises")
+    show = verbs.add_parser("show", help="one reducer: its source, parameters and promises")
     show.add_argument("name", metavar="NAME")
-    new = verbs.add_parser("new", help="write a working reducer and its test, to start from")
+    new = verbs.add_parser("new", help="write a working reducer and its test as a template")
     new.add_argument("name", metavar="NAME", help="lower-case words joined by hyphens")
     new.add_argument("--dir", type=Path, default=Path(), help="folder to write to (default: here)")
     test = verbs.add_parser("test", help="run the conformance checks on a reducer")
@@ -115,7 +115,7 @@ def run_show(args: argparse.Namespace) -> int:
 
 
 def run_new(args: argparse.Namespace) -> int:
-    """Writes NAME.py and test_NAME.py; never over a file that is there."""
+    """Writes NAME.py and test_NAME.py; never overwrites a file."""
     from lrbench.reducers.base import NAME
 
     if not NAME.fullmatch(args.name) or not args.name[0].isalpha():
@@ -125,7 +125,7 @@ def run_new(args: argparse.Namespace) -> int:
     if args.name in _registry([]).reducers:
         raise InputError(f"there is a reducer called {args.name!r} already; choose another name")
     if not args.dir.is_dir():
-        raise InputError(f"{args.dir}: no such folder; make it first")
+        raise InputError(f"{args.dir}: no such folder; create it first")
     words = args.name.split("-")
     file = args.dir / f"{'_'.join(words)}.py"
     test = args.dir / f"test_{'_'.join(words)}.py"
@@ -133,7 +133,7 @@ def run_new(args: argparse.Namespace) -> int:
              "file": file.name, "test_file": test.name}  # fmt: skip
     for path in (file, test):
         if path.exists():
-            raise InputError(f"{path}: there already; choose another name or --dir")
+            raise InputError(f"{path}: exists already; choose another name or --dir")
     file.write_text(REDUCER.substitute(names))
     test.write_text(TEST.substitute(names))
     say(f"wrote {file} and {test}")
@@ -143,7 +143,7 @@ def run_new(args: argparse.Namespace) -> int:
 
 
 def run_test(args: argparse.Namespace) -> int:
-    """Prints every check; 1 where one failed."""
+    """Prints every check; returns 1 if one failed."""
     from lrbench.reducers.testing import check_reducer
 
     is_file = args.name.endswith(".py")

@@ -1,4 +1,4 @@
-"""`lrbench publish RUN... --to DIR`: runs as a static site."""
+"""`lrbench publish RUN... --to DIR`: publishes runs as a static site."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from lrbench.cli.output import say
 def add_parser(subparsers: Any) -> None:
     """Adds the verb."""
     parser = subparsers.add_parser(
-        "publish", help="make a static site of runs: tables, figures, provenance, downloads",
-        description="A directory of pages that need no server and no network: the leaderboard, figures, spectra, every "
-        "row's provenance, downloads. It opens from a disk and can be served as it is, by GitHub Pages for example.",
+        "publish", help="publish runs as a static site: tables, figures, provenance, downloads",
+        description="Writes pages that need no server and no network: the leaderboard, figures, spectra, every row's "
+        "provenance, downloads. The site opens from disk and can be served by GitHub Pages, for example.",
     )  # fmt: skip
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run directory (it holds rows.jsonl)")
     parser.add_argument(
         "--to", metavar="DIR", type=Path, required=True,
-        help="a directory that is not there, empty, or an earlier site, which is replaced",
+        help="a new or empty directory, or an earlier site, which is replaced",
     )  # fmt: skip
-    parser.add_argument("--title", metavar="TEXT", help="over the leaderboard (default: the names of the suites)")
+    parser.add_argument("--title", metavar="TEXT", help="the site's title (default: the names of the suites)")
     parser.add_argument(
         "--spectrum", metavar="FILE", action="append", default=[], type=Path,
-        help="what `lrbench spectrum MODEL --format json` wrote, can be given again (a RUN's spectrum.json is taken "
-        "along without it)",
+        help="a file of `lrbench spectrum MODEL --format json` (repeatable; a RUN's spectrum.json is included "
+        "automatically)",
     )  # fmt: skip
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the site and says where it is.
+    """Writes the site and prints its path.
 
     Raises:
         InputError: a RUN or FILE cannot be read, Altair is missing, or DIR cannot be used.
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     runs = [open_run(path) for path in args.runs]
     with console.status("publishing") as status:
         done = publish(
-            runs, args.to, title=args.title, spectra=args.spectrum, progress=lambda what: status.update(what)
+            runs, args.to, title=args.title, spectra=args.spectrum, progress=lambda stage: status.update(stage)
         )
     say(f"{done.index} ({done.rows} rows, {done.figures} figures, {done.files} files)")
     return 0

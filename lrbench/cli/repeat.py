@@ -1,4 +1,4 @@
-"""`lrbench run --from-manifest RUN`: a run again, from what its directory says, and every difference."""
+"""`lrbench run --from-manifest RUN`: repeats a run from its directory and prints every difference."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 def run(args: argparse.Namespace) -> int:
-    """Repeats a run in another directory: 0 where all numbers are the same to the last bit, 1 where some is not.
+    """Repeats a run in another directory; returns 0 if all results are bit-identical, else 1.
 
     Raises:
-        InputError: RUN is no run, or cannot be repeated; or an option would make it another run.
+        InputError: RUN is no run or cannot be repeated, or an option would change it.
     """
     import torch
 
@@ -22,28 +22,30 @@ def run(args: argparse.Namespace) -> int:
     from lrbench.results.directory import open_run
     from lrbench.run.repeat import asked_of, compare_repetition
 
-    for given, option in (
+    for value, option in (
         (args.overrides, "--set"), (args.limit, "--limit"), (args.dtype, "--dtype"),
         (args.dry_run, "--dry-run"),
     ):  # fmt: skip
-        if given:
+        if value:
             raise InputError(f"--from-manifest repeats a run as it was; leave {option} out")
     first = open_run(args.from_manifest)
-    asked = asked_of(first, [Path(file) for file in args.plugin], lambda message: say(message, sys.stderr))
-    suite = asked.again.suite
+    original = asked_of(first, [Path(file) for file in args.plugin], lambda message: say(message, sys.stderr))
+    suite = original.again.suite
     out = args.out or Path("results") / "local" / f"{suite.name}-{suite.hash}-again"
     if out.resolve() == first.path.resolve():
-        raise InputError(f"--out {out}: is the run that is to be repeated; choose another directory")
-    if asked.threads is not None:
-        torch.set_num_threads(asked.threads)  # sums are taken in another order on another number
-    result = execute(suite, asked.again.registry, out, args, engine=args.engine or asked.engine, device=asked.device)
+        raise InputError(f"--out {out}: is the run to repeat; choose another directory")
+    if original.threads is not None:
+        torch.set_num_threads(original.threads)  # the order of summation depends on the number of threads
+    result = execute(
+        suite, original.again.registry, out, args, engine=args.engine or original.engine, device=original.device
+    )
     if result is None:
         return INTERRUPTED
-    found = compare_repetition(first, result.directory)
+    repetition = compare_repetition(first, result.directory)
     print(f"\n{first.path} -> {result.directory.path}")
     if result.reused:
-        print(f"{result.reused} cells are of an earlier repetition in this directory; --force computes them again")
-    for line in lines(found):
+        print(f"{result.reused} cells come from an earlier repetition in this directory; --force computes them again")
+    for line in lines(repetition):
         print(line)
     sys.stdout.flush()
-    return int(not found.same or result.failed > 0)
+    return int(not repetition.same or result.failed > 0)

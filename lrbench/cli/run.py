@@ -1,4 +1,4 @@
-"""`lrbench run SUITE`: score every cell that is not scored yet, then show the leaderboard."""
+"""`lrbench run SUITE`: scores all cells without a row, then shows the leaderboard."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from lrbench.run.executors import EXECUTORS
 def add_parser(subparsers: Any) -> None:
     """Adds the verb."""
     parser = subparsers.add_parser(
-        "run", help="run a suite; what is scored already is not scored again",
-        description="Runs a suite: a file, or the name of a bundled one. Finished cells are never scored twice.",
+        "run", help="run a suite; scored cells are reused",
+        description="Runs a suite: a file, or the name of a bundled one. Finished cells are not scored again.",
     )  # fmt: skip
-    asked = parser.add_mutually_exclusive_group(required=True)
-    asked.add_argument("suite", metavar="SUITE", nargs="?", help="a suite file, or the name of a bundled suite")
-    asked.add_argument(
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("suite", metavar="SUITE", nargs="?", help="a suite file, or the name of a bundled suite")
+    source.add_argument(
         "--from-manifest", type=Path, metavar="RUN",
-        help="instead of SUITE: repeat a run from its directory, in another one, and print every difference",
+        help="instead of SUITE: repeat a run from its directory in another one and print every difference",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="DIR", help="run directory (default results/local/SUITE-HASH)")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1 ... (default: the suite's, else the GPU)")
@@ -38,22 +38,22 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--address", metavar="A",
-        help="with ray: HOST:PORT of the cluster, or auto (default: RAY_ADDRESS, else a cluster on this machine alone)",
+        help="with ray: HOST:PORT of the cluster, or auto (default: RAY_ADDRESS, else a cluster on this machine)",
     )  # fmt: skip
-    parser.add_argument("--ray-workers", type=int, metavar="N", help="how many (default: as many as there is room for)")
+    parser.add_argument("--ray-workers", type=int, metavar="N", help="how many (default: as many as fit)")
     parser.add_argument("--ray-cpus", type=int, metavar="N", help="CPUs, and threads, of each worker (default 1)")
     parser.add_argument(
         "--ray-gpus", type=float, metavar="X",
-        help="GPUs of each worker, or a fraction of one (default 1, where the cluster has any)",
+        help="GPUs of each worker, or a fraction of one (default 1 if the cluster has any)",
     )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="score every cell again")
     parser.add_argument("--retry-failed", action="store_true", help="try failed cells again")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop, as `lrbench check`")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop, like `lrbench check`")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the suite and prints where the results are, and the table."""
+    """Runs the suite and prints the table and the results' path."""
     if args.from_manifest is not None:
         from lrbench.cli import repeat
 
@@ -61,12 +61,11 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         from lrbench.cli import check
 
-        executor_of(args).close()  # wrong options are wrong all the same
+        executor_of(args).close()  # validates the options
         return check.show(args.suite, args)
     suite = read_suite(args.suite, args)
 
-    # a suite that is wrong in itself is refused before torch is imported
-
+    # after reading the suite, so that an invalid one is refused before torch is imported
     from lrbench.run.inputs import default_directory
 
     registry = load_registry(suite.plugins, args.plugin)

@@ -1,4 +1,4 @@
-"""`lrbench spectrum MODEL`: ranks and energies of a model's weights beside random ones, and claims answered."""
+"""`lrbench spectrum MODEL`: ranks and energies of a model's weights compared with random ones, and claims."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 def add_parser(subparsers: Any) -> None:
     """Adds the verb."""
     parser = subparsers.add_parser(
-        "spectrum", help="stable rank, effective rank and energy of a model's weights, beside random matrices",
+        "spectrum", help="stable rank, effective rank and energy of a model's weights, compared with random matrices",
         description="Stable rank, effective rank, energy in the top 10 and 20 % of the singular values, and the rank "
-        "for 90 and 99 % of it, of every weight, beside a random matrix of the same shape; and whether claims that are "
-        "made of trained weights hold for this model.",
+        "for 90 and 99 % of the energy of every weight, compared with a random matrix of the same shape; and whether "
+        "common claims about trained weights hold for this model.",
     )  # fmt: skip
     parser.add_argument("model", metavar="MODEL", help="a bundled model, a checkpoint folder, or a hub id")
     parser.add_argument("--revision", metavar="R", help="of a hub id")
@@ -35,7 +35,7 @@ def add_parser(subparsers: Any) -> None:
         help="roles, groups, or globs on parameter names (default: every matrix of the decoder blocks)",
     )  # fmt: skip
     parser.add_argument("--layers", metavar="L", default="all", help='all, 3, -1, 4-7, "last third" ... (default: all)')
-    parser.add_argument("--per-slot", action="store_true", help="a line for every matrix too (JSON always has them)")
+    parser.add_argument("--per-slot", action="store_true", help="also one line per matrix (JSON always has them)")
     output.add_options(parser)
     parser.add_argument(
         "--figure", metavar="FILE", type=Path, help="energy curves, as .svg, .png, .pdf or .html (offline)"
@@ -44,7 +44,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures, then writes the table and the figure.
+    """Measures the spectra and writes the table and the figure.
 
     Raises:
         InputError: the model, a layer, a weight or a file cannot be used.
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         "label": model.label, "source": model.source, "dtype": str(model.dtype).removeprefix("torch."),
         "weight_hash": model.weight_hash,
     }  # fmt: skip
-    report = render.Report(
+    report = render.SpectrumReport(
         about, spectra, claims(spectra), environment(model.device), left_out=model.inventory.left_out
     )
     if args.figure is not None:
@@ -83,10 +83,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def model_spec(name: str, revision: str | None, dtype: str | None) -> ModelSpec:
-    """What a suite would say of MODEL: a bundled name; else a folder, or a hub id.
+    """The suite entry for MODEL: a bundled name, a folder, or a hub id.
 
     Raises:
-        ModelError: a revision of a bundled model, or a name that is nearly a bundled one's and no folder.
+        ModelError: a revision of a bundled model, or a misspelt bundled name.
     """
     from lrbench.models.load import bundled
     from lrbench.suite.load import ModelSpec

@@ -232,7 +232,7 @@ def test_an_interrupt_leaves_what_is_done_on_disk_and_says_how_to_go_on(tmp_path
     assert process.returncode == 130
     assert "Traceback" not in err
     assert "interrupted" in err
-    assert "goes on where it stopped" in err
+    assert "repeat the command to resume" in err
     done = len(directory.rows())
     assert 2 <= done < 25
     assert main(["run", str(suite), "--out", "out", "--set", "name=small"]) == 0

@@ -382,7 +382,7 @@ def test_a_sketch_of_large_or_small_numbers_is_as_good(dtype, factor, capsys):
 
 def test_a_norm_beyond_float64_is_one_line(capsys):
     np.save("huge.npy", np.full((3, 4), 1.7e308))
-    assert "huge.npy: its norm is above float64's largest number" in error_line(capsys, "huge.npy")
+    assert "huge.npy: its norm overflows float64" in error_line(capsys, "huge.npy")
 
 
 NEEDY = """

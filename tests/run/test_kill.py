@@ -93,7 +93,7 @@ def test_control_c_once_finishes_the_cell_twice_stops_now_and_both_go_on(tmp_pat
     finished = times == 1 and text is PLAIN
     last = said.err.splitlines()[-1]
     assert last.startswith(f"lrbench: interrupted; {int(finished)} cells done in ")
-    assert last.endswith("the same command goes on where it stopped")
+    assert last.endswith("repeat the command to resume")
     assert len(RunDirectory(tmp_path / "out").rows()) == finished
     assert len(list((tmp_path / "out").glob("partial/*"))) == (times == 1 and text is PARTS)
 

@@ -83,7 +83,7 @@ def test_a_run_is_repeated_from_its_directory_and_nothing_differs(subject, tmp_p
     assert main(["run", "--from-manifest", "../first"]) == 0
     out = capsys.readouterr().out
     assert "Machine, versions, suite, data and code are the same." in out
-    assert "15 cells in both: 15 with the same numbers to the last bit, 0 with others." in out
+    assert "15 cells in both: 15 bit-identical, 0 different." in out
     [again] = (tmp_path / "deep" / "results" / "local").iterdir()
     assert again.name.endswith("-again")
     assert facts(RunDirectory(again)) == facts(RunDirectory(tmp_path / "first"))
@@ -91,7 +91,7 @@ def test_a_run_is_repeated_from_its_directory_and_nothing_differs(subject, tmp_p
     assert main(["run", "--from-manifest", "../first"]) == 0
     out = capsys.readouterr().out
     assert "nothing to compute" in out
-    assert "15 cells are of an earlier repetition in this directory; --force computes them again" in out
+    assert "15 cells come from an earlier repetition in this directory; --force computes them again" in out
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_every_difference_of_a_repetition_is_said_with_what_may_explain_it_first
     )}  # fmt: skip
     explained = max(places[what] for what in places if what.startswith(("environment", "reducers", "models")))
     assert explained < min(place for what, place in places.items() if what.startswith(("scores", "edits", "samples")))
-    assert "2 cells in both: 0 with the same numbers to the last bit, 2 with others." in said
+    assert "2 cells in both: 0 bit-identical, 2 different." in said
     assert not any("seconds" in line for line in said)
 
 
@@ -149,7 +149,7 @@ def test_a_plugin_that_has_moved_can_be_named(small, tmp_path, capsys):
         (["--limit", "2"], "leave --limit out"),
         (["--dtype", "bfloat16"], "leave --dtype out"),
         (["--dry-run"], "leave --dry-run out"),
-        (["--out", "first"], "is the run that is to be repeated"),
+        (["--out", "first"], "is the run to repeat"),
     ],
 )
 def test_what_would_make_it_another_run_is_refused(small, capsys, arguments, message):

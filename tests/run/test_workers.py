@@ -280,7 +280,8 @@ def test_wrong_options_are_refused_in_one_line(options, words):
 def test_options_of_ray_without_ray_are_refused(tmp_path, capsys, option):
     assert main(["run", str(write_suite(tmp_path)), *option.split()]) == 2
     assert (
-        capsys.readouterr().err == f"lrbench: {option.split()[0]} goes with --executor ray; add that, or leave it out\n"
+        capsys.readouterr().err == f"lrbench: {option.split()[0]} requires --executor ray; "
+        f"add it, or leave {option.split()[0]} out\n"
     )
 
 
