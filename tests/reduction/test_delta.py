@@ -291,7 +291,7 @@ def test_rows_of_earlier_runs_are_read(llama):
 def test_the_table_says_that_rows_are_updates_and_of_what(llama):
     board = build([open_run(llama / "run")])
     text = terminal.render(board)
-    assert "Edited are updates of ./base: W is W − W_base" in text
+    assert "Updates of ./base are edited: errors and keep targets refer to W − W_base" in text
     assert "W − W\\_base" in markdown.render(board)
     methods = {entry.row.mode: (entry.values["method"], entry.pareto) for entry in board.entries}
     assert methods["base"] == ("base", True)  # nothing keeps less

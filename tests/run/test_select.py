@@ -508,7 +508,7 @@ def test_check_says_what_is_chosen_and_predicts_the_validation_side(suite, tmp_p
     assert main(["check", str(suite), "--probe"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert (
-        "every cell on some 40% of each task's documents; of each method the best for each task on the others" in said
+        "every cell on about 40% of each task's documents; each method's best cell for each task on the others" in said
     )
     assert "9 to score" in said
     assert "up to 5 cells on test documents are not in the time predicted" in said
