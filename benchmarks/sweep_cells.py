@@ -166,7 +166,7 @@ def _counted(loaded: LoadedModel, swept: Swept) -> Iterator[None]:
     try:
         for slot in loaded.inventory.slots:
             if slot.about.layer is not None:
-                counted(slot.module, weight(slot.numbers))
+                counted(slot.module, weight(slot.size))
         counted(output, head)
         yield
     finally:

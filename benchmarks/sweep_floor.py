@@ -140,7 +140,7 @@ def measure(
 
 def flops(loaded: LoadedModel) -> tuple[float, float]:
     """FLOPs of the matrix products with weights, for one token in one block (the mean), and for one head position."""
-    inside = sum(slot.numbers for slot in loaded.inventory.slots if slot.about.layer is not None)
+    inside = sum(slot.size for slot in loaded.inventory.slots if slot.about.layer is not None)
     return 2.0 * inside / len(loaded.inventory.blocks), 2.0 * _head_module(loaded).weight.numel()  # type: ignore[operator]
 
 

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lrbench.errors import InputError, LrbenchError
-from lrbench.models.slots import Inventory, WeightSlot, count_numbers, find_slots
+from lrbench.models.slots import Inventory, WeightSlot, count_parameters, find_slots
 from lrbench.reducers.base import Reducer
 from lrbench.reducers.factors import Factors
 from lrbench.reducers.parameters import values
@@ -56,7 +56,7 @@ class Reduced:
     ) -> None:
         self.model = model
         self.seconds = sum(reduction.seconds for reduction in reductions)
-        measured = sizes(slots, reductions, count_numbers(model))
+        measured = sizes(slots, reductions, count_parameters(model))
         self.keep_targets, self.keep_model = measured["keep_targets"], measured["keep_model"]
         self._inventory, self._slots = inventory, slots
         self._reductions = record_inference(slots, reductions, inference)

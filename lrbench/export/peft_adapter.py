@@ -156,7 +156,7 @@ def _fine_tuned_beside(subject: Subject, base: Base) -> dict[str, nn.Module]:
     places = Counter(id(tensor) for _, tensor in subject.model.named_parameters(remove_duplicate=False))
     edited = {slot.module_name for slot in subject.slots}
     found = {}
-    for piece in base.beside(subject.slots):
+    for piece in base.not_replaced(subject.slots):
         path, _, own = piece.parameter.rpartition(".")
         module = modules[path]
         if path in edited or any(True for _ in module.children()) or places[id(getattr(module, own))] > 1:

@@ -1,1 +1,1 @@
-"""Models: loading, weight slots and roles, editing and restoring, and the bundled `almanac`."""
+"""Models: loading, weight slots and roles, editing, integrity, and the bundled model `almanac`."""

@@ -1,4 +1,4 @@
-"""Merging a PEFT adapter into a model: what is edited and scored is then one ordinary model."""
+"""Merges a PEFT adapter into a model's weights."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def find_adapter(where: str) -> Path:
-    """The folder of an adapter: itself, or what the hub has of that id.
+    """The folder of an adapter, downloaded if `where` is a hub id.
 
     Raises:
-        ModelError: the peft package is not there, or the adapter is not, or not as safetensors.
+        ModelError: the peft package or the adapter is missing, or the adapter is not stored as safetensors.
     """
     if importlib.util.find_spec("peft") is None:
         raise ModelError(f"adapter {where}: needs the peft package; pip install 'lrbench[peft]'")
@@ -36,7 +36,7 @@ def find_adapter(where: str) -> Path:
             raise ModelError(f"adapter {error}") from error
     for name in FILES:
         if not (folder / name).is_file():
-            raise ModelError(f"adapter {where}: no {name} there; save it with PEFT's save_pretrained")
+            raise ModelError(f"adapter {where}: no file {name}; save it with PEFT's save_pretrained")
     return folder
 
 
@@ -44,18 +44,18 @@ def merge_adapter(model: PreTrainedModel, where: str) -> PreTrainedModel:
     """The model with the adapter's change added to its weights.
 
     Args:
-        model: its base; its parameters are written to.
+        model: the adapter's base model; its parameters are overwritten.
         where: a folder or a hub id.
 
     Raises:
-        ModelError: as `find_adapter`; or the adapter is of another model, or of a kind that cannot be merged.
+        ModelError: as `find_adapter`; or the adapter does not fit the model, or its kind cannot be merged.
     """
     folder = find_adapter(where)
     from peft import PeftConfig, PeftModel
 
     label = f"adapter {where}"
     with warnings.catch_warnings(), _failing_to_fit(label):
-        warnings.simplefilter("ignore")  # what they say of missing weights is said below, as an error
+        warnings.simplefilter("ignore")  # missing weights become an error below
         config = PeftConfig.from_pretrained(str(folder))
         if config.is_prompt_learning:
             raise ModelError(f"{label}: {config.peft_type.value} learns a prompt, and cannot be merged into weights")
@@ -64,19 +64,22 @@ def merge_adapter(model: PreTrainedModel, where: str) -> PreTrainedModel:
             wrapped = PeftModel(model, config)
             mapping = getattr(model, "_checkpoint_conversion_mapping", None) or {}
             result = wrapped.load_adapter(str(folder), "default", key_mapping=mapping)
-        for what, names in (("lacks weights for", result.missing_keys), ("has weights for no", result.unexpected_keys)):
+        for fault, names in (
+            ("lacks weights for", result.missing_keys),
+            ("has weights for no", result.unexpected_keys),
+        ):
             if names:
                 more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-                raise ModelError(f"{label}: does not fit the model: it {what} {names[0]}{more}")
+                raise ModelError(f"{label}: does not fit the model: it {fault} {names[0]}{more}")
         return wrapped.merge_and_unload(safe_merge=True)
 
 
 @contextmanager
 def _failing_to_fit(label: str) -> Iterator[None]:
-    """Whatever PEFT raises inside becomes one line. Raises ModelError in place of any other exception."""
+    """Converts any exception of PEFT to a ModelError of one line."""
     try:
         yield
     except ModelError:
         raise
-    except Exception as error:  # RuntimeError for shapes, ValueError for modules that are not there, ...
+    except Exception as error:  # RuntimeError for shapes, ValueError for missing modules, ...
         raise ModelError(f"{label}: does not fit the model: {one_line(error)}") from error

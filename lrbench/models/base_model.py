@@ -1,4 +1,4 @@
-"""The model that a fine-tuned one began as: its weights beside the fine-tuned ones, slot by slot."""
+"""The base of a fine-tuned model, compared with it slot by slot."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lrbench.errors import ModelError
 from lrbench.models.load import (
     DTYPES,
     LoadedModel,
-    described,
+    describe_source,
     first_non_finite,
     load_weights,
     weight_hash,
 )
-from lrbench.models.slots import Inventory, WeightSlot, count_numbers, find_slots
+from lrbench.models.slots import Inventory, WeightSlot, count_parameters, find_slots
 from lrbench.models.source import find, structure
 
 if TYPE_CHECKING:
@@ -27,31 +27,29 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Changed:
-    """Numbers of the fine-tuned model that are not the base's.
+class ChangedParameters:
+    """A slot, or the remainder of a parameter, in which a fine-tuned model differs from its base.
 
     Attributes:
-        parameter: which of its parameters has them.
-        place: `WeightSlot.place` of the slot that they are; None for what is no slot.
-        numbers: how many.
+        parameter: the name of the parameter.
+        place: `WeightSlot.place` of the slot; None for the remainder.
+        count: the number of scalars.
     """
 
     parameter: str
     place: tuple[object, ...] | None
-    numbers: int
+    count: int
 
 
 class Base:
-    """A base on the CPU, beside the model that was fine-tuned from it.
-
-    Slots belong together by name, shape and layout; nothing of the base ever runs.
+    """A base model on the CPU, which never runs. Its slots match the fine-tuned model's by name, shape and layout.
 
     Attributes:
-        label: how tables name it.
-        source: where it came from, for the manifest.
-        weight_hash: SHA-256 of its weights in the fine-tuned model's dtype, as of `LoadedModel`.
-        model: the base.
-        changed: what of the fine-tuned model is not the base's own.
+        label: its name in tables.
+        source: its origin, for the manifest.
+        weight_hash: SHA-256 of its weights in the fine-tuned model's dtype, as in `LoadedModel`.
+        model: the base model.
+        changed: the slots and remaining parameters in which the fine-tuned model differs.
     """
 
     def __init__(self, label: str, source: dict[str, Any], model: PreTrainedModel, tuned: LoadedModel) -> None:
@@ -59,35 +57,35 @@ class Base:
         self.weight_hash = weight_hash(model)
         self._slots = {slot.name: slot for slot in find_slots(model).slots}
         self.changed = tuple(self._compare(tuned))
-        self._changed_places = {piece.place for piece in self.changed}
+        self._changed_places = {changed.place for changed in self.changed}
 
     def describe(self) -> dict[str, Any]:
-        """For the manifest."""
+        """Label, source and hash, for the manifest."""
         return {"label": self.label, **self.source, "weight_hash": self.weight_hash}
 
     def slot(self, slot: WeightSlot) -> WeightSlot:
-        """The base's, of a slot of the fine-tuned model. Raises ModelError where it has none like it."""
-        refuse_other(self.label, self._slots, [slot])
+        """The base's slot that matches a slot of the fine-tuned model. Raises ModelError: there is none."""
+        check_matching_slots(self.label, self._slots, [slot])
         return self._slots[slot.name]
 
     def differs(self, slot: WeightSlot) -> bool:
-        """Whether fine-tuning changed a slot's weight."""
+        """Whether fine-tuning changed the weight of a slot."""
         return not _same(slot.read(), self.slot(slot).read())
 
-    def numbers_beside(self, edited: Sequence[WeightSlot]) -> int:
-        """How many numbers of the fine-tuned model must be stored beside the base, and beside updates of `edited`.
+    def extra_parameters(self, edited: Sequence[WeightSlot]) -> int:
+        """The number of parameters to store in addition to the base and the factored updates of `edited`.
 
-        A tied weight is replaced by its update only when all that use it are edited.
+        The update of a tied weight replaces its parameters only if all its slots are edited.
         """
-        return sum(piece.numbers for piece in self.beside(edited))
+        return sum(changed.count for changed in self.not_replaced(edited))
 
-    def beside(self, edited: Sequence[WeightSlot]) -> list[Changed]:
-        """What `numbers_beside` counts."""
+    def not_replaced(self, edited: Sequence[WeightSlot]) -> list[ChangedParameters]:
+        """The changed parameters that updates of `edited` do not replace."""
         users = Counter(slot.place for slot in edited)
         replaced = {slot.place for slot in edited if users[slot.place] == slot.users}
-        return [piece for piece in self.changed if piece.place not in replaced]
+        return [changed for changed in self.changed if changed.place not in replaced]
 
-    def _compare(self, tuned: LoadedModel) -> Iterator[Changed]:
+    def _compare(self, tuned: LoadedModel) -> Iterator[ChangedParameters]:
         own = dict(self.model.named_parameters(remove_duplicate=False))
         slots: dict[int, list[WeightSlot]] = {}
         for slot in tuned.inventory.slots:
@@ -97,52 +95,55 @@ class Base:
                 continue
             rest = parameter.numel()
             for place, slot in {slot.place: slot for slot in slots.get(id(parameter), ())}.items():
-                rest -= slot.numbers
-                if slot.name not in self._slots or _apart(slot, self._slots[slot.name]) or self.differs(slot):
-                    yield Changed(name, place, slot.numbers)
+                rest -= slot.size
+                if slot.name not in self._slots or _mismatch(slot, self._slots[slot.name]) or self.differs(slot):
+                    yield ChangedParameters(name, place, slot.size)
             if rest:
-                yield Changed(name, None, rest)
+                yield ChangedParameters(name, None, rest)
 
 
-def not_run(spec: ModelSpec) -> ModelSpec:
-    """A base as it is read: without the attention that its configuration asks for, which may not be installed here."""
+def with_eager_attention(spec: ModelSpec) -> ModelSpec:
+    """The spec with eager attention: a base never runs, and its own attention may not be installed."""
     return spec.model_copy(update={"attn_implementation": "eager"})
 
 
 def load_base(spec: ModelSpec, tuned: LoadedModel, *, trust_remote_code: bool = False) -> Base:
-    """Loads the base of a fine-tuned model on the CPU, in the fine-tuned one's dtype.
+    """Loads the base of a fine-tuned model on the CPU, in the fine-tuned model's dtype.
 
     Raises:
         ModelError: as `lrbench.models.load.load`; or it holds NaN or infinities.
     """
     names = {dtype: name for name, dtype in DTYPES.items()}
-    read = not_run(spec).model_copy(update={"dtype": names.get(tuned.dtype, "auto")})
+    read = with_eager_attention(spec).model_copy(update={"dtype": names.get(tuned.dtype, "auto")})
     source = find(read, trust_remote_code=trust_remote_code)
-    model = load_weights(read, source, count_numbers(structure(source, read.attn_implementation)), torch.device("cpu"))
+    model = load_weights(
+        read, source, count_parameters(structure(source, read.attn_implementation)), torch.device("cpu")
+    )
     broken = first_non_finite(model)
     if broken:
         raise ModelError(f"base {spec.display_name}: {broken}; repair the checkpoint")
     return Base(
-        spec.display_name, described(read.model_copy(update={"attn_implementation": None}), source), model, tuned
+        spec.display_name, describe_source(read.model_copy(update={"attn_implementation": None}), source), model, tuned
     )
 
 
-def refuse_other_base(label: str, base: Inventory, tuned: Inventory, slots: Iterable[WeightSlot]) -> None:
-    """Refuses a base that the slots of a fine-tuned model cannot have come from.
+def check_base_slots(label: str, base: Inventory, tuned: Inventory, slots: Iterable[WeightSlot]) -> None:
+    """Checks that the slots of a fine-tuned model can come from a base.
 
     Args:
-        label: of the base.
-        slots: those that are to be reduced.
+        label: the base's name in messages.
+        base, tuned: the slots of both models.
+        slots: the slots of the fine-tuned model to be reduced.
 
     Raises:
-        ModelError: another architecture; or a slot is missing, of another shape, or lies otherwise in its parameter.
+        ModelError: the architectures differ; or a slot is missing in the base, or has another shape or layout.
     """
-    theirs, ours = _architecture(base), _architecture(tuned)
-    if theirs != ours:
+    of_base, of_tuned = _architecture(base), _architecture(tuned)
+    if of_base != of_tuned:
         raise ModelError(
-            f"base {label}: {theirs}, and the fine-tuned model is {ours}; give the model that was fine-tuned"
+            f"base {label}: {of_base}, and the fine-tuned model is {of_tuned}; give the model that was fine-tuned"
         )
-    refuse_other(label, {slot.name: slot for slot in base.slots}, slots)
+    check_matching_slots(label, {slot.name: slot for slot in base.slots}, slots)
 
 
 def _architecture(inventory: Inventory) -> str:
@@ -151,24 +152,24 @@ def _architecture(inventory: Inventory) -> str:
     return f"a {kind or 'model of unknown type'} of {len(inventory.blocks)} blocks"
 
 
-def refuse_other(label: str, base: dict[str, WeightSlot], slots: Iterable[WeightSlot]) -> None:
-    """Refuses slots of a base, by name, that do not go with those of the fine-tuned model. Raises ModelError."""
+def check_matching_slots(label: str, base: dict[str, WeightSlot], slots: Iterable[WeightSlot]) -> None:
+    """Raises ModelError if a slot has no slot of its name, shape and layout among the slots of the base, by name."""
     for slot in slots:
         if slot.name not in base:
             raise ModelError(f"base {label}: it has no {slot.name}; give the model that was fine-tuned")
-        if reason := _apart(slot, base[slot.name]):
+        if reason := _mismatch(slot, base[slot.name]):
             raise ModelError(f"base {label}: {slot.name} {reason}; give the model that was fine-tuned")
 
 
-def _apart(slot: WeightSlot, base: WeightSlot) -> str | None:
-    """Why a slot is not the update of the base's; None where it may be."""
+def _mismatch(slot: WeightSlot, base: WeightSlot) -> str | None:
+    """How a slot differs from the base's in shape or layout; None if it does not."""
     if slot.about.shape != base.about.shape:
-        return f"is {base.about.shape} there, and {slot.about.shape} in the fine-tuned model"
+        return f"is {base.about.shape} in the base, and {slot.about.shape} in the fine-tuned model"
     if slot.layout != base.layout:
-        return "lies otherwise in its parameter there"
+        return "has another layout in the base"
     return None
 
 
 def _same(tuned: torch.Tensor, base: torch.Tensor) -> bool:
-    """Whether two tensors hold the same numbers in the dtype of the first."""
+    """Whether two tensors are equal in the dtype of the first."""
     return tuned.shape == base.shape and torch.equal(tuned, base.to(tuned))

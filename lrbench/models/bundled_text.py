@@ -1,4 +1,4 @@
-"""Calibration text that comes with the bundled models."""
+"""The bundled calibration text."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ ALMANAC_DOCUMENTS = 10_000  # some 300,000 tokens
 
 
 def bundled_texts() -> dict[str, Callable[[], Iterator[str]]]:
-    """Name -> its documents. Generated, so the same on every machine; held apart from what the bundled tasks ask."""
+    """Name -> generator of documents, equal on every machine and disjoint from the bundled tasks."""
     return {"almanac": lambda: Corpus().calibration(ALMANAC_DOCUMENTS)}

@@ -1,4 +1,4 @@
-"""Editing a model for a while: the parameter object is swapped, and the original object put back."""
+"""Temporary edits: parameter objects are swapped, and the original objects put back."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from lrbench.models.slots import WeightSlot
 
 @contextmanager
 def edited(weights: Mapping[WeightSlot, torch.Tensor]) -> Iterator[None]:
-    """Puts matrices (out, in) in place of the slots' own, for as long as the context lasts.
+    """Replaces the matrices of slots by `weights` (out, in) inside the context.
 
-    Several parts of one fused or stacked parameter may be edited together; the others stay. The original parameters
-    are untouched by construction (new ones stand in for them); that nobody wrote to them meanwhile is checked by their
-    version counters. Tied weights come apart: only the slot's own module sees the edit, and the model's configuration
-    says meanwhile that they are not tied.
+    Several parts of a fused or stacked parameter may be edited together; its other parts are kept. New parameters
+    replace the original ones, whose version counters are checked at the end. Tied weights are untied: only the slot's
+    own module uses the edit, and the model's configuration states that no weights are tied.
 
     Raises:
-        SpoiltModelError: on leaving, an original was written to while it stood aside, or a parameter was replaced
-            behind our back; the model can no longer be trusted.
+        SpoiltModelError: at the end, an original was written to or an edited parameter was replaced; the model is no
+            longer valid.
     """
     originals: dict[tuple[int, str], tuple[nn.Module, str, nn.Parameter, int]] = {}
     placed: dict[tuple[int, str], nn.Parameter] = {}
@@ -50,14 +49,12 @@ def edited(weights: Mapping[WeightSlot, torch.Tensor]) -> Iterator[None]:
                     spoilt.append(type(module).__name__)
                 setattr(module, parameter, original)
             if spoilt:
-                raise SpoiltModelError(
-                    f"the original weight of {', '.join(spoilt)} was written to while it stood aside"
-                )
+                raise SpoiltModelError(f"the original weight of {', '.join(spoilt)} was written to during an edit")
 
 
 @contextmanager
 def untied(model: nn.Module) -> Iterator[None]:
-    """Lets a model's configuration say that no weights are tied, so that neither `tie_weights` nor saving ties them."""
+    """Marks all weights as untied in the model's configuration, so that neither `tie_weights` nor saving ties them."""
     kept: list[tuple[Any, str, Any]] = []
     for config in _configs(model):
         kept.append((config, "tie_word_embeddings", config.tie_word_embeddings))
@@ -78,7 +75,6 @@ def _models(slots: Iterable[WeightSlot]) -> list[nn.Module]:
 
 
 def _configs(model: nn.Module) -> list[Any]:
-    """The distinct configurations in a model that say whether weights are tied."""
+    """The distinct configurations in a model that state whether weights are tied."""
     configs = (getattr(module, "config", None) for module in model.modules())
-    found = {id(config): config for config in configs if hasattr(config, "tie_word_embeddings")}
-    return list(found.values())
+    return list({id(config): config for config in configs if hasattr(config, "tie_word_embeddings")}.values())

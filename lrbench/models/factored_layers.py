@@ -1,4 +1,4 @@
-"""Running a model on factors: the module of a weight gives way to the factors' own, and comes back."""
+"""Runs a model on factors: layers of factors temporarily replace the modules of weights."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from lrbench.reducers.factors.layer import FactoredLinear
 
 
 def is_whole_layer(slot: WeightSlot) -> bool:
-    """Whether a slot is all of a linear layer that computes W x + b, so that factors can take the layer's place.
+    """Whether a slot is the whole weight of a linear layer W x + b, so that factors can replace the layer.
 
-    Parts of fused and stacked parameters, and embeddings, are none.
+    False for parts of fused and stacked parameters, and for embeddings.
     """
     module = slot.module
     if slot.parameter != "weight" or not isinstance(module, nn.Linear | Conv1D):
@@ -26,19 +26,19 @@ def is_whole_layer(slot: WeightSlot) -> bool:
     weight = slot.tensor()
     if weight.ndim != 2:
         return False
-    seen, whole = slot.read(), weight.T if isinstance(module, Conv1D) else weight
-    if (seen.data_ptr(), seen.shape, seen.stride()) != (whole.data_ptr(), whole.shape, whole.stride()):
+    matrix, whole = slot.read(), weight.T if isinstance(module, Conv1D) else weight
+    if (matrix.data_ptr(), matrix.shape, matrix.stride()) != (whole.data_ptr(), whole.shape, whole.stride()):
         return False
-    return type(module).forward in (nn.Linear.forward, Conv1D.forward) or _computes(module, seen)
+    return type(module).forward in (nn.Linear.forward, Conv1D.forward) or _computes(module, matrix)
 
 
 def runs_as_factors(slot: WeightSlot, factors: Factors) -> bool:
-    """Whether a slot's factors can run in its place: it is a whole layer, and they are not a matrix stored in full."""
+    """Whether factors can replace a slot's layer: the slot is a whole layer, and the factors are not dense."""
     return is_whole_layer(slot) and not isinstance(factors, Dense)
 
 
 def layer_of(slot: WeightSlot, factors: Factors) -> FactoredLinear:
-    """A layer of a slot's factors with copies of them, and of its own bias; in evaluation mode, without gradients."""
+    """A layer with copies of the factors and of the slot's bias, in evaluation mode, without gradients."""
     bias = getattr(slot.module, "bias", None)
     layer = factors.module(bias).eval().requires_grad_(False)
     return layer.to(slot.tensor().device)
@@ -46,18 +46,17 @@ def layer_of(slot: WeightSlot, factors: Factors) -> FactoredLinear:
 
 @contextmanager
 def factored(model: nn.Module, stand_ins: Mapping[WeightSlot, Factors]) -> Iterator[None]:
-    """Puts layers of factors in the place of the slots' own layers, for as long as the context lasts.
+    """Replaces the layers of slots by layers of factors inside the context.
 
-    The original modules stand aside whole, and the same objects come back. A module that stands in several places is
-    replaced in each.
+    The original module objects are put back at the end. A module used in several places is replaced in each.
 
     Args:
-        model: the one that the slots are of.
-        stand_ins: slots that `runs_as_factors`, with their factors in the model's dtype.
+        model: the model of the slots.
+        stand_ins: slots for which `runs_as_factors` holds -> factors in the model's dtype.
 
     Raises:
         ModelError: a slot is no whole layer.
-        SpoiltModelError: on leaving, a layer was replaced or an original was written to behind our back.
+        SpoiltModelError: at the end, a layer was replaced or an original was written to.
     """
     originals: list[tuple[WeightSlot, nn.Parameter, int]] = []
     placed: list[tuple[nn.Module, str, nn.Module, nn.Module]] = []
@@ -83,11 +82,11 @@ def factored(model: nn.Module, stand_ins: Mapping[WeightSlot, Factors]) -> Itera
                 spoilt.append(name)
             parent._modules[name] = original
         if spoilt:
-            raise SpoiltModelError(f"{', '.join(spoilt)}: replaced or written to while it stood aside")
+            raise SpoiltModelError(f"{', '.join(spoilt)}: replaced or written to while factors ran in its place")
 
 
 def install(model: nn.Module, path: str, layer: nn.Module) -> None:
-    """Puts a layer in the place of the module at `path`, wherever that stands, for good.
+    """Permanently replaces the module at `path`, in all places where it is used.
 
     Raises:
         AttributeError: the model has no such module.
@@ -98,10 +97,7 @@ def install(model: nn.Module, path: str, layer: nn.Module) -> None:
 
 
 def _hooked_like(original: nn.Module, layer: FactoredLinear) -> FactoredLinear:
-    """The layer under the hook that accelerate has on the original, where it has one.
-
-    On a model that lies on several devices it is the hook that brings a layer's input to the layer's device.
-    """
+    """The layer with the original's accelerate hook, if any, which moves inputs to the layer's device."""
     hook = getattr(original, "_hf_hook", None)
     if hook is not None:
         from accelerate.hooks import add_hook_to_module
@@ -111,19 +107,19 @@ def _hooked_like(original: nn.Module, layer: FactoredLinear) -> FactoredLinear:
 
 
 def _places(model: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Where a module stands: (parent, name)."""
+    """All places where a module is used: (parent, name)."""
     return [(parent, name) for parent in model.modules() for name, child in parent._modules.items() if child is module]
 
 
 @torch.no_grad()
 def _computes(module: nn.Module, matrix: torch.Tensor) -> bool:
-    """Whether a module with a forward of its own is W x + b all the same, tried on one vector."""
+    """Whether a module with its own forward computes W x + b, tested on one vector."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, matrix.shape[1], generator=generator).to(matrix)
     try:
-        given = module(x)
-    except Exception:  # whatever it is, it is no linear layer
+        output = module(x)
+    except Exception:  # then it is no linear layer
         return False
     bias = getattr(module, "bias", None)
     expected = x @ matrix.T if bias is None else x @ matrix.T + bias
-    return isinstance(given, torch.Tensor) and torch.allclose(given.float(), expected.float(), rtol=1e-2, atol=1e-3)
+    return isinstance(output, torch.Tensor) and torch.allclose(output.float(), expected.float(), rtol=1e-2, atol=1e-3)

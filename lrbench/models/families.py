@@ -1,8 +1,7 @@
-"""What cannot be read off a model's modules: in which order fused rows and stacked experts lie, by model type.
+"""The order of rows in fused parameters and of stacked experts, by model type.
 
-This table is the only place that names model families. Everything else about slots is found by structure and by name
-patterns. A fused or stacked parameter whose order is not known here stays whole; nothing is guessed from shapes, which
-may be square.
+This table is the only place that names model families; everything else about slots follows from structure and name
+patterns. A fused or stacked parameter of unknown order stays whole: shapes, which may be square, do not tell.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from lrbench.models.layouts import Layout, Rows
+from lrbench.models.layouts import MatrixLayout, Rows
 
 #: Parts of fused parameters -> roles.
 PART_ROLES = {"q": "attn.q", "k": "attn.k", "v": "attn.v", "gate": "mlp.gate", "up": "mlp.up"}
@@ -21,28 +20,28 @@ PART_ROLES = {"q": "attn.q", "k": "attn.k", "v": "attn.v", "gate": "mlp.gate", "
 
 @dataclass(frozen=True)
 class Interleaving:
-    """The order of the rows of a fused matrix: `groups` times the parts in turn, each with so many rows."""
+    """The order of the rows of a fused matrix: `groups` repetitions of all `parts`, each (name, number of rows)."""
 
     groups: int
     parts: tuple[tuple[str, int], ...]
 
     @property
     def rows(self) -> int:
-        """How many rows the whole matrix has."""
+        """The number of rows of the whole matrix."""
         return self.groups * sum(size for _, size in self.parts)
 
     def layouts(self) -> dict[str, Rows]:
-        """Part -> where its rows lie."""
-        found, start = {}, 0
+        """Part -> its rows."""
+        layouts, start = {}, 0
         for part, size in self.parts:
-            found[part] = Rows(self.groups, start, start + size)
+            layouts[part] = Rows(self.groups, start, start + size)
             start += size
-        return found
+        return layouts
 
 
 @dataclass(frozen=True)
 class _Heads:
-    """Of a configuration: query heads, key-value heads, rows a head."""
+    """The attention heads of a configuration: query heads, key-value heads, rows per head."""
 
     count: int
     shared: int
@@ -62,12 +61,12 @@ def _blocks(heads: _Heads) -> Interleaving:
 
 
 def _by_head(heads: _Heads) -> Interleaving:
-    """Head by head: its query, its key, its value."""
+    """For each head: query, key, value."""
     return Interleaving(heads.count, tuple((part, heads.width) for part in "qkv"))
 
 
 def _by_key_value_head(heads: _Heads) -> Interleaving:
-    """Key-value head by key-value head: the queries that share it, its key, its value."""
+    """For each key-value head: the queries that share it, key, value."""
     queries = heads.count // heads.shared
     return Interleaving(heads.shared, (("q", queries * heads.width), ("k", heads.width), ("v", heads.width)))
 
@@ -83,7 +82,7 @@ def _gpt_bigcode(config: Any) -> Interleaving:
 
 
 def _codegen(config: Any) -> Interleaving:
-    """Four groups, one for each of the cores it was trained on: queries, values, keys."""
+    """Four groups, one per core used in training: queries, values, keys."""
     return Interleaving(4, tuple((part, config.hidden_size // 4) for part in "qvk"))
 
 
@@ -116,28 +115,28 @@ GATE_THEN_UP = frozenset({"glm", "glm4", "phi3"})
 
 @dataclass(frozen=True)
 class Stack:
-    """How the matrices of a module of stacked experts (experts, ., .) lie.
+    """The layout of stacked experts (experts, ., .).
 
     Attributes:
-        transposed: each is (in, out).
-        interleaved: rows of gate and up-projection alternate; else all of the gate, then all of the up-projection.
+        transposed: whether each matrix is (in, out).
+        interleaved: whether rows of gate and up-projection alternate; else all gate rows come first.
     """
 
     transposed: bool = False
     interleaved: bool = False
 
 
-#: model types whose stacks of experts do not say themselves how they lie
+#: layouts of stacked experts for model types whose modules do not state them
 STACKS = {"llama4_text": Stack(transposed=True)}
 
 
 def fused_layouts(path: str, rows: int, config: Any) -> dict[str, Rows] | str:
-    """The parts of a fused projection, or why it is left whole.
+    """Part -> rows of a fused projection, or the reason why it stays whole.
 
     Args:
-        path: of the module in its block.
-        rows: of its matrix (out, in).
-        config: of the language model.
+        path: the module's path in its block.
+        rows: the number of rows of its matrix (out, in).
+        config: the configuration of the language model.
     """
     kind: str = getattr(config, "model_type", "") or "this model"
     if "up" in path.rpartition(".")[2]:
@@ -145,30 +144,32 @@ def fused_layouts(path: str, rows: int, config: Any) -> dict[str, Rows] | str:
     else:
         order = ATTENTION[kind](config) if kind in ATTENTION else None
     if order is None:
-        return f"several roles fused in one matrix, in an order that is not known of {kind}"
+        return f"several roles fused in one matrix, in an order that is unknown for {kind}"
     if order.rows != rows:
         return f"several roles fused in one matrix of {rows} rows, where {kind} has {order.rows}"
     return order.layouts()
 
 
 def stack_of(module: nn.Module, config: Any) -> Stack | None:
-    """How the stacked experts in `module` lie; None where that is not known."""
+    """The layout of the stacked experts in `module`; None if unknown."""
     transposed, concatenated = getattr(module, "is_transposed", None), getattr(module, "is_concatenated", None)
     if isinstance(transposed, bool) and isinstance(concatenated, bool):
         return Stack(transposed, not concatenated)
     return STACKS.get(getattr(config, "model_type", ""))
 
 
-def expert_layouts(stack: Stack, expert: int, rows: int, *, gated: bool) -> dict[str, Layout]:
-    """Part -> layout of one matrix of a stack; the part is empty where the matrix has but one role.
+def expert_layouts(stack: Stack, expert: int, rows: int, *, gated: bool) -> dict[str, MatrixLayout]:
+    """Part -> layout of a matrix in a stack; the part is empty if the matrix has a single role.
 
     Args:
-        rows: of one matrix (out, in).
-        gated: it holds a gate and an up-projection.
+        stack: the layout of the stack.
+        expert: the index of the matrix.
+        rows: the number of rows of the matrix (out, in).
+        gated: whether the matrix holds a gate and an up-projection.
     """
     if not gated:
-        return {"": Layout(expert, stack.transposed)}
+        return {"": MatrixLayout(expert, stack.transposed)}
     half = rows // 2
     groups, size = (half, 1) if stack.interleaved else (1, half)
     parts = Interleaving(groups, (("gate", size), ("up", size))).layouts()
-    return {part: Layout(expert, stack.transposed, where) for part, where in parts.items()}
+    return {part: MatrixLayout(expert, stack.transposed, where) for part, where in parts.items()}

@@ -1,4 +1,4 @@
-"""The very modules and tensors of a model, by which it is known that it is still the one that was loaded."""
+"""Detects changes to a loaded model's modules and tensors, and undoes them."""
 
 from __future__ import annotations
 
@@ -12,49 +12,48 @@ from lrbench.errors import ModelError, SpoiltModelError
 from lrbench.models.load import weight_hash
 
 
-class Originals:
-    """Remembers which objects a model is made of, and the version counters of its weights.
+class ModelIntegrity:
+    """Records the objects of a model and the version counters of its weights.
 
-    To look costs no pass over the numbers. What is seen: a module, parameter or persistent buffer that is another
-    object, or that torch knows to have been written to. What is not: writing past torch (`.data`, a shared array);
-    that changes the hash (`lrbench.models.load.weight_hash`).
+    A check reads no weights. It detects a module, parameter or persistent buffer that was replaced or written to by
+    torch, but not writes past torch (`.data`, a shared array); these change `lrbench.models.load.weight_hash`.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._modules = [(name, module, dict(module._modules)) for name, module in model.named_modules()]
         self._tensors = [(name, module, _tensors(module)) for name, module, _ in self._modules]
-        self._places = [(module, dict(module._parameters), dict(module._buffers)) for _, module, _ in self._modules]
-        self._versions = self._counted()
+        self._owners = [(module, dict(module._parameters), dict(module._buffers)) for _, module, _ in self._modules]
+        self._versions = self._current_versions()
 
-    def spoilt(self) -> str | None:
-        """What is not what it was, in words; None where nothing is seen."""
+    def change(self) -> str | None:
+        """A description of the first change; None if there is none."""
         for where, module, children in self._modules:
             for name in [*children, *module._modules]:
                 if module._modules.get(name) is not children.get(name):
                     return f"{_joined(where, name)} was replaced"
         for where, module, tensors in self._tensors:
-            now = _tensors(module)
-            for name in [*tensors, *now]:
+            current = _tensors(module)
+            for name in [*tensors, *current]:
                 tensor = tensors.get(name)
-                if now.get(name) is not tensor:
+                if current.get(name) is not tensor:
                     return f"{_joined(where, name)} was replaced"
                 if tensor is not None and self._versions[id(tensor)] != tensor._version:
                     return f"{_joined(where, name)} was written to"
         return None
 
     def check(self, cell: str, when: str) -> None:
-        """Raises SpoiltModelError, which names the cell, where the model is seen to be another."""
-        found = self.spoilt()
-        if found is not None:
-            raise _of_cell(SpoiltModelError(f"{found} {when}"), cell)
+        """Raises SpoiltModelError with the cell's name if the model has changed."""
+        change = self.change()
+        if change is not None:
+            raise _of_cell(SpoiltModelError(f"{change} {when}"), cell)
 
     @contextmanager
     def guarded(self, cell: str) -> Iterator[None]:
-        """Holds the model to be the same before and after what one cell does to it.
+        """Checks that the model is unchanged before and after a cell is scored.
 
         Raises:
-            SpoiltModelError: it is not, or what was done could not be undone; names the cell.
+            SpoiltModelError: the model has changed, or an edit could not be undone; names the cell.
         """
         self.check(cell, "before the cell was scored")
         try:
@@ -65,34 +64,34 @@ class Originals:
 
     @torch.no_grad()
     def restore(self, fresh: nn.Module, expected: str) -> None:
-        """Puts every object back in its place, and the numbers of a model just loaded into it.
+        """Restores all objects, and copies the weights of a freshly loaded model into them.
 
         Args:
-            fresh: the same model, loaded again; anywhere.
-            expected: what its `weight_hash` must be.
+            fresh: the same model, loaded again, on any device.
+            expected: the `weight_hash` of the restored model.
 
         Raises:
-            ModelError: it is another model by now.
+            ModelError: the checkpoint has changed.
         """
         for _, module, children in self._modules:
             module._modules.clear()
             module._modules.update(children)
-        for module, parameters, buffers in self._places:
+        for module, parameters, buffers in self._owners:
             module._parameters.clear()
             module._parameters.update(parameters)
             module._buffers.update({name: buffers[name] for name in buffers.keys() & _tensors(module).keys()})
         values = fresh.state_dict()
         for name, tensor in self._model.state_dict().items():
             if name not in values or values[name].shape != tensor.shape:
-                raise ModelError(f"{name}: the checkpoint no longer holds it as it was; bring the run's model back")
+                raise ModelError(f"{name}: the checkpoint has changed since the run began; restore it")
             tensor.copy_(values[name])
         if weight_hash(self._model) != expected:
-            raise ModelError("the checkpoint's weights are not what they were when the run began; bring them back")
-        self._versions = self._counted()
+            raise ModelError("the checkpoint's weights have changed since the run began; restore them")
+        self._versions = self._current_versions()
 
-    def _counted(self) -> dict[int, int]:
-        found = (tensor for _, _, tensors in self._tensors for tensor in tensors.values() if tensor is not None)
-        return {id(tensor): tensor._version for tensor in found}
+    def _current_versions(self) -> dict[int, int]:
+        tensors = (tensor for _, _, tensors in self._tensors for tensor in tensors.values() if tensor is not None)
+        return {id(tensor): tensor._version for tensor in tensors}
 
 
 def _of_cell(error: SpoiltModelError, cell: str) -> SpoiltModelError:
@@ -105,6 +104,6 @@ def _joined(where: str, name: str) -> str:
 
 
 def _tensors(module: nn.Module) -> dict[str, torch.Tensor | None]:
-    """A module's own parameters and those of its buffers that belong to a checkpoint."""
+    """A module's own parameters and persistent buffers."""
     kept = {name: buffer for name, buffer in module._buffers.items() if name not in module._non_persistent_buffers_set}
     return {**module._parameters, **kept}

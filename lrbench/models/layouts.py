@@ -1,6 +1,6 @@
-"""How a slot's matrix W (out, in) lies in its parameter: as it is, transposed, one of a stack, rows of a fused one.
+"""Layouts of a slot's matrix W (out, in) in its parameter: plain, transposed, stacked, or some rows of a fused matrix.
 
-Nothing here knows a model; `lrbench.models.families` says which layout a parameter has.
+`lrbench.models.families` assigns layouts to parameters by model type.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import torch
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a fused matrix: of `groups` equal groups of rows, the rows `start` to `stop` of each.
+    """The rows `start` to `stop` of each of `groups` equal groups of rows of a fused matrix.
 
-    One group is a plain block of rows. A group for each head (or for each key-value head, or for each neuron) is an
-    interleaving: the part's own rows are then those of its groups, one group after the other.
+    A single group gives a block of rows; a group per head, key-value head or neuron gives interleaved rows. The part's
+    matrix concatenates the rows of all groups.
     """
 
     groups: int
@@ -23,20 +23,20 @@ class Rows:
     stop: int
 
     def view(self, matrix: torch.Tensor, dim: int = 0) -> torch.Tensor:
-        """The part of `matrix` along `dim`, which becomes two, (groups, stop - start): a view, whatever the strides."""
+        """The part as a view of `matrix`, with `dim` split into two: (groups, stop - start)."""
         size = matrix.shape[dim] // self.groups
         dim %= matrix.ndim
         return matrix.unflatten(dim, (self.groups, size)).narrow(dim + 1, self.start, self.stop - self.start)
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where in a parameter the matrix of a slot lies.
+class MatrixLayout:
+    """The position of a slot's matrix in a parameter.
 
     Attributes:
-        expert: index in a stack of matrices; None where the parameter is one matrix.
-        transposed: stored as (in, out): Conv1D, some stacks of experts, and embeddings (which map a one-hot vector).
-        rows: which rows of the matrix (out, in) make the slot; None for all.
+        expert: index in a stack of matrices; None if the parameter is a single matrix.
+        transposed: whether it is stored as (in, out): Conv1D, some stacked experts, and embeddings (of one-hot inputs).
+        rows: the slot's rows of the matrix (out, in); None for all.
     """
 
     expert: int | None = None
@@ -44,31 +44,31 @@ class Layout:
     rows: Rows | None = None
 
     def read(self, parameter: torch.Tensor) -> torch.Tensor:
-        """The slot's matrix (out, in): a view of `parameter` where its strides allow one, else a copy."""
+        """The slot's matrix (out, in): a view of `parameter` if strides allow, else a copy."""
         view = self._view(parameter)
         return view if self.rows is None else view.flatten(0, 1)
 
     def write(self, parameter: torch.Tensor, matrix: torch.Tensor) -> None:
-        """Writes `matrix` (out, in) where the slot's lies in `parameter`, and nothing else."""
+        """Writes `matrix` (out, in) to the slot's position in `parameter`."""
         view = self._view(parameter)
         view.copy_(matrix if self.rows is None else matrix.unflatten(0, view.shape[:2]))
 
     def of_output(self, output: torch.Tensor) -> torch.Tensor:
-        """What the slot's rows make of the output (..., all rows) of the module that holds them: (..., out)."""
+        """The slot's part (..., out) of its module's output (..., all rows)."""
         return output if self.rows is None else self.rows.view(output, dim=-1).flatten(-2)
 
     def shape(self, parameter: torch.Tensor) -> tuple[int, int]:
-        """(out, in), without touching a number."""
+        """(out, in), without reading data."""
         view = self._view(parameter)
         return (view.shape[0], view.shape[1]) if self.rows is None else (view.shape[:2].numel(), view.shape[2])
 
     @property
     def place(self) -> tuple[object, ...]:
-        """Equal for two layouts of one parameter that hold the same numbers of it."""
+        """Equal for two layouts at the same position of a parameter."""
         return self.expert, self.rows
 
     def _view(self, parameter: torch.Tensor) -> torch.Tensor:
-        """(out, in), or (groups, rows of each, in)."""
+        """(out, in), or (groups, rows per group, in)."""
         matrix = parameter if self.expert is None else parameter[self.expert]
         matrix = matrix.T if self.transposed else matrix
         return matrix if self.rows is None else self.rows.view(matrix)

@@ -1,4 +1,4 @@
-"""Loading a model as a suite names it, and knowing it by its content."""
+"""Loads a suite's model, and hashes its content."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from lrbench.errors import ModelError
 from lrbench.models.adapter import find_adapter, merge_adapter
-from lrbench.models.slots import Inventory, count_numbers, find_slots
-from lrbench.models.source import Source, failing, find, quietly, read_tokenizer, says_causal, structure
+from lrbench.models.slots import Inventory, count_parameters, find_slots
+from lrbench.models.source import Source, declared_causality, failing, find, quietly, read_tokenizer, structure
 from lrbench.suite.bundled import bundled
 from lrbench.system.device import check_room
 from lrbench.system.text import one_line
@@ -32,14 +32,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model on its device, with its tokenizer and its slots.
+    """A model on its device, with its tokenizer and slots.
 
     Attributes:
-        label: how tables name it.
-        source: bundled name, path or hub id, with revision, and what else the suite says of it, for the manifest.
+        label: its name in tables.
+        source: bundled name, path or hub id, revision and further keys of the suite, for the manifest.
         weight_hash: SHA-256 of names, shapes, dtypes and bytes of all parameters and persistent buffers.
-        device: where its input goes; with a device map, its weights may be on others.
-        config_hash: SHA-256 of what else makes the model compute what it does: its configuration, and its generation's.
+        device: the device of its inputs; with a device map, weights may be on others.
+        config_hash: SHA-256 of its configuration and generation configuration.
     """
 
     label: str
@@ -54,27 +54,27 @@ class LoadedModel:
 
 
 def load(spec: ModelSpec, device: str | None = None, *, trust_remote_code: bool = False) -> LoadedModel:
-    """Loads a model, its tokenizer and its slots.
+    """Loads a model and its tokenizer, and finds its slots.
 
     Args:
-        spec: what the suite says.
-        device: from the command line; it wins over the suite's, and over its device map.
-        trust_remote_code: from the command line; it needs the suite's word as well.
+        spec: the suite's model entry.
+        device: from the command line; overrides the suite's device and device map.
+        trust_remote_code: from the command line; the suite must set it as well.
 
     Raises:
-        ModelError: the name is unknown, nothing loadable is there, the hub does not give it, it is no causal language
-            model, memory will not do, the adapter does not fit, or the device is not there.
+        ModelError: the name is unknown, the model cannot be loaded, it is no causal language model, memory does not
+            suffice, the adapter does not fit, or the device does not exist.
     """
     source = find(spec, trust_remote_code=trust_remote_code)
     device_map = spec.device_map if device is None else None
     target = choose_device(device or spec.device)
-    numbers = count_numbers(structure(source, spec.attn_implementation))
+    parameters = count_parameters(structure(source, spec.attn_implementation))
     tokenizer = read_tokenizer(spec, source)
-    model = load_weights(spec, source, numbers, target, device_map)
-    _refuse_foresight(source, model)
+    model = load_weights(spec, source, parameters, target, device_map)
+    _refuse_non_causal(source, model)
     return LoadedModel(
         label=spec.display_name,
-        source=described(spec, source, device_map),
+        source=describe_source(spec, source, device_map),
         model=model,
         tokenizer=tokenizer,
         inventory=find_slots(model),
@@ -88,37 +88,40 @@ def load(spec: ModelSpec, device: str | None = None, *, trust_remote_code: bool 
 def load_weights(
     spec: ModelSpec,
     source: Source,
-    numbers: int,
+    parameters: int,
     target: torch.device,
     device_map: str | dict[str, Any] | None = None,
 ) -> PreTrainedModel:
-    """A model without its tokenizer, its adapter merged; in evaluation mode, without gradients.
+    """Loads a model without its tokenizer, with its adapter merged, in evaluation mode and without gradients.
 
     Args:
-        numbers: of its parameters.
-        target: where it goes, without a device map.
+        spec: the suite's model entry.
+        source: the model's source, as `find` returns it.
+        parameters: the number of its parameters.
+        target: its device, if there is no device map.
+        device_map: as in the suite.
 
     Raises:
         ModelError: as `load`.
     """
     dtype = _dtype(spec, source)
-    if getattr(source.config, "quantization_config", None) is None:  # else numbers do not tell the bytes
+    if getattr(source.config, "quantization_config", None) is None:  # else bytes are unknown
         devices = _devices(device_map, target)
-        for together in ([torch.device("cpu")], devices) if source.random else (devices,):
-            check_room(source.label, numbers, dtype or torch.bfloat16, together)
+        for group in ([torch.device("cpu")], devices) if source.random else (devices,):
+            check_room(source.label, parameters, dtype or torch.bfloat16, group)
     with failing(source.where, source.revision), quietly():
         if source.random:
-            model = _drawn(spec, source, dtype)
+            model = _random_weights(spec, source, dtype)
         else:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source.where, revision=source.pinned, trust_remote_code=source.trusted, dtype=dtype or "auto",
                 attn_implementation=spec.attn_implementation, device_map=device_map, output_loading_info=True,
-                use_safetensors=True,  # a pickle is a program
+                use_safetensors=True,  # pickles can run code
             )  # fmt: skip
-            model, found = loaded
-            _refuse_gaps(source, found)
+            model, loading_info = loaded
+            _refuse_gaps(source, loading_info)
         if getattr(model, "_hf_peft_config_loaded", False):
-            raise ModelError(f"{source.label}: holds an adapter beside the model; give it under 'adapter'")
+            raise ModelError(f"{source.label}: holds an adapter beside the model; name it under 'adapter'")
         if device_map is None:
             model = model.to(target)  # type: ignore[arg-type]
     _refuse_offloaded(source, model)
@@ -131,10 +134,10 @@ def load_weights(
 
 
 def load_structure(spec: ModelSpec, *, trust_remote_code: bool = False) -> Inventory:
-    """The slots of a model without its weights (on the meta device): enough to plan.
+    """The slots of a model on the meta device, without its weights, for planning.
 
     Raises:
-        ModelError: as `load`, as far as it can be known.
+        ModelError: as `load`, except for faults of the weights.
     """
     source = find(spec, trust_remote_code=trust_remote_code)
     if spec.adapter is not None:
@@ -143,17 +146,17 @@ def load_structure(spec: ModelSpec, *, trust_remote_code: bool = False) -> Inven
 
 
 def has_chat_template(spec: ModelSpec, *, trust_remote_code: bool = False) -> bool:
-    """Whether a model's tokenizer can be asked in its chat template.
+    """Whether a model's tokenizer has a chat template.
 
     Raises:
-        ModelError: there is no tokenizer to be had.
+        ModelError: the tokenizer cannot be loaded.
     """
     tokenizer = read_tokenizer(spec, find(spec, trust_remote_code=trust_remote_code))
     return bool(getattr(tokenizer, "chat_template", None))
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device asked for, else the GPU where there is one, else the CPU. Raises ModelError where it is not there."""
+    """The named device, else the GPU if there is one, else the CPU. Raises ModelError: the device does not exist."""
     if name is None or name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -170,13 +173,13 @@ def weight_hash(model: torch.nn.Module) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-        for chunk in flat.split(1 << 28):  # a quarter of a GiB at a time, so that no second model is made on the CPU
+        for chunk in flat.split(1 << 28):  # 256 MiB at a time, which limits memory on the CPU
             digest.update(chunk.cpu().numpy())
     return digest.hexdigest()
 
 
 def first_non_finite(model: torch.nn.Module) -> str | None:
-    """Which parameter holds the first NaN or infinity, and where, in words; None where all numbers are finite."""
+    """A message with the first parameter that holds NaN or infinity, and the position; None if all are finite."""
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and not bool(parameter.isfinite().all()):
             place = (~parameter.isfinite()).nonzero()[0].tolist()
@@ -185,7 +188,7 @@ def first_non_finite(model: torch.nn.Module) -> str | None:
 
 
 def config_hash(model: PreTrainedModel) -> str:
-    """SHA-256 (hex) of the configuration: position encodings, norms, windows, scalings, and how text is generated."""
+    """SHA-256 (hex) of the configuration (position encodings, norms, windows, ...) and of generation settings."""
     names = ("_name_or_path", "architectures", "dtype", "transformers_version")
     config = {key: value for key, value in model.config.to_diff_dict().items() if key not in names}
     generation = model.generation_config.to_diff_dict() if model.generation_config is not None else {}
@@ -194,7 +197,7 @@ def config_hash(model: PreTrainedModel) -> str:
 
 
 def _dtype(spec: ModelSpec, source: Source) -> torch.dtype | None:
-    """What the weights are loaded as; None where the checkpoint's configuration does not say."""
+    """The dtype to load weights in; None if the checkpoint's configuration has none."""
     if spec.dtype != "auto":
         return DTYPES[spec.dtype]
     stated = source.config.dtype or getattr(source.config.get_text_config(decoder=True), "dtype", None)
@@ -204,7 +207,7 @@ def _dtype(spec: ModelSpec, source: Source) -> torch.dtype | None:
 
 
 def _devices(device_map: str | dict[str, Any] | None, target: torch.device) -> list[torch.device]:
-    """Where the weights may go."""
+    """The devices for the weights."""
     if isinstance(device_map, dict):
         if "disk" in device_map.values():
             raise ModelError("device_map: weights on 'disk' come and go, and cannot be edited; name devices")
@@ -214,8 +217,8 @@ def _devices(device_map: str | dict[str, Any] | None, target: torch.device) -> l
     return [torch.device("cuda", index) for index in range(torch.cuda.device_count())] or [torch.device("cpu")]
 
 
-def _drawn(spec: ModelSpec, source: Source, dtype: torch.dtype | None) -> PreTrainedModel:
-    """Random weights by the architecture's own rule; drawn on the CPU, so that a seed means the same everywhere."""
+def _random_weights(spec: ModelSpec, source: Source, dtype: torch.dtype | None) -> PreTrainedModel:
+    """A model with random weights from the architecture's initialization, drawn on the CPU: equal on every device."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed or 0)
         return AutoModelForCausalLM.from_config(
@@ -223,35 +226,36 @@ def _drawn(spec: ModelSpec, source: Source, dtype: torch.dtype | None) -> PreTra
         )
 
 
-def _refuse_gaps(source: Source, found: dict[str, Any]) -> None:
-    """transformers fills what a checkpoint lacks with random numbers, and only warns."""
-    missing, wrong = sorted(found["missing_keys"]), sorted(str(key[0]) for key in found["mismatched_keys"])
-    for names, what in ((missing, "has no"), (wrong, "has another shape of")):
+def _refuse_gaps(source: Source, loading_info: dict[str, Any]) -> None:
+    """Refuses a checkpoint that lacks weights; transformers would draw them at random and only warn."""
+    missing = sorted(loading_info["missing_keys"])
+    wrong = sorted(str(key[0]) for key in loading_info["mismatched_keys"])
+    for names, fault in ((missing, "has no"), (wrong, "has another shape of")):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise ModelError(
-                f"{source.label}: the checkpoint {what} {names[0]}{more}; is it one of a causal language model?"
+                f"{source.label}: the checkpoint {fault} {names[0]}{more}; is it one of a causal language model?"
             )
 
 
 def _refuse_offloaded(source: Source, model: PreTrainedModel) -> None:
-    """Weights that accelerate has put aside come and go with each forward pass, and cannot be edited."""
-    aside = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if aside:
+    """Refuses offloaded weights: accelerate loads them anew in each forward pass, so they cannot be edited."""
+    offloaded = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if offloaded:
         raise ModelError(
-            f"{source.label}: its devices do not hold it: {aside[0]} and {len(aside) - 1} more were put aside "
-            "(offloaded), where they cannot be edited; choose a smaller dtype, or a device_map without 'disk'"
+            f"{source.label}: does not fit its devices: {offloaded[0]} and {len(offloaded) - 1} more were "
+            "offloaded and cannot be edited; choose a smaller dtype, or a device_map without 'disk'"
         )
 
 
-def _refuse_foresight(source: Source, model: PreTrainedModel) -> None:
-    """An encoder may pass for a language model; its answers at a token change with the tokens after it.
+def _refuse_non_causal(source: Source, model: PreTrainedModel) -> None:
+    """Refuses a model whose output at a token depends on later tokens, such as an encoder.
 
-    A model whose attention says of itself that it is causal is believed; any other is tried on two short texts.
+    Models whose attention modules declare themselves causal pass; others are tested on two short texts.
     """
-    if says_causal(model) == {True}:
+    if declared_causality(model) == {True}:
         return
-    # A token that pads or ends a text may be masked, and then nothing depends on it.
+    # Special tokens may be masked, so that no output depends on them.
     special = {value for key, value in model.config.to_dict().items() if key.endswith(("_id", "_index"))}
     *prefix, last, other = itertools.islice((token for token in itertools.count() if token not in special), 5)
     tokens = torch.tensor([[*prefix, last], [*prefix, other]], device=model.device)
@@ -261,18 +265,21 @@ def _refuse_foresight(source: Source, model: PreTrainedModel) -> None:
     rounding = 2 * torch.finfo(model.dtype).eps * float(logits.abs().max())
     if early > 8 * rounding or early > max(rounding, 0.05 * late):
         raise ModelError(
-            f"{source.label}: not a causal language model: what {type(model).__name__} says at a token depends on "
-            "the tokens after it (an encoder); name a model that was trained from left to right"
+            f"{source.label}: not a causal language model: the output of {type(model).__name__} at a token depends "
+            "on later tokens (an encoder); name a model that was trained from left to right"
         )
 
 
-def described(spec: ModelSpec, source: Source, device_map: str | dict[str, Any] | None = None) -> dict[str, Any]:
-    """What the manifest says of where a model came from; what is not there is left out."""
-    given = spec.resolved()
-    described: dict[str, Any] = {"pretrained": given["name"] or given["pretrained"], "revision": source.revision}
+def describe_source(spec: ModelSpec, source: Source, device_map: str | dict[str, Any] | None = None) -> dict[str, Any]:
+    """The model's source for the manifest, without absent entries."""
+    resolved = spec.resolved()
+    description: dict[str, Any] = {
+        "pretrained": resolved["name"] or resolved["pretrained"],
+        "revision": source.revision,
+    }
     optional = {
-        "commit": source.commit, "config": given["config"], "seed": (spec.seed or 0) if source.random else None,
-        "tokenizer": given["tokenizer"], "adapter": given["adapter"], "device_map": device_map,
+        "commit": source.commit, "config": resolved["config"], "seed": (spec.seed or 0) if source.random else None,
+        "tokenizer": resolved["tokenizer"], "adapter": resolved["adapter"], "device_map": device_map,
         "attn_implementation": spec.attn_implementation, "trust_remote_code": source.trusted or None,
     }  # fmt: skip
-    return described | {key: value for key, value in optional.items() if value is not None}
+    return description | {key: value for key, value in optional.items() if value is not None}

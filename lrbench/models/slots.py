@@ -1,4 +1,4 @@
-"""Weight slots: the matrices of a model that can be edited, found by structure and seen as W (out, in), y = W x."""
+"""Weight slots: the editable matrices of a model, found by structure, as W (out, in) with y = W x."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from transformers.pytorch_utils import Conv1D
 
 from lrbench.errors import ModelError
 from lrbench.models.families import PART_ROLES, expert_layouts, fused_layouts, stack_of
-from lrbench.models.layouts import Layout
+from lrbench.models.layouts import MatrixLayout
 from lrbench.reducers.base import Slot
 from lrbench.suite.roles import ALIASES, GROUPS, ROLES, is_fused, is_router, role_of
 from lrbench.system.text import did_you_mean
 
-#: The package in which transformers puts the code that comes with a checkpoint.
+#: The package in which transformers loads code from a checkpoint's repository.
 REPOSITORIES = "transformers_modules"
-#: What a matrix can be reduced in. Eight-bit floats are a quantized checkpoint's, and need their scales beside them.
+#: Dtypes of editable matrices. Eight-bit floats belong to quantized checkpoints, and need scales.
 _EDITABLE = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 
 
 @dataclass(frozen=True, eq=False)
 class WeightSlot:
-    """One editable matrix of a loaded model.
+    """An editable matrix of a loaded model.
 
     Attributes:
-        about: what a reducer is told (name, layer, role, shape).
-        module, parameter: where the tensor lives: `getattr(module, parameter)`.
-        layout: how the matrix lies in that tensor.
-        part: what of the tensor it is, as in its name: `[q]`, `[5][gate]`; empty for all of it.
-        users: how many modules use the same tensor. Of a tied one, the original stays in use until all are edited.
-        model: whose it is.
+        about: name, layer, role and shape, as reducers get them.
+        module, parameter: the tensor is `getattr(module, parameter)`.
+        layout: the position of the matrix in the tensor.
+        part: the part of the tensor, as in the slot's name: `[q]`, `[5][gate]`; empty for all of it.
+        users: the number of modules that use the tensor; a tied tensor stays in use until all its slots are edited.
+        model: the model of the slot.
     """
 
     about: Slot
     module: nn.Module = field(repr=False)
     parameter: str = "weight"
-    layout: Layout = field(default_factory=Layout, repr=False)
+    layout: MatrixLayout = field(default_factory=MatrixLayout, repr=False)
     part: str = ""
     users: int = 1
     model: nn.Module | None = field(default=None, repr=False)
@@ -62,55 +62,55 @@ class WeightSlot:
         return self.name.removesuffix(self.part)
 
     @property
-    def numbers(self) -> int:
-        """How many numbers the matrix has."""
+    def size(self) -> int:
+        """The number of parameters of the matrix."""
         return self.about.shape[0] * self.about.shape[1]
 
     @property
     def place(self) -> tuple[object, ...]:
-        """Equal for two slots that share their numbers, as a tied head and embedding do, while nothing is edited."""
+        """Equal for two slots that share storage, such as a tied head and embedding; valid while nothing is edited."""
         return id(self.tensor()), *self.layout.place
 
     @property
     def no_input(self) -> str | None:
-        """Why a hook on `module` does not see the slot's input x; None where it does."""
+        """Why a hook on `module` cannot see the slot's input x; None if it can."""
         if self.layout.expert is not None:
-            return "which tokens an expert of a stack is given is decided inside its module, where no hook sees it"
-        return "an embedding is given token ids" if self.about.role == "embed" else None
+            return "a module of stacked experts routes tokens inside, where no hook sees them"
+        return "the inputs of an embedding are token ids" if self.about.role == "embed" else None
 
     @property
     def input_visible(self) -> bool:
-        """Whether the first argument of `module` is the slot's x; of a fused module, that of all its parts."""
+        """Whether the first argument of `module` is the slot's input x, which all parts of a fused module share."""
         return self.no_input is None
 
     def tensor(self) -> nn.Parameter:
-        """The parameter as it is now, with all its parts."""
+        """The current parameter, with all its parts."""
         return getattr(self.module, self.parameter)
 
     def read(self) -> torch.Tensor:
-        """The matrix (out, in) as it is now: a view or a copy, not to be written to."""
+        """The current matrix (out, in): a view or a copy, which must not be written to."""
         return self.layout.read(self.tensor().detach())
 
     def write(self, tensor: torch.Tensor, matrix: torch.Tensor) -> None:
-        """Writes `matrix` (out, in) into `tensor`, which is of the parameter's shape; its other parts stay."""
+        """Writes `matrix` (out, in) to its position in `tensor`, which has the parameter's shape."""
         self.layout.write(tensor, matrix)
 
 
 @torch.no_grad()
 def write_slot(slot: WeightSlot, matrix: torch.Tensor) -> None:
-    """Writes a matrix (out, in) into a slot's parameter for good."""
+    """Permanently writes a matrix (out, in) to a slot's parameter."""
     slot.write(slot.tensor().data, matrix)
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """What was found in a model.
+    """The slots of a model.
 
     Attributes:
         slots: the editable matrices, block by block in the model's order, then the embedding and the head.
         blocks: the decoder blocks.
-        left_out: (parameter name, why) for each matrix-like parameter that is no slot.
-        unnamed: slots without a role, which only globs select: (parameter name, why).
+        left_out: (parameter name, reason) of each matrix-like parameter that is no slot.
+        unnamed: (slot name, reason) of each slot without a role, which only globs select.
     """
 
     slots: tuple[WeightSlot, ...]
@@ -119,14 +119,14 @@ class Inventory:
     unnamed: tuple[tuple[str, str], ...]
 
     def select(self, layers: Sequence[int], weights: Sequence[str]) -> list[WeightSlot]:
-        """The slots of the given blocks that any of `weights` names, in the model's order.
+        """The slots in blocks `layers` that any of `weights` names, in the model's order.
 
         Args:
-            layers: block indices; `head`, `embed` and what stands outside the blocks are not bound to them.
-            weights: roles, groups, LASER's names, or globs on the names of slots, or of parameters for all their parts.
+            layers: block indices; slots outside the blocks, such as `head` and `embed`, do not depend on them.
+            weights: roles, groups, LASER's names, or globs on names of slots, or of parameters for all their parts.
 
         Raises:
-            ModelError: a word is none of these, or selects nothing in this model.
+            ModelError: a word is unknown, or selects nothing in this model.
         """
         chosen: set[int] = set()
         inside = [slot for slot in self.slots if slot.about.layer is None or slot.about.layer in set(layers)]
@@ -139,7 +139,7 @@ class Inventory:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The roles that occur, in the order of `ROLES`."""
+        """The roles in this model, in the order of `ROLES`."""
         present = {slot.about.role for slot in self.slots}
         return tuple(role for role in ROLES if role in present)
 
@@ -152,21 +152,21 @@ class Inventory:
             if word == "fc_up" and "mlp.gate" not in self.roles:  # without a gate, fc_in is the up-projection
                 return False
             return slot.about.role == next((role for role in ALIASES[word] if role in self.roles), None)
-        path, dot, last = word.rpartition(".")  # in a parameter's own name, brackets hold a part, not characters
+        path, dot, last = word.rpartition(".")  # brackets in the last piece name a part
         words = {word, path + dot + last.replace("[", "[[]")}
         return any(fnmatch.fnmatchcase(name, glob) for name in {slot.name, slot.tensor_name} for glob in words)
 
     def _nothing(self, word: str, layers: Sequence[int]) -> str:
         known = [*ROLES, *GROUPS, *ALIASES]
-        here = f"this model has {', '.join(self.roles) or 'no recognised roles'}"
+        roles = f"this model has {', '.join(self.roles) or 'no recognised roles'}"
         hint = did_you_mean(word, known)
         if word not in known and not any(mark in word for mark in "*?[") and (hint or "." not in word):
-            return f"unknown role {word!r}{hint} ({here}; or give a glob on parameter names)"
+            return f"unknown role {word!r}{hint} ({roles}; or give a glob on parameter names)"
         if any(self._matches(slot, word) for slot in self.slots):
             return f"{word!r} selects nothing in layers {list(layers)}"
         fused = [name for name, why in self.unnamed if "fused" in why]
         hint = f"; fused weights are selected by a glob, such as {fused[0]!r}" if fused else ""
-        return f"{word!r} selects no weight: {here}{hint}"
+        return f"{word!r} selects no weight: {roles}{hint}"
 
 
 def find_slots(model: nn.Module) -> Inventory:
@@ -179,14 +179,14 @@ def find_slots(model: nn.Module) -> Inventory:
 
 
 class _Search:
-    """Goes over a model once, and notes for each matrix what it is, or why it is left out."""
+    """Classifies each matrix of a model as a slot, or records why it is left out."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         config: Any = getattr(model, "config", None)
         self._config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
         if type(model).__module__.partition(".")[0] == REPOSITORIES:
-            self._config = None  # a repository's own code may call itself by a known model type, and lie otherwise
+            self._config = None  # code from a repository may use a known model type with another layout
         self._names = {id(module): name for name, module in model.named_modules()}
         self._users: Counter[int] = Counter()  # how many modules hold each parameter
         for module in model.modules():
@@ -204,7 +204,7 @@ class _Search:
         embed, head = self._model.get_input_embeddings(), self._model.get_output_embeddings()  # type: ignore[operator]
         for module, role in ((embed, "embed"), (head, "head")):
             if module is not None and isinstance(getattr(module, "weight", None), torch.Tensor):
-                self._add(module, "weight", None, role, Layout(transposed=role == "embed"))
+                self._add(module, "weight", None, role, MatrixLayout(transposed=role == "embed"))
         for path, module in self._model.named_modules():
             for own, parameter in module._parameters.items():
                 if parameter is not None and parameter.ndim > 1 and (id(module), own) not in self._handled:
@@ -215,7 +215,7 @@ class _Search:
         if is_router(path):
             return
         if isinstance(module, (nn.Linear, Conv1D)):
-            whole = Layout(transposed=isinstance(module, Conv1D))
+            whole = MatrixLayout(transposed=isinstance(module, Conv1D))
             if not is_fused(path):
                 self._add(module, "weight", layer, role_of(path), whole, why="role not recognised")
                 return
@@ -239,10 +239,10 @@ class _Search:
                     self._add(module, own, layer, role, layout, f"[{expert}]" + (f"[{part}]" if part else ""))
 
     def _add(
-        self, module: nn.Module, own: str, layer: int | None, role: str | None, layout: Layout, part: str = "",
+        self, module: nn.Module, own: str, layer: int | None, role: str | None, layout: MatrixLayout, part: str = "",
         why: str = "",
     ) -> None:  # fmt: skip
-        """Notes a slot; `why` it has no role, where it has none."""
+        """Adds a slot; `why` gives the reason if it has no role."""
         parameter, path = getattr(module, own), self._names[id(module)]
         name = f"{path}.{own}" if path else own
         first = (id(module), own) not in self._handled
@@ -258,23 +258,23 @@ class _Search:
             self._unnamed.append((name + part, why))
 
     def _elsewhere(self, module: nn.Module, path: str, own: str, parameter: nn.Parameter) -> None:
-        """A matrix that is neither in a block's projections nor the embedding or the head."""
+        """Handles a matrix that is neither a projection in a block nor the embedding or head."""
         if is_router(path):
             why = "a router, which is never edited"
         elif isinstance(module, nn.Linear) and own == "weight":
-            self._add(module, own, None, None, Layout(), why="outside the decoder blocks")
+            self._add(module, own, None, None, MatrixLayout(), why="outside the decoder blocks")
             return
         elif "bias" in own:
-            why = "biases, which an edit leaves as they are"
+            why = "biases, which are never edited"
         elif parameter.ndim > 2:
-            why = "a stack of matrices in an order that is not known"
+            why = "a stack of matrices of unknown layout"
         else:
             why = f"held by a {type(module).__name__}"
         self._left_out.append((f"{path}.{own}" if path else own, why))
 
 
 def _decoder_blocks(model: nn.Module) -> list[nn.Module]:
-    """The list of like modules that holds the most parameters."""
+    """The list of modules with the most parameters."""
     best: tuple[int, list[nn.Module]] = (0, [])
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module):
@@ -286,6 +286,6 @@ def _decoder_blocks(model: nn.Module) -> list[nn.Module]:
     return best[1]
 
 
-def count_numbers(model: nn.Module) -> int:
-    """Parameters of a model, tied ones once."""
+def count_parameters(model: nn.Module) -> int:
+    """The number of parameters of a model; tied ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -1,4 +1,4 @@
-"""Where a model comes from: a bundled one, a folder, the hub, or a configuration alone; and why it cannot be had."""
+"""Finds a model: bundled, in a folder, on the hub, or random from a configuration; errors become one line."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """A model before its weights.
+    """A model's location and configuration, before its weights are loaded.
 
     Attributes:
-        where: folder, hub id or file; for a configuration given in the suite, words for it.
-        revision: as the suite gives it.
-        commit: where the hub's revision led; what is read after the configuration is read from there.
-        random: there are no weights to load; they are drawn.
-        trusted: its repository's own code may run.
-        config: of transformers.
+        where: folder, hub id or file; a description for a configuration in the suite.
+        revision: the suite's revision.
+        commit: the hub's commit of that revision, from which everything is read.
+        random: whether weights are drawn instead of loaded.
+        trusted: whether code in its repository may run.
+        config: transformers' configuration.
     """
 
     where: str
@@ -61,12 +61,12 @@ class Source:
 
     @property
     def label(self) -> str:
-        """For messages."""
+        """The model's name in messages."""
         return f"{self.where} at revision {self.revision}" if self.revision else self.where
 
     @property
     def pinned(self) -> str | None:
-        """The commit, or the revision where that is not known."""
+        """The commit, or the revision if the commit is unknown."""
         return self.commit or self.revision
 
 
@@ -74,12 +74,12 @@ def find(spec: ModelSpec, *, trust_remote_code: bool) -> Source:
     """Finds a model and reads its configuration.
 
     Args:
-        spec: what the suite says.
-        trust_remote_code: whether the command line lets repositories run their own code; the suite must as well.
+        spec: the suite's model entry.
+        trust_remote_code: whether the command line allows code from repositories; the suite must allow it as well.
 
     Raises:
-        ModelError: the name is unknown, nothing is there, the hub does not give it, it is no causal language model,
-            its configuration is wrong, or it would have to run code that is not trusted.
+        ModelError: the name is unknown, the model is missing or cannot be downloaded, it is no causal language model,
+            its configuration is invalid, or it needs code that is not trusted.
     """
     where, revision = _place(spec)
     if spec.trust_remote_code and not trust_remote_code:
@@ -96,7 +96,7 @@ def find(spec: ModelSpec, *, trust_remote_code: bool) -> Source:
     if config.is_encoder_decoder:
         raise ModelError(
             f"{where}: {config.model_type} is an encoder with a decoder, not a causal language model; "
-            "only models that go on with a text from left to right are scored"
+            "only left-to-right language models are scored"
         )
     return Source(where, revision, _commit(where, revision), spec.config is not None, trusted, config)
 
@@ -105,8 +105,8 @@ def structure(source: Source, attn_implementation: str | None = None) -> PreTrai
     """The model without its weights, on the meta device.
 
     Raises:
-        ModelError: transformers has no causal language model of that architecture, or not with that attention, or
-            configured as it is, the model is an encoder.
+        ModelError: transformers has no causal language model of that architecture, or not with that attention; or the
+            configuration makes the model an encoder.
     """
     refuse_kernels(source.where, source.config, attn_implementation)
     with failing(source.where, source.revision), quietly(), torch.device("meta"):
@@ -118,51 +118,51 @@ def structure(source: Source, attn_implementation: str | None = None) -> PreTrai
 
 
 def refuse_kernels(where: str, config: PreTrainedConfig, attn_implementation: str | None = None) -> None:
-    """Refuses attention that transformers would download: code.
+    """Refuses attention kernels that transformers would download, since they are code.
 
-    Where flash attention is not installed, it does so too, if the kernels package is there.
+    transformers also downloads flash attention if that is not installed but the kernels package is.
 
     Args:
-        where: the model is, for the message.
-        config: what it says counts where no `attn_implementation` is given.
+        where: the model's location, for messages.
+        config: its configuration, which applies if `attn_implementation` is None.
+        attn_implementation: as in the suite.
 
     Raises:
-        ModelError: it is a kernel of the hub, or not installed, or no name at all.
+        ModelError: the attention is a kernel of the hub, is not installed, or is no name.
     """
-    asked = attn_implementation or getattr(config, "_attn_implementation", None) or ""
-    if not isinstance(asked, str):
-        raise ModelError(f"{where}: its configuration has an attn_implementation that is no name; give sdpa or eager")
-    named = asked.removeprefix("paged|")
+    requested = attn_implementation or getattr(config, "_attn_implementation", None) or ""
+    if not isinstance(requested, str):
+        raise ModelError(f"{where}: its configuration has an attn_implementation that is no name; set sdpa or eager")
+    named = requested.removeprefix("paged|")
     if "/" in named:
         raise ModelError(
-            f"{where}: its configuration asks for the kernel {asked} of the hub, code that nobody here has "
-            "read; give an 'attn_implementation' of transformers' own (sdpa, eager)"
+            f"{where}: its configuration needs the kernel {requested} of the hub, which is untrusted code; "
+            "set an 'attn_implementation' of transformers' own (sdpa, eager)"
         )
     number = named.removeprefix("flash_attention_")
     installed = getattr(transformers.utils, f"is_flash_attn_{number}_available", None) if number != named else None
     if installed is not None and not installed():
         raise ModelError(
-            f"{where}: {named} is not installed here, or there is no GPU for it; give another "
-            "'attn_implementation' (sdpa, eager)"
+            f"{where}: {named} is not installed, or has no GPU; set another 'attn_implementation' (sdpa, eager)"
         )
 
 
 def read_tokenizer(spec: ModelSpec, source: Source) -> PreTrainedTokenizerBase:
-    """The tokenizer that the suite names, else the model's own; of random weights, else the bundled model's.
+    """The suite's tokenizer, else the model's own; for random weights, else the bundled model's.
 
     Raises:
-        ModelError: there is none, or the model has no embedding for some of its tokens.
+        ModelError: there is none, or the model's vocabulary is too small for it.
     """
     where, revision = (str(bundled()["almanac"]), None) if source.random else (source.where, source.pinned)
     if spec.tokenizer is not None:
         where, revision = str(bundled().get(spec.tokenizer, spec.tokenizer)), None
-    trusted = source.trusted and spec.tokenizer is None  # the model's repository is trusted, not another one
+    trusted = source.trusted and spec.tokenizer is None  # trust applies to the model's repository only
     with failing(where, revision), quietly():
         tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=trusted)
     if not len(tokenizer):
-        raise ModelError(f"{where}: cannot be loaded: there is no tokenizer; save the model's beside it")
+        raise ModelError(f"{where}: cannot be loaded: it has no tokenizer; save one in the same folder")
     vocabulary = getattr(source.config.get_text_config(decoder=True), "vocab_size", None)
-    own = not source.random and spec.tokenizer is None  # may have tokens that no text comes to
+    own = not source.random and spec.tokenizer is None  # may have unused tokens
     if not own and vocabulary is not None and len(tokenizer) > vocabulary:
         raise ModelError(
             f"{source.label}: its vocabulary of {vocabulary} is too small for the {len(tokenizer)} tokens of "
@@ -174,7 +174,7 @@ def read_tokenizer(spec: ModelSpec, source: Source) -> PreTrainedTokenizerBase:
 
 @contextmanager
 def failing(where: str, revision: str | None = None) -> Iterator[None]:
-    """Whatever transformers raises inside (OSError, ValueError, KeyError, ImportError, ...) becomes one line.
+    """Converts any exception of transformers (OSError, ValueError, ImportError, ...) to a ModelError of one line.
 
     Raises:
         ModelError: in place of any other exception.
@@ -189,7 +189,7 @@ def failing(where: str, revision: str | None = None) -> Iterator[None]:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without transformers' progress bars (a run has its own) and the hub's retries (one line says how they ended)."""
+    """Hides transformers' progress bars and the hub's messages on retries."""
     shown = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     hub = logging.getLogger("huggingface_hub")
@@ -203,28 +203,28 @@ def quietly() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-def says_causal(model: PreTrainedModel) -> set[bool]:
-    """What a model's attention says of itself: that it is causal, that it is not, or nothing."""
+def declared_causality(model: PreTrainedModel) -> set[bool]:
+    """The values of `is_causal` in a model's modules; empty if none has it."""
     return {causal for module in model.modules() if isinstance(causal := getattr(module, "is_causal", None), bool)}
 
 
 def _refuse_encoder(source: Source, model: PreTrainedModel) -> None:
-    """transformers makes a language model of an encoder, and only warns that it should have been made a decoder.
+    """Refuses an encoder, of which transformers makes a language model with only a warning.
 
-    Architectures that may be either have a switch, and with it one for the cross-attention of a decoder; where the
-    first alone stands in a configuration it may be a remnant that nothing reads.
+    Architectures that can be both have `is_decoder` and `add_cross_attention`; without the latter, `is_decoder` may be
+    an unused remnant in a configuration.
     """
     config = source.config
     either = isinstance(getattr(config, "add_cross_attention", None), bool)
-    if not either or getattr(config, "is_decoder", None) is not False or True in says_causal(model):
+    if not either or getattr(config, "is_decoder", None) is not False or True in declared_causality(model):
         return
     if source.random:
         remedy = "for a causal model of this architecture write `is_decoder: true` in its configuration"
     else:
-        remedy = "name a checkpoint that was trained from left to right; of this architecture, such have it true"
+        remedy = "name a checkpoint that was trained from left to right, which has `is_decoder: true`"
     raise ModelError(
         f"{source.label}: not a causal language model: {config.model_type} with `is_decoder: false` is an encoder, "
-        f"and what it says at a token depends on the tokens after it; {remedy}"
+        f"whose output at a token depends on later tokens; {remedy}"
     )
 
 
@@ -246,17 +246,17 @@ def _place(spec: ModelSpec) -> tuple[str, str | None]:
     if folder.is_dir():
         if (folder / "adapter_config.json").is_file():
             raise ModelError(
-                f"{folder}: holds a PEFT adapter; write its base model under 'pretrained', and it under 'adapter'"
+                f"{folder}: holds a PEFT adapter; name its base under 'pretrained', and this folder under 'adapter'"
             )
         if not (folder / "config.json").is_file():
-            raise ModelError(f"{folder}: no config.json there; is it a checkpoint folder?")
+            raise ModelError(f"{folder}: has no config.json; is it a checkpoint folder?")
         if spec.revision is not None:
             raise ModelError(f"{folder}: a folder has no revisions; leave 'revision' out")
     return spec.pretrained, spec.revision
 
 
 def _commit(where: str, revision: str | None) -> str | None:
-    """The commit from which a configuration has just been read; None for what is not from the hub."""
+    """The hub commit of the configuration just read; None if it is not from the hub."""
     if Path(where).exists() or where.startswith("a random "):
         return None
     cached = try_to_load_from_cache(where, "config.json", revision=revision)
@@ -264,17 +264,17 @@ def _commit(where: str, revision: str | None) -> str | None:
 
 
 def _configured(settings: dict[str, Any]) -> PreTrainedConfig:
-    """The configuration with these settings. Raises ModelError for a model type or a setting that is not known."""
+    """The configuration with these settings. Raises ModelError: the model type or a setting is unknown."""
     settings = dict(settings)
     kind = settings.pop("model_type", None)
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         hint = did_you_mean(str(kind), CONFIG_MAPPING) if kind is not None else "; such as 'llama'"
-        what = f"unknown model_type {kind!r}" if kind is not None else "'config' needs a model_type"
-        raise ModelError(f"{what}{hint}")
+        fault = f"unknown model_type {kind!r}" if kind is not None else "'config' needs a model_type"
+        raise ModelError(f"{fault}{hint}")
     config = AutoConfig.for_model(kind, **settings)
     known = [key for key in AutoConfig.for_model(kind).to_dict() if not key.startswith("_")]
     for key in settings:
-        # transformers keeps whatever it is given. Older names still act; one that only looks like another is a slip.
+        # transformers keeps unknown settings. Some are older names with an effect; one without effect is a typo.
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.8) if key not in known else []
         if near and key not in config.attribute_map:
             without = AutoConfig.for_model(kind, **{other: settings[other] for other in settings if other != key})
@@ -284,7 +284,7 @@ def _configured(settings: dict[str, Any]) -> PreTrainedConfig:
 
 
 def _reason(where: str, revision: str | None, error: Exception) -> str:
-    """One line for what went wrong, by the exceptions that led to it."""
+    """One line that explains an error, by its chain of exceptions."""
     chain: list[BaseException] = []
     step: BaseException | None = error
     while step is not None and step not in chain:
@@ -296,7 +296,7 @@ def _reason(where: str, revision: str | None, error: Exception) -> str:
         return f"{where}: no such folder"
     if "trust_remote_code" in text:
         return (
-            f"{where}: its architecture is code in its own repository, which runs only with 'trust_remote_code: true' "
+            f"{where}: its architecture is code in its repository, which runs only with 'trust_remote_code: true' "
             "in the suite and --trust-remote-code on the command line"
         )
     if "for this kind of AutoModel" in text:
@@ -310,25 +310,25 @@ def _reason(where: str, revision: str | None, error: Exception) -> str:
     if local or where.startswith("a random "):
         return f"{where}: cannot be loaded: {text}"
 
-    def led(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(one, kinds) for one in chain)
+    def caused_by(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(step, kinds) for step in chain)
 
-    if led(GatedRepoError):
+    if caused_by(GatedRepoError):
         return (
             f"{where}: gated on the Hugging Face hub; accept its terms at https://huggingface.co/{where}, "
             "then `hf auth login`"
         )
-    if led(RevisionNotFoundError):
+    if caused_by(RevisionNotFoundError):
         return f"{where}: the Hugging Face hub has no revision {revision or 'main'!r} of it"
-    if led(RepositoryNotFoundError):
+    if caused_by(RepositoryNotFoundError):
         return (
             f"{where}: not a local folder, and the Hugging Face hub has no such model, or not for you "
             "(`hf auth login` where it is private)"
         )
-    if led(LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) or "couldn't connect" in text:
-        what = f"{where} at revision {revision}" if revision else where
+    if caused_by(LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) or "couldn't connect" in text:
+        label = f"{where} at revision {revision}" if revision else where
         return (
-            f"{what}: not a local folder, and the Hugging Face hub cannot be reached, nor is it in the cache; "
+            f"{label}: not a local folder, and the Hugging Face hub cannot be reached, nor is it in the cache; "
             f"go online, or download it and give its folder: {text}"
         )
     return f"{where}: not a local folder, and the Hugging Face hub did not give it: {text}"

@@ -81,7 +81,7 @@ class CellReducer:
         if cells[0].drops_updates:
             yield from ((cell, [self._without_update(slot) for slot in cell.slots]) for cell in cells)
             return
-        size = sum(slot.numbers * slot.tensor().element_size() for slot in slots)
+        size = sum(slot.size * slot.tensor().element_size() for slot in slots)
         at_once = len(cells) if size * len(cells) <= _free_memory(slots[0].tensor().device) / 4 else 1
         for start in range(0, len(cells), at_once):
             batch = cells[start : start + at_once]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lrbench.errors import ModelError
-from lrbench.models.base_model import Base, load_base, not_run, refuse_other_base
+from lrbench.models.base_model import Base, check_base_slots, load_base, with_eager_attention
 from lrbench.models.load import LoadedModel, load_structure
 from lrbench.models.slots import Inventory, WeightSlot
 from lrbench.reduction.plan import Cell, Plan
@@ -35,8 +35,8 @@ def check_base(suite: Suite, inventory: Inventory, plan: Plan, *, trust_remote_c
         return
     spec = suite.delta.base
     try:
-        base = load_structure(not_run(spec), trust_remote_code=trust_remote_code)
-        refuse_other_base(spec.display_name, base, inventory, dict.fromkeys(s for c in plan.cells for s in c.slots))
+        base = load_structure(with_eager_attention(spec), trust_remote_code=trust_remote_code)
+        check_base_slots(spec.display_name, base, inventory, dict.fromkeys(s for c in plan.cells for s in c.slots))
     except ModelError as error:
         raise suite.error(spec.path, str(error)) from None
 

@@ -50,14 +50,14 @@ def sizes(
     Args:
         slots, reductions: one of each per edited weight.
         parameters: of the baseline.
-        unedited: for updates, the parameters stored in addition to the base and the factors; see `Base.numbers_beside`.
+        unedited: for updates, the parameters stored beside the base and the factors; see `Base.extra_parameters`.
     """
     stored = sum(reduction.edit.stored_numbers for reduction in reductions)
-    dense = sum(slot.numbers for slot in slots)
+    dense = sum(slot.size for slot in slots)
     if unedited is None:
         places = {slot: slot.place for slot in slots}
         edited_users = Counter(places.values())
-        whole = {place: slot.numbers for slot, place in places.items() if edited_users[place] == slot.users}
+        whole = {place: slot.size for slot, place in places.items() if edited_users[place] == slot.users}
         unedited = parameters - sum(whole.values())
     model = (unedited + stored) / parameters
     return {

@@ -217,7 +217,7 @@ def _alike(cell: Cell) -> Cell:
         return cell
     assert cell.request is not None
     most = Budget.of(cell.slots, float(cell.request.value)).max_stored
-    share = min(1.0, max(0.0, most / sum(slot.numbers for slot in cell.slots)))
+    share = min(1.0, max(0.0, most / sum(slot.size for slot in cell.slots)))
     return replace(cell, request=RankRequest("keep", share), allocation=None)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrbench._version import __version__
-from lrbench.models.slots import count_numbers
+from lrbench.models.slots import count_parameters
 from lrbench.results.directory import RunDirectory
 from lrbench.suite.load import Suite
 
@@ -101,7 +101,7 @@ class Manifest:
             "weight_hash": loaded.weight_hash,
             "config_hash": loaded.config_hash,
             "dtype": str(loaded.dtype).removeprefix("torch."),
-            "numbers": count_numbers(loaded.model),
+            "numbers": count_parameters(loaded.model),
             "blocks": len(loaded.inventory.blocks),
             "engine": engine.describe() if at_work or "engine" not in earlier else earlier["engine"],
             "setting": dict(setting),

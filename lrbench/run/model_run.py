@@ -14,9 +14,9 @@ from lrbench.evaluation import make_engine
 from lrbench.evaluation.base_engine import BaseEngine
 from lrbench.evaluation.interface import Job, Outcome, Partials, Step
 from lrbench.models.base_model import Base
-from lrbench.models.integrity import Originals
+from lrbench.models.integrity import ModelIntegrity
 from lrbench.models.load import LoadedModel, first_non_finite, load, weight_hash
-from lrbench.models.slots import count_numbers
+from lrbench.models.slots import count_parameters
 from lrbench.reduction.apply import in_place, record_inference
 from lrbench.reduction.calibration.statistics import Calibration, prepare
 from lrbench.reduction.cell_reducer import CellReducer
@@ -70,7 +70,7 @@ class ModelRun:
         compositions: what the sweep has composed, block by block.
         environment: hash of the hardware and versions; set before the first row is made.
         trust_remote_code, notify: as `open_model`; for loading the model again where a cell has spoilt it.
-        originals: by which the model is known to be the one that was loaded.
+        integrity: by which the model is known to be the one that was loaded.
         methods: of the suite.
     """
 
@@ -88,12 +88,12 @@ class ModelRun:
     trust_remote_code: bool = field(kw_only=True)
     notify: Callable[[str], None] = field(kw_only=True)
     numbers: int = field(init=False)
-    originals: Originals = field(init=False)
+    integrity: ModelIntegrity = field(init=False)
     here: ClassVar[bool] = True  # computed in this process, which a stop reaches between two cells
 
     def __post_init__(self) -> None:
-        self.numbers = count_numbers(self.loaded.model)
-        self.originals = Originals(self.loaded.model)
+        self.numbers = count_parameters(self.loaded.model)
+        self.integrity = ModelIntegrity(self.loaded.model)
 
     @cached_property
     def _reductions(self) -> CellReducer:
@@ -185,7 +185,7 @@ class ModelRun:
                     jobs.append(Job(keys[cell], None, _Editing(self, keys[cell], cell, [])))
             reducible = [cell for cell in group if cell.method is not None and not cell.skip and not cell.failure]
             outcomes = list(self._reductions.reduce_group(reducible)) if reducible else []
-            if found := self.originals.spoilt():
+            if found := self.integrity.change():
                 self._load_again(found, engine)
                 del self._reductions
                 spoilt = SpoiltModelError(f"{found} while {group[0].method and group[0].method.label} reduced it")
@@ -214,7 +214,7 @@ class ModelRun:
             "evaluate_seconds": scored.seconds,
         }
         if cell.method is not None:
-            beside = self.base.numbers_beside(cell.slots) if self.base is not None else None
+            beside = self.base.extra_parameters(cell.slots) if self.base is not None else None
             measured |= sizes(cell.slots, reductions, self.numbers, beside)
         else:
             measured |= {"keep_targets": 1.0, "keep_model": 1.0, "compression_ratio": 1.0}
@@ -222,7 +222,7 @@ class ModelRun:
             return Scored(self._row(cell, scored.cell, "failed", reason=str(scored.error), **measured))
         if measure and "inference" in self.suite.measure:
             try:
-                with self.originals.guarded(scored.cell):
+                with self.integrity.guarded(scored.cell):
                     measured["inference"] = measure_inference(self.loaded.model, cell.slots, reductions)
             except FOREIGN as error:  # factors are foreign code, and memory may run out: this cell's failure alone
                 if isinstance(error, SpoiltModelError):
@@ -237,7 +237,7 @@ class ModelRun:
         # An adapter is merged where it was merged before: another device rounds otherwise.
         device = "cpu" if self.spec.adapter is None else str(self.loaded.device)
         fresh = load(self.spec, device=device, trust_remote_code=self.trust_remote_code)
-        self.originals.restore(fresh.model, self.loaded.weight_hash)
+        self.integrity.restore(fresh.model, self.loaded.weight_hash)
         engine.forget()
 
     def _row(self, cell: Cell, key: str, status: Literal["ok", "failed", "skipped"], **measured: Any) -> Row:
@@ -349,7 +349,7 @@ class _Editing:
     def __call__(self) -> Iterator[None]:
         share = self.share
         with (
-            share.originals.guarded(self.key),
+            share.integrity.guarded(self.key),
             in_place(share.loaded.model, self.cell.slots, self.reductions, share.suite.inference),
         ):
             yield

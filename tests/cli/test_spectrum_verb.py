@@ -161,7 +161,7 @@ def test_a_weight_with_nan_is_named(capsys, tmp_path):
         (["almanak"], "no folder and no bundled model 'almanak'; did you mean 'almanac'?"),
         ([""], "MODEL is empty"),
         (["./nowhere"], "./nowhere: no such folder"),
-        (["."], "no config.json there"),
+        (["."], "has no config.json"),
         (["almanac", "--revision", "main"], "--revision: almanac is bundled"),
         (["almanac", "--layers", "8"], "--layers: layer 8 is out of range"),
         (["almanac", "--layers", "lasst half"], "did you mean 'last half'?"),

@@ -16,7 +16,7 @@ from transformers import (
 from lrbench.errors import EvaluationError, ModelError
 from lrbench.models.edit import edited
 from lrbench.models.load import bundled, choose_device, load, load_structure, weight_hash
-from lrbench.models.slots import count_numbers, find_slots
+from lrbench.models.slots import count_parameters, find_slots
 from lrbench.reduction.reduced_weight import sizes as sizes_of
 from lrbench.suite.load import ModelSpec
 from lrbench.suite.roles import is_fused, is_router, role_of
@@ -88,7 +88,7 @@ def test_an_edit_of_a_tied_head_leaves_the_embedding_alone():
 def test_tied_numbers_are_counted_once():
     model = tiny(LLAMA)
     untied = tiny(LlamaConfig(**{**LLAMA.to_dict(), "tie_word_embeddings": False}))
-    assert count_numbers(untied) - count_numbers(model) == 64 * 16
+    assert count_parameters(untied) - count_parameters(model) == 64 * 16
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_of_an_architecture_never_seen_everything_is_accounted_for():
         **{f"layers.{n}.mixer.weight": "role not recognised" for n in (0, 1)},
         **{
             f"layers.{n}.attention.Wqkv.weight": (
-                "several roles fused in one matrix, in an order that is not known of llama"
+                "several roles fused in one matrix, in an order that is unknown for llama"
             )
             for n in (0, 1)
         },
@@ -183,8 +183,8 @@ def test_of_an_architecture_never_seen_everything_is_accounted_for():
     reasons = {
         "moe.gate.weight": "a router, which is never edited",
         "moe.router.weight": "a router, which is never edited",
-        "experts.down_proj": "a stack of matrices in an order that is not known",
-        "filter.weight": "a stack of matrices in an order that is not known",
+        "experts.down_proj": "a stack of matrices of unknown layout",
+        "filter.weight": "a stack of matrices of unknown layout",
         "eight_bit.weight": "not a floating-point matrix (quantized?)",
     }
     assert dict(inventory.left_out) == {f"layers.{n}.{name}": why for n in (0, 1) for name, why in reasons.items()}
@@ -200,7 +200,7 @@ def test_a_repositorys_own_code_is_not_taken_for_the_model_type_that_it_claims()
     inventory = find_slots(model)
     assert {slot.about.role for slot in inventory.slots} == {"attn.o", "mlp.down", "head", "embed", None}
     assert {why for _, why in inventory.unnamed} == {
-        "several roles fused in one matrix, in an order that is not known of this model"
+        "several roles fused in one matrix, in an order that is unknown for this model"
     }
     assert [s.about.shape for s in inventory.select([0], ["*.qkv_proj.weight"])] == [(64, 32)]
 
@@ -230,7 +230,7 @@ def test_a_part_replaces_its_own_numbers_and_a_tied_one_none_until_all_that_use_
         model, inventory = shared(name)
         slots = tuple(next(s for s in inventory.slots if s.name.endswith(one)) for one in names)
         edits = [SimpleNamespace(edit=SimpleNamespace(stored_numbers=stored)) for _ in slots]
-        numbers = count_numbers(model)
+        numbers = count_parameters(model)
         found = sizes_of(slots, edits, numbers)
         return found["keep_targets"], round(found["keep_model"] * numbers) - numbers
 
@@ -308,7 +308,7 @@ def test_a_model_that_is_not_there_is_one_line(spec, message):
 
 
 def test_a_folder_without_a_checkpoint_and_a_model_without_blocks_are_refused(tmp_path):
-    with pytest.raises(ModelError, match=r"no config.json there"):
+    with pytest.raises(ModelError, match=r"has no config.json"):
         load(ModelSpec(pretrained=str(tmp_path)), device="cpu")
     with pytest.raises(ModelError, match="no decoder blocks"):
         find_slots(torch.nn.Sequential(torch.nn.Linear(2, 2)))

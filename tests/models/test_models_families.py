@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from lrbench.models.edit import edited
 from lrbench.models.load import weight_hash
-from lrbench.models.slots import count_numbers, find_slots
+from lrbench.models.slots import count_parameters, find_slots
 from tests.support.architectures import ARCHITECTURES, EXPERTS, VOCABULARY, build, shared
 
 IDS = torch.arange(2 * 11).reshape(2, 11) * 7 % (VOCABULARY - 3) + 3
@@ -47,7 +47,7 @@ def test_every_slot_is_found_and_named_and_everything_else_is_accounted_for(name
     # Every matrix of the model is a slot, or parts that make it up, or left out with a reason.
     sizes = Counter()
     for slot in inventory.slots:
-        sizes[slot.tensor_name] += slot.numbers
+        sizes[slot.tensor_name] += slot.size
     for path, parameter in model.named_parameters(remove_duplicate=False):
         if parameter.ndim > 1:
             assert sizes.get(path) == parameter.numel() or path in expected, path
@@ -221,19 +221,19 @@ def test_an_edit_of_a_tied_head_cannot_be_tied_away(name, tmp_path):
     head = next(slot for slot in inventory.slots if slot.about.role == "head")
     embed = next(slot for slot in inventory.slots if slot.about.role == "embed")
     assert head.place == embed.place
-    numbers, plain, original = count_numbers(model), logits(model), embed.tensor()
+    numbers, plain, original = count_parameters(model), logits(model), embed.tensor()
     with edited({head: head.read() * 0.5}):
         assert embed.tensor() is original
         changed = logits(model)
         assert not torch.equal(changed, plain)
-        assert count_numbers(model) == numbers + head.numbers
+        assert count_parameters(model) == numbers + head.size
         model.tie_weights()
         assert torch.equal(logits(model), changed)
         model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert torch.equal(logits(again), changed)
     assert head.tensor() is embed.tensor() is original
-    assert count_numbers(model) == numbers
+    assert count_parameters(model) == numbers
     with torch.no_grad():
         original += 1  # what ties them holds again
     assert torch.equal(head.read(), embed.read().T)

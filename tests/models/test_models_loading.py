@@ -104,7 +104,7 @@ def test_a_suite_names_a_configuration_beside_it(tmp_path):
         ),
         ({"model_type": "t5"}, "t5 is an encoder with a decoder, not a causal language model"),
         ({"model_type": "vit"}, "not a causal language model"),
-        ({"model_type": "xlm", "emb_dim": 64, "n_layers": 2, "n_heads": 4}, "depends on the tokens after it"),
+        ({"model_type": "xlm", "emb_dim": 64, "n_layers": 2, "n_heads": 4}, "depends on later tokens"),
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused_in_one_line(config, message):
@@ -168,7 +168,7 @@ def test_what_does_not_go_together_with_a_folder_is_refused(tmp_path):
     assert "nonsense" in refusal(ModelSpec(**spec, attn_implementation="nonsense"))
     assert "not a local folder" in refusal(ModelSpec(**spec, tokenizer="someone/nothing"))
     (tmp_path / "adapter_config.json").write_text("{}")
-    assert "holds a PEFT adapter; write its base model under 'pretrained'" in refusal(ModelSpec(**spec))
+    assert "holds a PEFT adapter; name its base under 'pretrained'" in refusal(ModelSpec(**spec))
 
 
 def test_the_suites_tokenizer_stands_in_for_one_that_is_not_there(tmp_path):
@@ -263,7 +263,7 @@ def test_a_device_map_that_puts_weights_aside_is_refused(tmp_path):
     assert "weights on 'disk' come and go, and cannot be edited" in refusal(spec)
     assert "cuda:93" in refusal(ModelSpec(pretrained=str(tmp_path), device_map={"": 93}))
     source = loading.find(ModelSpec(name="almanac"), trust_remote_code=False)
-    with pytest.raises(ModelError, match=r"its devices do not hold it: .* were put aside \(offloaded\)"):
+    with pytest.raises(ModelError, match=r"does not fit its devices: .* were offloaded"):
         loading._refuse_offloaded(source, loading.structure(source))
 
 
@@ -351,7 +351,7 @@ def test_an_adapter_that_does_not_fit_is_refused_in_one_line(tmp_path, monkeypat
     (lora / "adapter_config.json").write_text(json.dumps(config | {"target_modules": ["elsewhere"]}))
     assert "Target modules {'elsewhere'} not found" in refusal(spec)
     (lora / "adapter_model.safetensors").rename(lora / "adapter_model.bin")
-    assert "no adapter_model.safetensors there" in refusal(spec)
+    assert "no file adapter_model.safetensors" in refusal(spec)
     assert "adapter someone/nothing: not a local folder" in refusal(
         ModelSpec(pretrained=str(base), adapter="someone/nothing")
     )
@@ -429,10 +429,10 @@ def test_check_shows_what_was_found_and_what_was_not(tmp_path, capsys):
     oss, minimax = capsys.readouterr().out.split("model random ")[1:]
     assert "mlp.gate     6 x (16, 32)    model.layers.0.mlp.experts.gate_up_proj[0][gate] ..." in oss
     assert "not editable: model.layers.0.mlp.router.weight and 1 more (a router, which is never edited)" in oss
-    assert "(biases, which an edit leaves as they are)" in oss
+    assert "(biases, which are never edited)" in oss
     assert "not found:" not in oss
     assert "only by glob: model.layers.1.self_attn.qkv_proj.weight (several" in minimax
-    assert "several roles fused in one matrix, in an order that is not known of minimax" in minimax
+    assert "several roles fused in one matrix, in an order that is unknown for minimax" in minimax
 
 
 def test_a_run_on_fused_and_stacked_weights_counts_what_each_part_replaces(tmp_path):

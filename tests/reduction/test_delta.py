@@ -13,7 +13,7 @@ from lrbench.cli import main
 from lrbench.errors import ModelError, SuiteError
 from lrbench.models.base_model import load_base
 from lrbench.models.load import load
-from lrbench.models.slots import count_numbers, find_slots
+from lrbench.models.slots import count_parameters, find_slots
 from lrbench.reports.render import markdown, terminal
 from lrbench.results.directory import open_run
 from lrbench.results.rows import Row
@@ -119,7 +119,7 @@ def test_sizes_are_of_what_is_stored_on_top_of_the_base(tmp_path):
     sweep = "sweep:\n  - {weights: [mlp.down], layers: [1], rank: {rank: [1]}, reducers: [svd]}\n"
     run(tuned_suite(tmp_path, sweep=sweep, also=["model.norm.weight"]), tmp_path / "run")
     _, base, edited = rows_of(tmp_path / "run")
-    numbers = count_numbers(AutoModelForCausalLM.from_pretrained(tmp_path / "base"))
+    numbers = count_parameters(AutoModelForCausalLM.from_pretrained(tmp_path / "base"))
     beside = 3 * 32 * 48 + 4 * 32 * 32 + 32  # the other weights that were fine-tuned, and the norm
     assert edited[1].keep_targets == pytest.approx((32 + 48) / (32 * 48))
     assert edited[1].keep_model == pytest.approx((beside + 32 + 48) / numbers)
@@ -200,7 +200,7 @@ def test_another_architecture_depth_or_shape_is_refused_at_the_suites_line_befor
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     for changes, said in (
         ({"num_hidden_layers": 3}, "a llama of 3 blocks"),
-        ({"intermediate_size": 40}, "model.layers.0.mlp.down_proj.weight is (32, 40) there, and (32, 48) in the"),
+        ({"intermediate_size": 40}, "model.layers.0.mlp.down_proj.weight is (32, 40) in the base, and (32, 48) in the"),
     ):
         other = {**config, **changes}
         overrides = [f"delta.base={json.dumps({'config': other})}"]
@@ -213,15 +213,15 @@ def test_another_architecture_depth_or_shape_is_refused_at_the_suites_line_befor
 def test_a_base_without_a_slot_is_refused_by_its_name():
     from types import SimpleNamespace
 
-    from lrbench.models.base_model import refuse_other
+    from lrbench.models.base_model import check_matching_slots
 
     [slot] = find_slots(tiny("llama")).select([2], ["mlp.down"])
     with pytest.raises(ModelError, match=r"base org/b: it has no model\.layers\.2\.mlp\.down_proj\.weight"):
-        refuse_other("org/b", {}, [slot])
+        check_matching_slots("org/b", {}, [slot])
     [other] = find_slots(tiny("phi3")).select([2], ["attn.k"])
     moved = SimpleNamespace(about=other.about, layout=find_slots(tiny("phi3")).select([2], ["attn.v"])[0].layout)
-    with pytest.raises(ModelError, match="lies otherwise"):
-        refuse_other("org/b", {other.name: moved}, [other])
+    with pytest.raises(ModelError, match="another layout"):
+        check_matching_slots("org/b", {other.name: moved}, [other])
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ def test_what_else_was_fine_tuned_goes_with_the_adapter(tmp_path):
     from safetensors.torch import load_file
 
     stored = sum(tensor.numel() for tensor in load_file(adapter / "adapter_model.safetensors").values())
-    numbers = count_numbers(AutoModelForCausalLM.from_pretrained(tmp_path / "base"))
+    numbers = count_parameters(AutoModelForCausalLM.from_pretrained(tmp_path / "base"))
     assert stored == pytest.approx(edited[2].keep_model * numbers)
 
 

@@ -11,7 +11,7 @@ from lrbench.analysis.scored_run import lines_of
 from lrbench.cli import main
 from lrbench.errors import LrbenchError, ReducerError, SuiteError
 from lrbench.models.load import load, weight_hash
-from lrbench.models.slots import count_numbers, find_slots
+from lrbench.models.slots import count_parameters, find_slots
 from lrbench.reducers.base import Prepared, Reducer, Slot
 from lrbench.reducers.ranks import RankRequest, worthwhile_ranks
 from lrbench.reducers.registry import Registry
@@ -65,7 +65,7 @@ def reduced(loaded, of, keep, allocation="error", calibration=None, **which):
 
 
 def achieved(loaded, reductions):
-    numbers = count_numbers(loaded.model)
+    numbers = count_parameters(loaded.model)
     saved = sum(r.edit.shape[0] * r.edit.shape[1] - r.edit.stored_numbers for r in reductions)
     return 1 - saved / numbers
 
@@ -139,7 +139,7 @@ def test_a_weight_that_stays_as_it_is_is_recorded_and_not_changed_by_a_bit(alman
     for slot, one in whole:
         assert torch.equal(one.matrix(), slot.read())
         edit = one.edit
-        assert (edit.rank, edit.stored_numbers, edit.stored_as) == (min(edit.shape), slot.numbers, "dense")
+        assert (edit.rank, edit.stored_numbers, edit.stored_as) == (min(edit.shape), slot.size, "dense")
         assert (edit.relative_error, edit.optimal_error, one.seconds) == (0.0, 0.0, 0.0)
 
 

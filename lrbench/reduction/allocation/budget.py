@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lrbench.errors import ReducerError
-from lrbench.models.slots import WeightSlot, count_numbers
+from lrbench.models.slots import WeightSlot, count_parameters
 from lrbench.reducers.base import Reducer
 from lrbench.reducers.ranks import WHOLE, AllocationKind, RankRequest, rounded_up, worthwhile_ranks
 from lrbench.reduction.allocation.knapsack import Allocation, Options, equal_fractions, least_loss
@@ -58,8 +58,8 @@ class Budget:
         """The budget of a cell that edits `slots`."""
         model = slots[0].model
         assert model is not None
-        parameters = count_numbers(model)
-        return cls(keep_model, parameters, parameters - sum(slot.numbers for slot in slots))
+        parameters = count_parameters(model)
+        return cls(keep_model, parameters, parameters - sum(slot.size for slot in slots))
 
     @property
     def max_stored(self) -> int:
@@ -116,7 +116,7 @@ def options_by_shape(reducer: Reducer, slots: Sequence[WeightSlot]) -> list[Rank
             ranks = worthwhile_ranks(reducer, slot.about)
             if any(numbers is None for _, numbers in ranks):
                 return None
-            sizes = np.array([*(numbers for _, numbers in ranks), slot.numbers], dtype=np.int64)
+            sizes = np.array([*(numbers for _, numbers in ranks), slot.size], dtype=np.int64)
             options = Options(sizes, np.zeros(len(sizes)))
             of_shape[slot.about.shape] = RankOptions(tuple(rank for rank, _ in ranks), options)
     return [of_shape[slot.about.shape] for slot in slots]

@@ -103,7 +103,7 @@ def options_by_construction(
     Args:
         parameters: of the whole model.
     """
-    slot, whole = job.slot, job.slot.numbers
+    slot, whole = job.slot, job.slot.size
     ranks = [rank for rank, numbers in worthwhile_ranks(job.method.reducer, slot.about) if numbers is not None]
     if not ranks:
         just_below = RankRequest("keep", (whole - 1) / whole)

@@ -15,7 +15,7 @@ from lrbench.evaluation import engine_options
 from lrbench.evaluation.base_engine import BaseEngine
 from lrbench.models.base_model import Base
 from lrbench.models.load import LoadedModel
-from lrbench.models.slots import WeightSlot, count_numbers, find_slots
+from lrbench.models.slots import WeightSlot, count_parameters, find_slots
 from lrbench.models.source import find, read_tokenizer, structure
 from lrbench.reduction.calibration.statistics import prepare
 from lrbench.reduction.delta import without_unchanged
@@ -133,7 +133,7 @@ class RemoteRun(ModelRun):
     here: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        self.numbers = count_numbers(self.loaded.model)
+        self.numbers = count_parameters(self.loaded.model)
 
     def unsound(self, cells: Collection[str]) -> Collection[str] | None:
         """As of every model: those that workers made who no longer have the weights that they loaded.
