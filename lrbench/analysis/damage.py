@@ -50,7 +50,7 @@ PREDICTORS = (
 )  # fmt: skip
 
 
-class SlotSpectrum(Protocol):
+class SpectrumSlot(Protocol):
     """A weight in a spectrum file."""
 
     @property
@@ -75,7 +75,7 @@ class ModelSpectrum(Protocol):
 
     @property
     def slots(self) -> Sequence[Any]:
-        """`SlotSpectrum`s."""
+        """`SpectrumSlot`s."""
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ def _damage(entry: Entry, column: Column) -> float | None:
     return delta if column.better == "lower" or not delta else -delta
 
 
-def _cell(entry: Entry, outcomes: Sequence[OutcomeColumn], slots: Mapping[str, SlotSpectrum]) -> CellDamage:
+def _cell(entry: Entry, outcomes: Sequence[OutcomeColumn], slots: Mapping[str, SpectrumSlot]) -> CellDamage:
     rows = (entry.row, *entry.repeats)
     damage = {outcome.column.name: _damage(entry, outcome.column) for outcome in outcomes}
     figures = {
@@ -293,18 +293,18 @@ def _energy_kept(edits: Sequence[Edit]) -> float | None:
     return None if error is None or not math.isfinite(error) else 1 - error**2
 
 
-def _stable(slot: SlotSpectrum) -> float | None:
+def _stable(slot: SpectrumSlot) -> float | None:
     rank = slot.values.get("stable_rank")
     return None if rank is None else rank / min(slot.shape)
 
 
-def _effective(slot: SlotSpectrum) -> float | None:
+def _effective(slot: SpectrumSlot) -> float | None:
     rank = slot.values.get("effective_rank")
     return None if rank is None else rank / min(slot.shape)
 
 
 def _of_slots(
-    row: Row, slots: Mapping[str, SlotSpectrum], figure: Callable[[SlotSpectrum], float | None]
+    row: Row, slots: Mapping[str, SpectrumSlot], figure: Callable[[SpectrumSlot], float | None]
 ) -> float | None:
     """The mean over a row's edits, weighted by parameters; None unless all weights have the figure."""
     if any(edit.weight not in slots for edit in row.edits):

@@ -13,7 +13,7 @@ from lrbench.system import files
 from lrbench.system.text import printable
 
 if TYPE_CHECKING:
-    from lrbench.reports.render.document import Document
+    from lrbench.reports.render.document import TextReport
 
 FORMATS = ("terminal", "markdown", "csv", "json")
 
@@ -52,7 +52,7 @@ def write(path: Path, text: str) -> None:
         raise InputError(f"--output: cannot write {path}: {error.strerror or error}") from None
 
 
-def emit(args: argparse.Namespace, document: Callable[[], Document], data: Mapping[str, Callable[[], str]]) -> None:
+def emit(args: argparse.Namespace, document: Callable[[], TextReport], data: Mapping[str, Callable[[], str]]) -> None:
     """Writes in `args.format` to `args.output` or the screen.
 
     Args:

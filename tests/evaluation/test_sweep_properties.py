@@ -56,7 +56,7 @@ def test_trees_hold_every_query_once_and_each_node_sees_its_own_path(asked, cost
     answered = []
     for tree in grow(queries, ordered(queries), costs):
         assert tree.chain or costs is not None
-        for index, nodes in tree.asked:
+        for index, nodes in tree.query_nodes:
             node = nodes[-1]
             path = [j for j in range(tree.size) if j <= node < tree.ends[j]]
             assert tree.tokens[path].tolist() == queries[index].tokens.tolist()
@@ -88,7 +88,7 @@ def test_batches_ask_every_query_once_and_keep_to_their_budget(asked, costs, sty
         assert rows == 1 or scores is None or rows * length**2 <= scores
         assert length <= max(most, tokens)
         assert batch.tokens <= rows * length
-        read = batch.ids.flatten()[batch.asked[batch.entries]]
+        read = batch.ids.flatten()[batch.scored[batch.entries]]
         for index in batch.owners.unique().tolist():
             mine = read[batch.owners == index].tolist()
             assert mine == queries[index].tokens[-len(mine) :].tolist()

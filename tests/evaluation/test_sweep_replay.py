@@ -290,7 +290,7 @@ def test_the_last_block_computes_only_where_something_is_asked(model):
         blocks[place].mlp.down_proj.forward = counts
     trimmed = scored(sweeper, 0)
     positions = sum(batch.ids.numel() for batch in sweeper.parts[0].batches)
-    asked = sum(len(batch.asked) for batch in sweeper.parts[0].batches)
+    asked = sum(len(batch.scored) for batch in sweeper.parts[0].batches)
     assert seen[2] == positions
     assert asked <= seen[3] < positions
     sweeper._passes.trim = False

@@ -262,7 +262,7 @@ def test_a_last_block_that_mixes_positions_late_computes_them_all(model):
 
 
 def test_memory_that_runs_out_in_the_self_check_halves_the_batches_there(model, monkeypatch):
-    asked, failing = PartialForward.asked, [True, True]
+    head_inputs, failing = PartialForward.head_inputs, [True, True]
 
     def runs_out(self, batch, *args):
         if failing:
@@ -270,9 +270,9 @@ def test_memory_that_runs_out_in_the_self_check_halves_the_batches_there(model, 
             raise RuntimeError(
                 "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
             )
-        return asked(self, batch, *args)
+        return head_inputs(self, batch, *args)
 
-    monkeypatch.setattr(PartialForward, "asked", runs_out)
+    monkeypatch.setattr(PartialForward, "head_inputs", runs_out)
     said = []
     sweeper = Sweeper(model, QUERIES, tokens=512, notify=said.append)
 

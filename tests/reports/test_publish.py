@@ -387,7 +387,7 @@ def test_rows_of_several_seeds_have_a_page_each_that_lead_to_one_another(tmp_pat
     assert main(["publish", str(run.path), "--to", str(tmp_path / "site")]) == 0
     assert (tmp_path / "site" / "index.html").read_text().count("<tr") == 1 + 1 + 18
     page = _Page(tmp_path / "site" / "rows" / "again-1.html")
-    assert "The same at other seeds" in " ".join(page.words)
+    assert "The same cell at other seeds" in " ".join(page.words)
     links = {(attrs["href"] or "").removeprefix("../") for attrs in page.of("a")}
     assert "rows/again-2.html" in links
     assert all((tmp_path / "site" / link).is_file() for link in links if link.startswith("rows/"))

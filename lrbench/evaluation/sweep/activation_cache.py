@@ -77,15 +77,15 @@ class ActivationCache:
         self._site, self._batches, self._states, self._recipes, self._cache = None, (), (), [], {}
         self._held = self._to_come = 0
 
-    def asked(self, index: int) -> torch.Tensor:
+    def head_inputs(self, index: int) -> torch.Tensor:
         """The head's input at the scored positions of a batch, run from the edited block on."""
         assert self._site is not None
         batch, states, block = self._batches[index], self._states[index], self._site[0]
         if index in self._cache:
-            return self._passes.asked(batch, block, states, self._cache[index])
+            return self._passes.head_inputs(batch, block, states, self._cache[index])
         recipe = self._affordable(batch.ids.numel())
         recording = Recording(recipe) if recipe else None
-        entering = self._passes.asked(batch, block, states, recording)
+        entering = self._passes.head_inputs(batch, block, states, recording)
         memo = self._cache[index] = recording.memo() if recording else None
         self._held += memo.bytes if memo else 0
         self._to_come -= batch.ids.numel()

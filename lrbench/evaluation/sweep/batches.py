@@ -56,8 +56,8 @@ class Batch:
     Attributes:
         ids: (rows, length).
         depths, ends: (rows, length), as in `Tree`, ends as positions in the row; None if rows are plain.
-        asked: (positions,), the scored positions, as indices into the flattened rows.
-        entries: (predictions,), indices into `asked`.
+        scored: (positions,), the scored positions, as indices into the flattened rows.
+        entries: (predictions,), indices into `scored`.
         targets: (predictions,), target tokens.
         owners: (predictions,), the index of each prediction's query.
         tokens: the number of tokens without padding.
@@ -66,7 +66,7 @@ class Batch:
     ids: torch.Tensor
     depths: torch.Tensor | None
     ends: torch.Tensor | None
-    asked: torch.Tensor
+    scored: torch.Tensor
     entries: torch.Tensor
     targets: torch.Tensor
     owners: torch.Tensor
@@ -162,12 +162,12 @@ def _batch(queries: Sequence[Query], rows: list[list[Tree]], masked: bool, devic
         for tree in row:
             here = slice(at, at + tree.size)
             ids[r, here], depths[r, here], ends[r, here] = tree.tokens, tree.depths, tree.ends + at
-            for index, nodes in tree.asked:
+            for index, nodes in tree.query_nodes:
                 positions.append(nodes + at + r * length)
                 targets.append(queries[index].targets)
                 owners.append(np.full(len(nodes), index))
             at += tree.size
-    asked, entries = np.unique(np.concatenate(positions), return_inverse=True)
+    scored, entries = np.unique(np.concatenate(positions), return_inverse=True)
 
     def tensor(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)
@@ -176,7 +176,7 @@ def _batch(queries: Sequence[Query], rows: list[list[Tree]], masked: bool, devic
         ids=tensor(ids),
         depths=tensor(depths) if masked else None,
         ends=tensor(ends) if masked else None,
-        asked=tensor(asked),
+        scored=tensor(scored),
         entries=tensor(entries),
         targets=tensor(np.concatenate(targets)),
         owners=torch.from_numpy(np.concatenate(owners)),

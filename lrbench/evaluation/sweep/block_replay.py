@@ -189,7 +189,7 @@ def recipes(trace: Trace, block: nn.Module, edited: Collection[nn.Module], token
         chain.insert(0, parent)
     times = Counter(call.module for call in trace.calls)
     edit = trace.depending(parameter for module in edited for parameter in module.parameters(recurse=False))
-    touched = [one.call for one in trace.operations if one.call is not None and (one.read | one.made) & edit]
+    touched = [value.call for value in trace.operations if value.call is not None and (value.read | value.made) & edit]
     returning_edit = [call for call in trace.calls if storages(call.output) & edit]
     dependent = {ancestor for call in {*touched, *returning_edit, *calls} for ancestor in call.upwards()}
 
@@ -227,20 +227,21 @@ def _recipe(
 
     def read(tensor: Any, since: int | None) -> bool:
         """Whether an operation that is still executed reads the tensor after it was returned."""
-        own = storages(tensor)
-        return bool(own & final) or any(
-            one.when > (since or 0) and own & one.read and computed(one.call) for one in trace.operations
+        tensor_storages = storages(tensor)
+        return bool(tensor_storages & final) or any(
+            value.when > (since or 0) and tensor_storages & value.read and computed(value.call)
+            for value in trace.operations
         )
 
     def reads(call: Call) -> tuple[bool, ...]:
-        return tuple(read(one, call.ended) for one in _several(call.output))
+        return tuple(read(value, call.ended) for value in _several(call.output))
 
     if enclosing is not None and any(reads(enclosing)[1:]):
         return None
     if not any(_costly(call.module) for call in skipped) and enclosing is None:
         return None
     kept = [SkippedModule(call.module, reads(call)) for call in skipped]
-    held: list[Any] = [_only_read(call.output, one.read) for call, one in zip(skipped, kept, strict=True)]
+    held: list[Any] = [_only_read(call.output, value.read) for call, value in zip(skipped, kept, strict=True)]
     around = None
     if enclosing is not None:
         around = SkippedModule(enclosing.module, (True,) + (False,) * (len(_several(enclosing.output)) - 1))
@@ -279,23 +280,23 @@ def _several(output: Any) -> tuple[Any, ...]:
 
 
 def _returns_tensors(output: Any) -> bool:
-    several = _several(output)
+    values = _several(output)
     plain = type(output) is tuple or isinstance(output, torch.Tensor)
-    return plain and all(one is None or isinstance(one, torch.Tensor) for one in several)
+    return plain and all(value is None or isinstance(value, torch.Tensor) for value in values)
 
 
 def _only_read(output: Any, read: tuple[bool, ...]) -> Any:
     """An output in which unread tensors are replaced by placeholders of the same shape that take no memory."""
-    kept = tuple(one if wanted else _placeholder(one) for one, wanted in zip(_several(output), read, strict=True))
+    kept = tuple(value if wanted else _placeholder(value) for value, wanted in zip(_several(output), read, strict=True))
     return kept if isinstance(output, tuple) else kept[0]
 
 
-def _placeholder(one: Any) -> Any:
-    if not isinstance(one, torch.Tensor):
-        return one
-    return torch.full((), float("nan") if one.is_floating_point() else 0, dtype=one.dtype, device=one.device).expand(
-        one.shape
-    )
+def _placeholder(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    return torch.full(
+        (), float("nan") if value.is_floating_point() else 0, dtype=value.dtype, device=value.device
+    ).expand(value.shape)
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:
@@ -303,4 +304,4 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
         return [tree]
     if isinstance(tree, dict):
         tree = list(tree.values())
-    return [tensor for one in tree for tensor in _tensors(one)] if isinstance(tree, (tuple, list)) else []
+    return [tensor for value in tree for tensor in _tensors(value)] if isinstance(tree, (tuple, list)) else []

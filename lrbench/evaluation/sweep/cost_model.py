@@ -58,13 +58,21 @@ def cost(engine: SweepEngine) -> SweepCost:
     sweeper = engine.sweeper
     if sweeper is None:
         return SweepCost(blocks=engine.blocks)
-    asked = sweeper.describe()["tokens_asked"]
+    tokens_requested = sweeper.describe()["tokens_asked"]
     if sweeper.mode == "none":
-        seconds = _lm_eval_seconds(engine, asked)
-        return SweepCost(asked, asked, asked, engine.blocks, blocks_seconds=seconds, resumes=False, plain=True)
+        seconds = _lm_eval_seconds(engine, tokens_requested)
+        return SweepCost(
+            tokens_requested,
+            tokens_requested,
+            tokens_requested,
+            engine.blocks,
+            blocks_seconds=seconds,
+            resumes=False,
+            plain=True,
+        )
     all_batches = [(part, batch) for part in sweeper.parts for batch in part.batches]
     positions = sum(batch.ids.numel() for _, batch in all_batches)
-    ends = sum(len(batch.asked) for _, batch in all_batches)
+    ends = sum(len(batch.scored) for _, batch in all_batches)
     blocks_seconds, head_seconds, timed_positions, timed_ends = 0.0, 0.0, 0, 0
     chosen = random.Random(0).sample(all_batches, len(all_batches))
     with contained():
@@ -75,14 +83,14 @@ def cost(engine: SweepEngine) -> SweepCost:
                 break
             in_blocks, in_head = _time(engine, sweeper, part, batch)
             blocks_seconds, head_seconds = blocks_seconds + in_blocks, head_seconds + in_head
-            timed_positions, timed_ends = timed_positions + batch.ids.numel(), timed_ends + len(batch.asked)
+            timed_positions, timed_ends = timed_positions + batch.ids.numel(), timed_ends + len(batch.scored)
     resumes = sweeper.mode != "whole"
     all_blocks = blocks_seconds * positions / timed_positions
     all_heads = head_seconds * ends / timed_ends if resumes else 0.0
     if not resumes:  # the whole pass was timed as the head's
         all_blocks = head_seconds * positions / timed_positions
     return SweepCost(
-        tokens_asked=asked,
+        tokens_asked=tokens_requested,
         tokens_shared=sum(batch.tokens for _, batch in all_batches),
         positions=positions,
         blocks=engine.blocks,
@@ -106,8 +114,8 @@ def _time(engine: SweepEngine, sweeper: Sweeper, part: QueryPart, batch: Batch) 
 
 def _lm_eval_seconds(engine: SweepEngine, tokens: int) -> float:
     """Predicted seconds of all requests in lm-eval's own passes, from two timed batches."""
-    asked = [*engine.requests.pairs, *engine.requests.windows]
-    chosen = random.Random(0).sample(asked, min(len(asked), LEAST_BATCHES * engine.lm.batch_size))
+    tokens_requested = [*engine.requests.pairs, *engine.requests.windows]
+    chosen = random.Random(0).sample(tokens_requested, min(len(tokens_requested), LEAST_BATCHES * engine.lm.batch_size))
     with contained():
         engine.lm._loglikelihood_tokens(chosen[:1], disable_tqdm=True)
         started = time.perf_counter()

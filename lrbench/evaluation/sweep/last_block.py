@@ -49,11 +49,11 @@ def trimming(modules: Sequence[nn.Module], batch: Batch) -> list[Patch]:
 
     def patch(forward: Forward) -> Forward:
         def trimmed(*args: Any, **kwargs: Any) -> Any:
-            picked = tuple(_pick(one, batch.asked) for one in args)
-            output = forward(*picked, **{name: _pick(one, batch.asked) for name, one in kwargs.items()})
+            picked = tuple(_pick(value, batch.scored) for value in args)
+            output = forward(*picked, **{name: _pick(value, batch.scored) for name, value in kwargs.items()})
             if isinstance(output, tuple):
-                return tuple(_spread(one, batch.asked, rows, length) for one in output)
-            return _spread(output, batch.asked, rows, length)
+                return tuple(_spread(value, batch.scored, rows, length) for value in output)
+            return _spread(output, batch.scored, rows, length)
 
         return trimmed
 
@@ -63,7 +63,7 @@ def trimming(modules: Sequence[nn.Module], batch: Batch) -> list[Patch]:
 def _projection(trace: Trace, call: Call, shape: tuple[int, int]) -> list[nn.Module]:
     """The module inside a call whose output the call returns unchanged, if that module is positionwise."""
     output = call.output[0] if isinstance(call.output, tuple) else call.output
-    makers = [one for one in trace.calls if one is not call and one.within(call) and one.output is output]
+    makers = [other for other in trace.calls if other is not call and other.within(call) and other.output is output]
     return [makers[0].module] if makers and _only_hidden_states(makers[0], shape) else []
 
 
@@ -73,23 +73,25 @@ def _only_hidden_states(call: Call, shape: tuple[int, int]) -> bool:
     return bool(values) and all(isinstance(v, torch.Tensor) and _folded(v.shape, shape) is not None for v in values)
 
 
-def _folded(own: torch.Size, shape: tuple[int, int]) -> int | None:
-    """The number of dimensions that index positions in hidden states of shape `own`; None for any other tensor."""
-    if len(own) == 3 and own[:2] == shape:
+def _folded(size: torch.Size, shape: tuple[int, int]) -> int | None:
+    """The number of dimensions that index positions in hidden states of shape `size`; None for any other tensor."""
+    if len(size) == 3 and size[:2] == shape:
         return 2
-    return 1 if len(own) == 2 and own[0] == shape[0] * shape[1] else None
+    return 1 if len(size) == 2 and size[0] == shape[0] * shape[1] else None
 
 
-def _pick(states: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
-    """Selects positions: (rows, length, width) to (1, asked, width), (rows · length, width) to (asked, width)."""
-    asked = asked.to(states.device)
-    return states.flatten(0, 1).index_select(0, asked)[None] if states.ndim == 3 else states.index_select(0, asked)
+def _pick(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Selects positions, n of them: (rows, length, width) to (1, n, width), (rows · length, width) to (n, width)."""
+    positions = positions.to(states.device)
+    return (
+        states.flatten(0, 1).index_select(0, positions)[None] if states.ndim == 3 else states.index_select(0, positions)
+    )
 
 
-def _spread(picked: Any, asked: torch.Tensor, rows: int, length: int) -> Any:
+def _spread(picked: Any, positions: torch.Tensor, rows: int, length: int) -> Any:
     """The inverse of `_pick`; values that are not hidden states (None, a router's scores) are returned unchanged."""
-    if not isinstance(picked, torch.Tensor) or _folded(picked.shape, (1, len(asked))) is None:
+    if not isinstance(picked, torch.Tensor) or _folded(picked.shape, (1, len(positions))) is None:
         return picked
     states = picked.new_zeros(rows * length, picked.shape[-1])
-    states.index_copy_(0, asked.to(picked.device), picked[0] if picked.ndim == 3 else picked)
+    states.index_copy_(0, positions.to(picked.device), picked[0] if picked.ndim == 3 else picked)
     return states.unflatten(0, (rows, length)) if picked.ndim == 3 else states

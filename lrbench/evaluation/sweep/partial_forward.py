@@ -80,7 +80,7 @@ class PartialForward:
             hook.remove()
 
     @torch.no_grad()
-    def asked(
+    def head_inputs(
         self, batch: Batch, start: int, states: torch.Tensor | None, inside: Memo | Recording | None = None
     ) -> torch.Tensor:
         """The head's input at the scored positions, (positions, width); arguments as in `states`."""
@@ -93,7 +93,7 @@ class PartialForward:
             entering = self._until_stopped(batch, start, states, inside)
         finally:
             hook.remove()
-        return entering.reshape(-1, entering.shape[-1]).index_select(0, batch.asked.to(entering.device))
+        return entering.reshape(-1, entering.shape[-1]).index_select(0, batch.scored.to(entering.device))
 
     @torch.no_grad()
     def recipes(
@@ -123,12 +123,12 @@ class PartialForward:
         def replaced(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             return (entering[None].to(args[0].device), *args[1:])
 
-        one = torch.zeros(1, 1, dtype=torch.long, device=self.model.device)
+        token = torch.zeros(1, 1, dtype=torch.long, device=self.model.device)
         placeholder = torch.zeros(1, 1, self.width, dtype=entering.dtype, device=entering.device)
         hook = self._head.register_forward_pre_hook(replaced)
         try:
             with patched(self._skipping(len(self.blocks) if self.resume else 0, placeholder)):
-                return self.model(input_ids=one, use_cache=False).logits[0].to(entering.device).float()
+                return self.model(input_ids=token, use_cache=False).logits[0].to(entering.device).float()
         finally:
             hook.remove()
 
@@ -146,7 +146,7 @@ class PartialForward:
         hooks = [block.register_forward_hook(recorded) for block in self.blocks]
         try:
             with patched(trace.follow(module) for module in self.model.modules() if module not in below):
-                self.asked(batch, 0, None)
+                self.head_inputs(batch, 0, None)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -161,7 +161,7 @@ class PartialForward:
         if batch.depths is not None:
             arguments |= {"position_ids": batch.depths, "attention_mask": self._masks.of(batch)}
         patches = [*self._skipping(start, states), *(inside.inner() if inside else ())]
-        if last and self.trim and len(batch.asked) <= WORTH * batch.ids.numel():
+        if last and self.trim and len(batch.scored) <= WORTH * batch.ids.numel():
             patches += trimming(self.trimmed, batch)
         if isinstance(inside, Recording):
             patches += inside.outer()

@@ -36,7 +36,7 @@ class Tree:
     Attributes:
         tokens, depths: (nodes,), the token and depth of each node.
         ends: (nodes,), the end of each node's subtree: node j is i or an ancestor of i iff j <= i < ends[j].
-        asked: per query, its index and the nodes that predict its targets.
+        query_nodes: per query, its index and the nodes that predict its targets.
         alone: the total number of tokens of its queries before merging.
         chain: whether no node has two children, so that a plain causal row computes the same.
     """
@@ -44,7 +44,7 @@ class Tree:
     tokens: np.ndarray
     depths: np.ndarray
     ends: np.ndarray
-    asked: list[tuple[int, np.ndarray]] = field(default_factory=list)
+    query_nodes: list[tuple[int, np.ndarray]] = field(default_factory=list)
     alone: int = 0
     chain: bool = True
 
@@ -62,7 +62,7 @@ class _Growing:
         self.segments: list[tuple[int, int]] = []  # start node, depth
         self.path = np.zeros(0, dtype=np.int64)  # nodes of the last query
         self.read = np.zeros(0, dtype=np.int64)  # its tokens
-        self.asked: list[tuple[int, np.ndarray]] = []
+        self.query_nodes: list[tuple[int, np.ndarray]] = []
         self.size = self.alone = 0
         self.chain = True
 
@@ -82,7 +82,7 @@ class _Growing:
             self.read = query.tokens
             self.size += added
         self.alone += len(query.tokens)
-        self.asked.append((index, self.path[len(query.tokens) - len(query.targets) : len(query.tokens)]))
+        self.query_nodes.append((index, self.path[len(query.tokens) - len(query.targets) : len(query.tokens)]))
 
     def done(self) -> Tree:
         tokens = np.concatenate(self.tokens)
@@ -90,7 +90,7 @@ class _Growing:
         depths = np.concatenate(
             [np.arange(depth, depth + end - start) for (start, depth), end in zip(self.segments, bounds, strict=True)]
         )
-        return Tree(tokens, depths, _ends(depths), self.asked, self.alone, self.chain)
+        return Tree(tokens, depths, _ends(depths), self.query_nodes, self.alone, self.chain)
 
 
 def grow(queries: Sequence[Query], order: Sequence[int], costs: Costs | None) -> Iterator[Tree]:

@@ -22,7 +22,7 @@ from lrbench.evaluation.sweep.queries import Query
 from lrbench.models.edit import edited
 from lrbench.models.slots import WeightSlot
 
-ASKED = 64  # maximum predictions per query: the plain model's logits of a whole long window would fill the memory
+MAX_SCORED = 64  # maximum predictions per query: the plain model's logits of a whole long window would fill the memory
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PassComparison:
     """The largest differences over all queries and block boundaries.
 
     Attributes:
@@ -70,9 +70,9 @@ class Comparison:
     passed: bool
     exact: bool
 
-    def __and__(self, other: Comparison) -> Comparison:
+    def __and__(self, other: PassComparison) -> PassComparison:
         """Combines two comparisons: the larger differences; passed and exact if both are."""
-        return Comparison(
+        return PassComparison(
             max(self.entering, other.entering), max(self.loglikelihood, other.loglikelihood),
             self.passed and other.passed, self.exact and other.exact,
         )  # fmt: skip
@@ -88,24 +88,24 @@ def choose(queries: Sequence[Query], trees: Sequence[Tree]) -> list[Query]:
     chosen: dict[int, None] = {max(range(len(queries)), key=lambda index: len(queries[index].tokens)): None}
     for tree in (
         *sorted(forked, key=lambda tree: -tree.size)[:1],
-        *sorted(forked, key=lambda tree: -len(tree.asked) / tree.size)[:1],
+        *sorted(forked, key=lambda tree: -len(tree.query_nodes) / tree.size)[:1],
         *sorted(forked, key=lambda tree: tree.size)[:1],
     ):
         chosen.update((index, None) for index in _fork(tree))
     masked = [tree for tree in trees if tree.chain and tree.size < PLAIN_FROM]
     for tree in sorted(masked, key=lambda tree: -tree.size)[:1]:
-        chosen.setdefault(tree.asked[-1][0])  # in a chain, the last is the longest
+        chosen.setdefault(tree.query_nodes[-1][0])  # in a chain, the last is the longest
     for tree in sorted(trees, key=lambda tree: tree.size)[:3]:
-        chosen.setdefault(tree.asked[0][0])
+        chosen.setdefault(tree.query_nodes[0][0])
     half = max(1, len(queries[next(iter(chosen))].tokens) // 2)
-    return [queries[index].last(ASKED if place else min(ASKED, half)) for place, index in enumerate(chosen)]
+    return [queries[index].last(MAX_SCORED if place else min(MAX_SCORED, half)) for place, index in enumerate(chosen)]
 
 
 def _fork(tree: Tree) -> tuple[int, int]:
     """Two queries of a forked tree, neither of which is a prefix of the other."""
-    for (one, nodes), (other, following) in pairwise(tree.asked):
+    for (first, nodes), (second, following) in pairwise(tree.query_nodes):
         if following[-1] >= tree.ends[nodes[-1]]:
-            return one, other
+            return first, second
     raise ValueError("the tree is a chain")
 
 
@@ -115,17 +115,17 @@ def score_plainly(model: PreTrainedModel, query: Query) -> Reference:
     entering: list[torch.Tensor] = []
     head: nn.Module = model.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda _module, args: entering.append(args[0]))
-    asked = len(query.targets)
+    count = len(query.targets)
     keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
-    only = {"logits_to_keep": asked} if keeps else {}  # all logits of a long window take gigabytes
+    only = {"logits_to_keep": count} if keeps else {}  # all logits of a long window take gigabytes
     try:
         tokens = torch.from_numpy(query.tokens)[None].to(model.device)
-        logits = model(tokens, use_cache=False, **only).logits[0, -asked:].float()
+        logits = model(tokens, use_cache=False, **only).logits[0, -count:].float()
     finally:
         hook.remove()
     targets = torch.from_numpy(query.targets).to(logits.device)
     loglikelihood = logits.log_softmax(-1).gather(1, targets[:, None]).double().sum()
-    return Reference(entering[0][0, -asked:], float(loglikelihood))
+    return Reference(entering[0][0, -count:], float(loglikelihood))
 
 
 def make_check(queries: Sequence[Query], layout: BatchLayout, device: torch.device) -> list[Batch]:
@@ -153,10 +153,10 @@ def make_side_by_side(queries: Sequence[Query], layout: BatchLayout, device: tor
     return make_uneven(queries, trees, layout, device)
 
 
-def _fork_late(one: Query, other: Query) -> bool:
+def _fork_late(first: Query, second: Query) -> bool:
     """Whether the common prefix of two queries has at least half of the tokens of the shorter one."""
-    length = min(len(one.tokens), len(other.tokens))
-    different = np.flatnonzero(one.tokens[:length] != other.tokens[:length])
+    length = min(len(first.tokens), len(second.tokens))
+    different = np.flatnonzero(first.tokens[:length] != second.tokens[:length])
     return 2 * (int(different[0]) if len(different) else length) >= length
 
 
@@ -175,7 +175,7 @@ def compare(
     plain: Sequence[Reference],
     tolerance: Tolerance,
     starts: Collection[int],
-) -> Comparison:
+) -> PassComparison:
     """Scores `batches` from several start blocks and compares the answers with `plain`.
 
     Raises:
@@ -192,7 +192,7 @@ def compare(
         for index, (batch, state) in enumerate(zip(batches, states, strict=True)):
             if start:
                 _other_tokens(passes, batches[-1])
-            head_inputs = passes.asked(batch, start, state)
+            head_inputs = passes.head_inputs(batch, start, state)
             if not place:
                 first.append(head_inputs)
             exact = exact and torch.equal(head_inputs, first[index])
@@ -212,7 +212,7 @@ def compare(
             loglikelihood = max(loglikelihood, difference)
             bound = max(tolerance.absolute, tolerance.relative * abs(reference))
             passed = passed and difference <= bound
-    return Comparison(entering, loglikelihood, passed, exact)
+    return PassComparison(entering, loglikelihood, passed, exact)
 
 
 @torch.no_grad()
@@ -253,7 +253,7 @@ def _one_each(slots: Iterator[WeightSlot]) -> list[WeightSlot]:
 def _other_tokens(passes: PartialForward, batch: Batch) -> None:
     """Runs a full pass over other tokens, which overwrites the state of a block that remembers its last input."""
     rolled = Batch(
-        batch.ids.roll(1, -1), batch.depths, batch.ends, batch.asked,
+        batch.ids.roll(1, -1), batch.depths, batch.ends, batch.scored,
         batch.entries, batch.targets, batch.owners, batch.tokens,
     )  # fmt: skip
-    passes.asked(rolled, 0, None)
+    passes.head_inputs(rolled, 0, None)

@@ -24,7 +24,7 @@ from lrbench.evaluation.sweep.prefix_trees import Costs, grow
 from lrbench.evaluation.sweep.queries import Query
 from lrbench.evaluation.sweep.selfcheck import (
     TOLERANCES,
-    Comparison,
+    PassComparison,
     Reference,
     choose,
     compare,
@@ -127,8 +127,8 @@ class Sweeper:
         held = max(size * sum(batch.ids.numel() for batch in part) for part in parts)
         self._cache = ActivationCache(self._passes, max(0, budget - held), self._recipes)
         for part in parts:
-            asked = {int(index) for batch in part for index in batch.owners.unique()}
-            query_parts.append(QueryPart([index for index in self._order if index in asked], part))
+            indices = {int(index) for batch in part for index in batch.owners.unique()}
+            query_parts.append(QueryPart([index for index in self._order if index in indices], part))
         return query_parts
 
     def describe(self) -> dict[str, Any]:
@@ -174,9 +174,9 @@ class Sweeper:
         start = block if self._passes.resume else 0
         for index, (batch, state) in enumerate(zip(part.batches, states, strict=True)):
             if remembering:
-                entering = self._cache.asked(index)
+                entering = self._cache.head_inputs(index)
             else:
-                entering = self._passes.asked(batch, start, state)
+                entering = self._passes.head_inputs(batch, start, state)
             tally.add(batch, *predictions(self._passes, batch, entering))
 
     def halve(self) -> bool:
@@ -265,7 +265,7 @@ class Sweeper:
         plain: Sequence[Reference],
         starts: Collection[int],
         record: bool = False,
-    ) -> Comparison:
+    ) -> PassComparison:
         layout, device, tolerance = self._layout(mode), self._model.device, TOLERANCES[self._model.dtype]
         batches = make_check(chosen, layout, device)
         assert {owner for batch in batches for owner in batch.owners.tolist()} == set(range(len(chosen)))
@@ -314,5 +314,5 @@ class Sweeper:
         return memory.of(memory.SCORES, self._model.device) // heads
 
 
-def _differ(comparison: Comparison) -> str:
+def _differ(comparison: PassComparison) -> str:
     return f"log-likelihoods differ by {comparison.loglikelihood:.2g}, hidden states by {comparison.entering:.2g}"

@@ -114,9 +114,9 @@ def options_by_shape(reducer: Reducer, slots: Sequence[WeightSlot]) -> list[Rank
     for slot in slots:
         if slot.about.shape not in of_shape:
             ranks = worthwhile_ranks(reducer, slot.about)
-            if any(numbers is None for _, numbers in ranks):
+            if any(size is None for _, size in ranks):
                 return None
-            sizes = np.array([*(numbers for _, numbers in ranks), slot.size], dtype=np.int64)
+            sizes = np.array([*(size for _, size in ranks), slot.size], dtype=np.int64)
             options = Options(sizes, np.zeros(len(sizes)))
             of_shape[slot.about.shape] = RankOptions(tuple(rank for rank, _ in ranks), options)
     return [of_shape[slot.about.shape] for slot in slots]

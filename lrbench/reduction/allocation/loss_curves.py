@@ -104,7 +104,7 @@ def options_by_construction(
         parameters: of the whole model.
     """
     slot, whole = job.slot, job.slot.size
-    ranks = [rank for rank, numbers in worthwhile_ranks(job.method.reducer, slot.about) if numbers is not None]
+    ranks = [rank for rank, size in worthwhile_ranks(job.method.reducer, slot.about) if size is not None]
     if not ranks:
         just_below = RankRequest("keep", (whole - 1) / whole)
         largest = find_rank(just_below, job.method.reducer, slot.about, None, job.weight, preparation.prepared)

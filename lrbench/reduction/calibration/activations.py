@@ -149,13 +149,13 @@ class Activations:
         for group in self._groups(outside, wanted):
 
             def end(index: int, batch: Batch) -> None:
-                self._passes.asked(batch, blocks, self._here(states[index]))
+                self._passes.head_inputs(batch, blocks, self._here(states[index]))
 
             yield from self._pass(group, wanted, common + idle / len(group), end)
             idle = 0.0
 
     def _whole(self, index: int, batch: Batch) -> None:
-        self._passes.asked(batch, 0, None)
+        self._passes.head_inputs(batch, 0, None)
 
     def _pass(
         self,
@@ -205,12 +205,12 @@ class Activations:
 
     def _blocks_run_alone(self, first: Batch) -> bool:
         """Whether running the blocks one by one gives the same input of the head."""
-        expected = self._passes.asked(first, 0, None)
+        expected = self._passes.head_inputs(first, 0, None)
         states: torch.Tensor | None = None
         try:
             for block in range(len(self._passes.blocks)):
                 states = self._passes.states(first, block, states, block + 1)
-            result = self._passes.asked(first, len(self._passes.blocks), states)
+            result = self._passes.head_inputs(first, len(self._passes.blocks), states)
         except Exception:  # a block that depends on another block's side effects may raise anything
             return False
         return bool((result - expected).abs().max() <= 1e-4 * expected.abs().max())
@@ -218,8 +218,8 @@ class Activations:
 
 def _batch(ids: torch.Tensor) -> Batch:
     none = torch.empty(0, dtype=torch.long, device=ids.device)
-    asked = torch.arange(ids.numel(), device=ids.device)
-    return Batch(ids, None, None, asked=asked, entries=none, targets=none, owners=none, tokens=ids.numel())
+    scored = torch.arange(ids.numel(), device=ids.device)
+    return Batch(ids, None, None, scored=scored, entries=none, targets=none, owners=none, tokens=ids.numel())
 
 
 def _entering(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor | None:

@@ -60,7 +60,7 @@ def chart(cells: Sequence[CellError]) -> Any:
     panels = [panel for panel in _PANELS if any(point["panel"] == panel for point in points)]
     across = alt.X(
         "keep:Q",
-        title="kept: stored parameters over dense ones, edited weights",
+        title="keep: stored over dense parameters, edited weights",
         scale=alt.Scale(zero=False, padding=12),
         axis=alt.Axis(tickCount=6),
     )

@@ -102,7 +102,7 @@ def chart(points: Sequence[Point]) -> Any:
     methods = list(dict.fromkeys(point.method for point in points if not point.baseline))
     across = alt.X(
         "keep:Q",
-        title="kept: stored parameters over dense ones, whole model",
+        title="keep: stored over dense parameters, whole model",
         scale=alt.Scale(zero=False, padding=12),
         axis=alt.Axis(tickCount=6),
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from lrbench.analysis.damage import EVERY_ROLE, PREDICTORS, SCOPES, DamagePrediction, OutcomeColumn, Predictor, Scope
 from lrbench.analysis.leaderboard import Leaderboard
 from lrbench.analysis.scored_run import split_suffix
-from lrbench.reports.render.document import Document, Heading, Part, Table, csv_text
+from lrbench.reports.render.document import Heading, Part, Table, TextReport, csv_text
 from lrbench.reports.render.json import finite
 from lrbench.reports.render.number_format import MISSING, clean, headings
 from lrbench.stats import COVERAGE, MIN_CELLS, MIN_SUBJECTS, RankCorrelation
@@ -21,7 +21,7 @@ SCOPE_WORDS: dict[Scope, str] = {
 }
 
 
-def document(predictions: Sequence[DamagePrediction]) -> Document:
+def document(predictions: Sequence[DamagePrediction]) -> TextReport:
     """Answers, a table of correlations by role for each outcome, and a legend."""
     parts: list[Part] = []
     for prediction in predictions:
@@ -34,7 +34,7 @@ def document(predictions: Sequence[DamagePrediction]) -> Document:
         parts += remarks(prediction)
     if not predictions:
         parts.append("No cell has edited weights, a score and a baseline to compare with.")
-    return Document(TITLE, [*parts, legend()])
+    return TextReport(TITLE, [*parts, legend()])
 
 
 def csv(predictions: Sequence[DamagePrediction]) -> str:

@@ -54,14 +54,14 @@ Part = str | Heading | Listing | Table
 
 
 @dataclass(frozen=True)
-class Document:
+class TextReport:
     """A title and parts of plain text without markup."""
 
     title: str
     parts: Sequence[Part]
 
 
-def markdown(document: Document) -> str:
+def markdown(document: TextReport) -> str:
     """The document as GitHub Markdown."""
     lines = [f"# {escape(document.title)}", ""]
     for part in document.parts:
@@ -81,7 +81,7 @@ def markdown(document: Document) -> str:
     return "\n".join(lines)
 
 
-def terminal(document: Document, width: int | None = None) -> str:
+def terminal(document: TextReport, width: int | None = None) -> str:
     """Plain text without escape sequences; by default as wide as the widest table."""
     out = io.StringIO()
     Console(file=out, width=width or _natural_width(document), color_system=None, force_terminal=False).print(
@@ -90,7 +90,7 @@ def terminal(document: Document, width: int | None = None) -> str:
     return "\n".join(text.rstrip() for text in out.getvalue().splitlines()) + "\n"
 
 
-def show(document: Document, console: Console | None = None) -> None:
+def show(document: TextReport, console: Console | None = None) -> None:
     """Prints to a console, by default standard output; lines are not folded in a pipe."""
     console = console or Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
@@ -108,13 +108,13 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return text.getvalue()
 
 
-def _natural_width(document: Document) -> int:
+def _natural_width(document: TextReport) -> int:
     tables = [part for part in document.parts if isinstance(part, Table)]
     roomy = Console(width=10_000, color_system=None)
     return max([100, *(roomy.measure(_rich(table)).maximum for table in tables)])
 
 
-def _renderables(document: Document) -> list[RenderableType]:
+def _renderables(document: TextReport) -> list[RenderableType]:
     parts: list[RenderableType] = [Text(clean(document.title), style="bold"), Text()]
     for part in document.parts:
         match part:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lrbench.analysis.spectra import Figures
 from lrbench.reduction.single_matrix import MatrixResult
-from lrbench.reports.render.document import Document, Heading, Part, Table, csv_text
+from lrbench.reports.render.document import Heading, Part, Table, TextReport, csv_text
 from lrbench.reports.render.json import finite
 from lrbench.reports.render.number_format import MISSING
 from lrbench.system.environment import in_words
@@ -55,7 +55,7 @@ class MatrixReport:
         return sorted(self.outcomes, key=order)
 
 
-def document(report: MatrixReport) -> Document:
+def document(report: MatrixReport) -> TextReport:
     """A table by request, the methods without result, and a legend."""
     about = report.matrix
     rows: list[list[str]] = []
@@ -75,7 +75,7 @@ def document(report: MatrixReport) -> Document:
         parts += [Heading("Not reduced"), Table(["status", "reducer", "setting", "reason"], lines, words=4)]
     parts += [_LEGEND, f"Computed on {in_words(report.environment)}."]
     shape = " × ".join(map(str, about["shape"]))
-    return Document(f"{about['key'] or about['file']}: {shape}, {about['dtype']}, ‖W‖ = {about['norm']:.6g}", parts)
+    return TextReport(f"{about['key'] or about['file']}: {shape}, {about['dtype']}, ‖W‖ = {about['norm']:.6g}", parts)
 
 
 def csv(report: MatrixReport) -> str:

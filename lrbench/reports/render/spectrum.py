@@ -11,7 +11,7 @@ from typing import Any
 
 from lrbench.analysis.claims import Claim
 from lrbench.analysis.spectra import NAMES, SlotSpectrum, by_group, summary
-from lrbench.reports.render.document import Document, Heading, Listing, Part, Table, csv_text
+from lrbench.reports.render.document import Heading, Listing, Part, Table, TextReport, csv_text
 from lrbench.reports.render.json import finite
 from lrbench.reports.render.number_format import MISSING
 from lrbench.system.environment import in_words
@@ -55,7 +55,7 @@ class SpectrumReport:
     left_out: Sequence[tuple[str, str]] = field(default_factory=tuple)
 
 
-def document(report: SpectrumReport, per_slot: bool = False) -> Document:
+def document(report: SpectrumReport, per_slot: bool = False) -> TextReport:
     """Claims, a table by role, with `per_slot` also one by weight, and a legend."""
     count = len(report.spectra)
     title = f"Spectrum of {report.model['label']} ({report.model['dtype']}): {count} {_matrices(count)}"
@@ -74,7 +74,7 @@ def document(report: SpectrumReport, per_slot: bool = False) -> Document:
     for why, names in _reasons(report.left_out).items():
         parts.append(f"Not measured: {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} ({why}).")
     parts.append(f"Computed on {in_words(report.environment)}.")
-    return Document(title, parts)
+    return TextReport(title, parts)
 
 
 def csv(report: SpectrumReport, per_slot: bool = False) -> str:
