@@ -21,7 +21,7 @@ from lrbench.system.device import is_out_of_memory, synchronize
 from lrbench.system.text import one_line
 from lrbench.tasks.containment import OTHER_SEED, contained
 from lrbench.tasks.frozen_requests import freeze
-from lrbench.tasks.score import Samples, Scores
+from lrbench.tasks.score import Samples, TaskScores
 from lrbench.tasks.task_set import TaskSet, cut_into_windows
 
 
@@ -90,7 +90,7 @@ class BaseEngine(ABC):
         return False
 
     @abstractmethod
-    def measure(self, job: Job) -> tuple[Scores, Samples]:
+    def measure(self, job: Job) -> tuple[TaskScores, Samples]:
         """Scores the model; `job`'s edit is in place."""
 
     def score(self, jobs: Iterable[Job]) -> Iterator[Outcome]:

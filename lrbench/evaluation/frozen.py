@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from lrbench.evaluation.base_engine import BaseEngine
 from lrbench.evaluation.interface import Job
-from lrbench.tasks.score import Answers, Samples, Scores, score
+from lrbench.tasks.score import Answers, Samples, TaskScores, score
 
 
 class FrozenEngine(BaseEngine):
@@ -17,7 +17,7 @@ class FrozenEngine(BaseEngine):
 
     name = "frozen"
 
-    def measure(self, job: Job) -> tuple[Scores, Samples]:
+    def measure(self, job: Job) -> tuple[TaskScores, Samples]:
         """Answers every request and scores the answers. Raises EvaluationError if an answer is not finite."""
         return score(self.requests, Answers(self._pairs(), list(self._rolling()), self._texts()))
 
@@ -31,7 +31,7 @@ class FrozenEngine(BaseEngine):
 
         As lm-eval does, batches windows in their order, unsorted, one request type at a time.
         """
-        requests, counts, size = self.requests.asked_rolling, self.requests.window_counts, self.lm.batch_size
+        requests, counts, size = self.requests.rolling_requests, self.requests.window_counts, self.lm.batch_size
         kinds = [i.request_type for i, count in zip(requests, counts, strict=True) for _ in range(count)]  # per window
         answers = [0.0] * len(kinds)
         for kind in dict.fromkeys(kinds):

@@ -12,7 +12,7 @@ from lm_eval.evaluator import evaluate
 from lrbench.evaluation.base_engine import BaseEngine
 from lrbench.evaluation.interface import Job
 from lrbench.tasks.frozen_requests import FrozenTask
-from lrbench.tasks.score import RawMetrics, Samples, Scores, aggregate, annotate, metric_name, sample
+from lrbench.tasks.score import RawMetrics, Samples, TaskScores, aggregate, annotate, metric_name, sample
 
 
 class HarnessEngine(BaseEngine):
@@ -23,7 +23,7 @@ class HarnessEngine(BaseEngine):
 
     name = "harness"
 
-    def measure(self, job: Job) -> tuple[Scores, Samples]:
+    def measure(self, job: Job) -> tuple[TaskScores, Samples]:
         """Runs one evaluation by lm-eval. Raises EvaluationError if an answer is not finite."""
         self.check_generation()
         tasks = self.requests.tasks
@@ -52,7 +52,7 @@ class HarnessEngine(BaseEngine):
             samples += documents
         return self._with_lm_eval_values(results["results"], aggregate(self.requests, raw)), samples
 
-    def _with_lm_eval_values(self, results: dict[str, dict[str, Any]], scores: Scores) -> Scores:
+    def _with_lm_eval_values(self, results: dict[str, dict[str, Any]], scores: TaskScores) -> TaskScores:
         reported = {
             name: {metric_name(*key.split(",", 1)): value for key, value in metrics.items() if "," in key}
             for name, metrics in results.items()

@@ -124,7 +124,7 @@ def probe(
         machine=in_words(environment(share.loaded.device)),
         to_score=len(missing),
         there=sum(key in rows for key in keys.values()),
-        requests=len(engine.requests.asked_pairs) + len(engine.requests.asked_rolling),
+        requests=len(engine.requests.pair_requests) + len(engine.requests.rolling_requests),
         texts=len(engine.requests.prompts),
         sweep=sweep,
         block_tokens=sum(map(sweep.block_tokens, sweeps)),
@@ -254,8 +254,8 @@ def _metrics(engine: BaseEngine) -> float:
     """Seconds from a cell's answers to its scores."""
     requests = engine.requests
     answers = Answers(
-        [(-1.0, False)] * len(requests.asked_pairs),
-        [-1.0] * len(requests.asked_rolling),
+        [(-1.0, False)] * len(requests.pair_requests),
+        [-1.0] * len(requests.rolling_requests),
         [""] * len(requests.prompts),
     )
     started = time.perf_counter()

@@ -1,1 +1,1 @@
-"""lm-eval tasks: load them, freeze their requests, score answers; and the bundled tasks."""
+"""lm-eval tasks: loading, frozen requests, scoring of answers, and the bundled tasks."""

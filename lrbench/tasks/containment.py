@@ -1,4 +1,4 @@
-"""What lm-eval does to the process around it, undone: seeds, log lines, progress bars."""
+"""Contains lm-eval's side effects on the process: seeds, log lines, progress bars."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from lrbench.system.isolation import random_state_kept
 
 CHATTY = ("lm_eval", "transformers", "datasets", "huggingface_hub", "accelerate", "evaluate")
 
-#: lm-eval's own defaults (`simple_evaluate`): with other seeds its numbers would not be reproduced
+#: the default seeds of lm-eval's `simple_evaluate`, needed to reproduce its scores
 PYTHON_SEED, OTHER_SEED = 0, 1234
 
 
 @contextmanager
 def contained() -> Iterator[None]:
-    """Runs lm-eval's code with lm-eval's seeds and without its chatter; puts everything back afterwards.
+    """Runs lm-eval's code with lm-eval's seeds, without log lines and progress bars; restores all afterwards.
 
-    Entered afresh for every cell, so that a cell that samples does not depend on the cells before it.
+    Entered anew for each cell, so that generation by sampling does not depend on earlier cells.
     """
     with random_state_kept(), _silence(), _no_bars():
         random.seed(PYTHON_SEED)
@@ -48,7 +48,7 @@ def _silence() -> Iterator[None]:
 
 @contextmanager
 def _no_bars() -> Iterator[None]:
-    """Some of lm-eval's bars have no switch, and tqdm reads its environment variable at import only."""
+    """Disables tqdm: some of lm-eval's bars have no switch, and tqdm reads its environment variable only at import."""
     original = tqdm.__init__
 
     def disabled(self: Any, *args: Any, **kwargs: Any) -> None:

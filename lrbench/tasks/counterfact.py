@@ -1,8 +1,7 @@
 """CounterFact (Meng, Bau, Andonian, Belinkov, "Locating and editing factual associations in GPT", arXiv 2202.05262).
 
-A record is a fact: a prompt with its subject, two paraphrases of it, the true answer and a false one. Each prompt and
-paraphrase is a document here, as in LASER (Sharma, Ash, Misra, 2023, arXiv 2312.13558), and those of a record share its
-`case_id`.
+A record is a fact: a prompt with its subject, two paraphrases, the true answer and a false one. As in LASER (Sharma,
+Ash, Misra, 2023, arXiv 2312.13558), each prompt and paraphrase is a document; those of a record share its `case_id`.
 """
 
 from __future__ import annotations
@@ -21,20 +20,20 @@ WHAT = (
     "target_new.str) and paraphrase_prompts"
 )
 
-# lm-eval asks for the documents of a task again and again; to make them takes seconds.
+# lm-eval requests a task's documents repeatedly, and expanding the records takes seconds.
 _MADE: WeakKeyDictionary[datasets.Dataset, datasets.Dataset] = WeakKeyDictionary()
 
 
 def from_hub(path: str, **_: Any) -> dict[str, datasets.Dataset]:
-    """All records of a data set, whatever its splits, as the split `test`; lm-eval passes the task's metadata too."""
+    """All splits of a data set together as the split `test`; lm-eval also passes the task's metadata."""
     return {"test": datasets.concatenate_datasets(list(datasets.load_dataset(path).values()))}
 
 
 def documents(records: datasets.Dataset) -> datasets.Dataset:
-    """Records by `case_id`, each as its prompt and then its paraphrases.
+    """One document for each prompt and each paraphrase, ordered by `case_id`.
 
     Raises:
-        TaskError: they are not CounterFact's.
+        TaskError: the records are not CounterFact's.
     """
     if records not in _MADE:
         _MADE[records] = _expanded(records)

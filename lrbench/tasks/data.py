@@ -1,4 +1,4 @@
-"""Documents from a file that the suite names, instead of those that a task's YAML names."""
+"""Replaces a task's documents by those of a file (`data` in a suite)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from lrbench.errors import TaskError
 
-#: Endings of files -> what `datasets` reads them with. What is compressed is unpacked.
+#: File ending -> builder of `datasets`; compressed files are unpacked.
 READERS = {
     ".csv": "csv",
     ".json": "json",
@@ -20,21 +20,21 @@ COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
 
 
 def with_data(config: dict[str, Any], file: Path) -> dict[str, Any]:
-    """A copy of a task's config that takes its documents from `file`, examples for few-shot prompts too.
+    """A copy of a task's config with documents and few-shot examples from `file`.
 
-    A file of plain text is one document under `text`; to a task whose documents are lines, each line is.
+    Plain text is one document under `text`, or one per line if the task's documents are lines.
 
     Raises:
-        TaskError: there is no such file, or none that can be read; the task has nothing that is evaluated.
+        TaskError: the file is missing or of an unknown kind, or the task has no split to replace.
     """
     name = config.get("task")
     if not file.is_file():
-        raise TaskError(f"task {name!r}: no such file of data: {file}")
+        raise TaskError(f"task {name!r}: data file not found: {file}")
     endings = [ending for ending in file.suffixes[-2:] if ending not in COMPRESSED]
     reader = READERS.get(endings[-1]) if endings else None
     if reader is None:
         raise TaskError(
-            f"task {name!r}: data is a file of {', '.join(READERS)}, or one of these compressed; not {file.name!r}"
+            f"task {name!r}: data must be a file of {', '.join(READERS)}, or one of these compressed; not {file.name!r}"
         )
     split = config.get("test_split") or config.get("validation_split")
     if split is None:

@@ -1,8 +1,8 @@
-"""Folders of lm-eval task YAML: what they define, and where their data lies.
+"""Folders of lm-eval task YAML: validation, and paths of data files.
 
-lm-eval drops a task file that it cannot read, with a message at DEBUG level, and the task comes out as unknown; it
-keeps the first of two tasks of one name; and it looks for data files in the working directory. Here such files are
-errors with file and line, and data files are looked for beside the YAML that names them.
+lm-eval skips an unreadable task file with a message at DEBUG level, keeps the first of two tasks with one name, and
+resolves data files in the working directory. Here such files are errors with file and line, and data files are resolved
+in the folder of their YAML.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ SKIPPED = {"__pycache__", ".ipynb_checkpoints"}
 TASK_KEYS = {field.name for field in fields(TaskConfig)}
 KNOWN_KEYS = TASK_KEYS | {field.name for field in fields(GroupConfig)} | {"class", "include", "tag", "task_list"}
 DEFINES = ("class", "group", "task")
-LOCAL_READERS = {"arrow", "csv", "json", "parquet", "text", "xml"}  # `dataset_path`s that read files
+LOCAL_READERS = {"arrow", "csv", "json", "parquet", "text", "xml"}  # values of `dataset_path` that read files
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads a task file without importing the functions it names."""
+class _TaskLoader(yaml.SafeLoader):
+    """A YAML loader that does not import the functions a task file names."""
 
 
 def _function_name(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str:
     return str(loader.construct_scalar(node))
 
 
-_Loader.add_constructor("!function", _function_name)
+_TaskLoader.add_constructor("!function", _function_name)
 
 
 def check_folders(folders: list[Path]) -> dict[str, Path]:
-    """Reads every task file: name of task or group -> the file that defines it.
+    """Validates all task files: name of task or group -> the file that defines it.
 
     Raises:
-        TaskError: a folder is missing; a file is malformed, has an unknown key, includes a file that is not there, or
-            defines neither a task nor a group; a name is defined twice.
+        TaskError: a folder is missing; a file is malformed, has an unknown key, includes a missing file, or defines
+            neither a task nor a group; a name is defined twice.
     """
     defined: dict[str, Path] = {}
     for folder in folders:
@@ -70,10 +70,10 @@ def check_folders(folders: list[Path]) -> dict[str, Path]:
 
 
 def with_absolute_data(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """A copy of a task's or group's config whose data files are absolute; relative ones are beside the YAML `path`.
+    """A copy of a task's or group's config with absolute data files; relative ones are resolved beside the YAML `path`.
 
     Raises:
-        TaskError: a data file is not there.
+        TaskError: a data file is missing.
     """
     out: dict[str, Any] = {}
     folder = _origin(path, "dataset_kwargs").parent
@@ -89,16 +89,16 @@ def with_absolute_data(config: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _yaml_files(folder: Path) -> Iterator[Path]:
-    """The files that lm-eval would read, in its order."""
-    found = (path for path in folder.resolve().glob("**/*.yaml") if not SKIPPED & set(path.parts))
-    return iter(sorted(found, key=Path.as_posix))
+    """The task files that lm-eval reads, in its order."""
+    paths = (path for path in folder.resolve().glob("**/*.yaml") if not SKIPPED & set(path.parts))
+    return iter(sorted(paths, key=Path.as_posix))
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.load(text, Loader=_Loader)
+        content = yaml.load(text, Loader=_TaskLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else f"{path}"
@@ -127,7 +127,7 @@ def _includes(path: Path, content: dict[str, Any]) -> list[Path]:
 
 
 def _origin(path: Path, key: str) -> Path:
-    """The file that `key` of a task comes from: the task's own, or the last it includes that has it."""
+    """The file that sets `key` of a task: its own, or the last included file that does."""
     content = _read(path)
     if key in content:
         return path

@@ -1,7 +1,7 @@
-"""Requests, built and tokenised once: what every cell of a run is asked.
+"""Requests built and tokenised once, for all cells of a run.
 
-lm-eval builds prompts, samples few-shot examples and tokenises anew at each evaluation. None of it depends on the
-weights. Here it is done once, by lm-eval's own code, and the token ids are kept.
+lm-eval builds prompts, samples few-shot examples and tokenises at each evaluation, though none of it depends on the
+weights. Here lm-eval's code does so once, and the token ids are kept.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from lrbench.errors import TaskError
 from lrbench.system.text import one_line
 from lrbench.tasks.containment import OTHER_SEED, contained
-from lrbench.tasks.documents import groups_of, right_choices
+from lrbench.tasks.documents import gold_answers, groups_of
 from lrbench.tasks.task_set import TaskSet
 from lrbench.tasks.token_windows import REQUEST, TokenPerplexity, window_pair
 
-#: (context, continuation) as text, context token ids, continuation token ids: what HFLM scores
-Pair = tuple[tuple[str, str] | None, list[int], list[int]]
+#: (context, continuation) as text, context token ids, continuation token ids, as HFLM scores them
+TokenPair = tuple[tuple[str, str] | None, list[int], list[int]]
 
-#: keys of a task's config that say how answers become metrics
+#: keys of a task's config that define its metrics
 SCORED_BY = (
     "output_type",
     "metric_list",
@@ -45,19 +45,18 @@ SCORED_BY = (
 
 @dataclass
 class FrozenTask:
-    """One task's requests.
+    """The requests of a task.
 
     Attributes:
-        instances: lm-eval's requests, all of them, in lm-eval's order.
-        documents: how many documents are asked about.
-        indices: of these documents among all that the task has, ascending.
-        groups: document -> what it shares with those that it belongs to, where the task says so.
-        right: document -> index of the right choice, or of those that are right, where there are choices.
-        tokens: of all requests together, contexts counted each time.
-        truncated: requests longer than the model's maximum length, which lm-eval cuts from the left.
+        instances: all of lm-eval's requests, in lm-eval's order.
+        documents: the number of documents.
+        indices: the indices of the documents in the task, ascending.
+        groups: document -> its group, if the task defines groups.
+        gold: document -> index, or indices, of its gold answer, if there are choices.
+        tokens: the number of tokens of all requests; repeated contexts count each time.
+        truncated: the number of requests longer than the model's maximum length, which lm-eval cuts from the left.
         documents_hash, prompts_hash, tokens_hash, metrics_hash: SHA-256 of the documents, of the requests as text
-            (prompts, continuations, generation settings), of the requests as token ids, and of how answers become
-            metrics.
+            (prompts, continuations, generation settings), of the requests as token ids, and of the metrics' definition.
     """
 
     name: str
@@ -67,7 +66,7 @@ class FrozenTask:
     documents: int = 0
     indices: list[int] = field(default_factory=list)
     groups: dict[int, str | int] = field(default_factory=dict)
-    right: dict[int, int | list[int]] = field(default_factory=dict)
+    gold: dict[int, int | list[int]] = field(default_factory=dict)
     tokens: int = 0
     truncated: int = 0
     documents_hash: str = ""
@@ -78,30 +77,29 @@ class FrozenTask:
 
 @dataclass
 class FrozenRequests:
-    """All tasks' requests by kind, in the order in which lm-eval would run them.
+    """The requests of all tasks by kind, in lm-eval's order.
 
-    An engine answers `pairs` with (log-likelihood, whether greedy), `windows` likewise, and `prompts` with text, each
-    in order; `lrbench.tasks.score.Answers` holds the answers.
+    An engine answers `pairs` and `windows` with (log-likelihood, whether greedy), and `prompts` with text, each in
+    order; `lrbench.tasks.score.Answers` holds the answers.
 
     Attributes:
-        pairs: tokenised log-likelihood requests; `asked_pairs` are the requests they come from.
-        windows: tokenised windows of rolling log-likelihood requests; the i-th of `asked_rolling` has
-            `window_counts[i]` of them.
-        prompts: requests to generate.
+        pairs: tokenised log-likelihood requests, one for each of `pair_requests`.
+        windows: tokenised windows of rolling log-likelihood requests, `window_counts[i]` for `rolling_requests[i]`.
+        prompts: generation requests.
     """
 
     tasks: dict[str, FrozenTask]
     groups: dict[str, Group]
     seed: int
-    pairs: list[Pair] = field(default_factory=list)
-    asked_pairs: list[Instance] = field(default_factory=list)
-    windows: list[Pair] = field(default_factory=list)
+    pairs: list[TokenPair] = field(default_factory=list)
+    pair_requests: list[Instance] = field(default_factory=list)
+    windows: list[TokenPair] = field(default_factory=list)
     window_counts: list[int] = field(default_factory=list)
-    asked_rolling: list[Instance] = field(default_factory=list)
+    rolling_requests: list[Instance] = field(default_factory=list)
     prompts: list[Instance] = field(default_factory=list)
 
     def hashes(self) -> dict[str, dict[str, str]]:
-        """Task -> what defines its result beside the weights: documents, prompts, tokens, metrics (SHA-256, hex)."""
+        """Task -> SHA-256 (hex) of documents, prompts, tokens and metrics, which with the weights define its result."""
         return {
             name: {
                 "documents": task.documents_hash,
@@ -113,7 +111,7 @@ class FrozenRequests:
         }
 
     def definition(self) -> dict[str, Any]:
-        """What defines the scores beside the weights: each task's version and hashes, each group's way to aggregate."""
+        """The definition of the scores, apart from weights: versions and hashes of tasks, aggregation of groups."""
         tasks = {name: [str(self.tasks[name].task.VERSION), hashes] for name, hashes in self.hashes().items()}
         groups = {
             name: [
@@ -125,20 +123,19 @@ class FrozenRequests:
         return {"tasks": tasks, "groups": _hash([groups])}
 
     def split_differently(self) -> bool:
-        """Whether two requests have the same tokens but the last, and continuations of different lengths."""
+        """Whether two requests have equal tokens except the last, but continuations of different lengths."""
         lengths: dict[int, int] = {}
         return any(
             lengths.setdefault(hash((*context, *continuation[:-1])), len(continuation)) != len(continuation)
-            for asked in (self.pairs, self.windows)
-            for _, context, continuation in asked
+            for pairs in (self.pairs, self.windows)
+            for _, context, continuation in pairs
         )
 
     def restricted(self, documents: Mapping[str, Collection[int]]) -> FrozenRequests:
-        """The same requests of some documents only, in the same order; no prompt changes, few-shot examples stay.
+        """The requests of some documents, in the same order, with unchanged prompts and few-shot examples.
 
         Args:
-            documents: task -> indices of its documents; tasks that are not named are left out, and so are groups that
-                have such a task.
+            documents: task -> indices of its documents; other tasks, and groups with such a task, are left out.
         """
         chosen = {name: set(documents[name]) for name in self.tasks if documents.get(name)}
         groups = {
@@ -148,26 +145,26 @@ class FrozenRequests:
         }
         part = FrozenRequests({}, groups, self.seed)
 
-        def asked(instance: Instance) -> bool:
+        def selected(instance: Instance) -> bool:
             return instance.doc_id in chosen.get(instance.task_name, ())
 
         tokens: dict[str, dict[str, list[Any]]] = {name: {} for name in chosen}
-        for instance, pair in zip(self.asked_pairs, self.pairs, strict=True):
-            if asked(instance):
-                part.asked_pairs.append(instance)
+        for instance, pair in zip(self.pair_requests, self.pairs, strict=True):
+            if selected(instance):
+                part.pair_requests.append(instance)
                 part.pairs.append(pair)
                 tokens[instance.task_name].setdefault("loglikelihood", []).append(pair[1:])
         start = 0
-        for instance, count in zip(self.asked_rolling, self.window_counts, strict=True):
+        for instance, count in zip(self.rolling_requests, self.window_counts, strict=True):
             windows = self.windows[start : start + count]
             start += count
-            if asked(instance):
-                part.asked_rolling.append(instance)
+            if selected(instance):
+                part.rolling_requests.append(instance)
                 part.window_counts.append(count)
                 part.windows += windows
                 tokens[instance.task_name].setdefault("rolling", []).extend(window[1:] for window in windows)
         for instance in self.prompts:
-            if asked(instance):
+            if selected(instance):
                 part.prompts.append(instance)
         for name, ids in chosen.items():
             whole = self.tasks[name]
@@ -177,13 +174,13 @@ class FrozenRequests:
             frozen.tokens = sum(len(context) + len(continuation) for context, continuation in known)
             frozen.tokens_hash = _hash([whole.tokens_hash, *known])  # prompts to generate from are in the whole's
             frozen.groups = {index: group for index, group in whole.groups.items() if index in ids}
-            frozen.right = {index: right for index, right in whole.right.items() if index in ids}
+            frozen.gold = {index: gold for index, gold in whole.gold.items() if index in ids}
             _describe(frozen)
             part.tasks[name] = frozen
         return part
 
     def describe(self) -> dict[str, Any]:
-        """For the manifest: each task's hashes, sizes and metrics (metric -> higher is better), each group's tasks."""
+        """For the manifest: hashes, sizes and metrics (metric -> higher is better) of tasks; tasks of groups."""
         tasks = {
             name: {
                 "version": str(frozen.task.VERSION),
@@ -207,12 +204,13 @@ def freeze(tasks: TaskSet, lm: HFLM, *, chat_template: bool = False, seed: int =
     """Builds and tokenises all requests.
 
     Args:
-        lm: tokenises; its weights do not matter.
-        chat_template: prompts go through the tokenizer's chat template, few-shot examples as turns.
-        seed: draws the few-shot examples; the default is lm-eval's.
+        tasks: the loaded tasks.
+        lm: tokenises; its weights are not used.
+        chat_template: whether prompts use the tokenizer's chat template, with few-shot examples as turns.
+        seed: the seed for few-shot examples, by default lm-eval's.
 
     Raises:
-        TaskError: a request cannot be built, or cannot be scored by this model at any weights.
+        TaskError: a request cannot be built, or does not fit the model.
     """
     requests = FrozenRequests({}, tasks.groups, seed)
     with contained():
@@ -223,7 +221,7 @@ def freeze(tasks: TaskSet, lm: HFLM, *, chat_template: bool = False, seed: int =
                 _tokenise(frozen, requests, lm)
                 documents = {instance.doc_id: instance.doc for instance in frozen.instances}
                 frozen.groups = groups_of(name, task, documents)
-                frozen.right = right_choices(task, documents)
+                frozen.gold = gold_answers(task, documents)
             except TaskError:
                 raise
             except Exception as error:  # the task's templates and functions raise whatever they like
@@ -233,7 +231,7 @@ def freeze(tasks: TaskSet, lm: HFLM, *, chat_template: bool = False, seed: int =
 
 
 def _describe(frozen: FrozenTask) -> None:
-    """Counts a task's documents, and hashes what it asks."""
+    """Counts a task's documents, and hashes documents, prompts and metrics."""
     documents = {instance.doc_id: instance.doc for instance in frozen.instances}
     frozen.documents = len(documents)
     frozen.indices = sorted(documents)
@@ -256,27 +254,27 @@ def _build(task: Task, limit: int | None, lm: HFLM, chat_template: bool, seed: i
 
 
 def _tokenise(frozen: FrozenTask, requests: FrozenRequests, lm: HFLM) -> None:
-    """Adds one task's requests to all requests, each as often as the task repeats it."""
+    """Adds the requests of a task to `requests`, each as often as the task repeats it."""
     tokens: list[Any] = []
     for kind in dict.fromkeys(instance.request_type for instance in frozen.instances):
-        asked = [i for i in frozen.instances if i.request_type == kind for _ in range(i.repeats or 1)]
+        instances = [i for i in frozen.instances if i.request_type == kind for _ in range(i.repeats or 1)]
         if kind == "loglikelihood":
-            pairs = _tokenised_pairs(asked, lm)
-            _check_pairs(frozen, asked, pairs, lm.max_length)
+            pairs = _tokenised_pairs(instances, lm)
+            _check_pairs(frozen, instances, pairs, lm.max_length)
             requests.pairs += pairs
-            requests.asked_pairs += asked
+            requests.pair_requests += instances
             tokens += [pair[1:] for pair in pairs]
         elif kind in ("loglikelihood_rolling", REQUEST):
-            for instance in asked:
+            for instance in instances:
                 windows = [window_pair(instance)] if kind == REQUEST else _rolling_windows(instance.args[0], lm)
                 requests.windows += windows
                 requests.window_counts.append(len(windows))
                 tokens += [window[1:] for window in windows]
-            requests.asked_rolling += asked
+            requests.rolling_requests += instances
         elif kind == "generate_until":
-            requests.prompts += asked
-            prompts = [lm.tok_encode(instance.args[0]) for instance in asked]
-            _check_prompts(frozen, asked, prompts, lm)
+            requests.prompts += instances
+            prompts = [lm.tok_encode(instance.args[0]) for instance in instances]
+            _check_prompts(frozen, instances, prompts, lm)
             tokens += [(prompt, []) for prompt in prompts]
         else:
             raise TaskError(f"task {frozen.name!r}: requests of kind {kind!r} are not supported")
@@ -284,37 +282,37 @@ def _tokenise(frozen: FrozenTask, requests: FrozenRequests, lm: HFLM) -> None:
     frozen.tokens_hash = _hash(tokens)
 
 
-def _tokenised_pairs(asked: list[Instance], lm: HFLM) -> list[Pair]:
-    """What lm-eval's own `loglikelihood` hands to the model."""
-    captured: list[Pair] = []
+def _tokenised_pairs(instances: list[Instance], lm: HFLM) -> list[TokenPair]:
+    """The token pairs that lm-eval's `loglikelihood` passes to the model."""
+    captured: list[TokenPair] = []
 
-    def capture(pairs: list[Pair], **_: Any) -> list[tuple[float, bool]]:
+    def capture(pairs: list[TokenPair], **_: Any) -> list[tuple[float, bool]]:
         captured.extend(pairs)
         return [(0.0, False)] * len(pairs)
 
     lm._loglikelihood_tokens = capture
     try:
-        lm.loglikelihood(asked, disable_tqdm=True)
+        lm.loglikelihood(instances, disable_tqdm=True)
     finally:
         del lm._loglikelihood_tokens
     return captured
 
 
-def _rolling_windows(text: str, lm: HFLM) -> list[Pair]:
-    """The windows of one text, as in lm-eval's `loglikelihood_rolling`: each token is predicted once."""
+def _rolling_windows(text: str, lm: HFLM) -> list[TokenPair]:
+    """The windows of a text as in lm-eval's `loglikelihood_rolling`, which predict each token once."""
     windows = get_rolling_token_windows(
         token_list=lm.tok_encode(text), prefix_token=lm.prefix_token_id, max_seq_len=lm.max_length, context_len=1
     )
     return [(None, *make_disjoint_window(window)) for window in windows]
 
 
-def _check_pairs(frozen: FrozenTask, asked: list[Instance], pairs: list[Pair], longest: int) -> None:
-    for instance, (_, context, continuation) in zip(asked, pairs, strict=True):
+def _check_pairs(frozen: FrozenTask, instances: list[Instance], pairs: list[TokenPair], longest: int) -> None:
+    for instance, (_, context, continuation) in zip(instances, pairs, strict=True):
         where = f"task {frozen.name!r}, document {instance.doc_id}"
         if not continuation:
             raise TaskError(f"{where}: an empty continuation cannot be scored; give every choice some text")
         if not context:
-            raise TaskError(f"{where}: a continuation after nothing cannot be scored; give the prompt some text")
+            raise TaskError(f"{where}: a continuation of an empty context cannot be scored; give the prompt some text")
         if len(continuation) > longest:
             raise TaskError(
                 f"{where}: a continuation of {len(continuation)} tokens does not fit the model's {longest}; "
@@ -323,8 +321,8 @@ def _check_pairs(frozen: FrozenTask, asked: list[Instance], pairs: list[Pair], l
         frozen.truncated += len(context) + len(continuation) > longest + 1
 
 
-def _check_prompts(frozen: FrozenTask, asked: list[Instance], prompts: list[list[int]], lm: HFLM) -> None:
-    for instance, prompt in zip(asked, prompts, strict=True):
+def _check_prompts(frozen: FrozenTask, instances: list[Instance], prompts: list[list[int]], lm: HFLM) -> None:
+    for instance, prompt in zip(instances, prompts, strict=True):
         written = normalize_gen_kwargs(instance.args[1] or {}, lm.max_gen_toks)["max_gen_toks"]
         if written >= lm.max_length:
             raise TaskError(
@@ -335,7 +333,7 @@ def _check_prompts(frozen: FrozenTask, asked: list[Instance], prompts: list[list
 
 
 def _hash(items: Iterable[Any]) -> str:
-    """SHA-256 over items, one JSON line each; functions by their source, what else JSON does not know by its text."""
+    """SHA-256 of items as JSON lines; functions by their source, other values unknown to JSON by `str`."""
     digest = hashlib.sha256()
     for item in items:
         digest.update(json.dumps(item, ensure_ascii=False, default=_as_text).encode() + b"\n")

@@ -1,4 +1,4 @@
-"""lm-eval tasks by name: from the bundled folders, from the suite's folders, and only else from lm-eval's own."""
+"""Loads tasks by name, from the bundled folders, the suite's folders, or lm-eval."""
 
 from __future__ import annotations
 
@@ -27,17 +27,16 @@ def load_tasks(
 ) -> TaskSet:
     """Loads tasks, with their documents.
 
-    lm-eval's own 14,000 tasks are read (some ten seconds) only where a name is not found in the folders, and only where
-    their files have that name.
+    lm-eval's own 14,000 tasks are read (some ten seconds) only if a name is missing in the folders, and lm-eval's files
+    contain it.
 
     Args:
-        specs: what to load; anything with `task`, `limit` and `num_fewshot`, and perhaps `data`: the file that holds
-            the documents, instead of the task's own.
-        folders: folders of task YAML beside the bundled ones. They are code, and trusted as such.
-        notify: told in one line what takes long.
+        specs: objects with `task`, `limit` and `num_fewshot`, and optionally `data`, a file with the documents.
+        folders: folders of task YAML beside the bundled ones. They are code, and trusted.
+        notify: gets one line before a step that takes long.
 
     Raises:
-        TaskError: a task file is wrong, a name is unknown, a task is named twice, or its documents cannot be read.
+        TaskError: a task file is invalid, a name is unknown, a task is named twice, or its documents cannot be read.
     """
     places = [BUNDLED, PROTOCOLS, *(Path(folder).expanduser().resolve() for folder in folders)]
     own = check_folders(places)
@@ -70,7 +69,7 @@ def _manager(specs: list[TaskSpec], places: list[Path], notify: Callable[[str], 
 
 
 def _refuse(specs: list[TaskSpec], manager: TaskManager, unknown: dict[str, str]) -> None:
-    """Raises TaskError at the first spec that comes to one of some names, each with what it may have meant."""
+    """Raises TaskError for the first spec that contains an unknown name; `unknown` maps names to suggestions."""
     for spec in specs if unknown else ():
         for name in _missing(spec.task, manager.task_index):
             if name in unknown:
@@ -80,7 +79,7 @@ def _refuse(specs: list[TaskSpec], manager: TaskManager, unknown: dict[str, str]
 
 @contextmanager
 def _about(spec: TaskSpec) -> Iterator[None]:
-    """Errors raised inside are about `spec`, and say so to whoever knows where it was written."""
+    """Adds `spec` to a TaskError raised inside, so that the suite's line can be found."""
     try:
         yield
     except TaskError as error:
@@ -97,23 +96,23 @@ def _is_pattern(name: str) -> bool:
 
 
 def _expand(name: str, index: dict[str, Entry]) -> list[str]:
-    """The names a spec stands for. A pattern means single tasks: with groups, it would name tasks twice."""
+    """The names that a spec matches. A pattern matches single tasks only; with groups, tasks would be named twice."""
     if not _is_pattern(name):
         return [name]
     return sorted(n for n in fnmatch.filter(index, name) if index[n].kind in (Kind.TASK, Kind.PY_TASK))
 
 
 def _missing(name: str, index: dict[str, Entry]) -> list[str]:
-    """The names, among `name` and what it is made of, that are not in the index."""
+    """The names among `name` and its parts that are not in the index."""
     if _is_pattern(name):
         return [] if _expand(name, index) else [name]
     return [part for part in _parts(name, index) if part not in index]
 
 
 def _parts(name: str, index: dict[str, Entry], above: tuple[str, ...] = ()) -> Iterator[str]:
-    """A name, and for a group or tag the names of everything it is made of."""
+    """A name, followed by the names of all members if it is a group or tag."""
     if name in above:
-        raise TaskError(f"group {name!r} contains itself, by way of {' -> '.join((*above, name))}")
+        raise TaskError(f"group {name!r} contains itself, through {' -> '.join((*above, name))}")
     yield name
     entry = index.get(name)
     if entry is not None and entry.kind is Kind.TAG:
@@ -126,7 +125,7 @@ def _members(members: Any, index: dict[str, Entry], above: tuple[str, ...]) -> I
     for member in members if isinstance(members, list) else []:
         if isinstance(member, str):
             yield from _parts(member, index, above)
-        elif "group" in member and member["group"] not in index:  # defined on the spot
+        elif "group" in member and member["group"] not in index:  # defined inline
             yield from _members(member.get("task"), index, above)
         elif "group" in member:
             yield from _parts(member["group"], index, above)
@@ -135,7 +134,7 @@ def _members(members: Any, index: dict[str, Entry], above: tuple[str, ...]) -> I
 
 
 def _use_absolute_data(name: str, index: dict[str, Entry], own: dict[str, Path]) -> None:
-    """Replaces the entries of our folders that name data files by ones that lm-eval need not read from a file."""
+    """Makes data files absolute in the index entries of our folders."""
     for part in _parts(name, index):
         entry = index.get(part)
         if entry is None or part not in own or entry.yaml_path is None or entry.cfg is None:
@@ -146,7 +145,7 @@ def _use_absolute_data(name: str, index: dict[str, Entry], own: dict[str, Path])
 
 
 def _use_data(name: str, file: Path, index: dict[str, Entry]) -> None:
-    """Replaces a task's entry by one that reads `file`."""
+    """Replaces a task's entry by one whose documents come from `file`."""
     if _is_pattern(name):
         raise TaskError(f"tasks {name!r}: 'data' is for a single task; name it")
     entry = index[name]
@@ -154,8 +153,8 @@ def _use_data(name: str, file: Path, index: dict[str, Entry]) -> None:
     if entry.kind is Kind.TASK or (config is not None and config.get("class") is TokenPerplexity):
         index[name] = Entry(entry.name, entry.kind, yaml_path=None, cfg=with_data(config or {}, file), tags=entry.tags)
         return
-    what = "of several tasks" if entry.kind in (Kind.GROUP, Kind.TAG) else "whose documents come from code of its own"
-    raise TaskError(f"task {name!r}: 'data' is for a single task, and this is one {what}; leave it out")
+    kind = "has several tasks" if entry.kind in (Kind.GROUP, Kind.TAG) else "takes its documents from its own code"
+    raise TaskError(f"task {name!r}: 'data' is for a single task with documents in files, but it {kind}; leave it out")
 
 
 def _load(name: str, manager: TaskManager, own: dict[str, Path]) -> dict[str, Any]:
@@ -164,25 +163,25 @@ def _load(name: str, manager: TaskManager, own: dict[str, Path]) -> dict[str, An
         return dict(manager.load([name]))
     except LrbenchError:
         raise
-    except Exception as error:  # lm-eval, datasets and the task's own code raise whatever they like
+    except Exception as error:  # lm-eval, datasets and the task's code may raise anything
         place = f" ({own[name]})" if name in own else ""
         if isinstance(error, IndexError):
             raise TaskError(f"task {name!r}{place}: it has no documents") from error
         raise TaskError(f"task {name!r}{place} cannot be loaded: {one_line(error)}") from error
 
 
-def _add(loaded: TaskSet, found: dict[str, Any], spec: TaskSpec) -> None:
+def _add(loaded: TaskSet, parts: dict[str, Any], spec: TaskSpec) -> None:
     if spec.limit is not None and spec.limit < 1:
         raise TaskError(f"task {spec.task!r}: limit {spec.limit}; it must be 1 or more (leave it out for all)")
-    for name, task in found["tasks"].items():
+    for name, task in parts["tasks"].items():
         if isinstance(task, TokenPerplexity) and spec.num_fewshot:
             raise TaskError(f"task {name!r} predicts every token of a text, without examples; leave num_fewshot out")
         if getattr(task, "UNSAFE_CODE", False):
             raise TaskError(f"task {name!r} runs code that the model writes; lrbench does not: leave it out")
         if getattr(task, "MULTIMODAL", False):
-            raise TaskError(f"task {name!r} asks about images or sound; lrbench scores language models: leave it out")
+            raise TaskError(f"task {name!r} has images or sound; lrbench scores language models: leave it out")
         if name in loaded.tasks:
-            first = next(asked for asked, names in loaded.named.items() if name in names)
+            first = next(spec_name for spec_name, names in loaded.named.items() if name in names)
             raise TaskError(f"task {name!r} is named twice, by {first!r} and by {spec.task!r}; name it once")
         if spec.num_fewshot is not None:
             task.set_config(key="num_fewshot", value=spec.num_fewshot)
@@ -191,4 +190,4 @@ def _add(loaded: TaskSet, found: dict[str, Any], spec: TaskSpec) -> None:
         loaded.tasks[name] = task
         loaded.limits[name] = spec.limit
         loaded.named.setdefault(spec.task, []).append(name)
-    loaded.groups.update(found["groups"])
+    loaded.groups.update(parts["groups"])

@@ -1,4 +1,4 @@
-"""From a model's answers to metrics, by the tasks' own code."""
+"""Computes metrics from a model's answers, with the tasks' own code."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from lrbench.results.rows import Score
 from lrbench.stats import jackknife_stderr
 from lrbench.tasks.frozen_requests import FrozenRequests, FrozenTask
 
-#: lm-eval's closed forms. Its `stderr_for_metric` would give them only together with bootstraps for other metrics.
+#: lm-eval's standard errors in closed form; its `stderr_for_metric` would also bootstrap other metrics.
 CLOSED_FORM: dict[Callable, Callable] = {mean: mean_stderr, acc_all: acc_all_stderr}
 
-Scores = dict[str, dict[str, Score]]  # task or group -> metric -> score
+TaskScores = dict[str, dict[str, Score]]  # task or group -> metric -> score
 Samples = list[dict[str, Any]]  # as in `Outcome.samples`
-RawMetrics = dict[tuple[str, str], list[Any]]  # (metric, filter) -> one value a document
+RawMetrics = dict[tuple[str, str], list[Any]]  # (metric, filter) -> one value per document
 
 
 @dataclass
 class Answers:
-    """A model's answers to `FrozenRequests`, in the order of its `asked_pairs`, `asked_rolling` and `prompts`."""
+    """Answers to the `pair_requests`, `rolling_requests` and `prompts` of `FrozenRequests`, in their order."""
 
     pairs: list[tuple[float, bool]] = field(default_factory=list)
     rolling: list[float] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
 
 
-def score(requests: FrozenRequests, answers: Answers) -> tuple[Scores, Samples]:
+def score(requests: FrozenRequests, answers: Answers) -> tuple[TaskScores, Samples]:
     """Scores and per-document results, as lm-eval computes them.
 
     Raises:
@@ -49,21 +49,21 @@ def score(requests: FrozenRequests, answers: Answers) -> tuple[Scores, Samples]:
     return aggregate(requests, raw), samples
 
 
-def aggregate(requests: FrozenRequests, raw: dict[str, RawMetrics]) -> Scores:
+def aggregate(requests: FrozenRequests, raw: dict[str, RawMetrics]) -> TaskScores:
     """Scores of tasks and groups from the values of their documents.
 
-    A mean has lm-eval's standard error; what lm-eval gives none without a bootstrap (perplexities, F1, ...) has a
-    blockwise jackknife's; groups pool those of their tasks as lm-eval does.
+    Means have lm-eval's standard error; metrics for which lm-eval would bootstrap (perplexities, F1, ...) have a block
+    jackknife's; groups pool the errors of their tasks as lm-eval does.
     """
     table: dict[str, dict[str, Any]] = {}  # as lm-eval's groups read it
-    scores: Scores = {}
+    scores: TaskScores = {}
     for name, metrics in raw.items():
         task = requests.tasks[name].task
         table[name] = {"sample_len": max(map(len, metrics.values()), default=0)}
         scores[name] = {}
         for (metric, filter_name), values in metrics.items():
-            how = task.aggregation().get(metric, mean)
-            value, stderr = _value(how, values), _stderr(how, values)
+            aggregation = task.aggregation().get(metric, mean)
+            value, stderr = _value(aggregation, values), _stderr(aggregation, values)
             table[name][f"{metric},{filter_name}"] = value
             table[name][f"{metric}_stderr,{filter_name}"] = "N/A" if stderr is None else stderr
             scores[name][metric_name(metric, filter_name)] = Score(value=value, stderr=stderr, n=len(values))
@@ -79,8 +79,8 @@ def aggregate(requests: FrozenRequests, raw: dict[str, RawMetrics]) -> Scores:
     return scores
 
 
-def aggregate_samples(requests: FrozenRequests, samples: Samples) -> Scores:
-    """Scores from per-document results as `score` gives them, of all documents of the requests."""
+def aggregate_samples(requests: FrozenRequests, samples: Samples) -> TaskScores:
+    """Scores from the per-document results of `score`, for all documents of the requests."""
     raw: dict[str, RawMetrics] = {name: {} for name in requests.tasks}
     for entry in samples:
         for name, value in entry["metrics"].items():
@@ -90,17 +90,19 @@ def aggregate_samples(requests: FrozenRequests, samples: Samples) -> Scores:
 
 
 def metric_name(metric: str, filter_name: str) -> str:
-    """`acc` where the filter is `none`, else `exact_match,strict`."""
+    """The metric's name in rows: `acc` for the filter `none`, else with the filter, `exact_match,strict`."""
     return metric if filter_name == "none" else f"{metric},{filter_name}"
 
 
 def sample(task: str, document: int, metrics: dict[str, Any], responses: list[list[Any]]) -> dict[str, Any]:
-    """One document's results, of plain numbers and text.
+    """The results of a document as JSON data.
 
     Args:
-        metrics: metric -> what the task says of this document: a number, or for metrics of a whole set (perplexities,
-            F1) the tuple that the set's value is computed from.
-        responses: of each request, the model's answers (one for each repetition).
+        task: the task's name.
+        document: the document's index.
+        metrics: metric -> the document's value: a number, or for metrics of a whole set (perplexities, F1) the tuple
+            from which the set's value is computed.
+        responses: the model's answers to each request, one per repetition.
 
     Raises:
         EvaluationError: a log-likelihood is not finite.
@@ -126,23 +128,23 @@ def sample(task: str, document: int, metrics: dict[str, Any], responses: list[li
 
 
 def _hand_out(requests: FrozenRequests, answers: Answers) -> None:
-    """Gives every request its answers, and takes away those of the weights before: filters read the first they see."""
+    """Replaces the answers of all requests, since filters read the first answer."""
     for frozen in requests.tasks.values():
         for instance in frozen.instances:
             instance.resps = []
             instance.filtered_resps = {}
-    for asked, given in (
-        (requests.asked_pairs, answers.pairs),
-        (requests.asked_rolling, answers.rolling),
+    for instances, responses in (
+        (requests.pair_requests, answers.pairs),
+        (requests.rolling_requests, answers.rolling),
         (requests.prompts, answers.texts),
     ):
-        for instance, answer in zip(asked, given, strict=True):
+        for instance, answer in zip(instances, responses, strict=True):
             instance.resps.append(answer)
 
 
 def _process(frozen: FrozenTask) -> tuple[RawMetrics, Samples]:
     task = frozen.task
-    task._instances = frozen.instances  # another engine may have built others since
+    task._instances = frozen.instances  # another engine may have replaced them
     by_document: dict[int, list[Instance]] = defaultdict(list)
     for instance in frozen.instances:
         by_document[instance.doc_id].append(instance)
@@ -150,7 +152,7 @@ def _process(frozen: FrozenTask) -> tuple[RawMetrics, Samples]:
         instances.sort(key=lambda instance: instance.idx)
     raw: RawMetrics = defaultdict(list)
     metrics: dict[int, dict[str, Any]] = {document: {} for document in by_document}
-    # before the metrics are computed: an answer that is not finite must not meet the task's code
+    # first, since it rejects log-likelihoods that are not finite, before the task's code sees them
     samples = [
         sample(frozen.name, document, {}, [i.resps for i in instances]) for document, instances in by_document.items()
     ]
@@ -168,36 +170,36 @@ def _process(frozen: FrozenTask) -> tuple[RawMetrics, Samples]:
 
 
 def annotate(samples: Samples, frozen: FrozenTask) -> None:
-    """Adds to a task's per-document results which choice is right (`gold`) and what they belong to (`group`)."""
+    """Adds gold answers (`gold`) and groups (`group`) to a task's per-document results."""
     for entry in samples:
-        if entry["doc"] in frozen.right:
-            entry["gold"] = frozen.right[entry["doc"]]
+        if entry["doc"] in frozen.gold:
+            entry["gold"] = frozen.gold[entry["doc"]]
         if entry["doc"] in frozen.groups:
             entry["group"] = frozen.groups[entry["doc"]]
 
 
-def _value(how: Callable[[list[Any]], float], values: list[Any]) -> float:
+def _value(aggregation: Callable[[list[Any]], float], values: list[Any]) -> float:
     try:
-        return float(how(values))
-    except OverflowError:  # the exponential of a perplexity: worse than any number
+        return float(aggregation(values))
+    except OverflowError:  # the exponential of a perplexity
         return math.inf
 
 
-def _stderr(how: Callable[[list[Any]], float], values: list[Any]) -> float | None:
+def _stderr(aggregation: Callable[[list[Any]], float], values: list[Any]) -> float | None:
     if len(values) < 2:
         return None
-    if how in CLOSED_FORM:
-        return _number(CLOSED_FORM[how](values))
-    return jackknife_stderr(values, how)
+    if aggregation in CLOSED_FORM:
+        return _number(CLOSED_FORM[aggregation](values))
+    return jackknife_stderr(values, aggregation)
 
 
 def _number(value: Any) -> float | None:
-    """lm-eval writes 'N/A' for a standard error that it does not have."""
+    """A standard error as float; None for lm-eval's 'N/A' and for values that are not finite."""
     return None if isinstance(value, str) or not math.isfinite(value) else float(value)
 
 
 def _plain(value: Any) -> Any:
-    """A metric's value as JSON knows it."""
+    """A metric's value as JSON data."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     if isinstance(value, tuple | list):

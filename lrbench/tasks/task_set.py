@@ -1,4 +1,4 @@
-"""The tasks of a suite, loaded: what is asked for, and what was found."""
+"""The loaded tasks of a suite."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 
 
 class TaskSpec(Protocol):
-    """What a suite says of a task."""
+    """A task entry of a suite."""
 
     @property
     def task(self) -> str:
-        """A task, group or tag, or a pattern (`*`, `?`, `[...]`) that stands for the tasks whose names match."""
+        """The name of a task, group or tag, or a pattern (`*`, `?`, `[...]`) for names of tasks."""
 
     @property
     def limit(self) -> int | None:
-        """Only the first so many documents of each task; None or more than there are: all."""
+        """The maximum number of documents per task; None for all."""
 
     @property
     def num_fewshot(self) -> int | None:
-        """Examples in the prompt; None: as the task itself says, or none."""
+        """The number of examples in the prompt; None for the task's default."""
 
     @property
     def data(self) -> str | None:
-        """A file that holds its documents; None: where the task itself has them from."""
+        """A file with the documents; None for the task's own documents."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class TaskSet:
     """Loaded tasks.
 
     Attributes:
-        tasks: every single task, in the order asked for, with its number of few-shot examples set.
-        groups: every group among what was asked for, subgroups included.
-        limits: task -> how many documents at most.
-        named: what was asked for -> the tasks it stands for.
+        tasks: all single tasks, in the suite's order, with the number of few-shot examples set.
+        groups: all groups, including subgroups.
+        limits: task -> the maximum number of documents.
+        named: name in the suite -> the names of its tasks.
     """
 
     tasks: dict[str, Task]
@@ -55,8 +55,8 @@ class TaskSet:
     named: dict[str, list[str]]
 
     def summary(self) -> list[str]:
-        """One line for each name that was asked for: its tasks, documents and few-shot examples."""
-        return [f"{asked}: {self._counts(names)}" for asked, names in self.named.items()]
+        """One line for each name in the suite: the number of tasks, documents and few-shot examples."""
+        return [f"{name}: {self._counts(names)}" for name, names in self.named.items()]
 
     def _counts(self, names: list[str]) -> str:
         if len(names) == 1 and isinstance(task := self.tasks[names[0]], TokenPerplexity):
@@ -69,14 +69,14 @@ class TaskSet:
 
 
 def cut_into_windows(tasks: TaskSet, lm: HFLM) -> TaskSet:
-    """The tasks, those of token perplexity cut into windows of this model's tokens. Raises as `TokenPerplexity.cut`."""
-    found = dict(tasks.tasks)
-    for name, task in found.items():
+    """Cuts the tasks of token perplexity into windows of this model's tokens. Raises as `TokenPerplexity.cut`."""
+    cut = dict(tasks.tasks)
+    for name, task in cut.items():
         if isinstance(task, TokenPerplexity):
             try:
-                found[name] = task.cut(lm)
+                cut[name] = task.cut(lm)
             except TaskError:
                 raise
-            except Exception as error:  # tokenizers raise whatever they like
+            except Exception as error:  # tokenizers may raise anything
                 raise TaskError(f"task {name!r}: its text cannot be cut into tokens: {one_line(error)}") from error
-    return dataclasses.replace(tasks, tasks=found)
+    return dataclasses.replace(tasks, tasks=cut)

@@ -1,8 +1,8 @@
-"""Token perplexity: a text cut into windows of tokens, each token of a window predicted from those before it in it.
+"""Token perplexity of a text in windows of tokens, where each token is predicted from the earlier ones in its window.
 
-The number of the papers on compression (GPTQ, SparseGPT, SVD-LLM, ...). lm-eval's are others: per word or byte,
-and in windows of single documents. A task of lm-eval's knows text only, so this one is cut into windows once the
-tokenizer is known, and asks for them by a kind of request of its own.
+This is the perplexity of papers on compression (GPTQ, SparseGPT, SVD-LLM, ...). lm-eval's perplexities are per word or
+byte, over single documents. Since lm-eval's tasks hold text only, the task is cut into windows once the tokenizer is
+known, and has its own kind of request.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
 
 
-#: The kind of request: the method of lm-eval's model that answers it, with one log-likelihood a window.
+#: The kind of request, and the method of lm-eval's model that answers it with one log-likelihood per window.
 REQUEST = "loglikelihood_windows"
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How documents become windows: the keys under `windows` in the metadata of a task's YAML.
+class WindowLayout:
+    """How documents are cut into windows: the keys under `windows` in the metadata of a task's YAML.
 
     Attributes:
-        length: tokens of a window; fewer where the model reads fewer at once.
-        separator: stands between documents.
-        documents: of the first so many; None: of all.
-        count: at most so many windows, the first ones; None: all.
-        lines: documents are lines with their line breaks, and those that are blank are empty.
+        length: tokens per window, or the model's maximum length if that is smaller.
+        separator: the text between documents.
+        documents: the number of documents used, from the first; None for all.
+        count: the maximum number of windows, from the first; None for all.
+        lines: whether documents are lines with their line breaks; blank lines are then empty.
     """
 
     length: int = 2048
@@ -45,13 +45,13 @@ class Layout:
     lines: bool = False
 
     @classmethod
-    def of(cls, name: str, given: Any) -> Layout:
-        """From the metadata of the task `name`. Raises TaskError: a key is unknown, or a number is not above zero."""
-        given = {} if given is None else given
+    def of(cls, name: str, settings: Any) -> WindowLayout:
+        """From the metadata of the task `name`. Raises TaskError: a key is unknown, or a value is invalid."""
+        settings = {} if settings is None else settings
         known = {field.name: field for field in dataclasses.fields(cls)}
-        if not isinstance(given, dict) or given.keys() - known.keys():
-            raise TaskError(f"task {name!r}: metadata: windows: it may have {', '.join(known)}, and nothing else")
-        layout = cls(**given)
+        if not isinstance(settings, dict) or settings.keys() - known.keys():
+            raise TaskError(f"task {name!r}: metadata: windows: known keys are {', '.join(known)}")
+        layout = cls(**settings)
         for key, least in (("length", 2), ("documents", 1), ("count", 1)):
             value = getattr(layout, key)
             if not (value is None and key != "length") and (type(value) is not int or value < least):
@@ -63,15 +63,15 @@ class Layout:
         return layout
 
     def text(self, name: str, documents: Sequence[Mapping[str, Any]]) -> str:
-        """The documents as one text. Raises TaskError: one has no text."""
+        """The documents joined into one text. Raises TaskError: a document has no text."""
         texts = []
         for index, document in enumerate(documents):
             if index == self.documents:
                 break
             text = document.get("text")
             if not isinstance(text, str):
-                there = ", ".join(document)
-                raise TaskError(f"task {name!r}, document {index}: no text under 'text'; it has {there}")
+                fields = ", ".join(document)
+                raise TaskError(f"task {name!r}, document {index}: no text under 'text'; it has {fields}")
             texts.append(text if text.strip() or not self.lines else "")
         return self.separator.join(texts)
 
@@ -79,24 +79,23 @@ class Layout:
 class TokenPerplexity(ConfigurableTask):
     """exp of the mean negative log-likelihood of a text's tokens, in windows that do not overlap.
 
-    The documents are joined, and the text is tokenised once (with one beginning-of-sequence token, where the model's
-    texts have one) and cut into windows of `length` tokens; what is left at the end is dropped. A window of L tokens
-    predicts L − 1: its first is only read. So did GPTQ's script (Frantar, Ashkboos, Hoefler, Alistarh, "GPTQ", 2022,
-    arXiv 2210.17323) and those that follow it. As all windows are of one length, the mean over tokens is the mean over
-    windows that those scripts take.
+    The documents are joined, and the text is tokenised once (with one beginning-of-sequence token, if the tokenizer
+    adds one) and cut into windows of `length` tokens; the remainder is dropped. A window of L tokens predicts all but
+    its first, as in GPTQ's script (Frantar, Ashkboos, Hoefler, Alistarh, "GPTQ", 2022, arXiv 2210.17323) and later
+    ones. Since all windows have one length, the mean over tokens equals the mean over windows that those scripts take.
 
-    In the suite's terms a document is a window: `limit` counts them, and they are what is resampled.
+    A window counts as a document: `limit` counts windows, and windows are resampled.
 
     Raises:
-        TaskError: there is no text, or the layout is wrong.
+        TaskError: there is no text, or the layout is invalid.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
         own = {key: value for key, value in config.items() if key != "class"}
         name = own["task"]
         if own.get("dataset_path") is None and own.get("custom_dataset") is None:
-            raise TaskError(f"task {name!r} has no text of its own; give it some: {{task: {name}, data: FILE}}")
-        self.layout = Layout.of(name, (own.get("metadata") or {}).get("windows"))
+            raise TaskError(f"task {name!r} has no text of its own; give it a file: {{task: {name}, data: FILE}}")
+        self.layout = WindowLayout.of(name, (own.get("metadata") or {}).get("windows"))
         self.length: int | None = None
         self._windows: list[dict[str, Any]] | None = None
         metric = {"metric": "token_perplexity", "aggregation": "weighted_perplexity", "higher_is_better": False}
@@ -111,10 +110,10 @@ class TokenPerplexity(ConfigurableTask):
         super().__init__(config={**own, **fixed})
 
     def cut(self, lm: HFLM) -> TokenPerplexity:
-        """The same task, cut into windows of this model's tokens.
+        """A copy of the task, cut into windows of this model's tokens.
 
         Raises:
-            TaskError: a document has no text, or all together are shorter than a window.
+            TaskError: a document has no text, or the whole text is shorter than a window.
         """
         name = self.config.task
         length = min(self.layout.length, lm.max_length)
@@ -134,17 +133,17 @@ class TokenPerplexity(ConfigurableTask):
 
     @property
     def eval_docs(self) -> Any:
-        """The windows, or the documents as long as it has not been cut."""
+        """The windows, or before `cut` the documents."""
         return super().eval_docs if self._windows is None else self._windows
 
     def fewshot_context(self, doc: Any, *args: Any, **kwargs: Any) -> str:
-        """Nothing stands before a window, neither examples nor a chat template."""
+        """Empty: a window has neither examples nor a chat template."""
         return ""
 
     def construct_requests(self, doc: Any, ctx: Any, **kwargs: Any) -> Instance:
-        """One request a window, with its text for the reader and its tokens for the model."""
+        """The request of a window, with its text for readers and its tokens for the model."""
         if self._windows is None:
-            raise TaskError(f"task {self.config.task!r} counts tokens, which lrbench knows and lm-eval alone does not")
+            raise TaskError(f"task {self.config.task!r} counts tokens, which lm-eval alone cannot; run it with lrbench")
         return Instance(REQUEST, doc, (doc["text"], tuple(doc["tokens"])), 0, metadata=kwargs["metadata"])
 
 
@@ -154,6 +153,6 @@ def window_perplexity(doc: Mapping[str, Any], results: Sequence[float]) -> dict[
 
 
 def window_pair(request: Instance) -> tuple[None, list[int], list[int]]:
-    """A window as a context of one token and the continuation that is predicted."""
+    """A window as a context of one token and the continuation to predict."""
     tokens = list(request.args[1])
     return None, tokens[:1], tokens[1:]

@@ -157,7 +157,7 @@ def test_a_chat_template_is_applied_as_lm_eval_applies_it(make, job, tokenizer):
 
     same(*frozen.score([job()]), *make(HarnessEngine, *specs, chat_template=True).score([job()]))
 
-    prompt = frozen.requests.asked_pairs[0].args[0]
+    prompt = frozen.requests.pair_requests[0].args[0]
     assert prompt.count("<user>") == 2
     assert prompt.endswith("<assistant>")
 

@@ -190,7 +190,7 @@ def test_samples_say_which_choice_is_right_and_what_belongs_together(tmp_path):
 
 def test_a_document_without_the_group_that_its_task_names_is_an_error(tmp_path):
     write_task(tmp_path / "tasks", "asked", [question(1, fact="a"), question(2, fact=None)], group="fact")
-    with pytest.raises(TaskError, match=r"task 'asked', document 1: no 'fact', by which its metadata group documents"):
+    with pytest.raises(TaskError, match=r"task 'asked', document 1: no field 'fact', the group field in its metadata"):
         frozen(tmp_path, "[asked]")
 
 

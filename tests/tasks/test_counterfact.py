@@ -231,10 +231,10 @@ def test_data_takes_the_place_of_every_split(tmp_path):
 @pytest.mark.parametrize(
     ("task", "name", "message"),
     [
-        ("counterfact", "nowhere.json", r"task 'counterfact': no such file of data: .*nowhere\.json"),
-        ("counterfact", "notes.md", r"task 'counterfact': data is a file of \.csv, .*; not 'notes\.md'"),
+        ("counterfact", "nowhere.json", r"task 'counterfact': data file not found: .*nowhere\.json"),
+        ("counterfact", "notes.md", r"task 'counterfact': data must be a file of \.csv, .*; not 'notes\.md'"),
         ("counterfact", "notes", "not 'notes'"),
-        ("almanac_facts", "rows.jsonl", "'data' is for a single task, and this is one of several tasks"),
+        ("almanac_facts", "rows.jsonl", "with documents in files, but it has several tasks"),
         ("almanac_facts_*", "rows.jsonl", "tasks 'almanac_facts_\\*': 'data' is for a single task; name it"),
         ("counterfact", "rows.jsonl", "'counterfact'"),
     ],

@@ -175,7 +175,7 @@ def test_a_group_that_contains_itself_is_an_error(folder):
     (folder / "g.yaml").write_text("group: g\ntask: [h]\n")
     (folder / "h.yaml").write_text("group: h\ntask: [g]\n")
 
-    with pytest.raises(TaskError, match="group 'g' contains itself, by way of g -> h -> g"):
+    with pytest.raises(TaskError, match="group 'g' contains itself, through g -> h -> g"):
         load_tasks([spec("g")], [folder])
 
 

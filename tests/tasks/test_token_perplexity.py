@@ -21,7 +21,7 @@ from lrbench.reduction.calibration.overlap import find_evaluated_document
 from lrbench.results.directory import RunDirectory
 from lrbench.tasks.folders import BUNDLED
 from lrbench.tasks.load import load_tasks
-from lrbench.tasks.token_windows import Layout
+from lrbench.tasks.token_windows import WindowLayout
 from tests.support.suites import run, write_suite
 
 WORDS = "Kli Sealrom earned a living as a dancer. The family of Kli Sealrom comes from Trendla.".split()
@@ -231,7 +231,7 @@ def test_a_plan_names_windows_and_not_documents(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"task": "text_tokens"}, r"no text of its own; give it some: \{task: text_tokens, data: FILE\}"),
+        ({"task": "text_tokens"}, r"no text of its own; give it a file: \{task: text_tokens, data: FILE\}"),
         ({"task": "almanac_tokens", "num_fewshot": 2}, "without examples; leave num_fewshot out"),
         ({"task": "almanac_tokens", "limit": 0}, "limit 0"),
     ],
@@ -271,8 +271,8 @@ def test_rows_without_text_are_an_error_that_says_what_they_have(almanac, tmp_pa
 @pytest.mark.parametrize(
     ("windows", "message"),
     [
-        ({"lenght": 2048}, "it may have length, separator, documents, count, lines, and nothing else"),
-        ([2048], "and nothing else"),
+        ({"lenght": 2048}, "known keys are length, separator, documents, count, lines"),
+        ([2048], "known keys are"),
         ({"length": 1}, "length must be a number, 2 or more"),
         ({"length": "2048"}, "length must be a number"),
         ({"length": None}, "length must be a number"),
@@ -284,11 +284,11 @@ def test_rows_without_text_are_an_error_that_says_what_they_have(almanac, tmp_pa
 )
 def test_a_wrong_layout_is_an_error(windows, message):
     with pytest.raises(TaskError, match=message):
-        Layout.of("mine", windows)
+        WindowLayout.of("mine", windows)
 
 
 def test_lm_eval_without_lrbench_is_told_what_is_missing():
     task = load_tasks([spec("almanac_tokens")]).tasks["almanac_tokens"]
 
-    with pytest.raises(TaskError, match="counts tokens, which lrbench knows"):
+    with pytest.raises(TaskError, match="counts tokens, which lm-eval alone cannot"):
         task.build_all_requests(rank=0, world_size=1)

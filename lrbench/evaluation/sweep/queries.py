@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lrbench.errors import EvaluationError
-from lrbench.tasks.frozen_requests import Pair
+from lrbench.tasks.frozen_requests import TokenPair
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class Query:
         return Query(self.tokens, self.targets[-count:])
 
 
-def make_queries(pairs: Iterable[Pair], longest: int) -> list[Query]:
+def make_queries(pairs: Iterable[TokenPair], longest: int) -> list[Query]:
     """Makes queries from contexts and continuations, truncated on the left as lm-eval does.
 
     Args:

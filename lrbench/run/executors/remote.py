@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lrbench.reducers.registry import Registry
     from lrbench.reduction.plan import Cell
     from lrbench.suite.load import ModelSpec, Suite
-    from lrbench.tasks.score import Samples, Scores
+    from lrbench.tasks.score import Samples, TaskScores
 
 
 class Workers(Protocol):
@@ -96,7 +96,7 @@ class RemoteEngine(BaseEngine):
         """What the last worker that has scored says of its engine; until then, what all of them have in common."""
         return self.described or super().describe()
 
-    def measure(self, job: Job) -> tuple[Scores, Samples]:
+    def measure(self, job: Job) -> tuple[TaskScores, Samples]:
         """Never asked. Raises EvaluationError."""
         raise EvaluationError("this process holds no weights; cells are scored by workers")
 

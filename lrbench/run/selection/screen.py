@@ -70,15 +70,15 @@ def right_answers(engine: BaseEngine) -> dict[str, list[list[ScoredTokens]]]:
     """Task -> of each document, the tokens of what is right: its right choice, its only continuation, or its text."""
     requests, longest = engine.requests, engine.lm.max_length
     found: dict[str, dict[int, list[ScoredTokens]]] = {name: defaultdict(list) for name in requests.tasks}
-    counts = Counter((instance.task_name, instance.doc_id) for instance in requests.asked_pairs)
-    for instance, (_, context, continuation) in zip(requests.asked_pairs, requests.pairs, strict=True):
-        gold = requests.tasks[instance.task_name].right.get(instance.doc_id)
+    counts = Counter((instance.task_name, instance.doc_id) for instance in requests.pair_requests)
+    for instance, (_, context, continuation) in zip(requests.pair_requests, requests.pairs, strict=True):
+        gold = requests.tasks[instance.task_name].gold.get(instance.doc_id)
         right = gold if isinstance(gold, list) else [gold]
         if instance.idx == right[0] or (gold is None and counts[instance.task_name, instance.doc_id] == 1):
             asked = _asked(context, continuation, longest)
             found[instance.task_name][instance.doc_id].append(asked)
     start = 0
-    for instance, count in zip(requests.asked_rolling, requests.window_counts, strict=True):
+    for instance, count in zip(requests.rolling_requests, requests.window_counts, strict=True):
         for _, context, continuation in requests.windows[start : start + count]:
             found[instance.task_name][instance.doc_id].append(_asked(context, continuation, longest))
         start += count
