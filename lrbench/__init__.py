@@ -16,6 +16,7 @@ import pluggy
 from lrbench._version import __version__
 
 if TYPE_CHECKING:
+    from lrbench.api.plan import plan
     from lrbench.api.reduced import Reduced, reduce
     from lrbench.api.results import Results, read_results
     from lrbench.api.run import run
@@ -55,6 +56,7 @@ _HOMES = {
     "load": "lrbench.export.load",
     "Results": "lrbench.api.results",
     "read_results": "lrbench.api.results",
+    "plan": "lrbench.api.plan",
     "run": "lrbench.api.run",
 }
 
@@ -77,6 +79,7 @@ __all__ = [
     "__version__",
     "hookimpl",
     "load",
+    "plan",
     "read_results",
     "reduce",
     "run",

@@ -67,7 +67,6 @@ def run(
     """
     if engine not in ENGINES:
         raise InputError(f"engine={engine!r}: it is one of {', '.join(ENGINES)}")
-    plugins = [plugins] if isinstance(plugins, str | Path) else list(plugins)
     asked = suite_of(suite, reducers, overrides, limit, dtype)
     stop = Stop()
     with ExitStack() as opened:
@@ -78,7 +77,7 @@ def run(
                 f"{asked.classes[0].name}: a class of this process cannot be sent to others; write it in a plugin file"
             )
         progress = opened.enter_context(TerminalProgress())
-        registry = load_registry([*asked.plugins, *plugins], progress.note, asked.classes)
+        registry = load_registry([*asked.plugins, *paths_of(plugins)], progress.note, asked.classes)
         opened.enter_context(stopped_by_signals(stop, executor, progress.note, [signal.SIGINT]))
         result = run_suite(
             asked, registry, Path(out) if out is not None else default_directory(asked),
@@ -107,6 +106,11 @@ def suite_of(
     if not isinstance(suite, str | Path | Mapping):
         raise InputError(f"suite: a file, a bundled suite's name, a mapping or a Suite, not {type(suite).__name__}")
     return read_suite(suite, changes, limit=limit, dtype=dtype)
+
+
+def paths_of(plugins: str | Path | Iterable[str | Path]) -> list[str | Path]:
+    """Plugin files as a list, where one may stand alone."""
+    return [plugins] if isinstance(plugins, str | Path) else list(plugins)
 
 
 def _executor(name: str) -> Executor:

@@ -1,0 +1,46 @@
+"""`lrbench.plan`: what a run would do, as `lrbench check` shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lrbench.api.run import paths_of, suite_of
+from lrbench.reports.progress import TerminalProgress
+from lrbench.reports.suite_plan import SuitePlan, plan_suite
+from lrbench.run.inputs import load_registry
+from lrbench.suite.load import Suite
+
+
+def plan(
+    suite: str | Path | Mapping[str, Any] | Suite,
+    *,
+    reducers: Sequence[Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    limit: int | None = None,
+    dtype: str | None = None,
+    plugins: Iterable[str | Path] = (),
+    out: str | Path | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> SuitePlan:
+    """Plans a suite without computing anything: cells, ranks, the weights found, and what would fail.
+
+    Args:
+        suite, reducers, overrides, limit, dtype, plugins, out, device, trust_remote_code: as for `lrbench.run`.
+
+    Returns:
+        The plan, which shows itself in a terminal and in a notebook. `plan.models[0].cells` are the first model's
+        cells, `plan.models[0].failures` those known to fail.
+
+    Raises:
+        InputError: anything wrong with the suite, its models, tasks or plugins, or an argument.
+    """
+    described = suite_of(suite, reducers, overrides, limit, dtype)
+    with TerminalProgress() as progress:
+        registry = load_registry([*described.plugins, *paths_of(plugins)], progress.note, described.classes)
+        return plan_suite(
+            described, registry, progress.note,
+            directory=Path(out) if out is not None else None, device=device, trust_remote_code=trust_remote_code,
+        )  # fmt: skip
