@@ -7,7 +7,10 @@ the order of definitions and the text of messages.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import hashlib
+import inspect
+import linecache
 import sys
 import warnings
 from collections.abc import Iterator
@@ -33,8 +36,9 @@ _IGNORED = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
 def source_hash(reducer: type[Reducer]) -> str:
     """SHA-256 (hex) of the code that defines a reducer's result.
 
-    It covers lrbench's `linalg`, `reducers` and `reduction`, and the files of the class and its base classes. Other
-    files that a plugin imports are not covered, so a plugin should be a single file.
+    It covers lrbench's `linalg`, `reducers` and `reduction`, and the files of the class and its base classes; of a
+    class typed into a notebook, the cells that define its methods. Other files that a plugin imports, and other cells,
+    are not covered, so a plugin should be a single file, or a single cell.
 
     Raises:
         PluginError: the source cannot be read.
@@ -43,12 +47,20 @@ def source_hash(reducer: type[Reducer]) -> str:
 
     digest = hashlib.sha256(code_hash(*_PACKAGES).encode())
     classes = [cls for cls in reducer.__mro__ if issubclass(cls, Reducer) and cls is not Reducer]
-    for module in dict.fromkeys(cls.__module__ for cls in classes):
-        file = Path(getattr(sys.modules.get(module), "__file__", None) or "")
+    hashed = set()
+    for cls in classes:
+        module = sys.modules.get(cls.__module__)
+        file = getattr(module, "__file__", None)
+        typed = module is not None and not file
+        key = cls if typed else cls.__module__
+        if key in hashed:
+            continue
+        hashed.add(key)
         try:
-            digest.update(_file_hash(file))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise PluginError(f"{reducer.name}: the source of {module} cannot be read: {one_line(error)}") from None
+            digest.update(_cells_hash(cls) if typed else _file_hash(Path(file or "")))
+        except (OSError, SyntaxError, ValueError, PluginError) as error:
+            name = f"{cls.__module__}.{cls.__qualname__}" if typed else cls.__module__
+            raise PluginError(f"{reducer.name}: the source of {name} cannot be read: {one_line(error)}") from None
     return digest.hexdigest()
 
 
@@ -70,6 +82,18 @@ def code_hash(*packages: str) -> str:
 def _file_hash(path: Path) -> bytes:
     content = path.read_bytes()
     return _tree_hash(content) if path.suffix == ".py" else hashlib.sha256(content).digest()  # a compiled module
+
+
+def _cells_hash(cls: type) -> bytes:
+    """SHA-256 of the cells that define a class's methods. Raises PluginError: one is kept nowhere."""
+    methods = (getattr(value, "__func__", getattr(value, "fget", value)) for value in vars(cls).values())
+    functions = [inspect.unwrap(method) for method in methods if inspect.isfunction(method)]
+    made_by_dataclass = ("<string>", dataclasses.__file__)
+    cells = dict.fromkeys(f.__code__.co_filename for f in functions if f.__code__.co_filename not in made_by_dataclass)
+    sources = ["".join(linecache.getlines(cell)) for cell in cells]
+    if not sources or not all(sources):
+        raise PluginError("no cell that defines its methods is kept; type it into a notebook cell, or write a file")
+    return b"".join(_tree_hash(source.encode()) for source in sources)
 
 
 @lru_cache(maxsize=1024)

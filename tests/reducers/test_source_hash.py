@@ -1,10 +1,12 @@
 """What the hash of a reducer's source covers: what code does, and not how it is written down."""
 
 import ast
+import linecache
 import shutil
 import sys
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -229,3 +231,34 @@ def test_a_compiled_module_counts_by_its_bytes(tmp_path, monkeypatch):
         compiled.write_bytes(content)
         hashes.append(source_hash(base))
     assert hashes[0] != hashes[1]
+
+
+def typed(source, monkeypatch, kept=True):
+    """The class Mine as a notebook makes it: in a module without a file, its cell kept in linecache."""
+    notebook = ModuleType("notebook")
+    cell = f"<cell {hash(source)}>"
+    monkeypatch.setitem(sys.modules, "notebook", notebook)
+    if kept:
+        monkeypatch.setitem(linecache.cache, cell, (len(source), None, source.splitlines(keepends=True), cell))
+    exec(compile(source, cell, "exec"), notebook.__dict__)
+    return notebook.Mine
+
+
+@pytest.mark.parametrize(("changes", "same"), [(UNSEEN, True), (SEEN, False)], ids=["unseen", "seen"])
+def test_a_class_typed_into_a_notebook_is_known_by_its_cell(changes, same, monkeypatch):
+    whole = source_hash(typed(PLUGIN, monkeypatch))
+    for change in changes.values():
+        assert (source_hash(typed(PLUGIN.replace(*change), monkeypatch)) == whole) == same, change
+
+
+def test_a_method_that_another_cell_puts_into_a_class_is_part_of_it(monkeypatch):
+    mine = typed(PLUGIN, monkeypatch)
+    before = source_hash(mine)
+    mine.reduce = typed(PLUGIN.replace("* 1.0", "* 2.0"), monkeypatch).reduce
+    assert source_hash(mine) != before
+
+
+def test_a_class_whose_cell_is_kept_nowhere_is_refused_in_one_line(monkeypatch):
+    with pytest.raises(PluginError, match=r"mine: the source of notebook\.Mine cannot be read: no cell") as raised:
+        source_hash(typed(PLUGIN, monkeypatch, kept=False))
+    assert "\n" not in str(raised.value)
