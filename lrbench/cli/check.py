@@ -63,36 +63,19 @@ def show(name: str, args: argparse.Namespace) -> int:
 
 
 def _print_prediction(prediction: Prediction) -> None:
-    sweep = prediction.sweep
     say()
     say(f"  a prediction, no promise, for {prediction.machine}")
-    there = f", {prediction.there:,} already there" if prediction.there else ""
-    say(f"  {'cells':10} {prediction.to_score:,} to score{there}")
-    say(
-        f"  {'requests':10} {prediction.requests:,} a cell, of {sweep.tokens_asked:,} tokens; "
-        f"{sweep.tokens_shared:,} with what they share counted once"
-    )
-    padding = "in lm-eval's own passes, their padding not counted" if sweep.plain else "padding included"
-    say(f"  {'sweep':10} {prediction.block_tokens:,} tokens through a block, {padding}")
+    composed = f", up to {prediction.composed:,} more in compositions" if prediction.composed else ""
+    scored = f", {prediction.scored:,} already scored" if prediction.scored else ""
+    say(f"  {'cells':10} {prediction.to_score:,} to score{composed}{scored}")
+    say(f"  {'requests':10} {prediction.requests:,} a cell, of {prediction.sweep.tokens_asked:,} tokens")
+    say(f"  {'sweep':10} {prediction.block_tokens:,} tokens through a block")
     say(
         f"  {'time':10} {_duration(prediction.seconds)}: set-up {_duration(prediction.setup_seconds)} (measured), "
         f"decomposition {_duration(prediction.reduce_seconds)}, evaluation {_duration(prediction.score_seconds)}"
     )
-    if prediction.texts:
-        say(f"  {'texts':10} {prediction.texts:,} a cell to generate, by lm-eval; not in the time predicted")
-    if prediction.allocated:
-        say(f"  {'ranks':10} of some cells are found from curves of every weight; not in the time predicted")
-    if prediction.composed:
-        say(f"  {'composing':10} tries up to {prediction.composed:,} cells more; they are in the time predicted")
-    if prediction.reported:
-        say(
-            f"  {'selection':10} the above is on validation documents, and a race may spare much of it; up to "
-            f"{prediction.reported} cells on test documents are not in the time predicted"
-        )
-    if prediction.calibrated:
-        say(f"  {'statistics':10} of inputs are collected where no run has yet; not in the time predicted")
-    for failure in prediction.failures:
-        say(f"  failed when it was timed, so not in the time: {failure}")
+    for reason in prediction.not_timed:
+        say(f"  not in the time: {reason}")
 
 
 def _duration(seconds: float) -> str:

@@ -372,7 +372,7 @@ def test_check_and_its_probe_take_such_cells(tmp_path, capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert "keep_model 0.9, uniform    1 cells,    14 reductions, rank " in shown
     assert "keep_model 0.9, error      1 cells,    14 reductions, rank found when run" in shown
-    assert "are found from curves of every weight; not in the time predicted" in shown
+    assert "not in the time: ranks of some cells, which are found from curves of every weight" in shown
 
 
 SWEEP = "[{mode: %s, weights: [mlp], rank: {%s}%s}]"

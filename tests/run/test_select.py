@@ -511,7 +511,7 @@ def test_check_says_what_is_chosen_and_predicts_the_validation_side(suite, tmp_p
         "every cell on about 40% of each task's documents; each method's best cell for each task on the others" in said
     )
     assert "9 to score" in said
-    assert "up to 5 cells on test documents are not in the time predicted" in said
+    assert "not in the time: the chosen cells on test documents" in said
 
 
 def test_documents_of_objectives_are_those_of_the_suites_entries(tmp_path):

@@ -13,7 +13,7 @@ from lrbench.evaluation.sweep.sweeper import QueryPart, Sweeper
 from lrbench.system.device import synchronize
 from lrbench.tasks.containment import contained
 
-LEAST_BATCHES, SECONDS = 2, 10.0  # time batches until both are reached, or all are timed
+SAMPLE = 4  # batches that are timed
 
 
 @dataclass(frozen=True)
@@ -22,23 +22,19 @@ class SweepCost:
 
     Attributes:
         tokens_asked: tokens of all requests, each counted by itself.
-        tokens_shared: tokens after merging common prefixes.
-        positions: positions per block, including padding.
+        positions: positions per block, including padding; without lm-eval's own padding where its passes are used.
         blocks: the number of decoder blocks.
         blocks_seconds: for all positions through all blocks.
         head_seconds: for the head at all scored positions.
         resumes: whether a pass may start at a later block.
-        plain: whether lm-eval's own passes are used, whose padding is not counted here.
     """
 
     tokens_asked: int = 0
-    tokens_shared: int = 0
     positions: int = 0
     blocks: int = 0
     blocks_seconds: float = 0.0
     head_seconds: float = 0.0
     resumes: bool = True
-    plain: bool = False
 
     def block_tokens(self, first_blocks: list[int]) -> int:
         """Positions times blocks that a sweep computes, including the move of the frontier to each first block."""
@@ -58,46 +54,20 @@ def cost(engine: SweepEngine) -> SweepCost:
     sweeper = engine.sweeper
     if sweeper is None:
         return SweepCost(blocks=engine.blocks)
-    tokens_requested = sweeper.describe()["tokens_asked"]
+    requested = sweeper.describe()["tokens_asked"]
     if sweeper.mode == "none":
-        seconds = _lm_eval_seconds(engine, tokens_requested)
-        return SweepCost(
-            tokens_requested,
-            tokens_requested,
-            tokens_requested,
-            engine.blocks,
-            blocks_seconds=seconds,
-            resumes=False,
-            plain=True,
-        )
-    all_batches = [(part, batch) for part in sweeper.parts for batch in part.batches]
-    positions = sum(batch.ids.numel() for _, batch in all_batches)
-    ends = sum(len(batch.scored) for _, batch in all_batches)
-    blocks_seconds, head_seconds, timed_positions, timed_ends = 0.0, 0.0, 0, 0
-    chosen = random.Random(0).sample(all_batches, len(all_batches))
+        return SweepCost(requested, requested, engine.blocks, _lm_eval_seconds(engine, requested), resumes=False)
+    batches = [(part, batch) for part in sweeper.parts for batch in part.batches]
+    sample = random.Random(0).sample(batches, min(len(batches), SAMPLE))
     with contained():
-        _time(engine, sweeper, *min(all_batches, key=lambda entry: entry[1].ids.numel()))  # libraries initialise
-        started = time.perf_counter()
-        for count, (part, batch) in enumerate(chosen):
-            if count >= LEAST_BATCHES and time.perf_counter() - started > SECONDS:
-                break
-            in_blocks, in_head = _time(engine, sweeper, part, batch)
-            blocks_seconds, head_seconds = blocks_seconds + in_blocks, head_seconds + in_head
-            timed_positions, timed_ends = timed_positions + batch.ids.numel(), timed_ends + len(batch.scored)
-    resumes = sweeper.mode != "whole"
-    all_blocks = blocks_seconds * positions / timed_positions
-    all_heads = head_seconds * ends / timed_ends if resumes else 0.0
-    if not resumes:  # the whole pass was timed as the head's
-        all_blocks = head_seconds * positions / timed_positions
-    return SweepCost(
-        tokens_asked=tokens_requested,
-        tokens_shared=sum(batch.tokens for _, batch in all_batches),
-        positions=positions,
-        blocks=engine.blocks,
-        blocks_seconds=all_blocks,
-        head_seconds=all_heads,
-        resumes=resumes,
-    )
+        _time(engine, sweeper, *sample[0])  # libraries initialise
+        times = [_time(engine, sweeper, part, batch) for part, batch in sample]
+    positions = sum(batch.ids.numel() for _, batch in batches)
+    scale = positions / sum(batch.ids.numel() for _, batch in sample)
+    in_blocks, in_head = (scale * sum(seconds) for seconds in zip(*times, strict=True))
+    if sweeper.mode == "whole":  # one pass through the model, all of it timed as the head's
+        return SweepCost(requested, positions, engine.blocks, in_head, resumes=False)
+    return SweepCost(requested, positions, engine.blocks, in_blocks, in_head)
 
 
 def _time(engine: SweepEngine, sweeper: Sweeper, part: QueryPart, batch: Batch) -> tuple[float, float]:
@@ -113,9 +83,9 @@ def _time(engine: SweepEngine, sweeper: Sweeper, part: QueryPart, batch: Batch) 
 
 
 def _lm_eval_seconds(engine: SweepEngine, tokens: int) -> float:
-    """Predicted seconds of all requests in lm-eval's own passes, from two timed batches."""
-    tokens_requested = [*engine.requests.pairs, *engine.requests.windows]
-    chosen = random.Random(0).sample(tokens_requested, min(len(tokens_requested), LEAST_BATCHES * engine.lm.batch_size))
+    """Predicted seconds of all requests in lm-eval's own passes, from a few timed ones."""
+    requests = [*engine.requests.pairs, *engine.requests.windows]
+    chosen = random.Random(0).sample(requests, min(len(requests), SAMPLE * engine.lm.batch_size))
     with contained():
         engine.lm._loglikelihood_tokens(chosen[:1], disable_tqdm=True)
         started = time.perf_counter()
