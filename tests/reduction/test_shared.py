@@ -151,7 +151,7 @@ def slot_of(linear, about):
     class Plain:
         """A weight on its own, as `WeightSlot` gives it."""
 
-        name, users, numbers = about.name, 1, about.shape[0] * about.shape[1]
+        name, users, size = about.name, 1, about.shape[0] * about.shape[1]
 
         def __init__(self):
             self.about = about
