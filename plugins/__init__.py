@@ -1,1 +1,1 @@
-"""The built-in reducers, one file per method; each registers itself by an entry point in pyproject.toml."""
+"""The built-in reducers, one file per method, registered by entry points in pyproject.toml."""

@@ -12,10 +12,10 @@ from lrbench import linalg
 class ASVD(lrbench.LowRankReducer):
     """Ŵ S is the truncated SVD of W S, with S = diag(mean|x|^alpha) over the inputs.
 
-    With U_k the leading left singular vectors of W S, Ŵ = U_k (U_kᵀ W S) S⁻¹ = U_k (U_kᵀ W): nothing is divided by S.
+    With U_k the leading left singular vectors of W S, Ŵ = U_k (U_kᵀ W S) S⁻¹ = U_k (U_kᵀ W), without a division by S.
 
     Yuan, Shang, Song, Wu, Yan, Sun, "ASVD: activation-aware singular value decomposition for compressing large language
-    models", 2023 (arXiv 2312.05821), section 3.3. Its search for ranks per layer is a matter of suites.
+    models", 2023 (arXiv 2312.05821), section 3.3, without its search for ranks per layer.
     """
 
     name = "asvd"
@@ -33,11 +33,13 @@ class ASVD(lrbench.LowRankReducer):
     def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:
         """One SVD serves every rank."""
         size = context.statistics["absmean"].double()  # (n,)
-        s = size.clamp(min=1e-6 * float(size.max())).pow(self.alpha)  # (n,), or an input never used would not be fitted
+        s = size.clamp(min=1e-6 * float(size.max())).pow(
+            self.alpha
+        )  # (n,), positive, so that unused inputs are fitted too
         return self.truncations(linalg.WeightedSpectrum(weight, s))
 
 
 @lrbench.hookimpl
 def lrbench_reducers() -> list[type[lrbench.Reducer]]:
-    """The reducers of this file."""
+    """Registers the reducer of this file."""
     return [ASVD]

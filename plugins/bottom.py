@@ -1,4 +1,4 @@
-"""Bottom: the smallest singular components of W, which a truncated SVD would throw away."""
+"""Bottom: the smallest singular components of W, which a truncated SVD drops."""
 
 import math
 from collections.abc import Sequence
@@ -12,9 +12,8 @@ from lrbench import linalg
 class Bottom(lrbench.LowRankReducer):
     """W ≈ U_b (U_bᵀ W), with U_b the k *last* of the min(m, n) left singular vectors (right ones, where m > n).
 
-    The opposite of `svd`, and the control for it: the error is the norm of all other components, the largest that k of
-    them can leave. Sharma, Ash, Misra, "The truth is in there" (LASER), 2023 (arXiv 2312.13558), figure 5, look in this
-    way at what truncation takes out of a model.
+    The opposite of `svd`, and a control for it: of any k components these leave the largest error. Sharma, Ash, Misra,
+    "The truth is in there" (LASER), 2023 (arXiv 2312.13558), figure 5, use it to study what truncation removes.
     """
 
     name = "bottom"
@@ -39,12 +38,12 @@ class _Remainders(lrbench.Prepared):
         return self.reducer.stored(U, B) if self.spectrum.wide else self.reducer.stored(B.T, U.T)  # (m, k), (k, n)
 
     def errors(self, ranks: Sequence[int]) -> list[float]:
-        tails = self.spectrum.errors()  # what is left of W without its first 0 ... s components
-        # The leading components are the largest, so that nothing much cancels here.
+        tails = self.spectrum.errors()  # errors of W without its first 0 ... s components
+        # The leading components are the largest, so cancellation is small.
         return [math.sqrt(tails[0] ** 2 - tails[len(self.short) - rank] ** 2) for rank in ranks]
 
 
 @lrbench.hookimpl
 def lrbench_reducers() -> list[type[lrbench.Reducer]]:
-    """The reducers of this file."""
+    """Registers the reducer of this file."""
     return [Bottom]

@@ -1,4 +1,4 @@
-"""CR: the matrix product W x, kept on k of the inputs (Drineas, Kannan, Mahoney, 2006)."""
+"""CR: the matrix product W x restricted to k inputs (Drineas, Kannan, Mahoney, 2006)."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -13,13 +13,13 @@ class CR(lrbench.Reducer):
     """W x = Σ_j w_j x_j ≈ Σ_{j in J} d_j w_j x_j, over k input features J.
 
     - `sampling: top`: the k columns of largest norm, unscaled. Deterministic; the error is the norm of the rest.
-      `calibrated: true` takes the largest ‖w_j‖ sqrt(H_jj), with H = E[x xᵀ]; `refit: true` replaces the columns by
-      W H[:, J] H[J, J]⁻¹, the best for the outputs (calibrated, whether said or not; see `nystrom`).
+      `calibrated: true` takes the largest ‖w_j‖ sqrt(H_jj), with H = E[x xᵀ]; `refit: true`, which is always
+      calibrated, replaces the columns by W H[:, J] H[J, J]⁻¹, which minimize the output error (see `nystrom`).
     - `sampling: random`: k draws with replacement, p_j in proportion to ‖w_j‖, each scaled by 1/(k p_j); equal draws
-      are merged, so that fewer than k columns may be stored. Its mean is W. The variance is least at p_j in proportion
-      to ‖w_j‖ |x_j|, which is this p_j where the inputs are of equal size, all that can be assumed without data;
-      `calibrated: true` takes ‖w_j‖ sqrt(H_jj). But an *unbiased estimator is not a compressor*: it pays for having no
-      bias with a variance that for one fixed matrix is simply error, well above that of `top`. Use it to repeat papers.
+      are merged, so fewer than k columns may be stored. Its mean is W. The variance is smallest for p_j in proportion
+      to ‖w_j‖ |x_j|, which is this p_j for inputs of equal size; `calibrated: true` takes ‖w_j‖ sqrt(H_jj). But an
+      *unbiased estimator is not a compressor*: for a fixed matrix its variance is error, well above that of `top`.
+      Use it to reproduce papers.
 
     Drineas, Kannan, Mahoney, "Fast Monte Carlo algorithms for matrices I", 2006, algorithm BasicMatrixMultiplication
     and lemma 4: E‖W x − Ŵ x‖² = Σ_j ‖w_j‖² x_j² / (k p_j) − ‖W x‖² / k.
@@ -30,26 +30,26 @@ class CR(lrbench.Reducer):
     one_preparation = True
 
     sampling: Annotated[Literal["top", "random"], "largest norms, or an unbiased random draw"] = "top"
-    calibrated: Annotated[bool, "weigh each input by its size in the calibration text"] = False
-    refit: Annotated[bool, "fit the columns kept to the layer's output; with sampling: top"] = False
+    calibrated: Annotated[bool, "weight each input by its size in the calibration text"] = False
+    refit: Annotated[bool, "fit the selected columns to the layer's output; needs sampling: top"] = False
 
     def __post_init__(self) -> None:
         if self.sampling not in ("top", "random"):
             raise ValueError(f"sampling must be top or random, not {self.sampling!r}")
         if self.sampling == "random":
             if self.refit:
-                raise ValueError("refit goes with sampling: top; an unbiased draw is not fitted")
+                raise ValueError("refit needs sampling: top; an unbiased draw is not fitted")
             object.__setattr__(self, "promises", frozenset({"columns", "homogeneous"}))
-        elif self.refit:  # it is the output error that never grows
+        elif self.refit:  # only the output error is monotone
             object.__setattr__(self, "promises", frozenset({"idempotent", "homogeneous"}))
-        elif self.calibrated:  # the sizes stay with the columns that they belong to
+        elif self.calibrated:  # permuted columns would need permuted statistics
             object.__setattr__(self, "promises", type(self).promises - {"permutes"})
         if self.calibrated or self.refit:
             object.__setattr__(self, "needs", frozenset({"second_moment"}))
 
     @property
     def randomized(self) -> bool:
-        """`top` draws nothing."""
+        """True for `sampling: random`."""
         return self.sampling == "random"
 
     def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:
@@ -62,11 +62,11 @@ class CR(lrbench.Reducer):
         return _Top(weight, sizes) if self.sampling == "top" else _Random(weight, sizes, context.generator)
 
     def stored_numbers(self, shape: tuple[int, int], rank: int) -> int:
-        """mk; fewer where a random draw repeats a column."""
+        """mk; fewer if a random draw repeats a column."""
         return shape[0] * rank
 
     def max_rank(self, shape: tuple[int, int]) -> int:
-        """n: there are as many terms to the product as inputs."""
+        """n, the number of terms of the product."""
         return shape[1]
 
 
@@ -100,15 +100,15 @@ class _Random(lrbench.Prepared):
         self.W, n = weight, weight.shape[1]  # (m, n)
         self.squares = weight.double().square().sum(0).cpu()  # (n,)
         norms = self.squares.sqrt() * (sizes.cpu() if isinstance(sizes, torch.Tensor) else sizes)  # (n,)
-        # A zero matrix has no distribution of its own, and any draw of it is right.
+        # A zero matrix defines no distribution; use the uniform one.
         self.p = norms / norms.sum() if bool(norms.any()) else torch.full_like(norms, 1 / n)
-        # As many as the largest rank needs, so that the first k draws are the same whichever ranks are asked.
+        # As many as the largest rank needs, so that the first k draws do not depend on the requested ranks.
         uniforms = torch.rand(n, generator=generator, dtype=torch.float64)
         cumulative = self.p.cumsum(0)
         self.draws = torch.searchsorted(cumulative, uniforms * cumulative[-1], right=True)  # (n,)
 
     def scale(self, rank: int) -> torch.Tensor:
-        """(n,) times drawn, over the times expected: 0 for columns that were not."""
+        """(n,) the number of draws of each column over its expectation."""
         times = torch.bincount(self.draws[:rank], minlength=len(self.p))  # (n,)
         return torch.where(times > 0, times / (rank * self.p), 0.0)
 
@@ -124,5 +124,5 @@ class _Random(lrbench.Prepared):
 
 @lrbench.hookimpl
 def lrbench_reducers() -> list[type[lrbench.Reducer]]:
-    """The reducers of this file."""
+    """Registers the reducer of this file."""
     return [CR]

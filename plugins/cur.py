@@ -10,11 +10,11 @@ from lrbench import linalg
 
 
 class CURDecomposition(lrbench.Reducer):
-    """W ≈ C U R with C = W[:, J], R = W[I, :] and U = C⁺ W R⁺, the best U there is for these C and R.
+    """W ≈ C U R with C = W[:, J], R = W[I, :] and U = C⁺ W R⁺, the best U for these C and R.
 
-    `selection` says how I and J are found:
+    `selection` selects I and J:
 
-    - `lupp`: LU with partial pivoting: J from a sketch WᵀΩ of k columns, I from the columns C = W[:, J] found so; fast,
+    - `lupp`: LU with partial pivoting: J from a sketch WᵀΩ of k columns, I from the columns C = W[:, J]; fast,
       random, nested in k.
     - `deim`: interpolation points of the leading singular vectors; nested in k. The spectral error is at most
       (η_p + η_q) sigma_{k+1} (Sorensen, Embree, theorem 4.1).
@@ -28,23 +28,23 @@ class CURDecomposition(lrbench.Reducer):
     name = "cur"
     promises = frozenset({"exact", "monotone", "columns", "rows", "nested", "refit", "idempotent", "homogeneous"})
 
-    selection: Annotated[Literal["lupp", "deim", "leverage", "cpqr"], "how rows and columns are chosen"] = "lupp"
+    selection: Annotated[Literal["lupp", "deim", "leverage", "cpqr"], "how rows and columns are selected"] = "lupp"
 
     def __post_init__(self) -> None:
         if self.selection not in ("lupp", "deim", "leverage", "cpqr"):
             raise ValueError(f"selection must be lupp, deim, leverage or cpqr, not {self.selection!r}")
-        if self.selection == "leverage":  # a draw may miss a direction, and the next rank's draw is another
+        if self.selection == "leverage":  # a draw may miss a direction, and ranks draw independently
             object.__setattr__(self, "promises", frozenset({"columns", "rows", "refit", "homogeneous"}))
         elif self.selection in ("deim", "cpqr"):
             object.__setattr__(self, "promises", type(self).promises | {"permutes"})
 
     @property
     def randomized(self) -> bool:
-        """`deim` and `cpqr` draw nothing."""
+        """False for `deim` and `cpqr`."""
         return self.selection in ("lupp", "leverage")
 
     def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:
-        """One choice of rows and columns serves every rank, but for `leverage`."""
+        """One selection of rows and columns serves every rank, except for `leverage`."""
         if self.selection == "leverage":
             return _Sampled(weight, context)
         return _Nested(weight, *_nested_pivots(weight, self.selection, max(ranks), context))
@@ -59,7 +59,7 @@ def _nested_pivots(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Columns (k,) and rows (k,), best first."""
     if selection == "cpqr":
-        G = context.once(linalg.short_gram, W)  # (s, s), of rows where m <= n, else of columns
+        G = context.once(linalg.short_gram, W)  # (s, s), of the rows if m <= n, else of the columns
         wide = W.shape[0] <= W.shape[1]
         return linalg.cpqr_pivots(W, k, None if wide else G), linalg.cpqr_pivots(W.T, k, G if wide else None)
     if selection == "deim":
@@ -75,7 +75,7 @@ def _singular_vectors(W: torch.Tensor, context: lrbench.Context) -> tuple[torch.
     """The left (m, s) and right (n, s) singular vectors, s = min(m, n), up to signs."""
     spectrum = linalg.Spectrum(W, once=context.once)
     short = spectrum.vectors
-    # Wᵀ U = V Σ has orthogonal columns already: QR only normalizes, and stays orthonormal where sigma vanishes.
+    # Wᵀ U = V Σ has orthogonal columns; QR normalizes them, also where sigma is zero.
     long = torch.linalg.qr((W.T if spectrum.wide else W).double() @ short).Q
     return (short, long) if spectrum.wide else (long, short)
 
@@ -109,5 +109,5 @@ class _Sampled(lrbench.Prepared):
 
 @lrbench.hookimpl
 def lrbench_reducers() -> list[type[lrbench.Reducer]]:
-    """The reducers of this file."""
+    """Registers the reducer of this file."""
     return [CURDecomposition]

@@ -11,8 +11,8 @@ from lrbench import linalg
 class FisherWeightedSVD(lrbench.LowRankReducer):
     """Ŵ D is the truncated SVD of W D, with D = diag(sqrt(F_j)) and F_j = Σ_i E[(∂loss/∂W_ij)²].
 
-    The paper writes a layer as Z = X W and sums the Fisher information over each row of its W, which belongs to one
-    input. In y = W x that is a column, so there is a weight for each input j. As in ASVD nothing is divided by D.
+    The paper writes a layer as Z = X W and sums the Fisher information over each row of W, that is, over the outputs
+    of an input; in y = W x, over each column. As in ASVD, there is no division by D.
 
     Hsu, Hua, Chang, Lou, Shen, Jin, "Language model compression with weighted low-rank factorization", 2022 (arXiv
     2207.00112).
@@ -26,11 +26,11 @@ class FisherWeightedSVD(lrbench.LowRankReducer):
     def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:
         """One SVD serves every rank."""
         d = context.statistics["fisher"].double().sqrt()  # (n,)
-        d = d.clamp(min=1e-6 * float(d.max()))  # or an input without any gradient would not be fitted
+        d = d.clamp(min=1e-6 * float(d.max()))  # positive, so that inputs without gradient are fitted too
         return self.truncations(linalg.WeightedSpectrum(weight, d))
 
 
 @lrbench.hookimpl
 def lrbench_reducers() -> list[type[lrbench.Reducer]]:
-    """The reducers of this file."""
+    """Registers the reducer of this file."""
     return [FisherWeightedSVD]

@@ -1,4 +1,4 @@
-"""Interpolative decomposition: k rows (or columns) of W, and all the others as combinations of them."""
+"""Interpolative decomposition: k rows (or columns) of W, and the others as their combinations."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -12,23 +12,23 @@ from lrbench import linalg
 class InterpolativeDecomposition(lrbench.Reducer):
     """W ≈ P [I; T] W[I, :], k rows of W and least-squares coefficients T for the rest; or the same on columns.
 
-    `selection` says how the k are found:
+    `selection` selects the skeleton:
 
-    - `cholesky`: greedily on W itself, by pivoted Cholesky of W Wᵀ; the choice of QR with column pivoting, nested in k.
-      Of m rows to choose from, the spectral error is at most 2^k sqrt(m − k) sigma_{k+1}.
+    - `cholesky`: greedily, by pivoted Cholesky of W Wᵀ, with the pivots of QR with column pivoting; nested in k. With
+      m candidate rows, the spectral error is at most 2^k sqrt(m − k) sigma_{k+1}.
     - `lupp`: LU with partial pivoting of a sketch W Ω of k columns; fast, random, nested in k.
-    - `cpqr`: QR with column pivoting of a sketch of k + 8 columns; random, chosen afresh at each rank.
+    - `cpqr`: QR with column pivoting of a sketch of k + 8 columns; random, selected anew at each rank.
 
-    Coefficients are always refitted to W by least squares: those that a sketch gives by itself err more.
+    Coefficients are always fitted to W by least squares; those of a sketch have larger errors.
 
-    `calibrated: true` measures errors behind the inputs, with H = E[x xᵀ] = L Lᵀ. Rows are chosen of W L, and the
-    coefficients minimize E‖W x − Ŵ x‖²; that is this method on the Gram matrix W H Wᵀ. Columns are chosen of
-    W diag(sqrt(H_jj)); their coefficients stay, since those that are best for W are best for W L too.
+    `calibrated: true` uses the output error, with H = E[x xᵀ] = L Lᵀ. Rows are selected from W L, and coefficients
+    minimize E‖W x − Ŵ x‖²: the same method with the Gram matrix W H Wᵀ. Columns are selected from W diag(sqrt(H_jj)),
+    with unchanged coefficients, which are best for W and for W L.
 
     Cheng, Gimbutas, Martinsson, Rokhlin, "On the compression of low rank matrices", 2005; Dong, Martinsson, "Simpler is
     better", 2021 (arXiv 2104.05877), for LU. The bound is that of QR with column pivoting, in Gu, Eisenstat, "Efficient
-    algorithms for computing a strong rank-revealing QR factorization", 1996. Exchanging pivots as they do, which is not
-    done here, would bring it down to sqrt(1 + f² k (m − k)) sigma_{k+1} for a chosen f > 1.
+    algorithms for computing a strong rank-revealing QR factorization", 1996. Their exchange of pivots, not done here,
+    improves it to sqrt(1 + f² k (m − k)) sigma_{k+1} for some f > 1.
     """
 
     name = "id"
@@ -36,9 +36,9 @@ class InterpolativeDecomposition(lrbench.Reducer):
         {"exact", "monotone", "nested", "refit", "transposes", "permutes", "idempotent", "homogeneous"}
     )
 
-    selection: Annotated[Literal["cholesky", "lupp", "cpqr"], "how the skeleton is chosen"] = "cholesky"
-    side: Annotated[Literal["rows", "columns", "auto"], "what the skeleton is made of; auto: the shorter side"] = "auto"
-    calibrated: Annotated[bool, "least output error, not least error of W; auto then means rows"] = False
+    selection: Annotated[Literal["cholesky", "lupp", "cpqr"], "how the skeleton is selected"] = "cholesky"
+    side: Annotated[Literal["rows", "columns", "auto"], "rows or columns as skeleton; auto: the shorter side"] = "auto"
+    calibrated: Annotated[bool, "minimize the output error, not the error of W; auto then means rows"] = False
 
     def __post_init__(self) -> None:
         if self.selection not in ("cholesky", "lupp", "cpqr"):
@@ -46,29 +46,33 @@ class InterpolativeDecomposition(lrbench.Reducer):
         if self.side not in ("rows", "columns", "auto"):
             raise ValueError(f"side must be rows, columns or auto, not {self.side!r}")
         broken = {"monotone", "nested"} if self.selection == "cpqr" else set()
-        broken |= {"permutes"} if self.selection != "cholesky" else set()  # a sketch sees the order of the columns
+        broken |= (
+            {"permutes"} if self.selection != "cholesky" else set()
+        )  # a sketch depends on the order of the columns
         broken |= {"transposes"} if self.side != "auto" else set()
         gained = {self.side} if self.side != "auto" else set()
         if self.calibrated:
-            broken |= {"monotone", "refit", "transposes", "permutes"}  # it is the output error that is the least
+            broken |= {"monotone", "refit", "transposes", "permutes"}  # the output error is minimized instead
             object.__setattr__(self, "needs", frozenset({"second_moment"}))
         object.__setattr__(self, "promises", (type(self).promises - broken) | gained)
 
     @property
     def randomized(self) -> bool:
-        """`cholesky` draws nothing."""
+        """False for `cholesky`."""
         return self.selection != "cholesky"
 
     def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:
-        """One pivoted factorization serves every rank, but for `cpqr`."""
+        """One pivoted factorization serves every rank, except for `cpqr`."""
         m, n = weight.shape
         side = self.side if self.side != "auto" else "rows" if m <= n or self.calibrated else "columns"
-        A = weight if side == "rows" else weight.T  # (a, b): rows of A are chosen
+        A = weight if side == "rows" else weight.T  # (a, b): rows of A are selected
         if self.calibrated:
             H = context.statistics["second_moment"]  # (n, n)
             return _Calibrated(A, side, H, context.once(linalg.root, H), max(ranks), self.selection, context.generator)
         if self.selection == "cholesky":
-            short = m <= n if side == "rows" else n < m  # the side that other methods have use for
+            short = (
+                m <= n if side == "rows" else n < m
+            )  # the Gram matrix of the shorter side is shared with other methods
             G = context.once(linalg.short_gram, weight) if short else None  # A Aᵀ (a, a)
             return _Greedy(A, side, max(ranks), G)
         return _Sketched(A, side, max(ranks), self.selection, context.generator)
@@ -83,11 +87,11 @@ class _Skeletons(lrbench.Prepared):
         self.A, self.side = A, side  # (a, b)
 
     def choose(self, rank: int) -> torch.Tensor:
-        """(k,) the rows to keep."""
+        """(k,) the rows of the skeleton."""
         raise NotImplementedError
 
     def fit(self, rank: int, chosen: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-        """(a - k, k) least-squares coefficients of the others on the chosen."""
+        """(a - k, k) least-squares coefficients of the other rows on the skeleton."""
         raise NotImplementedError
 
     def at_rank(self, rank: int) -> lrbench.Interpolative:
@@ -104,7 +108,7 @@ class _Greedy(_Skeletons):
     def __init__(self, A: torch.Tensor, side: str, rank: int, G: torch.Tensor | None) -> None:
         super().__init__(A, side)
         self.pivots = linalg.greedy_rows(A, rank, G)
-        # Where the tail is below what a Gram can see, the coefficients come from a QR of W itself.
+        # Where a Gram cannot resolve the tail, the coefficients come from a QR of W.
         self.refit = linalg.RowRefit(A, self.pivots.order) if rank > self.pivots.trusted else None
 
     def choose(self, rank: int) -> torch.Tensor:
@@ -141,14 +145,14 @@ class _Sketched(_Skeletons):
         return refit.coefficients(rank, others)
 
     def errors(self, ranks: Sequence[int]) -> list[float] | None:
-        if not self.nested:  # each rank has a choice and a fit of its own
+        if not self.nested:  # each rank has its own skeleton and fit
             return None
         errors = self.refit.errors()
         return [errors[rank] for rank in ranks]
 
 
 class _Calibrated(_Skeletons):
-    """Chooses and fits as the plain methods do, on another matrix than the one whose rows it keeps."""
+    """Selects and fits as the uncalibrated methods do, but on a weighted matrix."""
 
     def __init__(
         self,
@@ -178,5 +182,5 @@ class _Calibrated(_Skeletons):
 
 @lrbench.hookimpl
 def lrbench_reducers() -> list[type[lrbench.Reducer]]:
-    """The reducers of this file."""
+    """Registers the reducer of this file."""
     return [InterpolativeDecomposition]

@@ -1,4 +1,4 @@
-"""Monarch: two block-diagonal matrices with a permutation between them, found block by block (Dao and others, 2022)."""
+"""Monarch: two block-diagonal matrices with a permutation between them, fitted by blocks (Dao and others, 2022)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,19 +14,17 @@ from lrbench import linalg
 class Monarch(lrbench.Reducer):
     """W[l·J + j, k·I + i] ≈ Σ_s U[j, l, k, s] V[k, j, s, i]: a truncated SVD of rank r of each of J·K blocks of W.
 
-    Block (j, k) holds every J-th output from the j-th on, and the k-th run of I inputs: `'(l j) (k i) -> k j l i'`. The
-    blocks are disjoint and cover W, and each has factors of its own, so ‖W − Ŵ‖² is the sum of their squared errors and
-    is least where each is: by Eckart and Young, the truncated SVDs are the best Monarch matrix there is. It may have
-    full rank, however small r is; in return its blocks share nothing.
+    Block (j, k) holds every J-th output from the j-th on, and the k-th group of I inputs: `'(l j) (k i) -> k j l i'`.
+    The blocks are disjoint, cover W and have separate factors, so ‖W − Ŵ‖² is the sum of their squared errors. By
+    Eckart and Young, truncated SVDs of the blocks give the best Monarch matrix. It may have full rank for any r.
 
-    `blocks: b` takes J = K = b and `blocks: [J, K]` what it says; the rank asked is then r. `auto` tries all powers of
-    two from 2 up to the square root of each side. There the rank asked is that of 2 x 2 blocks, and every shape may
-    have as many numbers as those store: each takes the largest r that fits, and the shape of the least error is chosen.
-    What it was stands in the row's params. Numbers stored are r·(K·m + J·n) where J divides m and K divides n, and
-    those of the sizes rounded up to multiples where they do not.
+    `blocks: b` sets J = K = b, and `blocks: [J, K]` sets both; the requested rank is then r. `auto` tries all powers of
+    two from 2 to the square root of each side. The requested rank is then that of 2 x 2 blocks, whose parameters are
+    the budget: each layout takes the largest r that fits, and the layout with the smallest error is used and recorded
+    in the row's params. It stores r·(K·m + J·n) parameters, with m and n rounded up to multiples of J and K.
 
     Dao and others, "Monarch: expressive structured matrices for efficient and accurate training", 2022 (arXiv
-    2204.00595), section 3 and algorithm 1, there with r = 1.
+    2204.00595), section 3 and algorithm 1, with r = 1.
     """
 
     name = "monarch"
@@ -44,36 +42,38 @@ class Monarch(lrbench.Reducer):
             raise ValueError(f"blocks must be auto, or counts of at least 1, not {self.blocks!r}")
 
     def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:
-        """The singular values of all blocks, in each shape, serve every rank."""
+        """The singular values of the blocks of each layout serve every rank."""
         return _Blocks(self, weight)
 
-    def layouts(self, shape: tuple[int, int]) -> list["Layout"]:
-        """What may be chosen from, fewest blocks first."""
+    def layouts(self, shape: tuple[int, int]) -> list["BlockLayout"]:
+        """The candidate layouts, fewest blocks first."""
         m, n = shape
         if self.blocks == "auto":
-            return [Layout(m, n, J, K) for J in _powers_of_two(m) for K in _powers_of_two(n)]
+            return [BlockLayout(m, n, J, K) for J in _powers_of_two(m) for K in _powers_of_two(n)]
         J, K = (self.blocks, self.blocks) if isinstance(self.blocks, int) else self.blocks
-        return [Layout(m, n, min(J, m), min(K, n))]  # the minimum for warming up on a corner; see `supports`
+        return [
+            BlockLayout(m, n, min(J, m), min(K, n))
+        ]  # the minimum, since warm-up uses a small matrix; see `supports`
 
     def stored_numbers(self, shape: tuple[int, int], rank: int) -> int:
-        """r J K (L + I), of the layout with the fewest blocks; no more in the others."""
-        return rank * self.layouts(shape)[0].numbers
+        """r J K (L + I) for the layout with the fewest blocks, an upper bound for the others."""
+        return rank * self.layouts(shape)[0].parameters
 
     def max_rank(self, shape: tuple[int, int]) -> int:
-        """min(L, I), of the layout with the fewest blocks."""
+        """min(L, I) for the layout with the fewest blocks."""
         return self.layouts(shape)[0].max_rank
 
     def supports(self, slot: lrbench.Slot) -> str | None:
-        """A weight must have as many rows and columns as blocks are asked for."""
+        """A weight needs at least as many rows and columns as blocks."""
         if self.blocks == "auto":
             return None
         J, K = (self.blocks, self.blocks) if isinstance(self.blocks, int) else self.blocks
         m, n = slot.shape
-        return f"{J} x {K} blocks were asked of a weight of {m} x {n}" if m < J or n < K else None
+        return f"{J} x {K} blocks do not fit a weight of {m} x {n}" if m < J or n < K else None
 
 
 @dataclass(frozen=True)
-class Layout:
+class BlockLayout:
     """J x K blocks of an (m, n) matrix, of L x I entries each."""
 
     m: int
@@ -83,12 +83,12 @@ class Layout:
 
     @property
     def L(self) -> int:
-        """Outputs of a block."""
+        """The number of outputs of a block."""
         return -(-self.m // self.J)
 
     @property
     def I(self) -> int:  # noqa: E743
-        """Inputs of a block."""
+        """The number of inputs of a block."""
         return -(-self.n // self.K)
 
     @property
@@ -97,12 +97,12 @@ class Layout:
         return min(self.L, self.I)
 
     @property
-    def numbers(self) -> int:
-        """Stored for each unit of rank."""
+    def parameters(self) -> int:
+        """The parameters stored per unit of rank."""
         return self.J * self.K * (self.L + self.I)
 
     def cut(self, W: torch.Tensor) -> torch.Tensor:
-        """The blocks of W (m, n), filled up with zeros: (J, K, L, I)."""
+        """The blocks of W (m, n), padded with zeros: (J, K, L, I)."""
         J, K, L, I = self.J, self.K, self.L, self.I  # noqa: E741
         whole = pad(W, (0, K * I - self.n, 0, J * L - self.m))  # (L J, K I)
         return whole.reshape(L, J, K, I).permute(1, 2, 0, 3)
@@ -114,12 +114,12 @@ class _Blocks(lrbench.Prepared):
         self.layouts = reducer.layouts((weight.shape[0], weight.shape[1]))
         self.tails = [linalg.block_errors(layout.cut(weight)) for layout in self.layouts]
 
-    def best(self, rank: int) -> tuple[float, Layout, int]:
-        """The least error for as many numbers as the first layout stores at a rank, its layout, and its r."""
-        budget = rank * self.layouts[0].numbers
+    def best(self, rank: int) -> tuple[float, BlockLayout, int]:
+        """The smallest error within the parameters of the first layout at `rank`, with its layout and r."""
+        budget = rank * self.layouts[0].parameters
         fitting = []
         for place, (layout, tails) in enumerate(zip(self.layouts, self.tails, strict=True)):
-            r = min(budget // layout.numbers, layout.max_rank)
+            r = min(budget // layout.parameters, layout.max_rank)
             if r >= 1:
                 fitting.append((tails[r], place, r))
         error, place, r = min(fitting)
@@ -140,11 +140,11 @@ class _Blocks(lrbench.Prepared):
 
 
 def _powers_of_two(size: int) -> list[int]:
-    """2, 4, ... up to the square root of a size, and at least one of them, but 1 of 1."""
+    """2, 4, ... up to the square root of `size`, but at least [2], and [1] for size 1."""
     return [1] if size == 1 else [2**i for i in range(1, max(1, size.bit_length())) if i == 1 or 4**i <= size]
 
 
 @lrbench.hookimpl
 def lrbench_reducers() -> list[type[lrbench.Reducer]]:
-    """The reducers of this file."""
+    """Registers the reducer of this file."""
     return [Monarch]

@@ -1,4 +1,4 @@
-"""Nyström: the layer from k of its inputs, the others predicted from those."""
+"""Nyström: a layer on k of its inputs, which also predict the contribution of the others."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -10,14 +10,13 @@ from lrbench import linalg
 
 
 class Nystrom(lrbench.Reducer):
-    """W x ≈ B x_J over k input features J, with B = W H[:, J] H[J, J]⁻¹, the best there is for them.
+    """W x ≈ B x_J over k input features J, with B = W H[:, J] H[J, J]⁻¹, the best B for these features.
 
-    H = E[x xᵀ]; B minimizes E‖W x − B x_J‖², so that what the dropped inputs have in common with the kept ones is not
-    lost. `cr` with `refit: true` is this with `selection: scores`.
+    With H = E[x xᵀ], B minimizes E‖W x − B x_J‖². `cr` with `refit: true` equals `selection: scores`.
 
-    - `selection: pivots`: greedily, by pivoted Cholesky of D H D with D = diag(‖w_j‖): a feature that the chosen ones
-      predict is not chosen.
-    - `selection: scores`: the largest ‖w_j‖ sqrt(H_jj), each by itself.
+    - `selection: pivots`: greedily, by pivoted Cholesky of D H D with D = diag(‖w_j‖), which avoids features that the
+      selected ones predict.
+    - `selection: scores`: the largest ‖w_j‖ sqrt(H_jj).
 
     Lin et al., "MoDeGPT: modular decomposition for large language model compression", 2024 (arXiv 2408.09632), where it
     is the reduction of the feed-forward part (theorem 1, with ridge leverage scores). Williams, Seeger, "Using the
@@ -28,7 +27,7 @@ class Nystrom(lrbench.Reducer):
     needs = frozenset({"second_moment"})
     promises = frozenset({"idempotent", "homogeneous"})
 
-    selection: Annotated[Literal["pivots", "scores"], "how features are chosen"] = "pivots"
+    selection: Annotated[Literal["pivots", "scores"], "how features are selected"] = "pivots"
 
     def __post_init__(self) -> None:
         if self.selection not in ("pivots", "scores"):
@@ -43,7 +42,7 @@ class Nystrom(lrbench.Reducer):
         return shape[0] * rank
 
     def max_rank(self, shape: tuple[int, int]) -> int:
-        """n: there are as many features as inputs."""
+        """n, the number of input features."""
         return shape[1]
 
 
@@ -65,5 +64,5 @@ class _Nested(lrbench.Prepared):
 
 @lrbench.hookimpl
 def lrbench_reducers() -> list[type[lrbench.Reducer]]:
-    """The reducers of this file."""
+    """Registers the reducer of this file."""
     return [Nystrom]

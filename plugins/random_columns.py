@@ -1,4 +1,4 @@
-"""Random columns: what chance alone does, the control for every method that chooses."""
+"""Random columns: the control for methods that select columns or rows."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,9 @@ from lrbench import linalg
 class RandomColumns(lrbench.Reducer):
     """W ≈ C C⁺ W, with C = k columns of W drawn uniformly, and least-squares coefficients for the other columns.
 
-    Stored as a column interpolation, which is what `id` with `side: columns` stores: the two differ in the choice of
-    the k and in nothing else, so that their distance is what choosing well is worth. (The default of `id` takes rows
-    where W is wide.) Dropping the other columns instead would lump the choice together with the loss of the
-    coefficients, and be a control for `cr` alone. On Haar-random matrices, whose columns are all alike, it is nearly as
-    good as `id`: such matrices make poor tests.
+    Stored as a column interpolation, like `id` with `side: columns`, from which it differs only in the selection of
+    columns. (By default `id` selects rows if W is wide.) Without coefficients it would be a control for `cr` only. On
+    Haar-random matrices, whose columns are alike, it is nearly as good as `id`.
     """
 
     name = "random-columns"
@@ -51,5 +49,5 @@ class _Drawn(lrbench.Prepared):
 
 @lrbench.hookimpl
 def lrbench_reducers() -> list[type[lrbench.Reducer]]:
-    """The reducers of this file."""
+    """Registers the reducer of this file."""
     return [RandomColumns]

@@ -1,4 +1,4 @@
-"""Random subspace: what a projection does that knows nothing of W, the control for every method of low rank."""
+"""Random subspace: a projection independent of W, the control for low-rank methods."""
 
 from collections.abc import Sequence
 
@@ -12,11 +12,10 @@ class RandomSubspace(lrbench.LowRankReducer):
     """W ≈ Q QᵀW, with Q an orthonormal basis of a random k-dimensional subspace of the outputs; of the inputs if m > n.
 
     The subspace is uniformly distributed (Haar): it is the span of k independent Gaussian vectors. With s = min(m, n),
-    E‖W − Q QᵀW‖² = (1 − k/s) ‖W‖², whatever the spectrum of W, since E Q Qᵀ = (k/s) I. A method is worth what it is
-    better than this. `random-columns` is the control for methods that choose: it, too, sees W.
+    E‖W − Q QᵀW‖² = (1 − k/s) ‖W‖², whatever the spectrum of W, since E Q Qᵀ = (k/s) I.
 
-    Halko, Martinsson, Tropp, "Finding structure with randomness", 2011 (arXiv 0909.4061), take the span of W Ω, of a
-    Gaussian Ω, where this takes that of Ω.
+    Halko, Martinsson, Tropp, "Finding structure with randomness", 2011 (arXiv 0909.4061), use the span of W Ω for a
+    Gaussian Ω; this method uses that of Ω.
     """
 
     name = "random-subspace"
@@ -29,7 +28,7 @@ class RandomSubspace(lrbench.LowRankReducer):
 
 
 class _Projections(lrbench.Prepared):
-    """Rank k keeps the first k vectors of one random basis: QR of k columns of a Gaussian gives just those."""
+    """Rank k keeps the first k vectors of one random basis, which equal those of a QR of k Gaussian columns."""
 
     def __init__(self, reducer: RandomSubspace, weight: torch.Tensor, rank: int, generator: torch.Generator) -> None:
         self.reducer, self.wide = reducer, weight.shape[0] <= weight.shape[1]
@@ -45,5 +44,5 @@ class _Projections(lrbench.Prepared):
 
 @lrbench.hookimpl
 def lrbench_reducers() -> list[type[lrbench.Reducer]]:
-    """The reducers of this file."""
+    """Registers the reducer of this file."""
     return [RandomSubspace]

@@ -17,8 +17,8 @@ class RandomizedSVD(lrbench.LowRankReducer):
     ‖A − Q QᵀA‖, before truncation to rank k, is at most sqrt(1 + k/(p−1)) times the optimum of rank k (theorem 10.5,
     for k >= 2). `oversample: 0, power_iterations: 2` is LASER's own `torch.svd_lowrank(q=k, niter=2)`.
 
-    Two algorithms have the same Q, up to rounding: `sketch` multiplies with A and Aᵀ, `gram` with G = A Aᵀ. Where G is
-    the sooner done it loses directions to rounding that a small tail consists of; then `auto` and `gram` take `sketch`.
+    Two algorithms compute the same Q, up to rounding: `sketch` multiplies by A and Aᵀ, `gram` by G = A Aᵀ. `auto` takes
+    the faster one. If the tail is too small for the digits of G, `auto` and `gram` fall back to `sketch`.
     """
 
     name = "rsvd"
@@ -26,8 +26,8 @@ class RandomizedSVD(lrbench.LowRankReducer):
     randomized = True
 
     oversample: Annotated[int, "sketch columns beyond the rank"] = 8
-    power_iterations: Annotated[int, "how often W Wᵀ is applied to the sketch"] = 2
-    algorithm: Annotated[Literal["auto", "gram", "sketch"], "what the sketch is multiplied with"] = "auto"
+    power_iterations: Annotated[int, "number of multiplications of the sketch by W Wᵀ"] = 2
+    algorithm: Annotated[Literal["auto", "gram", "sketch"], "matrix by which the sketch is multiplied"] = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,7 +42,7 @@ class RandomizedSVD(lrbench.LowRankReducer):
 
 
 class _Sketched(lrbench.Prepared):
-    """One sketch serves every rank: rank k uses what its first l = k + p columns span."""
+    """One sketch serves every rank: rank k uses the span of its first l = k + p columns."""
 
     def __init__(self, weight: torch.Tensor, rank: int, reducer: RandomizedSVD, context: lrbench.Context) -> None:
         self.reducer = reducer
@@ -61,16 +61,16 @@ class _Sketched(lrbench.Prepared):
             self._by_sketch(columns, context)
 
     def columns(self, rank: int) -> int:
-        """l, of the sketch for a rank."""
+        """l, the number of sketch columns for a rank."""
         return min(rank + self.oversample, self.A.shape[0])
 
     def _by_gram(self, weight: torch.Tensor, columns: int, rank: int, context: lrbench.Context) -> bool:
-        """Whether what rank k leaves of ‖A‖ is enough for the digits that a Gram in A's own dtype has."""
+        """Computes Q with a Gram matrix in A's dtype; returns whether that resolves the tail of `rank`."""
         G = context.once(linalg.short_gram, weight, weight.dtype)  # (a, a)
         self.Q = linalg.range_finder(self.A, columns, self.power, context.fork().generator, G)  # (a, l)
         with linalg.full_precision():
             self.T = self.Q.T @ (G @ self.Q)  # QᵀA AᵀQ (l, l)
-        self.ritz = (columns, *linalg.eigenvectors(self.T))  # of the largest rank, which is asked again
+        self.ritz = (columns, *linalg.eigenvectors(self.T))  # of the largest rank, which is used again
         return self._tail(rank) >= linalg.gate(weight.dtype) * self.squares**0.5
 
     def _by_sketch(self, columns: int, context: lrbench.Context) -> None:
@@ -80,7 +80,7 @@ class _Sketched(lrbench.Prepared):
         self.T = linalg.gram(self.B)  # (l, l) float64
 
     def eigenvectors(self, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(l,) squared singular values of QᵀA, largest first, and (l, l) its left singular vectors, in rows."""
+        """(l,) squared singular values of QᵀA, largest first, and (l, l) its left singular vectors as rows."""
         if self.algorithm == "gram" and columns == self.ritz[0]:
             return self.ritz[1:]
         return linalg.eigenvectors(self.T[:columns, :columns])
@@ -101,7 +101,7 @@ class _Sketched(lrbench.Prepared):
         return self.reducer.stored(left, right)
 
     def _tail(self, rank: int) -> float:
-        """‖A − Q (QᵀA)_k‖ = sqrt(‖A‖² − ‖(QᵀA)_k‖²): exact as far as ‖A‖² has digits."""
+        """‖A − Q (QᵀA)_k‖ = sqrt(‖A‖² − ‖(QᵀA)_k‖²), with the absolute accuracy of ‖A‖²."""
         kept = self.eigenvectors(self.columns(rank))[0][:rank]  # (k,)
         return max(self.squares - float(kept.double().sum()), 0.0) ** 0.5
 
@@ -112,7 +112,7 @@ class _Sketched(lrbench.Prepared):
         error = self._tail(rank)
         if error >= linalg.gate(self.A.dtype) * self.squares**0.5:
             return error
-        W = self.A if self.wide else self.A.T  # too few digits are left of a difference of squares
+        W = self.A if self.wide else self.A.T  # a difference of squares has too few digits
         return float(torch.linalg.vector_norm(W - self.at_rank(rank).dense(), dtype=torch.float64))
 
     def chosen(self, rank: int) -> dict[str, str]:
@@ -121,5 +121,5 @@ class _Sketched(lrbench.Prepared):
 
 @lrbench.hookimpl
 def lrbench_reducers() -> list[type[lrbench.Reducer]]:
-    """The reducers of this file."""
+    """Registers the reducer of this file."""
     return [RandomizedSVD]

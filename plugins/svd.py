@@ -1,4 +1,4 @@
-"""Truncated singular value decomposition: the best approximation of each rank (Eckart, Young, 1936)."""
+"""Truncated singular value decomposition: the best approximation of a rank (Eckart, Young, 1936)."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ class SVD(lrbench.LowRankReducer):
     promises = frozenset(
         {"exact", "monotone", "optimal", "nested", "transposes", "permutes", "idempotent", "homogeneous"}
     )
-    one_preparation = True  # all but an SVD of W itself, made only if a rank's tail is under linalg.GATE
+    one_preparation = True  # except an SVD of W, computed only if a relative error is below linalg.GATE
 
     def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:
         """One eigendecomposition, of the Gram matrix of the shorter side, serves every rank."""
@@ -48,5 +48,5 @@ class _Truncations(lrbench.Prepared):
 
 @lrbench.hookimpl
 def lrbench_reducers() -> list[type[lrbench.Reducer]]:
-    """The reducers of this file."""
+    """Registers the reducer of this file."""
     return [SVD]

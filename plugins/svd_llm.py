@@ -1,4 +1,4 @@
-"""SVD-LLM: the truncation that loses least of the layer's output."""
+"""SVD-LLM: the low-rank approximation with the smallest output error."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,11 @@ from lrbench import linalg
 class SVDLLM(lrbench.LowRankReducer):
     """Ŵ = U_k (U_kᵀ W), with U_k the leading eigenvectors of W H Wᵀ and H = E[x xᵀ] the second moment of the inputs.
 
-    Of all matrices of rank k this one has the least output error E‖W x − Ŵ x‖². The paper whitens: it truncates the SVD
-    of W L, with H = L Lᵀ, and multiplies by L⁻¹. Since U_k U_kᵀ W L is that truncation, the inverse cancels.
+    Of all matrices of rank k it has the smallest output error E‖W x − Ŵ x‖². The paper truncates the SVD of W L,
+    with H = L Lᵀ, and multiplies by L⁻¹. Since the truncation is U_k U_kᵀ W L, the inverse cancels.
 
     Wang, Zheng, Wan, Zhang, "SVD-LLM: truncation-aware singular value decomposition for large language model
-    compression", 2024 (arXiv 2403.07378), section 3.1. Its second stage, an update of the weights, is not done here.
+    compression", 2024 (arXiv 2403.07378), section 3.1, without its second stage, an update of the weights.
     """
 
     name = "svd-llm"
@@ -31,5 +31,5 @@ class SVDLLM(lrbench.LowRankReducer):
 
 @lrbench.hookimpl
 def lrbench_reducers() -> list[type[lrbench.Reducer]]:
-    """The reducers of this file."""
+    """Registers the reducer of this file."""
     return [SVDLLM]

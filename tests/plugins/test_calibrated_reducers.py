@@ -200,7 +200,7 @@ def test_tails_below_what_a_gram_sees_are_still_the_best():
     [
         (lambda: ASVD(alpha=-1.0), "alpha"),
         (lambda: Nystrom(selection="best"), "pivots or scores"),
-        (lambda: CR(refit=True, sampling="random"), "refit goes with sampling: top"),
+        (lambda: CR(refit=True, sampling="random"), "refit needs sampling: top"),
     ],
 )
 def test_parameters_that_make_no_sense_are_refused(make, message):

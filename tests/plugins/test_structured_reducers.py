@@ -124,7 +124,7 @@ def test_what_has_the_rank_must_be_said_in_words():
         rank_of = ""
 
     failed = [r for r in check_reducer(Unsaid) if not r.passed]
-    assert [r.detail for r in failed] == ["rank_of is ''; say what has the rank, as 'each block'"]
+    assert [r.detail for r in failed] == ["rank_of is ''; name the object that has the rank, as 'each block'"]
 
 
 @pytest.mark.parametrize("reducer", [SVD(store="pivoted"), Monarch(), ClusteredSVD(clusters=3)])
@@ -208,7 +208,7 @@ def test_what_a_product_promises_is_checked_however_it_is_stored(store):
     assert promised["svd-llm"]
     failed = [f"{r.name}: {r.detail}" for r in check_reducer(Alternating(store=store)) if not r.passed]
     assert failed
-    assert all("promises that a rank extends the one below it" in line for line in failed)
+    assert all("promises that a larger rank extends a smaller one" in line for line in failed)
 
 
 @pytest.mark.parametrize("rank_of_product", [0, 1, 3])
@@ -312,7 +312,7 @@ def test_monarch_beats_the_svd_at_equal_numbers_where_rows_and_columns_are_heavy
 
 def test_monarch_of_more_blocks_than_rows_is_skipped_with_the_reason():
     slot = lrbench.Slot("w", 0, "mlp.up", (6, 20))
-    assert Monarch(blocks=8).supports(slot) == "8 x 8 blocks were asked of a weight of 6 x 20"
+    assert Monarch(blocks=8).supports(slot) == "8 x 8 blocks do not fit a weight of 6 x 20"
     assert Monarch(blocks=(6, 8)).supports(slot) is None
     assert Monarch().supports(slot) is None
 
