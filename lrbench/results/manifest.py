@@ -55,7 +55,9 @@ class ModelEntry(EngineEntry):
 
     label: str
     blocks: Annotated[int, Field(ge=0, le=100_000)] | None = None
+    dtype: str | None = None
     weight_hash: str | None = None
+    config_hash: str | None = None
     cells: list[str] = []
     engine: EngineEntry = EngineEntry()
     setting: dict[str, Any] = {}
@@ -76,8 +78,9 @@ class ReducerEntry(_Entry):
 
 
 class Manifest(_Entry):
-    """A run's manifest."""
+    """A run's manifest; `lrbench` is the version that wrote it."""
 
+    lrbench: str | None = None
     suite: dict[str, Any] = {}
     suite_hash: str | None = None
     paths: dict[str, str] = {}

@@ -26,6 +26,7 @@ from lrbench.reduction.greedy_plan import GREEDY
 from lrbench.reduction.plan import Cell, Method, first_block_of, make_plan, methods
 from lrbench.reduction.reduced_weight import Reduction
 from lrbench.results.directory import RunDirectory
+from lrbench.results.manifest import Manifest, ModelEntry, PartEntry, parse
 from lrbench.results.rows import Edit, Row
 from lrbench.suite.load import BASE, ModelSpec, Suite, suite_again
 
@@ -68,7 +69,7 @@ class CellAgain:
 class SuiteAgain:
     """A run's suite, and its reducers built from the code that is here now."""
 
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     suite: Suite
     registry: Registry
     methods: tuple[Method, ...]
@@ -87,16 +88,14 @@ def reopen(
     Raises:
         InputError: no manifest, or not one that a suite can be read from; a plugin, model or task folder is gone.
     """
-    manifest = run.manifest()
-    try:
-        data, paths = dict(manifest["suite"]), dict(manifest.get("paths") or {})
-        given = [Path(entry["file"]) for entry in manifest["reducers"] if "file" in entry]
-    except (KeyError, TypeError, ValueError):
-        raise InputError(f"{run.manifest_file}: holds no suite; run the suite again, its rows are kept") from None
+    manifest = parse(run.manifest())
+    if not manifest.suite:
+        raise InputError(f"{run.manifest_file}: holds no suite; run the suite again, its rows are kept")
+    data, given = dict(manifest.suite), [Path(entry.file) for entry in manifest.reducers if entry.file is not None]
     plugins = list(plugins)
     if plugins:
         data["plugins"], given = [], []
-    suite = suite_again(data, run.manifest_file, paths, with_tasks=with_tasks)
+    suite = suite_again(data, run.manifest_file, manifest.paths, with_tasks=with_tasks)
     code = dict.fromkeys(map(str, [*suite.plugins, *plugins, *given, *suite.task_paths]))
     if code:
         notify(f"{run.path}: runs the code in {', '.join(code)}")
@@ -151,7 +150,7 @@ def compute_again(
     row = find_row(run, prefix)
     _refuse_unscored(run, row)
     again = reopen(run, plugins, notify, with_tasks=False)
-    entry = next((model for model in again.manifest.get("models") or () if model["label"] == row.model), None)
+    entry = next((model for model in again.manifest.models if model.label == row.model), None)
     spec = next((spec for spec in again.suite.models if spec.display_name == row.model), None)
     method = next((method for method in again.methods if method.label == row.label), None)
     if entry is None or spec is None or method is None:
@@ -166,14 +165,14 @@ def compute_again(
         cell = _cell_of(row, make_plan(again.suite, loaded.inventory, again.methods).cells, again.suite.seed)
     calibration = None
     if cell.calibrated:
-        calibration = prepare_again(again.suite, loaded, entry["calibration"]["length"], _silent)
+        calibration = prepare_again(again.suite, loaded, entry.calibration["length"], _silent)
     base = base_of(again.suite, loaded, _silent, trust_remote_code=trust_remote_code)
     if base is not None:
         _check_base(base, entry)
     definition = definition_of(cell, calibration, base)
-    part = entry if row.selection is None else (entry.get("parts") or {}).get(row.selection.share, {})
-    if not other_code and "setting" in part and cell.digest(**part["setting"], **definition) != row.cell:
-        made, now = again.manifest.get("lrbench"), __version__
+    part = entry if row.selection is None else entry.parts.get(row.selection.share, PartEntry())
+    if not other_code and part.setting and cell.digest(**part.setting, **definition) != row.cell:
+        made, now = again.manifest.lrbench, __version__
         raise InputError(
             f"{run.path}: cell {row.cell[:10]} is of an earlier state of this suite (lrbench {made}, now {now}); "
             "choose a cell of the last run"
@@ -183,7 +182,7 @@ def compute_again(
         raise outcome
     for mine, theirs in zip(_in_order([r.edit for r in outcome]), _in_order(row.edits), strict=True):
         _check_edit(mine, theirs)
-    return CellAgain(row, again.suite, again.manifest["suite"], spec, loaded, cell, tuple(outcome), base)
+    return CellAgain(row, again.suite, again.manifest.suite, spec, loaded, cell, tuple(outcome), base)
 
 
 def _refuse_unscored(run: RunDirectory, row: Row) -> None:
@@ -195,22 +194,22 @@ def _refuse_unscored(run: RunDirectory, row: Row) -> None:
         raise InputError(f"{run.path}: cell {row.cell[:10]} has the base's own weights; choose one with updates")
 
 
-def _check_code(manifest: Mapping[str, Any], method: Method) -> None:
-    then = next((entry["source_hash"] for entry in manifest["reducers"] if entry["label"] == method.label), None)
+def _check_code(manifest: Manifest, method: Method) -> None:
+    then = next((entry.source_hash for entry in manifest.reducers if entry.label == method.label), None)
     if then != method.source_hash:
         raise PluginError(
             f"reducer {method.label!r}: its code, or lrbench's, is not that of the run "
-            f"(lrbench {manifest.get('lrbench')}, now {__version__}); run the suite again, or add --other-code "
+            f"(lrbench {manifest.lrbench}, now {__version__}); run the suite again, or add --other-code "
             "to accept whatever gives the row's errors"
         )
 
 
-def _check_model(loaded: LoadedModel, entry: Mapping[str, Any]) -> None:
+def _check_model(loaded: LoadedModel, entry: ModelEntry) -> None:
     dtype = str(loaded.dtype).removeprefix("torch.")
     for what, then, now in (
-        ("dtype", entry.get("dtype"), dtype),
-        ("weights (SHA-256)", entry.get("weight_hash"), loaded.weight_hash),
-        ("configuration (SHA-256)", entry.get("config_hash"), loaded.config_hash),
+        ("dtype", entry.dtype, dtype),
+        ("weights (SHA-256)", entry.weight_hash, loaded.weight_hash),
+        ("configuration (SHA-256)", entry.config_hash, loaded.config_hash),
     ):
         if then != now:
             raise ModelError(
@@ -219,8 +218,8 @@ def _check_model(loaded: LoadedModel, entry: Mapping[str, Any]) -> None:
             )
 
 
-def _check_base(base: Base, entry: Mapping[str, Any]) -> None:
-    then = (entry.get("delta") or {}).get("weight_hash")
+def _check_base(base: Base, entry: ModelEntry) -> None:
+    then = entry.delta.get("weight_hash")
     if then != base.weight_hash:
         raise ModelError(
             f"base {base.label}: its weights (SHA-256) are {base.weight_hash[:16]}, in the run they were "

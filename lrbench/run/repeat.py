@@ -82,11 +82,10 @@ def asked_of(run: RunDirectory, plugins: list[Path], notify: Callable[[str], Non
         InputError: no manifest, or not one that a suite can be read from; a plugin, model or task folder is gone.
     """
     again = reopen(run, plugins, notify)
-    models = again.manifest.get("models") or ()
-    engines = [(model.get("engine") or {}).get("name") for model in models]
+    engines = [model.engine.name for model in again.manifest.models]
     if not engines or any(engine not in ENGINES for engine in engines):
         raise InputError(f"{run.manifest_file}: names no engine that scored its cells; run the suite instead")
-    known, wanted = run.environments(), set(again.manifest.get("cells") or ())
+    known, wanted = run.environments(), set(again.manifest.cells)
     used = {row.environment for cell, row in run.rows().items() if cell in wanted}
     entries = [known[name] for name in sorted(used) if name in known]
     threads = [entry.get("threads") for entry in entries]
