@@ -16,6 +16,7 @@ import pluggy
 from lrbench._version import __version__
 
 if TYPE_CHECKING:
+    from lrbench.api.leaderboard import leaderboard
     from lrbench.api.plan import plan
     from lrbench.api.reduced import Reduced, reduce
     from lrbench.api.results import Results, read_results
@@ -56,6 +57,7 @@ _HOMES = {
     "load": "lrbench.export.load",
     "Results": "lrbench.api.results",
     "read_results": "lrbench.api.results",
+    "leaderboard": "lrbench.api.leaderboard",
     "plan": "lrbench.api.plan",
     "run": "lrbench.api.run",
 }
@@ -78,6 +80,7 @@ __all__ = [
     "Slot",
     "__version__",
     "hookimpl",
+    "leaderboard",
     "load",
     "plan",
     "read_results",

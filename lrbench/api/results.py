@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +13,15 @@ from lrbench.analysis.scored_run import ScoredRun
 from lrbench.errors import InputError
 from lrbench.results.directory import open_run
 from lrbench.results.rows import Row
+from lrbench.stats.metric_names import primary
+from lrbench.system.text import printable
 
 if TYPE_CHECKING:
     import pandas
+
+
+#: The number of rows that a `repr` shows.
+MOST_ROWS = 20
 
 
 class Results(list[Row]):
@@ -33,11 +41,37 @@ class Results(list[Row]):
         Raises:
             InputError: pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError:
-            raise InputError("pandas is not installed; pip install 'lrbench[pandas]'") from None
-        return pandas.DataFrame([flat(row) for row in self])
+        return import_pandas().DataFrame([flat(row) for row in self])
+
+    def __repr__(self) -> str:
+        where = f" of {self.path}" if self.path is not None else ""
+        counts = Counter(row.status for row in self)
+        title = f"{len(self)} row{'' if len(self) == 1 else 's'}{where}"
+        lines = [": ".join(filter(None, [title, ", ".join(f"{count} {status}" for status, count in counts.items())]))]
+        width = max((len(row.method or "baseline") for row in self[:MOST_ROWS]), default=0)
+        for row in self[:MOST_ROWS]:
+            scores = [
+                f"{task} {metric} {scores[metric].value:.4g}"
+                for task, scores in row.scores.items()
+                if scores and (metric := primary(scores))
+            ]
+            described = ", ".join(scores) if row.status == "ok" else f"{row.status}: {row.reason}"
+            lines.append(f"  {row.method or 'baseline':{width}}  {row.setting:14}  {described}".rstrip())
+        if len(self) > MOST_ROWS:
+            lines.append(f"  and {len(self) - MOST_ROWS} more")
+        return "\n".join(map(printable, lines))
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
+
+
+def import_pandas() -> Any:
+    """The module pandas. Raises InputError: it is not installed."""
+    try:
+        import pandas
+    except ImportError:
+        raise InputError("pandas is not installed; pip install 'lrbench[pandas]'") from None
+    return pandas
 
 
 def read_results(run: str | Path) -> Results:

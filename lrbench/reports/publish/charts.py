@@ -13,7 +13,7 @@ from lrbench.analysis.leaderboard import Column, Entry, Leaderboard
 from lrbench.analysis.score import Measurement
 from lrbench.analysis.scored_run import Split, is_reported, split_of, split_suffix
 from lrbench.analysis.screening_accuracy import ScreenedCell
-from lrbench.reports.figures import correlations, damage, errors, heat, keep, layers, screening, times
+from lrbench.reports.figures import correlations, damage, errors, heat, keep, layers, screening, theme, times, vector
 from lrbench.reports.publish.names import Names
 from lrbench.reports.publish.spectrum import SpectrumRecord
 from lrbench.reports.render import damage as words
@@ -23,7 +23,7 @@ from lrbench.stats import COVERAGE, spearman
 from lrbench.suite.roles import ROLES
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Figure:
     """One figure.
 
@@ -47,6 +47,17 @@ class Figure:
         """The Vega-Lite specification without a theme."""
         whole: dict[str, Any] = self.chart.to_dict()
         return {name: part for name, part in whole.items() if name != "config"}
+
+    @cached_property
+    def files(self) -> dict[str, bytes]:
+        """The figure with its title, as `svg` and `pdf`."""
+        return vector(theme.dressed(self.specification, self.title, self.model))
+
+    def _repr_svg_(self) -> str:
+        return self.files["svg"].decode()
+
+    def __repr__(self) -> str:
+        return f"Figure({self.title!r}, {self.model!r})"
 
 
 def of_board(board: Leaderboard, names: Names) -> list[Figure]:

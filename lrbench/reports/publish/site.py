@@ -191,8 +191,7 @@ class _Site:
         if self.figures:
             self.files["assets/vega.js"] = _vega()
         for figure in self.figures:
-            dressed = theme.dressed(figure.specification, figure.title, figure.model)
-            for form, content in figures.vector(dressed).items():
+            for form, content in figure.files.items():
                 description = f"{figure.title}, {figure.model} ({form.upper()})"
                 self._offer("Figures", f"figures/{figure.key}.{form}", description, content)
         themes = {

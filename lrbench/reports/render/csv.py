@@ -25,21 +25,25 @@ def render(board: Leaderboard) -> str:
     standard deviation over seeds). Fractions are not in percent. Missing values are empty. Text that a spreadsheet
     would interpret as a formula gets a leading apostrophe.
     """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\r\n")
+    for line in lines(board):
+        writer.writerow([field(value) for value in line])
+    return text.getvalue()
+
+
+def lines(board: Leaderboard) -> list[list[object]]:
+    """The header and the lines of `render`, as values."""
     fixed = [column.name for column in board.columns if not column.task and column.name != "score"]
     entries = [*board.entries, *board.failures]
     metrics = dict.fromkeys(
         (task, metric) for entry in entries for task, values in entry.metrics.items() for metric in values
     )
     scores = ["score", *(f"{task}:{metric}" for task, metric in metrics)]
-    header = ["cell", "status", *fixed]
+    header: list[object] = ["cell", "status", *fixed]
     header += [name if part == "value" else f"{name}:{part}" for name in scores for part in _PARTS]
     header += ["reason", "environment"]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\r\n")
-    writer.writerow([field(name) for name in header])
-    for entry in entries:
-        writer.writerow([field(value) for value in _line(entry, fixed, list(metrics))])
-    return text.getvalue()
+    return [header, *(_line(entry, fixed, list(metrics)) for entry in entries)]
 
 
 def _line(entry: Entry, fixed: list[str], metrics: list[tuple[str, str]]) -> list[object]:

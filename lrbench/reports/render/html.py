@@ -24,6 +24,15 @@ from lrbench.reports.render.templating import html
 
 def render(board: Leaderboard) -> str:
     """All columns without `detail`, including subtasks; intervals of differences as hints; then the failures."""
+    return html().get_template("leaderboard.html").render(page=True, **_content(board))
+
+
+def fragment(board: Leaderboard) -> str:
+    """The page's table, notes and failures, to stand in another page."""
+    return html().get_template("leaderboard_table.html").render(page=False, **_content(board))
+
+
+def _content(board: Leaderboard) -> dict[str, Any]:
     columns = [column for column in board.columns if not column.detail]
     titles = headings(board)
     best, ties = board.best(), board.ties()
@@ -44,17 +53,17 @@ def render(board: Leaderboard) -> str:
     ]
     models = ", ".join(dict.fromkeys(entry.row.model for entry in [*board.entries, *board.failures]))
     notes = [units(columns), marks(board), FRONT, *remarks(board)]
-    return html().get_template("leaderboard.html").render(
-        title=f"{models} · leaderboard" if models else "leaderboard",
-        columns=[
+    return {
+        "title": f"{models} · leaderboard" if models else "leaderboard",
+        "columns": [
             {"first": titles[c.name][0], "second": titles[c.name][1], "kind": _kind(c), "role": _role(c)}
             for c in columns
         ],
-        lines=lines,
-        notes=notes,
-        pareto=PARETO,
-        failures=[failure(entry) for entry in board.failures],
-    )  # fmt: skip
+        "lines": lines,
+        "notes": notes,
+        "pareto": PARETO,
+        "failures": [failure(entry) for entry in board.failures],
+    }
 
 
 def _cell(column: Column, entry: Entry) -> dict[str, Any]:
