@@ -123,9 +123,9 @@ class Reduced:
         """
         from lrbench.export import FORMATS
         from lrbench.export.dense import write_dense
+        from lrbench.export.exported_model import ExportedModel
         from lrbench.export.factored import write_factored
         from lrbench.export.peft_adapter import write_adapter
-        from lrbench.export.subject import Subject
 
         writers = dict(zip(FORMATS, (write_dense, write_factored, write_adapter), strict=True))
         if format not in writers:
@@ -136,12 +136,12 @@ class Reduced:
         self.restore()
         name = str(getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__)
         folder = Path(name) if Path(name).is_dir() else None
-        subject = Subject(
+        exported = ExportedModel(
             base=folder.name if folder is not None else name, base_folder=folder, model=self.model,
             tokenizer=tokenizer, inventory=self._inventory, slots=self._slots, reductions=self._reductions,
             made="lrbench.reduce(...)",
         )  # fmt: skip
-        writers[format](subject, Path(directory))
+        writers[format](exported, Path(directory))
 
     def _refuse_changed(self) -> None:
         """What is written are the factors and the model's other weights: both must be those that were reduced."""

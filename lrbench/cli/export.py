@@ -48,10 +48,10 @@ def run(args: argparse.Namespace) -> int:
     if args.run_directory.is_file():
         raise InputError(f"{args.run_directory}: a file; give the run's directory, {args.run_directory.parent}")
     from lrbench.export.dense import write_dense
+    from lrbench.export.exported_model import ExportedModel
     from lrbench.export.factored import write_factored
     from lrbench.export.folder import refuse_occupied
     from lrbench.export.peft_adapter import write_adapter
-    from lrbench.export.subject import Subject
     from lrbench.results.directory import open_run
     from lrbench.run.recompute import compute_again
 
@@ -62,8 +62,8 @@ def run(args: argparse.Namespace) -> int:
         other_code=args.other_code, trust_remote_code=args.trust_remote_code,
     )  # fmt: skip
     command = ["lrbench", "export", args.run_directory.name, recomputed.row.cell[:10], "DIR", "--format", args.format]
-    subject = Subject.of_cell(recomputed, directory, made=shlex.join(command))
-    {"dense": write_dense, "factored": write_factored, "lora": write_adapter}[args.format](subject, args.directory)
+    exported = ExportedModel.of_cell(recomputed, directory, made=shlex.join(command))
+    {"dense": write_dense, "factored": write_factored, "lora": write_adapter}[args.format](exported, args.directory)
     size = sum(file.stat().st_size for file in args.directory.rglob("*.safetensors"))
     say(f"{args.directory}: {args.format}, {size / 1e6:.1f} MB of weights; described in its README.md")
     return 0

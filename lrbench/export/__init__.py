@@ -1,10 +1,10 @@
-"""Edited models out: a dense checkpoint, a factored one, or a LoRA adapter.
+"""Writes edited models: as a dense checkpoint, a factored checkpoint, or a LoRA adapter.
 
-`subject` is what is exported; `dense`, `factored` and `peft_adapter` write it; `card` describes it to people and
-`description` to `load`, which reads a factored one back.
+`exported_model` holds the edited model; `dense`, `factored` and `peft_adapter` write it; `card` writes its model card,
+and `description` the metadata from which `load` reads a factored checkpoint.
 """
 
 from __future__ import annotations
 
-#: What `--format` chooses from, the default first.
+#: The values of `--format`, the default first.
 FORMATS = ("dense", "factored", "lora")

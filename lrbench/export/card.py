@@ -14,7 +14,7 @@ from huggingface_hub import ModelCardData, metadata_load
 from lrbench._version import __version__
 from lrbench.analysis.edit_summary import describe, ranks, relative_error
 from lrbench.export.description import Description
-from lrbench.export.subject import Subject
+from lrbench.export.exported_model import ExportedModel
 from lrbench.reports.render.markdown import escape
 from lrbench.results.rows import Edit, Row
 from lrbench.system.environment import in_words
@@ -75,51 +75,51 @@ model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("BASE"), 
 The adapter holds the difference from the base, and so needs the base beside it."""
 
 
-def card(subject: Subject, form: str, description: Description | None = None) -> str:
+def card(exported: ExportedModel, form: str, description: Description | None = None) -> str:
     """The card in Markdown, with the front matter that the Hugging Face hub reads.
 
     Args:
         form: `dense`, `factored` or `lora`.
         description: of a factored export.
     """
-    edits, row = subject.edits, subject.row
+    edits, row = exported.edits, exported.row
     method = row.method if row is not None else None
-    title = f"{subject.base}, {method or 'reduced'}{f', {row.setting}' if row is not None else ''}"
+    title = f"{exported.base}, {method or 'reduced'}{f', {row.setting}' if row is not None else ''}"
     parts = [
-        _front_matter(subject, form),
+        _front_matter(exported, form),
         f"# {escape(title)}",
-        f"`{_plain(subject.base)}` with {_what(subject)} replaced by a "
-        f"decomposition ({escape(describe(edits, len(subject.inventory.blocks)))}), "
+        f"`{_plain(exported.base)}` with {_what(exported)} replaced by a "
+        f"decomposition ({escape(describe(edits, len(exported.inventory.blocks)))}), "
         f"made by lrbench {__version__}.",
         "## What it scored" if row is not None and row.scores else "",
-        _scores(subject),
+        _scores(exported),
         "## What was edited",
-        _summary(subject),
+        _summary(exported),
         _edits(edits),
         "## How to load it",
         {"dense": LOAD_DENSE, "factored": LOAD_FACTORED, "lora": LOAD_ADAPTER}[form].replace(
-            '"BASE"', json.dumps(_plain(subject.delta.name if subject.delta else subject.base))
+            '"BASE"', json.dumps(_plain(exported.delta.name if exported.delta else exported.base))
         ),
         _plainly(description),
         "## How it was made",
-        _made(subject),
+        _made(exported),
         "## Licence",
-        _licence(subject),
+        _licence(exported),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _what(subject: Subject) -> str:
-    many = "s" if len(subject.edits) != 1 else ""
-    if subject.delta is None:
-        return f"{len(subject.edits)} weight{many}"
-    return f"the update{many} of {len(subject.edits)} weight{many} from `{_plain(subject.delta.name)}`"
+def _what(exported: ExportedModel) -> str:
+    many = "s" if len(exported.edits) != 1 else ""
+    if exported.delta is None:
+        return f"{len(exported.edits)} weight{many}"
+    return f"the update{many} of {len(exported.edits)} weight{many} from `{_plain(exported.delta.name)}`"
 
 
-def _front_matter(subject: Subject, form: str) -> str:
-    delta = subject.delta if form == "lora" else None
-    name, folder = (delta.name, delta.folder) if delta else (subject.base, subject.base_folder)
-    licence = _licence_of(subject.base_folder)
+def _front_matter(exported: ExportedModel, form: str) -> str:
+    delta = exported.delta if form == "lora" else None
+    name, folder = (delta.name, delta.folder) if delta else (exported.base, exported.base_folder)
+    licence = _licence_of(exported.base_folder)
     data = ModelCardData(
         library_name="peft" if form == "lora" else "transformers",
         base_model=clean(name) if folder is None else None,
@@ -129,16 +129,16 @@ def _front_matter(subject: Subject, form: str) -> str:
     return f"---\n{data.to_yaml()}\n---"
 
 
-def _scores(subject: Subject) -> str:
-    if subject.row is None:
+def _scores(exported: ExportedModel) -> str:
+    if exported.row is None:
         return "It was not scored."
     lines = ["| task | metric | value | standard error | documents |", "|---|---|--:|--:|--:|"]
-    for task, scores in subject.row.scores.items():
+    for task, scores in exported.row.scores.items():
         for metric, score in scores.items():
             stderr = "" if score.stderr is None else f"{score.stderr:.4g}"
             lines.append(f"| {_cell(task)} | {_cell(metric)} | {score.value:.6g} | {stderr} | {score.n} |")
-    how = "through the factors" if any(e.evaluated_as == "factors" for e in subject.row.edits) else "as matrices"
-    return "\n".join(lines) + f"\n\nScores are lm-eval's, with the edited weights run {how}.{_documents(subject.row)}"
+    how = "through the factors" if any(e.evaluated_as == "factors" for e in exported.row.edits) else "as matrices"
+    return "\n".join(lines) + f"\n\nScores are lm-eval's, with the edited weights run {how}.{_documents(exported.row)}"
 
 
 def _documents(row: Row) -> str:
@@ -155,12 +155,12 @@ def _documents(row: Row) -> str:
     )
 
 
-def _summary(subject: Subject) -> str:
-    row, edits = subject.row, subject.edits
+def _summary(exported: ExportedModel) -> str:
+    row, edits = exported.row, exported.edits
     error = relative_error(edits)
     lines = [f"- ranks: {ranks(edits)}"]
     if error is not None:
-        what = "‖Δ − Δ̂‖ / ‖Δ‖, Δ = W − W_base," if subject.delta else "‖W − Ŵ‖ / ‖W‖"
+        what = "‖Δ − Δ̂‖ / ‖Δ‖, Δ = W − W_base," if exported.delta else "‖W − Ŵ‖ / ‖W‖"
         lines.append(f"- relative error {what} over all edited weights: {error:.4g}")
     if row is not None:
         method = f"`{_plain(row.reducer or '')}`"
@@ -170,7 +170,7 @@ def _summary(subject: Subject) -> str:
             f"- method: {method}{f' ({settings})' if settings else ''}; asked: {escape(row.setting)}; seed {row.seed}",
         )
         if row.keep_targets is not None and row.keep_model is not None:
-            whole = "the model, on top of the base" if subject.delta else "the model"
+            whole = "the model, on top of the base" if exported.delta else "the model"
             lines.append(f"- numbers kept: {row.keep_targets:.4g} of these weights, {row.keep_model:.4g} of {whole}")
         lines.append(f"- decomposition: {row.decompose_seconds:.3g} s")
     return "\n".join(lines)
@@ -206,16 +206,16 @@ def _listed(weights: Sequence[str]) -> str:
     return shown if len(weights) <= 3 else f"{shown} and {len(weights) - 3} more, as `lrbench.json` has them"
 
 
-def _made(subject: Subject) -> str:
+def _made(exported: ExportedModel) -> str:
     lines = []
-    if subject.made:
-        lines.append(f"    {_plain(subject.made)}")
-    if subject.row is not None:
-        lines.append(f"Cell `{subject.row.cell}` of suite `{_plain(subject.row.suite)}`.")
-    if subject.environment:
-        lines.append(f"Scored on {escape(in_words(dict(subject.environment)))}.")
-    if subject.suite:
-        text = yaml.safe_dump(_given(dict(subject.suite)), sort_keys=False, allow_unicode=True, width=100)
+    if exported.made:
+        lines.append(f"    {_plain(exported.made)}")
+    if exported.row is not None:
+        lines.append(f"Cell `{exported.row.cell}` of suite `{_plain(exported.row.suite)}`.")
+    if exported.environment:
+        lines.append(f"Scored on {escape(in_words(dict(exported.environment)))}.")
+    if exported.suite:
+        text = yaml.safe_dump(_given(dict(exported.suite)), sort_keys=False, allow_unicode=True, width=100)
         lines.append("The suite:\n\n" + "\n".join(f"    {printable(line)}" for line in text.split("\n")))
     return "\n\n".join(lines)
 
@@ -227,10 +227,10 @@ def _given(data: Any) -> Any:
     return [_given(value) for value in data] if isinstance(data, list) else data
 
 
-def _licence(subject: Subject) -> str:
-    licence = _licence_of(subject.base_folder)
+def _licence(exported: ExportedModel) -> str:
+    licence = _licence_of(exported.base_folder)
     known = f" (`{_plain(licence)}`, says its card)" if licence else ""
-    return f"A work derived from `{_plain(subject.base)}`: the licence of that model holds for this one{known}."
+    return f"A work derived from `{_plain(exported.base)}`: the licence of that model holds for this one{known}."
 
 
 def _licence_of(folder: Path | None) -> str | None:

@@ -16,8 +16,8 @@ from lrbench._version import __version__
 from lrbench.errors import InputError
 from lrbench.export.card import card
 from lrbench.export.description import TENSORS, Description, StoredWeight
+from lrbench.export.exported_model import ExportedModel
 from lrbench.export.folder import new_folder
-from lrbench.export.subject import Subject
 from lrbench.models.edit import edited
 from lrbench.models.factored_layers import runs_as_factors
 from lrbench.models.slots import WeightSlot
@@ -26,7 +26,7 @@ from lrbench.reducers.factors import Dense, Factors, LowRank
 SHARD = "5GB"
 
 
-def write_factored(subject: Subject, directory: Path) -> None:
+def write_factored(exported: ExportedModel, directory: Path) -> None:
     """Writes what `lrbench.load` reads: factors and the other weights as safetensors, and `lrbench.json`.
 
     A low-rank pair of a layer `path` is stored as the two linear layers that it is: `path.0.weight` (k, in) and
@@ -38,29 +38,29 @@ def write_factored(subject: Subject, directory: Path) -> None:
     Raises:
         InputError: it is not, or cannot be written; or the factors are of updates.
     """
-    if any(reduction.base is not None for reduction in subject.reductions):
+    if any(reduction.base is not None for reduction in exported.reductions):
         raise InputError("factors of an update stand beside the base's weight, not in its place; export lora or dense")
     with new_folder(directory) as folder:
-        taken = _take_apart(subject)
+        taken = _take_apart(exported)
         _save(taken.tensors, folder)
-        config = subject.config()
+        config = exported.config()
         config.save_pretrained(folder)
-        if subject.model.can_generate() and subject.model.generation_config is not None:
-            subject.model.generation_config.save_pretrained(folder)
-        if subject.tokenizer is not None:
-            subject.tokenizer.save_pretrained(folder)
+        if exported.model.can_generate() and exported.model.generation_config is not None:
+            exported.model.generation_config.save_pretrained(folder)
+        if exported.tokenizer is not None:
+            exported.tokenizer.save_pretrained(folder)
         description = Description(
             lrbench=__version__,
-            base=subject.base,
+            base=exported.base,
             plain=all(weight.factors == "LowRank" and weight.runs_as == "factors" for weight in taken.weights),
             weights=taken.weights,
             matrices=taken.matrices,
             ties=taken.ties,
-            row=subject.row,
-            suite=dict(subject.suite),
+            row=exported.row,
+            suite=dict(exported.suite),
         )
         description.write(folder)
-        (folder / "README.md").write_text(card(subject, "factored", description), encoding="utf-8")
+        (folder / "README.md").write_text(card(exported, "factored", description), encoding="utf-8")
 
 
 @dataclass
@@ -73,22 +73,22 @@ class _Apart:
     ties: dict[str, str] = field(default_factory=dict)
 
 
-def _take_apart(subject: Subject) -> _Apart:
-    model, apart = subject.model, _Apart()
+def _take_apart(exported: ExportedModel) -> _Apart:
+    model, apart = exported.model, _Apart()
     paths: dict[int, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         paths.setdefault(id(module), []).append(path)
-    of_slot = {id(slot): done.factors for slot, done in zip(subject.slots, subject.reductions, strict=True)}
+    of_slot = {id(slot): done.factors for slot, done in zip(exported.slots, exported.reductions, strict=True)}
     gone: set[str] = set()  # names in the model's state that its stand-ins replace
     whole: dict[WeightSlot, torch.Tensor] = {}
     done: set[tuple[int, str]] = set()
-    for slot, reduction in zip(subject.slots, subject.reductions, strict=True):
+    for slot, reduction in zip(exported.slots, exported.reductions, strict=True):
         factors, key = reduction.factors, (id(slot.module), slot.parameter)
         first = paths[id(slot.module)][0]
         if runs_as_factors(slot, factors):
             apart.weights.append(_add_layer(apart, slot, factors, first))
             gone.update(f"{path}.{name}" for path in paths[id(slot.module)] for name in ("weight", "bias"))
-        elif parts := _parts(subject.inventory.slots, slot, of_slot):
+        elif parts := _parts(exported.inventory.slots, slot, of_slot):
             gone.update(f"{path}.{slot.parameter}" for path in paths[id(slot.module)])
             if key not in done:
                 apart.weights += [_add_part(apart, part, of_slot.get(id(part)), first) for part in parts]

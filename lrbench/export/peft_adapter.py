@@ -14,8 +14,8 @@ from transformers.pytorch_utils import Conv1D
 
 from lrbench.errors import ModelError
 from lrbench.export.card import card
+from lrbench.export.exported_model import ExportedModel
 from lrbench.export.folder import new_folder
-from lrbench.export.subject import Subject
 from lrbench.models.base_model import Base
 from lrbench.models.factored_layers import is_whole_layer
 from lrbench.models.slots import WeightSlot
@@ -87,7 +87,7 @@ def write_lora(
     save_file(tensors, str(directory / "adapter_model.safetensors"), metadata={"format": "pt"})
 
 
-def write_adapter(subject: Subject, directory: Path) -> None:
+def write_adapter(exported: ExportedModel, directory: Path) -> None:
     """Writes an edit as the LoRA adapter of its difference from the base, where that difference is of low rank.
 
     CellReducer of updates are written as their own factors, for the base that they are updates of. What else was
@@ -101,30 +101,30 @@ def write_adapter(subject: Subject, directory: Path) -> None:
         ModelError: a weight is no layer of its own, or its difference is of so high a rank that the adapter would
             store more than the weight; or the base, or what else was fine-tuned, cannot be said in an adapter.
     """
-    delta = subject.delta
+    delta = exported.delta
     updates = {
         slot.name: _of_update(slot, reduction.factors) if delta is not None else _difference(slot, reduction.matrix())
-        for slot, reduction in zip(subject.slots, subject.reductions, strict=True)
+        for slot, reduction in zip(exported.slots, exported.reductions, strict=True)
     }
-    if len({isinstance(slot.module, Conv1D) for slot in subject.slots}) > 1:
+    if len({isinstance(slot.module, Conv1D) for slot in exported.slots}) > 1:
         raise ModelError("an adapter holds either transposed layers or others, not both; export dense or factored")
     if delta is not None and not delta.whole:
         raise ModelError(
             f"{delta.name}: the base has an adapter merged into it, or is drawn at random, so that no name loads it; "
             "save it as a checkpoint, or export dense"
         )
-    name, where = (subject.base, subject.base_folder) if delta is None else (delta.name, delta.folder)
-    saved = {} if delta is None else _fine_tuned_beside(subject, delta.base)
-    transposed = isinstance(subject.slots[0].module, Conv1D)
+    name, where = (exported.base, exported.base_folder) if delta is None else (delta.name, delta.folder)
+    saved = {} if delta is None else _fine_tuned_beside(exported, delta.base)
+    transposed = isinstance(exported.slots[0].module, Conv1D)
     revision = None if delta is None or where is not None else delta.revision
     with new_folder(directory) as folder:
         write_lora(
             folder, updates, str(where) if where is not None else name, transposed=transposed, saved=saved,
             revision=revision,
         )  # fmt: skip
-        if subject.tokenizer is not None:
-            subject.tokenizer.save_pretrained(folder)
-        (folder / "README.md").write_text(card(subject, "lora"), encoding="utf-8")
+        if exported.tokenizer is not None:
+            exported.tokenizer.save_pretrained(folder)
+        (folder / "README.md").write_text(card(exported, "lora"), encoding="utf-8")
 
 
 def _of_update(slot: WeightSlot, factors: Factors) -> tuple[Tensor, Tensor]:
@@ -150,13 +150,13 @@ def _refuse_part(slot: WeightSlot) -> None:
         )
 
 
-def _fine_tuned_beside(subject: Subject, base: Base) -> dict[str, nn.Module]:
+def _fine_tuned_beside(exported: ExportedModel, base: Base) -> dict[str, nn.Module]:
     """The modules that were fine-tuned beside the edited weights, by path. Raises ModelError for what is no module."""
-    modules = dict(subject.model.named_modules())
-    places = Counter(id(tensor) for _, tensor in subject.model.named_parameters(remove_duplicate=False))
-    edited = {slot.module_name for slot in subject.slots}
+    modules = dict(exported.model.named_modules())
+    places = Counter(id(tensor) for _, tensor in exported.model.named_parameters(remove_duplicate=False))
+    edited = {slot.module_name for slot in exported.slots}
     found = {}
-    for piece in base.not_replaced(subject.slots):
+    for piece in base.not_replaced(exported.slots):
         path, _, own = piece.parameter.rpartition(".")
         module = modules[path]
         if path in edited or any(True for _ in module.children()) or places[id(getattr(module, own))] > 1:

@@ -41,7 +41,7 @@ class _TooMuch(yaml.MarkedYAMLError):
     """YAML that is in order, and no suite."""
 
 
-class _Loader(yaml.SafeLoader):
+class _SuiteLoader(yaml.SafeLoader):
     """Composes nodes, and stops where there are too many, or they are nested too deeply: both are read lazily."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's way to give a class its own
@@ -64,11 +64,11 @@ _TOO_MANY = f"not a suite: more than {_MAX_NODES:,} values, aliases counted; spl
 _CYCLE = "an anchor that contains itself; write out what it stands for"
 
 
-_Loader.add_implicit_resolver(_TAG + "null", _NULL, ["~", "n", "N", ""])
-_Loader.add_implicit_resolver(_TAG + "bool", _BOOL, list("tTfF"))
-_Loader.add_implicit_resolver(_TAG + "int", _INT, list("-+0123456789"))
-_Loader.add_implicit_resolver(_TAG + "float", _FLOAT, list("-+.0123456789"))
-_Loader.add_implicit_resolver(_TAG + "merge", re.compile(r"<<\Z"), ["<"])
+_SuiteLoader.add_implicit_resolver(_TAG + "null", _NULL, ["~", "n", "N", ""])
+_SuiteLoader.add_implicit_resolver(_TAG + "bool", _BOOL, list("tTfF"))
+_SuiteLoader.add_implicit_resolver(_TAG + "int", _INT, list("-+0123456789"))
+_SuiteLoader.add_implicit_resolver(_TAG + "float", _FLOAT, list("-+.0123456789"))
+_SuiteLoader.add_implicit_resolver(_TAG + "merge", re.compile(r"<<\Z"), ["<"])
 
 
 class Place(NamedTuple):
@@ -220,7 +220,7 @@ def parse_yaml(text: str, file: str, *, in_file: bool = True) -> Document:
     document = Document(file, None)
     builder = _Builder(document, in_file)
     try:
-        loader = _Loader(text)
+        loader = _SuiteLoader(text)
         try:
             node = loader.get_single_node()
         finally:

@@ -18,12 +18,12 @@ from lrbench.tasks.containment import contained
 from lrbench.tasks.data import with_data
 from lrbench.tasks.folders import BUNDLED, PROTOCOLS, check_folders, with_absolute_data
 from lrbench.tasks.names import suggestion, unknown
-from lrbench.tasks.task_set import TaskSet, TaskSpec
+from lrbench.tasks.task_set import RequestedTask, TaskSet
 from lrbench.tasks.token_windows import TokenPerplexity
 
 
 def load_tasks(
-    specs: Iterable[TaskSpec], folders: Sequence[Path] = (), notify: Callable[[str], None] = lambda _: None
+    specs: Iterable[RequestedTask], folders: Sequence[Path] = (), notify: Callable[[str], None] = lambda _: None
 ) -> TaskSet:
     """Loads tasks, with their documents.
 
@@ -55,7 +55,7 @@ def load_tasks(
     return loaded
 
 
-def _manager(specs: list[TaskSpec], places: list[Path], notify: Callable[[str], None]) -> TaskManager:
+def _manager(specs: list[RequestedTask], places: list[Path], notify: Callable[[str], None]) -> TaskManager:
     manager = TaskManager(include_path=list(places), include_defaults=False)
     missing = sorted({name for spec in specs for name in _missing(spec.task, manager.task_index)})
     if missing:
@@ -68,7 +68,7 @@ def _manager(specs: list[TaskSpec], places: list[Path], notify: Callable[[str], 
     return manager
 
 
-def _refuse(specs: list[TaskSpec], manager: TaskManager, unknown: dict[str, str]) -> None:
+def _refuse(specs: list[RequestedTask], manager: TaskManager, unknown: dict[str, str]) -> None:
     """Raises TaskError for the first spec that contains an unknown name; `unknown` maps names to suggestions."""
     for spec in specs if unknown else ():
         for name in _missing(spec.task, manager.task_index):
@@ -78,7 +78,7 @@ def _refuse(specs: list[TaskSpec], manager: TaskManager, unknown: dict[str, str]
 
 
 @contextmanager
-def _about(spec: TaskSpec) -> Iterator[None]:
+def _about(spec: RequestedTask) -> Iterator[None]:
     """Adds `spec` to a TaskError raised inside, so that the suite's line can be found."""
     try:
         yield
@@ -87,7 +87,7 @@ def _about(spec: TaskSpec) -> Iterator[None]:
         raise
 
 
-def _named_by(name: str, spec: TaskSpec) -> str:
+def _named_by(name: str, spec: RequestedTask) -> str:
     return "" if name == spec.task else f", named by {spec.task!r}"
 
 
@@ -170,7 +170,7 @@ def _load(name: str, manager: TaskManager, own: dict[str, Path]) -> dict[str, An
         raise TaskError(f"task {name!r}{place} cannot be loaded: {one_line(error)}") from error
 
 
-def _add(loaded: TaskSet, parts: dict[str, Any], spec: TaskSpec) -> None:
+def _add(loaded: TaskSet, parts: dict[str, Any], spec: RequestedTask) -> None:
     if spec.limit is not None and spec.limit < 1:
         raise TaskError(f"task {spec.task!r}: limit {spec.limit}; it must be 1 or more (leave it out for all)")
     for name, task in parts["tasks"].items():

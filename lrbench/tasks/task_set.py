@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
 
 
-class TaskSpec(Protocol):
+class RequestedTask(Protocol):
     """A task entry of a suite."""
 
     @property

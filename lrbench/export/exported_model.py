@@ -1,4 +1,4 @@
-"""What is exported: an edited model, and how it came to be."""
+"""The edited model to export, with its scores and provenance."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from lrbench.suite.load import ModelSpec
 
 
 @dataclass(frozen=True)
-class UpdateOf:
-    """The base of updates.
+class DeltaBase:
+    """The base model of reduced updates.
 
     Attributes:
         name: a hub id, a bundled name, or a folder's name.
-        folder: where it lies, for a model of this machine.
-        revision: of a hub id: the commit where it is known.
-        base: its weights.
-        whole: whether these are what loading it by name gives: not a merged adapter, nor drawn at random.
+        folder: the local folder; None for a hub id.
+        revision: of a hub id; the commit if it is known.
+        base: the base's weights.
+        whole: whether loading `name` gives these weights; false for a merged adapter and for random weights.
     """
 
     name: str
@@ -40,21 +40,21 @@ class UpdateOf:
 
 
 @dataclass(frozen=True)
-class Subject:
+class ExportedModel:
     """An edited model.
 
     Attributes:
         base: the baseline's name: a hub id, a bundled name, or a folder's name.
-        base_folder: where it lies, for a model of this machine.
-        model: with its original weights; edits are put in place while they are written.
-        tokenizer: None where there is none to go with it.
+        base_folder: the baseline's local folder; None for a hub id.
+        model: the model with its original weights; edits are applied while it is written.
+        tokenizer: None if the model has none.
         inventory: all slots of the model.
-        slots, reductions: one of each for each edited weight.
-        delta: what the reductions are updates of; None where they stand in for the weights.
-        row: what the edit scored and cost; None where it was not scored.
-        suite: the suite as plain data; empty where there was none.
-        environment: where and with what it was scored; empty where it was not.
-        made: how, in one line: a command or a call.
+        slots, reductions: the edited weights, and the reduction of each.
+        delta: the base, if the reductions replace updates; None if they replace weights.
+        row: the cell's row; None if it was not scored.
+        suite: the suite as plain data; empty if there was none.
+        environment: the hardware and versions of the scoring; empty if it was not scored.
+        made: the command or call that made the export, in one line.
     """
 
     base: str
@@ -68,22 +68,22 @@ class Subject:
     suite: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     made: str = ""
-    delta: UpdateOf | None = None
+    delta: DeltaBase | None = None
 
     @property
     def edits(self) -> list[Edit]:
-        """The record of each edited weight."""
+        """The edit of each slot."""
         return [reduction.edit for reduction in self.reductions]
 
     @classmethod
-    def of_cell(cls, again: CellAgain, run: RunDirectory, made: str) -> Subject:
-        """A run's cell."""
+    def of_cell(cls, again: CellAgain, run: RunDirectory, made: str) -> ExportedModel:
+        """The edited model of a recomputed cell."""
         name, folder = _place(again.spec)
         delta = None
         if again.base is not None and again.suite.delta is not None:
             spec, source = again.suite.delta.base, again.base.source
             revision = source.get("commit") or source.get("revision")
-            delta = UpdateOf(*_place(spec), revision, again.base, spec.adapter is None and spec.config is None)
+            delta = DeltaBase(*_place(spec), revision, again.base, spec.adapter is None and spec.config is None)
         return cls(
             base=name,
             delta=delta,
@@ -100,9 +100,9 @@ class Subject:
         )
 
     def config(self) -> PreTrainedConfig:
-        """The model's configuration as its edited copy needs it: untied where one of a tied pair was edited.
+        """The edited model's configuration: untied if the head or the embedding of a tied pair was edited.
 
-        A tied head would be tied to the embedding again when the copy is loaded, and the edit undone.
+        Loading a copy with a tied head would tie it to the embedding again, and undo the edit.
         """
         config = copy.deepcopy(self.model.config)
         config.architectures = [type(self.model).__name__]
@@ -117,7 +117,7 @@ class Subject:
 
 
 def _place(spec: ModelSpec) -> tuple[str, Path | None]:
-    """A model's name, and the folder where it lies."""
+    """A model's name, and its local folder if it has one."""
     folder = None
     if spec.name is not None:
         folder = bundled()[spec.name]
