@@ -1,1 +1,6 @@
 """What notebooks call."""
+
+import warnings
+
+# Libraries that lrbench imports load tqdm, which warns in a notebook without ipywidgets. Nothing here needs them.
+warnings.filterwarnings("ignore", message="IProgress not found")

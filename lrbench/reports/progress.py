@@ -29,6 +29,7 @@ class TerminalProgress:
         self._subtasks: Mapping[str, Sequence[str]] = {}
         self._done = self._total = 0
         self._last_line = 0.0
+        self._start = time.monotonic()
         self._where = ""
         self._tokens = self._seconds = 0.0
 
@@ -92,9 +93,10 @@ class TerminalProgress:
             self._line()
 
     def _line(self) -> None:
-        """Prints the progress every ten seconds and at the end."""
-        if time.monotonic() - self._last_line > 10 or self._done == self._total:
-            self._last_line = time.monotonic()
+        """Prints the progress after ten seconds, at the end, and ever more rarely between, so that lines stay few."""
+        now = time.monotonic()
+        if now - self._last_line > max(10, (now - self._start) / 20) or self._done == self._total:
+            self._last_line = now
             engine = f", {self._engine()}" if self._where else ""
             best = f", best {self._best[0]:.3f} ({self._best[1]})" if self._best else ""
             self._say(_escaped(f"{self._done} of {self._total} cells{engine}{best}"))

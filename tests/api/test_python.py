@@ -36,7 +36,7 @@ def test_the_documentations_snippets_run_in_order_and_print_what_they_say(monkey
         exec(compile(snippet, "docs/python.md", "exec"), names)
     printed = capsys.readouterr().out.splitlines()
     shown = [line.split("# ", 1)[1] for snippet in snippets for line in snippet.splitlines() if ")  # " in line]
-    assert len(shown) == 3
+    assert len(shown) == 4
     for line in shown:
         assert line in printed
 

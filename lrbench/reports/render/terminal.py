@@ -55,7 +55,8 @@ def render(board: Leaderboard, width: int | None = None) -> str:
     """The table as plain text without escape sequences; by default nothing is hidden."""
     page, out = _Page(board), io.StringIO()
     width = width or page.natural_width
-    Console(file=out, width=width, color_system=None, force_terminal=False).print(page.renderable(width, styled=False))
+    console = Console(file=out, width=width, color_system=None, force_terminal=False, force_jupyter=False)
+    console.print(page.renderable(width, styled=False))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
