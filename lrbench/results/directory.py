@@ -1,11 +1,11 @@
 """A run's directory: the manifest, the environments, the rows, the per-document scores. All text, all appendable.
 
-manifest.json         what was asked: the resolved suite, hashes of weights, tasks and prompts, the engine
-environments.jsonl    hardware and versions, one line each, keyed by hash
-rows.jsonl            one line a scored cell; the last line of a cell wins
-samples/CELL.jsonl    one line a document: its metrics and log-likelihoods
-partial/CELL.jsonl    while requests are scored in parts: what an unfinished cell was answered, one line a part
-partial/block-CELL.jsonl  while cells race: a row and its per-document scores on one block of documents
+manifest.json         the resolved suite, hashes of weights, tasks and prompts, the engine
+environments.jsonl    hardware and versions, one line per environment, keyed by hash
+rows.jsonl            one line per scored cell; the last line of a cell wins
+samples/CELL.jsonl    one line per document: its metrics and log-likelihoods
+partial/CELL.jsonl    while requests are scored in parts: the answers to an unfinished cell, one line per part
+partial/block-CELL.jsonl  during a race: a row and its per-document scores on one block of documents
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from lrbench.results.rows import Row
 from lrbench.system import files
 from lrbench.system.text import is_plain, one_line
 
-#: Before the name of a partial row on some documents.
+#: The file name prefix of a row on one block of documents.
 BLOCK = "block-"
 
 
 class RunDirectory:
     """Reads and appends to one run's directory.
 
-    Rows are appended with flush and fsync; a torn last line (the process was killed while writing) is cut off before
-    the next append, and ignored by readers.
+    Rows are appended with flush and fsync. A torn last line, of a process killed while writing, is ignored by readers
+    and removed before the next append.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,12 +42,12 @@ class RunDirectory:
 
     @property
     def rows_file(self) -> Path:
-        """Where the rows are."""
+        """The file of rows."""
         return self.path / "rows.jsonl"
 
     @property
     def manifest_file(self) -> Path:
-        """Where the manifest is."""
+        """The file of the manifest."""
         return self.path / "manifest.json"
 
     def rows(self) -> dict[str, Row]:
@@ -69,13 +69,13 @@ class RunDirectory:
         return rows
 
     def append(self, *rows: Row) -> None:
-        """Writes rows durably, in one step."""
+        """Appends rows durably, in one write."""
         if not rows:
             return
         self._append(self.rows_file, "\n".join(row.model_dump_json(by_alias=True) for row in rows))
 
     def manifest(self) -> dict[str, Any]:
-        """The manifest. Raises InputError where there is none or it is not JSON."""
+        """The manifest as plain data. Raises InputError if it is missing, not JSON, or has a wrong type in it."""
         try:
             manifest = from_json(self.manifest_file.read_bytes())
             if not isinstance(manifest, dict):
@@ -91,7 +91,7 @@ class RunDirectory:
             raise InputError(f"{self.manifest_file}: {one_line(error)}; {hint}") from None
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
-        """Replaces the manifest in one step."""
+        """Replaces the manifest atomically."""
         self._write(self.manifest_file, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
     def environments(self) -> dict[str, dict[str, Any]]:
@@ -109,25 +109,25 @@ class RunDirectory:
         return entries
 
     def add_environment(self, entry: dict[str, Any]) -> None:
-        """Records an environment unless it is there."""
+        """Records an environment if it is not recorded yet."""
         if entry["hash"] not in self.environments():
             self._append(self.path / "environments.jsonl", json.dumps(entry, ensure_ascii=False))
 
     def write_samples(self, cell: str, samples: Iterable[dict[str, Any]]) -> None:
-        """Writes a cell's per-document scores, before its row: a row never stands without its samples."""
+        """Writes a cell's per-document scores. Call before its row is written, so that no row lacks its samples."""
         lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
         self._write(self.samples_file(cell), "".join(lines))
 
     def has_samples(self, cell: str) -> bool:
-        """Whether a cell's per-document scores are there."""
+        """Whether a cell has per-document scores."""
         return self.samples_file(cell).is_file()
 
     def samples_file(self, cell: str) -> Path:
-        """Where a cell's per-document scores are. Raises InputError for what is no cell's hash."""
+        """The file of a cell's per-document scores. Raises InputError if `cell` is not a cell's hash."""
         return self._of_cell("samples", cell)
 
     def partial(self, cell: str) -> list[Any]:
-        """What `add_partial` was given for a cell; lines that are no JSON are left out: they only cost a repetition."""
+        """The entries of `add_partial` for a cell. Lines that are not JSON are skipped: their part is scored again."""
         found = []
         for line in _whole_lines(self._partial_file(cell)):
             try:
@@ -137,11 +137,11 @@ class RunDirectory:
         return found
 
     def add_partial(self, cell: str, entry: dict[str, Any]) -> None:
-        """Keeps part of an unfinished cell durably. Numbers come back exactly, NaN and infinities too."""
+        """Stores part of an unfinished cell durably. Numbers, NaN and infinities are read back exactly."""
         self._append(self._partial_file(cell), json.dumps(entry, ensure_ascii=False))
 
     def drop_partial(self, cell: str | None = None) -> None:
-        """Removes what `add_partial` kept of a cell; without one, of all."""
+        """Removes the partial entries of a cell, or of all cells."""
         if cell is None:
             shutil.rmtree(self.path / "partial", ignore_errors=True)
         else:
@@ -149,25 +149,25 @@ class RunDirectory:
                 self._partial_file(cell).unlink(missing_ok=True)
 
     def has_partial(self) -> bool:
-        """Whether there is anything that `add_partial` kept."""
+        """Whether there are partial entries."""
         return any((self.path / "partial").glob("*.jsonl"))
 
     def has_blocks(self) -> bool:
-        """Whether there are rows on some documents that have not become rows on all they were to be scored on."""
+        """Whether there are rows on blocks of documents, of an unfinished race."""
         return any((self.path / "partial").glob(f"{BLOCK}*.jsonl"))
 
     def drop_blocks(self) -> None:
-        """Removes them."""
+        """Removes rows on blocks of documents."""
         for path in (self.path / "partial").glob(f"{BLOCK}*.jsonl"):
             path.unlink(missing_ok=True)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other processes from writing to the directory, which is made where missing.
+        """Locks the directory against other processes; creates it if it is missing.
 
         Raises:
             Timeout: another process holds the lock.
-            OSError: the directory cannot be made, written to or locked.
+            OSError: the directory cannot be created, written to or locked.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with files.locked(self.path / ".lock"):
@@ -221,7 +221,7 @@ def open_run(path: Path) -> RunDirectory:
 
 
 def _whole_lines(path: Path) -> Iterator[bytes]:
-    """The lines that end in a newline: a torn last one was never written whole. A missing file has none."""
+    """The lines that end in a newline, without a torn last line; none if the file is missing."""
     if not path.is_file():
         return
     with path.open("rb") as file:
@@ -232,7 +232,7 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
 
 @contextmanager
 def _to_disk(path: Path) -> Iterator[None]:
-    """Says in one line what could not be written, and why. What was written before stays."""
+    """Raises StorageError, in one line, if a file cannot be written. Earlier content stays."""
     try:
         yield
     except OSError as error:
