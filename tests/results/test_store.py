@@ -6,7 +6,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrbench.errors import InputError
@@ -106,6 +106,7 @@ documents = st.lists(
 )
 
 
+@settings(deadline=None)  # a busy disk may take long to write durably
 @given(samples=documents)
 def test_samples_come_back_as_they_were_written(tmp_path_factory, samples):
     run = RunDirectory(tmp_path_factory.mktemp("run"))
