@@ -1,4 +1,4 @@
-"""What readers of a manifest rely on: a run may come from someone else, or from another version of lrbench."""
+"""The typed entries of a manifest, which another person or another version of lrbench may have written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lrbench.results.rows import Row
 
 
 class _Entry(BaseModel):
-    """The keys that are read have these types; other keys are ignored, and null is as good as no key."""
+    """Checks the types of the keys that are read. Other keys are ignored; null counts as a missing key."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -44,7 +44,7 @@ class EngineEntry(_Entry):
 
 
 class PartEntry(_Entry):
-    """The engine and setting of cells that are scored on some of the documents."""
+    """The engine and setting of cells scored on some of the documents."""
 
     engine: EngineEntry = EngineEntry()
     setting: dict[str, Any] = {}

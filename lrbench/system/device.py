@@ -1,4 +1,4 @@
-"""A device's clock and memory: waiting for it, what is free on it, telling that it ran out."""
+"""Synchronizing a device, its free memory, and out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ALLOCATOR_SAYS = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAlloc
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until a device has done what it was told: what is timed from now on is not paid for what came before."""
+    """Waits until a device has finished its queued work, so that a timing does not include earlier work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -26,21 +26,21 @@ def free_bytes(device: torch.device) -> int:
 
 
 def check_room(label: str, numbers: int, dtype: torch.dtype, devices: Iterable[torch.device]) -> None:
-    """Refuses a model that its devices cannot hold together.
+    """Refuses a model that does not fit into the free memory of its devices.
 
     Args:
-        numbers: of the model, tied ones once.
-        dtype: what they are loaded as.
+        numbers: the count of parameters, tied ones once.
+        dtype: the dtype that they are loaded as.
 
     Raises:
-        ModelError: with what is needed and what is free.
+        ModelError: too little memory is free; gives both sizes.
     """
     distinct = list(dict.fromkeys(devices))
     need, free = numbers * dtype.itemsize, sum(map(free_bytes, distinct))
     if need > free:
         names = ", ".join(map(str, distinct))
         raise ModelError(
-            f"{label}: its {numbers:,} numbers take {_gib(need)} in {str(dtype).removeprefix('torch.')}, and "
+            f"{label}: its {numbers:,} parameters take {_gib(need)} in {str(dtype).removeprefix('torch.')}, and "
             f"{names} {'has' if len(distinct) == 1 else 'have'} {_gib(free)} free; "
             "choose a smaller dtype, or a device or device_map with more memory"
         )

@@ -1,4 +1,4 @@
-"""What code that is not lrbench's may have changed in the process, put back: plugins, tasks, lm-eval."""
+"""Restores process state that foreign code (plugins, tasks, lm-eval) may change."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Puts back the global random states: Python's, numpy's, torch's."""
+    """Restores the global random states of Python, numpy and torch."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()):
         try:
@@ -25,7 +25,7 @@ def random_state_kept() -> Iterator[None]:
 
 @contextmanager
 def process_state_kept() -> Iterator[None]:
-    """Puts back what plugins must not touch: the global random states, the default dtype, the working directory."""
+    """Restores the global random states, the default dtype and the working directory."""
     dtype, here = torch.get_default_dtype(), os.getcwd()
     with random_state_kept():
         try:
