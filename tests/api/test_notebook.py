@@ -30,7 +30,7 @@ def test_the_notebook_runs_and_its_stored_outputs_are_of_the_same_kinds(tmp_path
     assert shown(notebook) == shown(stored)
     assert sum(bool(results) for results in shown(stored)) == 4
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    assert "top-columns" in str(outputs[-2])
+    assert "balanced-svd" in str(outputs[-2])
     assert "stderr" not in {output.get("name") for output in outputs}
     assert sorted(path.name.rsplit("-", 1)[0] for path in (tmp_path / "results" / "local").iterdir()) == [
         "small-quickstart",
