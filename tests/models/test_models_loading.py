@@ -234,7 +234,8 @@ def test_a_model_that_memory_will_not_do_is_refused_before_it_is_read(monkeypatc
     monkeypatch.setattr(device, "free_bytes", lambda device: 2**18)
     message = refusal(ModelSpec(pretrained=str(tmp_path), dtype="bfloat16"))
     assert (
-        f"its {numbers:,} numbers take {2 * numbers / 2**20:.1f} MiB in bfloat16, and cpu has 0.2 MiB free" in message
+        f"its {numbers:,} parameters take {2 * numbers / 2**20:.1f} MiB in bfloat16, "
+        "and cpu has 0.2 MiB free" in message
     )
     assert f"{4 * numbers / 2**20:.1f} MiB in float32" in refusal(ModelSpec(pretrained=str(tmp_path)))
     monkeypatch.setattr(device, "free_bytes", lambda device: 2 * numbers)
