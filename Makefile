@@ -45,6 +45,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks
 
 # torch first and alone: the constraint then holds whatever another package would like to pull in.
 $(VENV)/.installed: $(SOURCES)

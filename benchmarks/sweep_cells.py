@@ -139,7 +139,7 @@ def _counted(loaded: LoadedModel, swept: Swept) -> Iterator[None]:
 
     The forwards themselves are counted, not the calls of their modules: an engine may wrap them to compute less.
     """
-    forwards: list[tuple[nn.Module, Forward]] = []
+    forwards: list[tuple[nn.Module, Forward | None]] = []
 
     def counted(module: nn.Module, count: Callable[[int], None]) -> None:
         forward = module.forward

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from lrbench.models.load import LoadedModel
-from lrbench.tasks.frozen_requests import FrozenRequests, Pair
+from lrbench.tasks.frozen_requests import FrozenRequests, TokenPair
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def count(requests: FrozenRequests, max_length: int) -> Work:
     """The work of multiple-choice, log-likelihood and rolling requests."""
     continuations: dict[tuple[int, ...], list[int]] = defaultdict(list)
     tokens = 0
-    everything: list[Pair] = [*requests.pairs, *requests.windows]
+    everything: list[TokenPair] = [*requests.pairs, *requests.windows]
     for _, context, continuation in everything:
         row = (context + continuation)[-(max_length + 1) :]  # as lm-eval truncates
         tokens += len(row) - 1

@@ -33,8 +33,10 @@ def main() -> None:
     checkpoint, file, device, dtype, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
     asked = json.loads(Path(file).read_text())
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=getattr(torch, dtype)).to(device).eval()
-    score(model, *asked["requests"][0], asked["max_length"], device)  # first use of libraries: not the requests' time
+    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=getattr(torch, dtype))
+    model.to(device).eval()
+    context, continuation = asked["requests"][0]
+    score(model, context, continuation, asked["max_length"], device)  # first use of libraries: not the requests' time
     started = time.perf_counter()
     for context, continuation in asked["requests"]:
         score(model, context, continuation, asked["max_length"], device)

@@ -391,5 +391,5 @@ def test_an_export_that_asks_for_a_kernel_of_the_hub_is_refused(llama, tmp_path)
     shutil.copytree(done if done.exists() else exported(folder, rows["svd"], "factored"), target)
     file = target / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "attn_implementation": "org/kernel"}))
-    with pytest.raises(ModelError, match="asks for the kernel org/kernel of the hub"):
+    with pytest.raises(ModelError, match="needs the kernel org/kernel of the hub"):
         load(target)
