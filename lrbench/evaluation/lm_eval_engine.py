@@ -1,4 +1,4 @@
-"""Scores cells with lm-eval's entry_sample evaluator: slow, the reference for the other engines."""
+"""Scores cells with lm-eval's own evaluator: slow, the reference for the other engines."""
 
 from __future__ import annotations
 

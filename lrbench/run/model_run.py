@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -118,10 +118,6 @@ class ModelRun:
         if self.calibration is not None:
             self.calibration.distrust()
         return False
-
-    def unsound(self, cells: Collection[str]) -> Collection[str] | None:
-        """Of cells that were scored, those that may have been on other weights than were loaded; None: all is well."""
-        return None if self.intact() else cells
 
     def begin(self, engine: BaseEngine, keep: Keep) -> dict[str, Any]:
         """Names where rows are made, and has kept what the engine is answered part by part; before the first row."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -129,21 +130,22 @@ class Records:
     stop: Stop = field(default_factory=Stop)
     _unverified: list[Row] = field(default_factory=list)
 
-    def verified(self, share: ModelRun, work: Callable[[], None]) -> None:
-        """Does what scores a model's cells, and holds its weights to their hash then, or when the run is asked to end.
+    @contextmanager
+    def verified(self, model_run: ModelRun) -> Iterator[None]:
+        """Compares the model's weights with their hash after its cells are scored, or after the run is asked to stop.
 
-        Where they are others, though nobody was seen writing to them, no one knows since when: the scores of all cells
-        that were scored inside are taken back, with those of cells that were chosen by them, or among them. Their rows
-        fail, and say so. Answers to parts of the requests are dropped.
+        A mismatch means that a method or a task changed the weights unseen, and nobody knows when. Every row of the
+        model that this run has scored then fails, with every row that a choice among them reports. Answers to parts of
+        the requests are dropped.
         """
         interrupted = None
         try:
-            work()
-            self.stop.at_work = True  # from here on, who asks for the end waits until the weights were looked at
-        except Interrupted as asked:
-            interrupted, self.stop.at_work = asked, True
+            yield
+            self.stop.at_work = True  # a request to stop now waits until the weights are compared
+        except Interrupted as stopped:
+            interrupted, self.stop.at_work = stopped, True
         try:
-            self._verify(share)
+            self._verify(model_run)
         finally:
             self.stop.at_work = False
         if interrupted is not None:
@@ -246,40 +248,35 @@ class Records:
         self.result.count([row], new=True)
         self.progress.finished(row)
 
-    def _verify(self, share: ModelRun) -> None:
-        if not self._unverified and not self.directory.has_partial():
-            return
-        scored = [row for row in self._unverified if row.status == "ok"]
-        found = share.unsound([row.cell for row in scored])
-        if found is None:
-            self._unverified.clear()
-            return
-        self.directory.drop_partial()
-        unsound = set(found)
-        scored = [row for row in scored if row.cell in unsound]
-        labels = ", ".join(dict.fromkeys(row.label for row in scored if row.label)) or "the engine"
-        reason = (
-            "the model's weights were changed unseen while this cell or one before it was at work (by one of "
-            f"{labels}, or by a task's code); its scores are taken back"
-        )
-        by_them = "cells that it was chosen by were scored on weights changed unseen; its scores are taken back"
-        among = {row.label for row in scored if row.selection is not None and row.selection.split == "validation"}
-        chosen = [
-            row for row in self.done.values()
-            if row.status == "ok" and row.model == share.loaded.label and _chosen_among(row, among, unsound)
-        ]  # fmt: skip
-        reasons = {row.cell: by_them for row in chosen} | {row.cell: reason for row in scored}
-        taken_back = [
-            self.done[cell].model_copy(update={"status": "failed", "reason": why, "scores": {}, "inference": None})
-            for cell, why in reasons.items()
-        ]
-        self.directory.append(*taken_back)  # all or none: what is left would stand for good
-        self.done |= {row.cell: row for row in taken_back}
-        self.result.failed += len(taken_back)
+    def _verify(self, model_run: ModelRun) -> None:
+        scored = [row.cell for row in self._unverified if row.status == "ok"]
+        if (self._unverified or self.directory.has_partial()) and not model_run.intact():
+            self.directory.drop_partial()
+            label = model_run.loaded.label
+            self._fail({**dict.fromkeys(scored), **dict.fromkeys(self._chosen(label) if scored else ())}, label)
         self._unverified.clear()
-        what = "the model's weights were changed unseen, by a method or a task's code"
-        come = f"{len(reasons)} cells failed; --retry-failed scores them again" if reasons else "no row stands on them"
-        self.progress.note(f"{share.loaded.label}: {what}: {come}")
+
+    def _chosen(self, label: str) -> Iterator[str]:
+        """Cells of a model that are reported because they were chosen."""
+        for cell, row in self.done.items():
+            if row.model == label and row.status == "ok" and row.selection and row.selection.chosen_for is not None:
+                yield cell
+
+    def _fail(self, cells: Iterable[str], label: str) -> None:
+        """Fails rows that stand on weights that were changed unseen, all in one write."""
+        rows = [self.done[cell] for cell in cells]
+        methods = ", ".join(dict.fromkeys(row.label for row in rows if row.label)) or "the engine"
+        what = "the model's weights were changed unseen"
+        reason = f"{what} during this run (by one of {methods}, or by a task's code); no score of it stands"
+        failed = [
+            row.model_copy(update={"status": "failed", "reason": reason, "scores": {}, "inference": None})
+            for row in rows
+        ]
+        self.directory.append(*failed)
+        self.done |= {row.cell: row for row in failed}
+        self.result.failed += len(failed)
+        then = f"{len(failed)} cells failed; --retry-failed scores them again" if failed else "no row stands on them"
+        self.progress.note(f"{label}: {what}, by a method or a task's code: {then}")
 
     def _begin(self, share: ModelRun, engine: BaseEngine) -> RunPartials:
         """Has the environment named, and kept what the engine is answered part by part."""
@@ -290,19 +287,6 @@ class Records:
 
         here = share.begin(engine, Keep(self.directory.add_environment, partials, self.progress.scoring))
         return partials(here)
-
-
-def _chosen_among(row: Row, labels: Collection[str | None], cells: Collection[str]) -> bool:
-    """Whether a row is reported because of some cells' scores, or of others' of some labels on validation.
-
-    A composition begins with the baseline's, which has no label.
-    """
-    selection = row.selection
-    if selection is None or selection.chosen_for is None:
-        return False
-    by = {*(selection.validation_cells or ()), *(one.cell for one in selection.decisions or ())}
-    begins = selection.decisions is not None and None in labels
-    return row.label in labels or begins or not by.isdisjoint(cells)
 
 
 def _with(row: Row, selected: Mapping[str, Selection]) -> Row:

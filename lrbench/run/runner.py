@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 
 from lrbench.errors import InputError, ModelError
@@ -83,7 +82,8 @@ def run_suite(
                 suite, spec, built, registry, engine=engine, device=device, trust_remote_code=trust_remote_code,
                 notify=progress.note,
             )  # fmt: skip
-            records.verified(share, partial(run_model, records, share))
+            with records.verified(share):
+                run_model(records, share)
             del share  # nothing holds the model when the next one is loaded
         directory.drop_partial()  # every cell of the plan has its row
     return result

@@ -233,7 +233,7 @@ def test_a_checkpoint_that_changed_meanwhile_cannot_replace_a_spoilt_model(made,
 
     monkeypatch.setattr(model_run, "load", loaded)
     spoil = at("edit in place", spoiling(writes), 2)
-    with spoil, pytest.raises(ModelError, match="not what they were when the run began"):
+    with spoil, pytest.raises(ModelError, match="have changed since the run began"):
         subject.run(tmp_path / "out")
     assert len(RunDirectory(tmp_path / "out").rows()) == 1  # what was scored before stays
 

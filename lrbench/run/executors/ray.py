@@ -274,7 +274,6 @@ class RayExecutor:
         if kind == "row":
             scored = scored_from(message)
             if work.queue.delivered(work.cells[scored.row.cell]):
-                work.run.made[scored.row.cell] = hand.name
                 yield scored
         elif kind == "partial" and keep is not None:
             [partial] = partials_from([message["partial"]])

@@ -36,7 +36,7 @@ class Workers(Protocol):
     """Those who hold the model, as a run sees them."""
 
     def compute(self, run: RemoteRun, plan: Plan, keys: Mapping[Cell, str], engine: RemoteEngine) -> Iterator[Scored]:
-        """Has cells reduced and scored on an engine's requests, and notes in `run.made` who did it.
+        """Has cells reduced and scored on an engine's requests.
 
         Raises:
             Interrupted: the run is to stop; after the rows of the cells under way.
@@ -123,27 +123,19 @@ class RemoteRun(ModelRun):
         workers: who computes them.
         order: what they were told; see `order_of`.
         keep: where what they send is kept.
-        made: cell -> the name of the worker that made its row.
     """
 
     workers: Workers = field(kw_only=True)
     order: Mapping[str, Any] = field(default_factory=dict)
     keep: Keep | None = None
-    made: dict[str, str] = field(default_factory=dict)
     here: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self.numbers = count_parameters(self.loaded.model)
 
-    def unsound(self, cells: Collection[str]) -> Collection[str] | None:
-        """As of every model: those that workers made who no longer have the weights that they loaded.
-
-        All of them where statistics are collected: what one worker has collected serves the others.
-        """
-        spoilt = self.workers.spoilt()
-        if not spoilt:
-            return None
-        return cells if self.calibration is not None else [cell for cell in cells if self.made.get(cell) in spoilt]
+    def intact(self) -> bool:
+        """Whether every worker still has, to the last bit, the weights that it loaded."""
+        return not self.workers.spoilt()
 
     def begin(self, engine: BaseEngine, keep: Keep) -> dict[str, Any]:
         """Notes where to keep what workers send; each names its own environment."""
