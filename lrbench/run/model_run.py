@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from lrbench.errors import FOREIGN, LrbenchError, SpoiltModelError, TaskError
 from lrbench.evaluation import make_engine
 from lrbench.evaluation.base_engine import BaseEngine
-from lrbench.evaluation.interface import Job, Outcome, Partials, Step
+from lrbench.evaluation.interface import Job, Outcome, Step
 from lrbench.models.base_model import Base
 from lrbench.models.integrity import ModelIntegrity
 from lrbench.models.load import LoadedModel, first_non_finite, load, weight_hash
@@ -26,6 +26,7 @@ from lrbench.reduction.plan import Cell, Method, Plan, make_plan
 from lrbench.reduction.reduced_weight import Reduction, sizes
 from lrbench.reduction.speed_benchmark import measure_inference
 from lrbench.results.rows import Edit, Row
+from lrbench.run.partial_answers import AnswerStorage, RunPartials
 from lrbench.suite.load import ModelSpec, Suite
 from lrbench.system.environment import environment
 from lrbench.system.text import did_you_mean, one_line
@@ -41,21 +42,6 @@ class Scored:
 
     row: Row
     samples: list[dict[str, Any]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Keep:
-    """Where a run keeps what is not yet a row.
-
-    Attributes:
-        environment: takes hardware and versions, as `lrbench.system.environment.environment` makes them.
-        partials: where answers given in such an environment are kept.
-        step: hears what an engine has done.
-    """
-
-    environment: Callable[[dict[str, Any]], None]
-    partials: Callable[[dict[str, Any]], Partials]
-    step: Callable[[Step], None]
 
 
 @dataclass
@@ -119,16 +105,23 @@ class ModelRun:
             self.calibration.distrust()
         return False
 
-    def begin(self, engine: BaseEngine, keep: Keep) -> dict[str, Any]:
-        """Names where rows are made, and has kept what the engine is answered part by part; before the first row."""
+    def connect(self, engine: BaseEngine, answers: AnswerStorage, report: Callable[[Step], None]) -> RunPartials | None:
+        """Records the environment and connects partial-answer storage. Call before the first row.
+
+        Args:
+            report: called with each step of the engine.
+
+        Returns:
+            The storage; None if each worker has an environment of its own.
+        """
         memory = self.suite.frontier_memory
         here = environment(
             self.loaded.device, engine=engine.name, batch_size=engine.lm.batch_size, frontier_memory=memory
         )
-        keep.environment(here)
         self.environment = here["hash"]
-        engine.partials, engine.report = keep.partials(here), keep.step
-        return here
+        partials = answers.in_environment(here)
+        engine.partials, engine.report = partials, report
+        return partials
 
     def given_up(self, cell: Cell, key: str, reason: str) -> Scored:
         """The row of a cell that nobody could finish."""

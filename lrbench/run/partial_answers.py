@@ -20,6 +20,27 @@ _DIVIDING = ("hash", "frontier_memory")
 _PARTIAL = TypeAdapter(Partial)
 
 
+class AnswerStorage:
+    """Where a run stores answers to parts of the requests, for each environment that gives them.
+
+    Args:
+        requests: what defines the queries and their order, as plain JSON.
+        stored: called after every write.
+    """
+
+    def __init__(self, directory: RunDirectory, requests: Any, stored: Callable[[], None] | None = None) -> None:
+        self._directory, self._requests, self._stored = directory, requests, stored
+        self._of: dict[str, RunPartials] = {}
+
+    def in_environment(self, environment: dict[str, Any]) -> RunPartials:
+        """The storage of one environment (as `system.environment.environment` makes it), which is recorded."""
+        key = environment["hash"]
+        if key not in self._of:
+            self._directory.add_environment(environment)
+            self._of[key] = RunPartials(self._directory, self._requests, environment, self._stored)
+        return self._of[key]
+
+
 class RunPartials:
     """What the unfinished cells of one run were answered.
 

@@ -13,8 +13,8 @@ from lrbench.reduction.plan import Cell, Plan
 from lrbench.results.directory import RunDirectory
 from lrbench.results.rows import Row, Selection
 from lrbench.run.manifest_writer import Manifest, Part
-from lrbench.run.model_run import Keep, ModelRun, Scored, setting_of
-from lrbench.run.partial_answers import RunPartials
+from lrbench.run.model_run import ModelRun, Scored, setting_of
+from lrbench.run.partial_answers import AnswerStorage, RunPartials
 
 
 class Progress(Protocol):
@@ -111,9 +111,25 @@ class Stop:
             raise Interrupted
 
 
+@dataclass(frozen=True)
+class Scope:
+    """The cells to score, and on which requests.
+
+    Attributes:
+        engine: bound to the requests, if they are not all of the suite's.
+        selection: the part of each cell's row in a choice, if the row itself does not say.
+        definition: what else defines the rows.
+    """
+
+    plan: Plan
+    engine: BaseEngine | None = None
+    selection: Callable[[Cell], Selection] | None = None
+    definition: Mapping[str, Any] | None = None
+
+
 @dataclass
-class Records:
-    """A run's directory at work: scores what has no row yet, writes it, counts it and tells of it.
+class Recorder:
+    """Scores missing cells; writes, counts and reports each row.
 
     Attributes:
         done: rows that stand, by cell; of failed ones only those that are not tried again.
@@ -151,90 +167,47 @@ class Records:
         if interrupted is not None:
             raise interrupted
 
-    def score(
-        self,
-        share: ModelRun,
-        plan: Plan,
-        engine: BaseEngine | None = None,
-        selection: Callable[[Cell], Selection] | None = None,
-        more: Mapping[str, Any] | None = None,
-        rows: Callable[[Plan, Mapping[Cell, str]], Iterator[Scored]] | None = None,
-    ) -> dict[Cell, Row]:
-        """Every cell's row: those that are there, and the others, scored and written now.
-
-        Args:
-            engine: bound to the requests that count, where they are not all of the suite's.
-            selection: what each cell's row is to a choice, where the row itself does not say.
-            more: what else defines the rows.
-            rows: scores cells, by their hashes; where it is not simply each on all documents.
+    def score(self, model_run: ModelRun, scope: Scope) -> dict[Cell, Row]:
+        """Every cell's row: scores and writes the missing ones.
 
         Raises:
             KeyboardInterrupt: after the rows of all finished cells are on disk.
         """
+        with self.session(model_run, scope) as session:
+            for scored in model_run.rows(session.missing, session.keys, session.engine):
+                session.write(scored)
+        return session.rows
+
+    @contextmanager
+    def session(self, model_run: ModelRun, scope: Scope) -> Iterator[Session]:
+        """Counts and reports the rows that are there, and opens the run for the missing ones.
+
+        Raises:
+            Interrupted: the run was asked to stop.
+        """
         self.stop.check()
-        asked = engine or share.engine
-        keys = share.keys(plan, asked, more)
-        selected = {keys[cell]: selection(cell) for cell in plan.cells} if selection is not None else {}
-        missing = Plan(tuple(cell for cell in plan.cells if keys[cell] not in self.done))
-        part = None
-        if engine is not None and selected:
-            setting = setting_of(share.suite, share.loaded, share.spec, engine) | dict(more or {})
-            part = Part(next(iter(selected.values())).share, engine, setting)
-        self.manifest.add_model(
-            share.loaded, share.tasks, share.engine, setting_of(share.suite, share.loaded, share.spec, share.engine),
-            list(keys.values()), share.calibration, share.base, at_work=bool(missing.cells), part=part,
-        )  # fmt: skip
-        reused = [self.done[key] for key in keys.values() if key in self.done]
+        session = Session(self, model_run, scope)
+        reused = [self.done[key] for key in session.keys.values() if key in self.done]
         self.result.count(reused, new=False)
-        self.progress.planned(share.loaded.label, len(plan.cells), len(reused), share.tasks.named)
-        if missing.cells:
-            self._begin(share, asked)
-            if share.calibration is not None:
-                share.calibration.expect(missing.cells)
+        self.progress.planned(model_run.loaded.label, len(scope.plan.cells), len(reused), model_run.tasks.named)
+        if session.missing.cells:
+            self.connect(model_run, session.engine)
+            if model_run.calibration is not None:
+                model_run.calibration.expect(session.missing.cells)
             self.stop.at_work = True
             try:
-                found = rows(missing, keys) if rows is not None else share.rows(missing, keys, asked)
-                for count, scored in enumerate(found, 1):
-                    self.write(scored if scored.row.selection else replace(scored, row=_with(scored.row, selected)))
-                    if count < len(missing.cells) and share.here:
-                        self.stop.check()
+                yield session
             finally:
                 self.stop.at_work = False
-                self.manifest.update_engine(share.loaded, asked, part.name if part is not None else None)
+                part = session.part.name if session.part is not None else None
+                self.manifest.update_engine(model_run.loaded, session.engine, part)
+        else:
+            yield session
         self.directory.drop_blocks()
-        for key, now in selected.items():
-            if now.split == "test" and self.done[key].selection != now:  # it was chosen among others then
-                self.done[key] = _with(self.done[key], selected)
+        for key, selection in session.selections.items():
+            if selection.split == "test" and self.done[key].selection != selection:  # it was chosen among others then
+                self.done[key] = self.done[key].model_copy(update={"selection": selection})
                 self.directory.append(self.done[key])
-        return {cell: self.done[keys[cell]] for cell in plan.cells}
-
-    def block(
-        self, share: ModelRun, cells: Sequence[Cell], engine: BaseEngine, *, measure: bool
-    ) -> Iterator[tuple[Cell, Scored]]:
-        """Some cells on some documents, as part of rows to come: what is known already, then what is scored now.
-
-        It is kept on disk until `score` has written the rows.
-
-        Args:
-            engine: bound to these documents.
-            measure: as `ModelRun.rows`.
-        """
-        plan = Plan(tuple(cells))
-        keys = share.keys(plan, engine)
-        partials = self._begin(share, engine)
-        missing = []
-        for cell in cells:
-            kept = partials.scored(keys[cell])
-            if kept is None or (self.retry_failed and kept[0].status == "failed"):
-                missing.append(cell)
-            else:
-                yield cell, Scored(*kept)
-        of_key = {keys[cell]: cell for cell in missing}
-        for scored in share.rows(Plan(tuple(missing)), keys, engine, measure=measure) if missing else ():
-            partials.keep(scored.row.cell, scored.row, scored.samples)
-            self.directory.drop_partial(scored.row.cell)
-            yield of_key[scored.row.cell], scored
-            self.stop.check()
 
     def write(self, scored: Scored) -> None:
         """Writes a row, its per-document scores first: a row never stands without them."""
@@ -278,17 +251,80 @@ class Records:
         then = f"{len(failed)} cells failed; --retry-failed scores them again" if failed else "no row stands on them"
         self.progress.note(f"{label}: {what}, by a method or a task's code: {then}")
 
-    def _begin(self, share: ModelRun, engine: BaseEngine) -> RunPartials:
-        """Has the environment named, and kept what the engine is answered part by part."""
-        asked = [engine.lm.max_length, list(engine.requests.hashes().items())]
-
-        def partials(here: dict[str, Any]) -> RunPartials:
-            return RunPartials(self.directory, asked, here, self.stop.check if share.here else None)
-
-        here = share.begin(engine, Keep(self.directory.add_environment, partials, self.progress.scoring))
-        return partials(here)
+    def connect(self, model_run: ModelRun, engine: BaseEngine) -> RunPartials | None:
+        """Records the environment of an engine, and stores its partial answers from now on."""
+        requests = [engine.lm.max_length, list(engine.requests.hashes().items())]
+        answers = AnswerStorage(self.directory, requests, self.stop.check if model_run.here else None)
+        return model_run.connect(engine, answers, self.progress.scoring)
 
 
-def _with(row: Row, selected: Mapping[str, Selection]) -> Row:
-    """The row with what it is to a choice."""
-    return row.model_copy(update={"selection": selected[row.cell]}) if row.cell in selected else row
+class Session:
+    """Scores the missing rows of some cells on some requests.
+
+    Attributes:
+        engine: bound to the requests.
+        keys: hash of each cell.
+        missing: the cells without a row.
+        selections: hash -> the row's part in a choice.
+        part: the manifest's entry of the requests, if they are not all of the suite's.
+    """
+
+    def __init__(self, recorder: Recorder, model_run: ModelRun, scope: Scope) -> None:
+        self._recorder, self._model_run, self._plan = recorder, model_run, scope.plan
+        self.engine = scope.engine or model_run.engine
+        self.keys = model_run.keys(scope.plan, self.engine, scope.definition)
+        selection = scope.selection
+        self.selections = {self.keys[cell]: selection(cell) for cell in scope.plan.cells} if selection else {}
+        self.missing = Plan(tuple(cell for cell in scope.plan.cells if self.keys[cell] not in recorder.done))
+        self._left = len(self.missing.cells)
+        setting = setting_of(model_run.suite, model_run.loaded, model_run.spec, self.engine)
+        self.part = None
+        if scope.engine is not None and self.selections:
+            name = next(iter(self.selections.values())).share
+            self.part = Part(name, self.engine, setting | dict(scope.definition or {}))
+        recorder.manifest.add_model(
+            model_run.loaded, model_run.tasks, model_run.engine,
+            setting_of(model_run.suite, model_run.loaded, model_run.spec, model_run.engine),
+            list(self.keys.values()), model_run.calibration, model_run.base, at_work=bool(self._left), part=self.part,
+        )  # fmt: skip
+
+    @property
+    def rows(self) -> dict[Cell, Row]:
+        """The rows of all cells, once the missing ones are written."""
+        return {cell: self._recorder.done[self.keys[cell]] for cell in self._plan.cells}
+
+    def write(self, scored: Scored) -> None:
+        """Writes a missing row. Raises Interrupted where the run is to stop, unless it was the last one."""
+        selection = self.selections.get(scored.row.cell)
+        if selection is not None and not scored.row.selection:
+            scored = replace(scored, row=scored.row.model_copy(update={"selection": selection}))
+        self._recorder.write(scored)
+        self._left -= 1
+        if self._left and self._model_run.here:
+            self._recorder.stop.check()
+
+    def block(self, cells: Sequence[Cell], engine: BaseEngine, *, measure: bool) -> Iterator[tuple[Cell, Scored]]:
+        """Scores some cells on some documents, as part of rows to come; reuses what an interrupted run stored.
+
+        The results stay on disk until the session ends.
+
+        Args:
+            engine: bound to these documents.
+            measure: as `ModelRun.rows`.
+        """
+        recorder, keys = self._recorder, self._model_run.keys(Plan(tuple(cells)), engine)
+        partials = recorder.connect(self._model_run, engine)
+        assert partials is not None  # a suite that races is refused where workers score
+        missing = []
+        for cell in cells:
+            stored = partials.scored(keys[cell])
+            if stored is None or (recorder.retry_failed and stored[0].status == "failed"):
+                missing.append(cell)
+            else:
+                yield cell, Scored(*stored)
+        by_key = {keys[cell]: cell for cell in missing}
+        for scored in self._model_run.rows(Plan(tuple(missing)), keys, engine, measure=measure) if missing else ():
+            partials.keep(scored.row.cell, scored.row, scored.samples)
+            recorder.directory.drop_partial(scored.row.cell)
+            yield by_key[scored.row.cell], scored
+            recorder.stop.check()

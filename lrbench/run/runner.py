@@ -17,7 +17,7 @@ from lrbench.reduction.plan import make_plan, methods
 from lrbench.results.directory import RunDirectory
 from lrbench.run.executors import Executor, LocalExecutor
 from lrbench.run.manifest_writer import Manifest
-from lrbench.run.recorder import Interrupted, Progress, Records, RunResult, Stop
+from lrbench.run.recorder import Interrupted, Progress, Recorder, RunResult, Stop
 from lrbench.run.selection import run_model
 from lrbench.suite.load import ModelSpec, Suite
 from lrbench.system.files import Timeout
@@ -75,16 +75,16 @@ def run_suite(
         manifest = Manifest(directory, suite, built, registry)
         rows = {} if force else directory.rows()
         done = {key: row for key, row in rows.items() if row.status != "failed" or not retry_failed}
-        records = Records(directory, manifest, result, progress, done, retry_failed, stop or Stop())
+        recorder = Recorder(directory, manifest, result, progress, done, retry_failed, stop or Stop())
         for spec in suite.models:
-            records.stop.check()  # it may have been asked while the last model's weights were looked at
-            share = executor.open(
+            recorder.stop.check()  # it may have been asked while the last model's weights were looked at
+            model_run = executor.open(
                 suite, spec, built, registry, engine=engine, device=device, trust_remote_code=trust_remote_code,
                 notify=progress.note,
             )  # fmt: skip
-            with records.verified(share):
-                run_model(records, share)
-            del share  # nothing holds the model when the next one is loaded
+            with recorder.verified(model_run):
+                run_model(recorder, model_run)
+            del model_run  # nothing holds the model when the next one is loaded
         directory.drop_partial()  # every cell of the plan has its row
     return result
 

@@ -95,7 +95,7 @@ class InProcess:
 
     def compute(self, run, plan, keys, engine):
         here = self.opened["environment"]
-        run.keep.environment(here)
+        run.answers.in_environment(here)
         for start in range(0, len(plan.cells), self.share):
             unit = unit_of(run, plan.cells[start : start + self.share], keys, engine, here)
             messages = self.worker.work(pack(unit))
@@ -117,9 +117,9 @@ class InProcess:
                 yield scored
             elif message["kind"] == "partial":
                 [partial] = partials_from([message["partial"]])
-                run.keep.partials(here).add(message["cell"], partial)
+                run.answers.in_environment(here).add(message["cell"], partial)
             elif message["kind"] == "step":
-                run.keep.step(step_from(message["step"]))
+                run.report(step_from(message["step"]))
             elif message["kind"] == "end":
                 if "error" in message or "bug" in message:
                     raise AssertionError(message)

@@ -241,8 +241,8 @@ class RayExecutor:
             cells = [cell for group in share for cell in group.cells]
             assert hand.opened is not None
             here = hand.opened["environment"]
-            if work.run.keep is not None:
-                work.run.keep.environment(here)
+            if work.run.answers is not None:
+                work.run.answers.in_environment(here)
             work.run.environment = here["hash"]
             hand.begin(share, pack(unit_of(work.run, cells, work.keys, work.engine, here)))
 
@@ -269,17 +269,17 @@ class RayExecutor:
 
     def _taken(self, work: _Work, hand: Hand, message: Mapping[str, Any]) -> Iterator[Scored]:
         """What a worker's message comes to."""
-        kind, keep = message["kind"], work.run.keep
+        kind, answers = message["kind"], work.run.answers
         assert hand.opened is not None
         if kind == "row":
             scored = scored_from(message)
             if work.queue.delivered(work.cells[scored.row.cell]):
                 yield scored
-        elif kind == "partial" and keep is not None:
+        elif kind == "partial" and answers is not None:
             [partial] = partials_from([message["partial"]])
-            keep.partials(hand.opened["environment"]).add(message["cell"], partial)
-        elif kind == "step" and keep is not None:
-            keep.step(step_from(message["step"]))
+            answers.in_environment(hand.opened["environment"]).add(message["cell"], partial)
+        elif kind == "step" and work.run.report is not None:
+            work.run.report(step_from(message["step"]))
         elif kind == "note":
             self._say(message["text"])
         elif kind == "end":

@@ -22,10 +22,11 @@ from lrbench.reduction.delta import without_unchanged
 from lrbench.reduction.greedy_plan import make_compositions
 from lrbench.reduction.plan import Method, Plan, make_plan
 from lrbench.run.executors.wire import cell_data, pack, partial_data, unpack
-from lrbench.run.model_run import Keep, ModelRun, Scored, setting_of, tasks_of
+from lrbench.run.model_run import ModelRun, Scored, setting_of, tasks_of
+from lrbench.run.partial_answers import AnswerStorage
 
 if TYPE_CHECKING:
-    from lrbench.evaluation.interface import Job
+    from lrbench.evaluation.interface import Job, Step
     from lrbench.reducers.registry import Registry
     from lrbench.reduction.plan import Cell
     from lrbench.suite.load import ModelSpec, Suite
@@ -122,12 +123,14 @@ class RemoteRun(ModelRun):
     Attributes:
         workers: who computes them.
         order: what they were told; see `order_of`.
-        keep: where what they send is kept.
+        answers: stores answers to parts of the requests.
+        report: called with each step of a worker's engine.
     """
 
     workers: Workers = field(kw_only=True)
     order: Mapping[str, Any] = field(default_factory=dict)
-    keep: Keep | None = None
+    answers: AnswerStorage | None = None
+    report: Callable[[Step], None] | None = None
     here: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -137,10 +140,9 @@ class RemoteRun(ModelRun):
         """Whether every worker still has, to the last bit, the weights that it loaded."""
         return not self.workers.spoilt()
 
-    def begin(self, engine: BaseEngine, keep: Keep) -> dict[str, Any]:
-        """Notes where to keep what workers send; each names its own environment."""
-        self.keep = keep
-        return {}
+    def connect(self, engine: BaseEngine, answers: AnswerStorage, report: Callable[[Step], None]) -> None:
+        """Notes where the workers' answers are stored; each worker names its own environment."""
+        self.answers, self.report = answers, report
 
     def rows(
         self, plan: Plan, keys: Mapping[Cell, str], engine: BaseEngine | None = None, *, measure: bool = True
@@ -204,7 +206,7 @@ def unit_of(run: RemoteRun, cells: Sequence[Cell], keys: Mapping[Cell, str], eng
     Args:
         here: its environment: answers that were given in another do not count.
     """
-    partials = run.keep.partials(here) if run.keep is not None else None
+    partials = run.answers.in_environment(here) if run.answers is not None else None
     known = {keys[cell]: partials.read(keys[cell]) for cell in cells} if partials is not None else {}
     return {
         "cells": [cell_data(cell) for cell in cells],

@@ -13,18 +13,18 @@ select.py     the protocol: choose on validation, report on test
 from __future__ import annotations
 
 from lrbench.run.model_run import ModelRun
-from lrbench.run.recorder import Records
+from lrbench.run.recorder import Recorder, Scope
 from lrbench.run.selection.select import run_selection
 
 
-def run_model(records: Records, share: ModelRun) -> None:
+def run_model(recorder: Recorder, model_run: ModelRun) -> None:
     """Scores what the suite asks of one model, as the suite asks for it.
 
     Raises:
         SuiteError: there are too few documents for what the suite asks.
         KeyboardInterrupt: after the rows of all finished cells are on disk.
     """
-    if share.suite.select is None:
-        records.score(share, share.plan)
+    if model_run.suite.select is None:
+        recorder.score(model_run, Scope(model_run.plan))
     else:
-        run_selection(records, share, share.suite.select)
+        run_selection(recorder, model_run, model_run.suite.select)

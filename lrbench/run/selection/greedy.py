@@ -8,7 +8,7 @@ from lrbench.reduction.greedy_plan import Composition
 from lrbench.reduction.plan import Cell, Plan
 from lrbench.results.rows import Decision, Row, Selection
 from lrbench.run.model_run import ModelRun
-from lrbench.run.recorder import Records
+from lrbench.run.recorder import Recorder, Scope
 from lrbench.run.selection.choice import candidates, choose
 from lrbench.run.selection.objective import Objective
 from lrbench.run.selection.split import Split
@@ -32,7 +32,7 @@ class _Chain:
 
 
 def compose(
-    records: Records, share: ModelRun, split: Split, aim: Objective, composition: Composition, baseline: Row
+    recorder: Recorder, model_run: ModelRun, split: Split, aim: Objective, composition: Composition, baseline: Row
 ) -> tuple[Cell, Selection]:
     """Decides block by block what is composed for one choice, and what the composition's row on test is to say.
 
@@ -46,16 +46,16 @@ def compose(
     Raises:
         KeyboardInterrupt: after the rows of all finished cells are on disk.
     """
-    samples = records.directory.samples
+    samples = recorder.directory.samples
     chain = _Chain(None, baseline, aim.value(baseline), aim.log_loss(samples(baseline.cell)))
-    engine = share.engine.restricted(split.validation)
-    if share.calibration is not None:  # so that one pass serves all blocks
+    engine = model_run.engine.restricted(split.validation)
+    if model_run.calibration is not None:  # so that one pass serves all blocks
         levels = range(len(composition.levels))
-        share.calibration.expect(cell for level in levels for cell in composition.trials(None, level))
+        model_run.calibration.expect(cell for level in levels for cell in composition.trials(None, level))
     on_validation = Selection(split="validation", documents=split.sizes("validation"))
     for level in range(len(composition.levels)):
         trials = Plan(tuple(composition.trials(chain.accepted, level)))
-        rows = records.score(share, trials, engine, lambda _: on_validation)
+        rows = recorder.score(model_run, Scope(trials, engine, lambda _: on_validation))
         chain.tried += len(trials.cells)
         choice = choose(candidates(trials), aim, rows, samples)
         if choice is None:  # every edit of the block failed, and has its row

@@ -18,7 +18,7 @@ from lrbench.evaluation.base_engine import BaseEngine
 from lrbench.reduction.plan import Cell, Plan
 from lrbench.results.rows import Row, Selection
 from lrbench.run.model_run import ModelRun, Scored
-from lrbench.run.recorder import Records
+from lrbench.run.recorder import Recorder, Scope
 from lrbench.run.selection.choice import Candidate, candidates
 from lrbench.run.selection.document_order import Course, course_of
 from lrbench.run.selection.objective import Objective
@@ -62,8 +62,8 @@ class Race:
         split: whose validation side they are scored on.
     """
 
-    records: Records
-    share: ModelRun
+    recorder: Recorder
+    model_run: ModelRun
     split: Split
     objectives: Sequence[Objective]
     select: SelectSpec
@@ -76,27 +76,31 @@ class Race:
         def selection(cell: Cell) -> Selection:
             return Selection(split="validation", documents=sizes, predicted=cell.predicted)
 
-        more = {"race": self.spec.resolved()}
-        return self.records.score(self.share, self.share.plan, self._engine, selection, more, self._rows)
+        scope = Scope(self.model_run.plan, self._engine, selection, {"race": self.spec.resolved()})
+        with self.recorder.session(self.model_run, scope) as self._session:
+            if self._session.missing.cells:
+                for scored in self._rows(self._session.missing, self._session.keys):
+                    self._session.write(scored)
+        return self._session.rows
 
     @cached_property
     def _engine(self) -> BaseEngine:
         """On all validation documents."""
-        return self.share.engine.restricted(self.split.validation)
+        return self.model_run.engine.restricted(self.split.validation)
 
     def _rows(self, missing: Plan, keys: Mapping[Cell, str]) -> Iterator[Scored]:
         """What has no row yet: references in full first, then the others as they came out of the race."""
-        plan, done = self.share.plan, self.records.done
+        plan, done = self.model_run.plan, self.recorder.done
         raced = [cell for candidate in candidates(plan) for cell in candidate.cells if not (cell.skip or cell.failure)]
         first = [cell for cell in missing.cells if cell not in raced]
-        yield from self.share.rows(Plan(tuple(first)), keys, self._engine)
+        yield from self.model_run.rows(Plan(tuple(first)), keys, self._engine)
         baseline = done[next(keys[cell] for cell in plan.cells if cell.method is None)]
         wanted = [cell for cell in missing.cells if cell in raced]
         racing = self._racing(raced, wanted) if baseline.status == "ok" else set()
         alone = [cell for cell in wanted if cell.method is not None and cell.method.label not in racing]
         if alone:
-            self.records.progress.note(f"{len(alone)} cells are scored in full: their race is over, or cannot be held")
-            yield from self.share.rows(Plan(tuple(alone)), keys, self._engine)
+            self.recorder.progress.note(f"{len(alone)} cells are scored in full: their race is over, or cannot be held")
+            yield from self.model_run.rows(Plan(tuple(alone)), keys, self._engine)
         raced = [cell for cell in raced if cell.method is not None and cell.method.label in racing]
         self._seen = {cell: _Seen() for cell in raced}
         for objective in self.objectives:
@@ -111,7 +115,7 @@ class Race:
 
         Where a race is over and one of its cells is tried again, the others are not: what lost stays as it is.
         """
-        interrupted = self.records.directory.has_blocks()
+        interrupted = self.recorder.directory.has_blocks()
         missing = set(wanted)
         found: dict[str, list[bool]] = {}
         for cell in raced:
@@ -121,12 +125,12 @@ class Race:
 
     def _race(self, objective: Objective, baseline: Row) -> None:
         """Scores all candidates on an objective's documents, each for as long as it may be the choice."""
-        samples = self.records.directory.samples(baseline.cell)
+        samples = self.recorder.directory.samples(baseline.cell)
         course = course_of(objective, self._engine.requests, baseline, samples, self.select.seed)
         fields = self._fields(course if isinstance(course, Course) else None)
         whole = {task: self.split.validation[task] for task in objective.tasks}
         if isinstance(course, str):
-            self.records.progress.note(f"no race for {objective.name}, every cell is scored in full: {course}")
+            self.recorder.progress.note(f"no race for {objective.name}, every cell is scored in full: {course}")
             self._block(fields, [[*range(len(of.candidates))] for of in fields], whole)
             return
         start = 0
@@ -140,7 +144,7 @@ class Race:
             start = end
             left = sum(len(of.elimination.remaining) for of in fields)
             total = sum(len(of.candidates) for of in fields)
-            self.records.progress.note(
+            self.recorder.progress.note(
                 f"race for {objective.name}: {end:,} of {len(course.units):,} drawn, {left} of {total} cells are left"
             )
         counted = set(course.metrics)
@@ -154,7 +158,7 @@ class Race:
     def _fields(self, course: Course | None) -> list[_Field]:
         """The candidates of each method, which race against each other."""
         by_label: dict[str, list[Candidate]] = {}
-        for candidate in candidates(self.share.plan):
+        for candidate in candidates(self.model_run.plan):
             known = [self._seen.get(cell) for cell in candidate.cells]
             if all(seen is not None and not seen.failed for seen in known):
                 by_label.setdefault(candidate.label, []).append(candidate)
@@ -173,13 +177,13 @@ class Race:
             for cell in of.candidates[place].cells
             if not self._seen[cell].failed
         }
-        cells = [cell for cell in self.share.plan.cells if cell in chosen]
+        cells = [cell for cell in self.model_run.plan.cells if cell in chosen]
         if cells and documents:
-            engine = self.share.engine.restricted(documents)
+            engine = self.model_run.engine.restricted(documents)
             new = {cell for cell in cells if self._seen[cell].row is None}
             first, others = ([cell for cell in cells if (cell in new) is asked] for asked in (True, False))
             for part, measure in ((first, True), (others, False)):
-                for cell, scored in self.records.block(self.share, part, engine, measure=measure):
+                for cell, scored in self._session.block(part, engine, measure=measure):
                     self._seen[cell].add(scored)
 
     def _finish(self, fields: Sequence[_Field], course: Course, beside: Mapping[str, Sequence[int]]) -> None:

@@ -18,7 +18,7 @@ from lrbench.reducers.source_hash import code_hash
 from lrbench.reduction.gradient_sensitivity import ScoredTokens, Sensitivity, sensitivities
 from lrbench.reduction.plan import Cell, Plan
 from lrbench.run.model_run import ModelRun
-from lrbench.run.recorder import Records
+from lrbench.run.recorder import Recorder
 from lrbench.run.selection.choice import Candidate, candidates
 from lrbench.run.selection.objective import Objective
 from lrbench.run.selection.split import Split
@@ -28,7 +28,9 @@ from lrbench.tasks.frozen_requests import FrozenRequests
 Terms = dict[str, dict[str, Sensitivity]]  # task -> slot's name -> its sensitivity
 
 
-def screened(records: Records, share: ModelRun, split: Split, aims: Sequence[Objective], spec: ScreenSpec) -> Plan:
+def screened(
+    recorder: Recorder, model_run: ModelRun, split: Split, aims: Sequence[Objective], spec: ScreenSpec
+) -> Plan:
     """The plan with what is predicted of its cells; all but the most promising ones of each method are skipped.
 
     Cells stay whose change of loss cannot be predicted: where a rank is known only once factors are built, or is none
@@ -37,25 +39,25 @@ def screened(records: Records, share: ModelRun, split: Split, aims: Sequence[Obj
     Raises:
         SuiteError: no document of some choice has an answer that is known to be right.
     """
-    before = _as_before(records, share, split)
+    before = _as_before(recorder, model_run, split)
     if before is not None:
         return before
     documents = {task: indices[: spec.documents] for task, indices in split.validation.items()}
-    engine = share.engine.restricted(documents)
+    engine = model_run.engine.restricted(documents)
     asked = right_answers(engine)
     for aim in aims:
         if not any(asked[task] for task in aim.tasks):
-            raise share.suite.error(
+            raise model_run.suite.error(
                 ("screen",), f"{aim.name}: no answer is known to be right, so there is no loss; leave 'screen' out"
             )
-    terms = _terms(records, share, engine.requests, asked)
-    predicted = {cell: _predicted(cell, aims, terms) for cell in share.plan.cells}
-    stays = _promising(share.plan, aims, predicted, spec.top)
-    unknown = sum(predicted[cell] is None and _is_candidate(cell) for cell in share.plan.cells)
+    terms = _terms(recorder, model_run, engine.requests, asked)
+    predicted = {cell: _predicted(cell, aims, terms) for cell in model_run.plan.cells}
+    stays = _promising(model_run.plan, aims, predicted, spec.top)
+    unknown = sum(predicted[cell] is None and _is_candidate(cell) for cell in model_run.plan.cells)
     if unknown:
-        records.progress.note(f"screening: nothing can be predicted of {unknown} cells; they are scored")
+        recorder.progress.note(f"screening: nothing can be predicted of {unknown} cells; they are scored")
     cells = []
-    for cell in share.plan.cells:
+    for cell in model_run.plan.cells:
         change = predicted[cell]
         if change is not None and cell not in stays:
             text = ", ".join(f"{name} {value:+.3g}" for name, value in change.items())
@@ -92,24 +94,27 @@ def _asked(context: Sequence[int], continuation: Sequence[int], longest: int) ->
 
 
 def _terms(
-    records: Records, share: ModelRun, requests: FrozenRequests, asked: Mapping[str, Sequence[Sequence[ScoredTokens]]]
+    recorder: Recorder,
+    model_run: ModelRun,
+    requests: FrozenRequests,
+    asked: Mapping[str, Sequence[Sequence[ScoredTokens]]],
 ) -> Terms:
     """The sensitivities of every slot that is edited, task by task; kept on disk, so that a restart goes on alike."""
-    slots = list(dict.fromkeys(slot for cell in share.plan.cells if _is_candidate(cell) for slot in cell.slots))
-    model, code = (share.loaded.weight_hash, share.loaded.config_hash), code_hash("linalg", "reduction")
+    slots = list(dict.fromkeys(slot for cell in model_run.plan.cells if _is_candidate(cell) for slot in cell.slots))
+    model, code = (model_run.loaded.weight_hash, model_run.loaded.config_hash), code_hash("linalg", "reduction")
     made = json.dumps([*model, code, requests.hashes(), [slot.name for slot in slots]])
     name = f"screening-{hashlib.sha256(made.encode()).hexdigest()[:32]}"
-    for entry in records.directory.partial(name):
+    for entry in recorder.directory.partial(name):
         return {task: {slot: _from_plain(one) for slot, one in of_task.items()} for task, of_task in entry.items()}
     count = sum(map(len, asked.values()))
-    records.progress.note(f"screening: the gradient of the loss on {count} documents, for {len(slots)} weights")
+    recorder.progress.note(f"screening: the gradient of the loss on {count} documents, for {len(slots)} weights")
     found = {
-        task: sensitivities(share.loaded.model, slots, documents, records.progress.note)
+        task: sensitivities(model_run.loaded.model, slots, documents, recorder.progress.note)
         for task, documents in asked.items()
         if documents
     }
     plain = {task: {slot: _to_plain(one) for slot, one in of_task.items()} for task, of_task in found.items()}
-    records.directory.add_partial(name, plain)
+    recorder.directory.add_partial(name, plain)
     return found
 
 
@@ -155,14 +160,14 @@ def _promising(
     return stays
 
 
-def _as_before(records: Records, share: ModelRun, split: Split) -> Plan | None:
+def _as_before(recorder: Recorder, model_run: ModelRun, split: Split) -> Plan | None:
     """The plan as an earlier run screened it, where every cell has its row; else None."""
-    race = share.suite.race
+    race = model_run.suite.race
     more = {"race": race.resolved()} if race is not None else None
-    keys = share.keys(share.plan, share.engine.restricted(split.validation), more)
-    rows = [records.done.get(keys[cell]) for cell in share.plan.cells]
+    keys = model_run.keys(model_run.plan, model_run.engine.restricted(split.validation), more)
+    rows = [recorder.done.get(keys[cell]) for cell in model_run.plan.cells]
     cells = []
-    for cell, row in zip(share.plan.cells, rows, strict=True):
+    for cell, row in zip(model_run.plan.cells, rows, strict=True):
         if row is None or row.selection is None:
             return None
         skip = row.reason if row.status == "skipped" else None

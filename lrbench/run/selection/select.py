@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lrbench.reduction.plan import Cell, Plan
 from lrbench.results.rows import Row, Selection
 from lrbench.run.model_run import ModelRun
-from lrbench.run.recorder import Records
+from lrbench.run.recorder import Recorder, Scope
 from lrbench.run.selection.choice import Candidate, Choice, candidates, choose, is_reference
 from lrbench.run.selection.greedy import compose
 from lrbench.run.selection.objective import Objective, objectives
@@ -30,7 +30,7 @@ class Chosen:
     among: int
 
 
-def run_selection(records: Records, share: ModelRun, spec: SelectSpec) -> None:
+def run_selection(recorder: Recorder, model_run: ModelRun, spec: SelectSpec) -> None:
     """Scores every cell on validation, chooses for each objective and method, scores the chosen on test.
 
     In a race, cells that cannot be chosen are not scored on all of validation.
@@ -41,67 +41,71 @@ def run_selection(records: Records, share: ModelRun, spec: SelectSpec) -> None:
         SuiteError: a task has too few documents for two sides.
         KeyboardInterrupt: after the rows of all finished cells are on disk.
     """
-    split = split_of(share.suite, spec, share.engine.requests)
-    aims = objectives(share.engine.requests, share.tasks.named, spec.on)
-    if share.suite.screen is not None:
-        share.plan = screened(records, share, split, aims, share.suite.screen)
-    race = share.suite.race
+    split = split_of(model_run.suite, spec, model_run.engine.requests)
+    aims = objectives(model_run.engine.requests, model_run.tasks.named, spec.on)
+    if model_run.suite.screen is not None:
+        model_run.plan = screened(recorder, model_run, split, aims, model_run.suite.screen)
+    race = model_run.suite.race
     how = "every cell" if race is None else "a race"
-    records.progress.note(f"{share.loaded.label}: {how} on {_in_words(split, 'validation')}")
-    rows = validated(records, share, split) if race is None else Race(records, share, split, aims, spec, race).run()
-    found = [one for aim in aims for one in chosen(records, share, aim, rows)]
-    baseline = next(rows[cell] for cell in share.plan.cells if cell.method is None)
+    recorder.progress.note(f"{model_run.loaded.label}: {how} on {_in_words(split, 'validation')}")
+    rows = (
+        validated(recorder, model_run, split)
+        if race is None
+        else Race(recorder, model_run, split, aims, spec, race).run()
+    )
+    found = [one for aim in aims for one in chosen(recorder, model_run, aim, rows)]
+    baseline = next(rows[cell] for cell in model_run.plan.cells if cell.method is None)
     composed: Composed = {aim.name: [] for aim in aims}
     for aim in aims:
-        for composition in share.compositions:
-            records.progress.note(f"{composition.method.label}: composing edits for {aim.name}")
-            composed[aim.name].append(compose(records, share, split, aim, composition, baseline))
-    records.progress.note(f"{share.loaded.label}: what was chosen on {_in_words(split, 'test')}")
-    report(records, share, split, found, composed)
+        for composition in model_run.compositions:
+            recorder.progress.note(f"{composition.method.label}: composing edits for {aim.name}")
+            composed[aim.name].append(compose(recorder, model_run, split, aim, composition, baseline))
+    recorder.progress.note(f"{model_run.loaded.label}: what was chosen on {_in_words(split, 'test')}")
+    report(recorder, model_run, split, found, composed)
 
 
-def validated(records: Records, share: ModelRun, split: Split) -> dict[Cell, Row]:
+def validated(recorder: Recorder, model_run: ModelRun, split: Split) -> dict[Cell, Row]:
     """Every cell's row on the validation documents."""
-    engine = share.engine.restricted(split.validation)
+    engine = model_run.engine.restricted(split.validation)
     sizes = split.sizes("validation")
 
     def selection(cell: Cell) -> Selection:
         return Selection(split="validation", documents=sizes, predicted=cell.predicted)
 
-    return records.score(share, share.plan, engine, selection)
+    return recorder.score(model_run, Scope(model_run.plan, engine, selection))
 
 
-def chosen(records: Records, share: ModelRun, aim: Objective, rows: dict[Cell, Row]) -> list[Chosen]:
+def chosen(recorder: Recorder, model_run: ModelRun, aim: Objective, rows: dict[Cell, Row]) -> list[Chosen]:
     """The best candidate of each method; a method without any is said, and has none."""
     of_label: dict[str, list[Candidate]] = {}
-    for candidate in candidates(share.plan):
+    for candidate in candidates(model_run.plan):
         of_label.setdefault(candidate.label, []).append(candidate)
     found = []
     for label, among in of_label.items():
         in_full = {key: row for key, row in rows.items() if not _stopped(row, aim)}
-        choice = choose(among, aim, in_full, records.directory.samples)
+        choice = choose(among, aim, in_full, recorder.directory.samples)
         if choice is None:
-            records.progress.note(f"{label}: none of its {len(among)} cells has a score on {aim.name}: nothing chosen")
+            recorder.progress.note(f"{label}: none of its {len(among)} cells has a score on {aim.name}: nothing chosen")
         else:
             found.append(Chosen(aim, choice, len(among)))
     return found
 
 
-def report(records: Records, share: ModelRun, split: Split, found: Sequence[Chosen], composed: Composed) -> None:
+def report(recorder: Recorder, model_run: ModelRun, split: Split, found: Sequence[Chosen], composed: Composed) -> None:
     """Scores on test the models that others are compared with, on all tasks, and what was chosen, each on its own."""
-    references = Plan(tuple(cell for cell in share.plan.cells if is_reference(cell)))
+    references = Plan(tuple(cell for cell in model_run.plan.cells if is_reference(cell)))
     everything = Selection(split="test", documents=split.sizes("test"))
-    records.score(share, references, share.engine.restricted(split.test), lambda _: everything)
+    recorder.score(model_run, Scope(references, model_run.engine.restricted(split.test), lambda _: everything))
     for aim, compositions in composed.items():
         choices = [one for one in found if one.objective.name == aim]
         of_cell = {cell: _selection(one, split) for one in choices for cell in one.choice.candidate.cells}
         of_cell |= dict(compositions)
         if not of_cell:
             continue
-        cells = [cell for cell in share.plan.cells if cell in of_cell]
+        cells = [cell for cell in model_run.plan.cells if cell in of_cell]
         plan = Plan((*cells, *sorted((cell for cell, _ in compositions), key=lambda cell: cell.first_block or 0)))
         documents = {task: split.test[task] for task in next(iter(of_cell.values())).documents}
-        records.score(share, plan, share.engine.restricted(documents), lambda cell, of=of_cell: of[cell])  # type: ignore[misc]
+        recorder.score(model_run, Scope(plan, model_run.engine.restricted(documents), of_cell.__getitem__))
 
 
 def _stopped(row: Row, aim: Objective) -> bool:

@@ -28,7 +28,7 @@ def split(requests: FrozenRequests, validation: float, seed: int) -> Split:
     """Puts each document where the hash of its group, or else of its content, says.
 
     Documents of one group, and equal documents, come to the same side, whichever task they are of. A document's side
-    depends on nothing but itself, the share and the seed: neither another limit nor other documents move it.
+    depends on nothing but itself, the model_run and the seed: neither another limit nor other documents move it.
 
     Args:
         validation: the probability of coming to the validation side.
@@ -59,7 +59,7 @@ def split_of(suite: Suite, spec: SelectSpec, requests: FrozenRequests) -> Split:
                 raise suite.error(
                     ("select",),
                     f"task {task!r}: all of its {there} documents fall to {other} and none to {side}; take more "
-                    "documents, another share for 'validation', or another 'seed' of the split",
+                    "documents, another model_run for 'validation', or another 'seed' of the split",
                 )
     return found
 
