@@ -18,3 +18,15 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def engine_checks_itself_once_a_model(request):
+    """Outside the tests about it, the engine's self-check is made once for each model and set of requests."""
+    if "evaluation" in request.path.parts:
+        yield
+    else:
+        from tests.support.self_check import self_check_once
+
+        with self_check_once():
+            yield
