@@ -215,7 +215,7 @@ def test_env_prints_what_rows_record(capsys):
     assert "torch" in said(capsys)[0]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupt_leaves_what_is_done_on_disk_and_says_how_to_go_on(tmp_path, number):
     suite = write_suite(tmp_path, layers="all", reducers="[svd, id, cr]")
     process = subprocess.Popen(

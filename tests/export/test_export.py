@@ -59,7 +59,13 @@ def llama(tmp_path_factory):
     return folder, {row.label: row for row in edited_rows(folder / "run")}
 
 
-@pytest.mark.parametrize("family", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=() if name in {"llama", "gpt2", "gemma2", "bloom", "mixtral"} else pytest.mark.slow)
+        for name in ARCHITECTURES
+    ],
+)
 def test_lm_eval_on_both_exports_gives_the_rows_numbers(family, tmp_path):
     run(write_family_suite(tmp_path, family), tmp_path / "run")
     rows = edited_rows(tmp_path / "run")

@@ -40,6 +40,7 @@ def killed(kills):
     assert re.search(rf"^{kills} kills in \d+ runs: every row there, once, and equal$", done.stdout, re.MULTILINE)
 
 
+@pytest.mark.slow  # with the fifty
 def test_five_kills_at_random_moments_cost_no_row():
     killed(5)
 

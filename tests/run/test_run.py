@@ -189,40 +189,49 @@ def test_cells_are_ordered_by_the_first_block_and_ranks_stand_together():
     assert {len(group) for group in plan.groups()} == {1, 3}
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("raises", "raises failed at rank 76: RuntimeError: no luck at all"),
-        ("wrong-shape", "shape"),
-        ("gives-nan", "NaN"),
-        ("lies", "stored_numbers"),
-        ("writes", "writes to the weight it is given"),
-        ("returns-tensor", "return lrbench factors"),
-        ("size-raises", "KeyError"),
-        ("size-is-text", "stored_numbers"),
-        ("factors-raise", "no dense today"),
-        ("exits", "SystemExit: 3"),
-        ("writes-data", "writes to the weight it is given"),
-        ("size-lies", "state 1 stored parameters, but hold"),
-        ("too-good", "where no matrix"),
-        ("unsupportive", "supports() failed: KeyError"),
-    ],
-)
-def test_a_plugin_that_misbehaves_is_a_failed_row_that_names_it_and_the_weight(tmp_path, name, reason):
-    plugin = tmp_path / "bad.py"
-    plugin.write_text(MISBEHAVING)
-    suite = write_suite(tmp_path, reducers=f"[{name}, svd]", layers="[5]", rank="{rank: 76}")
-    result = run(suite, tmp_path / "out", plugin)
-    baseline, *others = result.directory.rows().values()
-    assert {row.label: row.status for row in others} == {name: "failed", "svd": "ok"}
-    [failed] = [row for row in others if row.status == "failed"]
+MISBEHAVIOUR = {
+    "raises": "raises failed at rank 76: RuntimeError: no luck at all",
+    "wrong-shape": "shape",
+    "gives-nan": "NaN",
+    "lies": "stored_numbers",
+    "writes": "writes to the weight it is given",
+    "returns-tensor": "return lrbench factors",
+    "size-raises": "KeyError",
+    "size-is-text": "stored_numbers",
+    "factors-raise": "no dense today",
+    "exits": "SystemExit: 3",
+    "writes-data": "writes to the weight it is given",
+    "size-lies": "state 1 stored parameters, but hold",
+    "too-good": "where no matrix",
+    "unsupportive": "supports() failed: KeyError",
+}
+
+
+@pytest.fixture(scope="module")
+def misbehaved(tmp_path_factory):
+    """A run of all reducers that misbehave, and one that does not: its rows, and how often each was computed."""
+    folder = tmp_path_factory.mktemp("misbehaved")
+    (folder / "bad.py").write_text(MISBEHAVING)
+    suite = write_suite(folder, reducers=f"[{', '.join(MISBEHAVIOUR)}, svd]", layers="[5]", rank="{rank: 76}")
+    results = [run(suite, folder / "out", folder / "bad.py") for _ in range(2)]
+    return results, {row.label: row for row in results[0].directory.rows().values()}
+
+
+@pytest.mark.parametrize(("name", "reason"), MISBEHAVIOUR.items())
+def test_a_plugin_that_misbehaves_is_a_failed_row_that_names_it_and_the_weight(misbehaved, name, reason):
+    failed = misbehaved[1][name]
+    assert failed.status == "failed"
     assert reason in failed.reason
     assert name in failed.reason
     assert "model.layers.5.mlp.down_proj.weight" in failed.reason
     assert "\n" not in failed.reason
-    assert (result.failed, baseline.status) == (1, "ok")
-    again = run(suite, tmp_path / "out", plugin)
-    assert (again.computed, again.failed, again.reused) == (0, 1, 3)
+
+
+def test_plugins_that_misbehave_spoil_no_other_row_and_are_not_tried_again(misbehaved):
+    (first, again), rows = misbehaved
+    assert {label for label, row in rows.items() if row.status == "ok"} == {None, "svd"}
+    assert first.failed == len(MISBEHAVIOUR)
+    assert (again.computed, again.failed, again.reused) == (0, len(MISBEHAVIOUR), len(MISBEHAVIOUR) + 2)
 
 
 def test_an_error_curve_that_lies_fails_the_cell(tmp_path):
