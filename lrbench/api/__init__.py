@@ -1,4 +1,4 @@
-"""What notebooks call."""
+"""The functions for scripts and notebooks."""
 
 import warnings
 

@@ -43,13 +43,13 @@ class LeaderboardTable:
         return import_pandas().DataFrame(values, columns=header)
 
     def to_text(self, format: str = "markdown") -> str:
-        """The table as `lrbench leaderboard --format` writes it. Raises InputError: there is no such format."""
+        """The table as `lrbench leaderboard --format` writes it. Raises InputError for an unknown format."""
         if format not in FORMATS:
-            raise InputError(f"format={format!r}: it is one of {', '.join(FORMATS)}")
+            raise InputError(f"format={format!r}: choose one of {', '.join(FORMATS)}")
         return renderer(format)(self.board)
 
     def figures(self) -> list[charts.Figure]:
-        """The figures that `lrbench publish` makes of the runs, accuracy against size first; a notebook shows each.
+        """The figures of `lrbench publish`, accuracy against size first; a notebook shows each.
 
         Raises:
             InputError: Altair or vl-convert is not installed.
@@ -84,14 +84,14 @@ def leaderboard(
         InputError: there is no run or no such column, or a run's files cannot be read.
     """
     if top is not None and (type(top) is not int or top < 1):
-        raise InputError(f"top={top!r}: a whole number above zero")
+        raise InputError(f"top={top!r}: must be a whole number above zero")
     if isinstance(runs, Results | str | Path):
         runs = [runs]
     if not isinstance(runs, Iterable):
-        raise InputError(f"runs: results or a run's directory, or several, not {type(runs).__name__}")
+        raise InputError(f"runs: must be results or a run's directory, or several, not {type(runs).__name__}")
     directories = {directory.path.resolve(): directory for directory in map(_directory, runs)}
     if not directories:
-        raise InputError("runs: there are none; give results or a run's directory")
+        raise InputError("runs: empty; give results or a run's directory")
     board = build(list(directories.values()), sort, validation=validation)
     return LeaderboardTable(board if top is None else board.top(top))
 
@@ -100,7 +100,7 @@ def _directory(run: Any) -> RunDirectory:
     path = run.path if isinstance(run, Results) else run
     if not isinstance(path, str | Path):
         raise InputError(
-            f"runs: {type(run).__name__} names no run; give what lrbench.run or lrbench.read_results returned, or a "
-            "run's directory"
+            f"runs: {type(run).__name__} names no run; give results of lrbench.run or lrbench.read_results, or a run's "
+            "directory"
         )
     return open_run(Path(path))

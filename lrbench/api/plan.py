@@ -1,4 +1,4 @@
-"""`lrbench.plan`: what a run would do, as `lrbench check` shows it."""
+"""`lrbench.plan`: the plan of a run, as `lrbench check` shows it."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def plan(
     device: str | None = None,
     trust_remote_code: bool = False,
 ) -> SuitePlan:
-    """Plans a suite without computing anything: cells, ranks, the weights found, and what would fail.
+    """Plans a suite without computing anything: weights, cells, ranks, and cells known to fail.
 
     Args:
-        suite, reducers, overrides, limit, dtype, plugins, out, device, trust_remote_code: as for `lrbench.run`.
+        suite, reducers, overrides, limit, dtype, plugins, out, device, trust_remote_code: as in `lrbench.run`.
 
     Returns:
         The plan, which shows itself in a terminal and in a notebook. `plan.models[0].cells` are the first model's
         cells, `plan.models[0].failures` those known to fail.
 
     Raises:
-        InputError: anything wrong with the suite, its models, tasks or plugins, or an argument.
+        InputError: the suite, one of its models, tasks or plugins, or an argument is invalid.
     """
     described = suite_of(suite, reducers, overrides, limit, dtype)
     with TerminalProgress() as progress:

@@ -1,4 +1,4 @@
-"""`lrbench.reduce`: a model's weights reduced in place, from Python."""
+"""`lrbench.reduce`: reduces a model's weights in place."""
 
 from __future__ import annotations
 
@@ -31,19 +31,18 @@ from lrbench.results.rows import Edit
 from lrbench.suite.layers import Layers
 
 _COUNT = count()
-#: The edits that are in place, by model.
+#: Model -> its edits that are in place.
 _LIVE: WeakKeyDictionary[PreTrainedModel, WeakSet[Reduced]] = WeakKeyDictionary()
 
 
 class Reduced:
-    """A model whose weights are reduced, until `restore`; a context manager that restores on leaving.
+    """A model with reduced weights; a context manager that restores the original weights on exit.
 
     Attributes:
-        model: the one that was given, edited.
-        edits: a record of each edited weight: ranks, sizes, errors.
-        keep_targets: stored numbers of the edited weights over dense ones.
-        keep_model: the same of the whole model.
-        seconds: of decomposition.
+        model: the edited model, the same object as the argument of `reduce`.
+        keep_targets: stored over dense parameters of the edited weights.
+        keep_model: stored over dense parameters of the whole model.
+        seconds: the time of the decomposition.
     """
 
     def __init__(
@@ -69,39 +68,39 @@ class Reduced:
 
     @property
     def edits(self) -> list[Edit]:
-        """A record of each edited weight, in the model's order."""
+        """The rank, size and error of each edited weight, in the model's order."""
         return [reduction.edit for reduction in self._reductions]
 
     @property
     def factors(self) -> dict[str, Factors]:
-        """What stands in for each weight, by its name."""
+        """Weight name -> the factors that replace it."""
         return {slot.name: done.factors for slot, done in zip(self._slots, self._reductions, strict=True)}
 
     def refuse_factored(self, layers: Sequence[int], weights: Sequence[str]) -> None:
-        """Raises InputError where some of these weights run as this edit's factors, and are no matrices meanwhile."""
+        """Raises InputError if some of these weights run as factors of this edit, and so have no matrix to reduce."""
         running = {edit.weight for edit in self.edits if edit.evaluated_as == "factors"}
-        asked = self._inventory.select(layers, weights) if running else ()
-        taken = [slot.name for slot in asked if slot.name in running]
+        selected = self._inventory.select(layers, weights) if running else ()
+        taken = [slot.name for slot in selected if slot.name in running]
         if taken:
             more = f" and {len(taken) - 1} more run" if len(taken) > 1 else " runs"
             raise InputError(
-                f"{taken[0]}{more} on factors of an earlier edit, which have no matrix to reduce; restore() that one "
+                f"{taken[0]}{more} on factors of an earlier edit, which have no matrix to reduce; restore() that edit "
                 'first, or make it with inference="dense"'
             )
 
     def restore(self) -> None:
-        """Puts the original weights back, the same objects; several edits of a model are undone in reverse order.
+        """Puts the original tensors back. Several edits of a model must be restored in reverse order.
 
         Raises:
             InputError: a later edit of the same weights is still in place; nothing was changed.
-            EvaluationError: an original was written to, or replaced, meanwhile.
+            EvaluationError: an original weight was changed or replaced in the meantime.
         """
         if self._restored:
             return
         mine = {id(slot.module) for slot in self._slots}
         for other in _LIVE.get(self.model, ()):
             if other._number > self._number and mine & {id(slot.module) for slot in other._slots}:
-                raise InputError("a later edit of the same weights is still in place; restore that one first")
+                raise InputError("a later edit of the same weights is still in place; restore that edit first")
         self._restored = True
         _LIVE[self.model].discard(self)
         self._edit.close()
@@ -109,17 +108,17 @@ class Reduced:
     def export(
         self, directory: str | Path, format: str = "dense", tokenizer: PreTrainedTokenizerBase | None = None
     ) -> None:
-        """Writes the edited model, as `lrbench export` does; restores it.
+        """Writes the edited model like `lrbench export`, and restores the original weights.
 
         Args:
             directory: must not exist, or be empty.
             format: `dense`, `factored` or `lora`.
-            tokenizer: to go with it.
+            tokenizer: written with the model.
 
         Raises:
-            InputError: an unknown format, the directory is taken or cannot be written, or the model was changed after
-                it was reduced; then it is not restored.
-            ModelError: the edit is no low-rank update, for `lora`.
+            InputError: the format is unknown, the directory is occupied or cannot be written, or the model was changed
+                after its reduction; then it is not restored.
+            ModelError: `lora` requires a low-rank update, and the edit is none.
         """
         from lrbench.export import FORMATS
         from lrbench.export.dense import write_dense
@@ -129,7 +128,7 @@ class Reduced:
 
         writers = dict(zip(FORMATS, (write_dense, write_factored, write_adapter), strict=True))
         if format not in writers:
-            raise InputError(f"format {format!r}; it is one of {', '.join(FORMATS)}")
+            raise InputError(f"format={format!r}: choose one of {', '.join(FORMATS)}")
         if self._restored:
             raise InputError("this edit has been restored; export it before, or reduce again")
         self._refuse_changed()
@@ -144,7 +143,7 @@ class Reduced:
         writers[format](exported, Path(directory))
 
     def _refuse_changed(self) -> None:
-        """What is written are the factors and the model's other weights: both must be those that were reduced."""
+        """Raises InputError if a weight changed after the reduction, since the export would be of another model."""
         now = dict(_state(self.model))
         for name, (tensor, version) in self._versions.items():
             if now.get(name) is not tensor or tensor._version != version:
@@ -190,38 +189,38 @@ def reduce(
     Args:
         model: a transformers model, on its device.
         reducer: a reducer's name, or an instance of `lrbench.Reducer`.
-        layers: as a suite has them: `"all"`, `3`, `-1`, `[0, 3]`, `"4-7"`, `"last half"`; any iterable of integers.
+        layers: as in a suite: `"all"`, `3`, `-1`, `[0, 3]`, `"4-7"`, `"last half"`; any iterable of integers.
         weights: roles, groups, LASER's names, or globs on parameter names.
-        keep, fraction, rank, energy, error: the rank; exactly one of them.
-        seed: of what the reducer draws.
-        inference: `factored` runs layers on their factors where that can be; see `Edit.evaluated_as`.
-        plugins: files of reducers.
-        params: the reducer's own.
+        keep, fraction, rank, energy, error: exactly one of these, which sets the rank.
+        seed: of the reducer's random draws.
+        inference: `factored` runs layers on their factors where possible; see `Edit.evaluated_as`.
+        plugins: files with more reducers.
+        params: the reducer's parameters.
 
     Returns:
         The edit: `with lrbench.reduce(model, keep=0.5) as reduced: ...`, or `reduced.restore()`.
 
     Raises:
-        InputError: bad arguments, no such reducer or parameter, layer or weight, one that needs calibration, or a
-            weight that runs as factors of an earlier edit; nothing was changed.
-        ReducerError: the reducer failed on a weight, or no rank fits; nothing was changed.
+        InputError: an argument is invalid; a reducer, parameter, layer or weight does not exist; the reducer needs
+            calibration; or a weight runs as factors of an earlier edit. Nothing was changed.
+        ReducerError: the reducer failed on a weight, or no rank fits. Nothing was changed.
     """
     if not isinstance(model, PreTrainedModel):
-        raise InputError(f"model: a transformers model, not {type(model).__name__}; load it first")
+        raise InputError(f"model: must be a transformers model, not {type(model).__name__}; load it first")
     if inference not in get_args(Inference):
-        raise InputError(f"inference={inference!r}: it is one of {', '.join(get_args(Inference))}")
+        raise InputError(f"inference={inference!r}: choose one of {', '.join(get_args(Inference))}")
     layers, seed, rank = _plain(layers), _plain(seed), _plain(rank)
     keep, fraction, energy, error = _plain(keep), _plain(fraction), _plain(energy), _plain(error)
     params = {name: _plain(value) for name, value in params.items()}
     if type(seed) is not int or not 0 <= seed < 2**63:
-        raise InputError(f"seed={seed!r}: a whole number from 0")
+        raise InputError(f"seed={seed!r}: must be a whole number from 0")
     plugins = [plugins] if isinstance(plugins, str | Path) else list(plugins)
     request = _request(keep=keep, fraction=fraction, rank=rank, energy=energy, error=error)
     method = _method(reducer, params, plugins)
     if method.reducer.needs:
         raise InputError(
-            f"{method.label} needs calibration ({', '.join(sorted(method.reducer.needs))}), which is not "
-            "done here; run it in a suite that has `calibration`, and export the cell by `lrbench export`"
+            f"{method.label} needs calibration ({', '.join(sorted(method.reducer.needs))}), which "
+            "lrbench.reduce does not do; run it in a suite with `calibration`, then use `lrbench export`"
         )
     inventory = find_slots(model)
     try:
@@ -243,12 +242,12 @@ def reduce(
 
 
 def _state(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters and buffers that are saved, by name."""
+    """(name, tensor) of each parameter and persistent buffer."""
     return iter(model.state_dict(keep_vars=True).items())
 
 
 def _plain(value: Any) -> Any:
-    """Integers and numbers of numpy and torch as Python's, and iterables of integers as lists; others as they are."""
+    """Converts numbers of numpy and torch to Python's, and other iterables to lists."""
     if isinstance(value, str | bytes | bool | Mapping) or value is None:
         return value
     if hasattr(value, "__index__") and getattr(value, "ndim", 0) == 0:
@@ -261,27 +260,32 @@ def _plain(value: Any) -> Any:
     return type(value)(map(_plain, listed)) if isinstance(value, list | tuple) else [_plain(entry) for entry in listed]
 
 
-def _request(**given: float | None) -> RankRequest:
+def _request(**arguments: float | None) -> RankRequest:
     kinds: list[RankKind] = ["keep", "fraction", "rank", "energy", "error"]
-    asked = [(kind, value) for kind in kinds if (value := given[kind]) is not None]
-    if len(asked) != 1:
-        raise InputError(f"give exactly one of {', '.join(kinds)}; got {', '.join(k for k, _ in asked) or 'none'}")
-    kind, value = asked[0]
+    requests = [(kind, value) for kind in kinds if (value := arguments[kind]) is not None]
+    if len(requests) != 1:
+        raise InputError(f"give exactly one of {', '.join(kinds)}; got {', '.join(k for k, _ in requests) or 'none'}")
+    kind, value = requests[0]
     if not isinstance(value, int | float):
-        raise InputError(f"{kind}={value!r}: one number; for several ranks reduce several times, or run a suite")
-    right = isinstance(value, int) and value >= 1 if kind == "rank" else 0 <= value <= 1 and (value or kind == "error")
-    if isinstance(value, bool) or not right:
-        raise InputError(f"{kind}={value!r}: {'a whole number from 1' if kind == 'rank' else 'above 0 and at most 1'}")
+        raise InputError(
+            f"{kind}={value!r}: must be one number; for several ranks, reduce several times or run a suite"
+        )
+    valid = isinstance(value, int) and value >= 1 if kind == "rank" else 0 <= value <= 1 and (value or kind == "error")
+    if isinstance(value, bool) or not valid:
+        allowed = "a whole number from 1" if kind == "rank" else "above 0 and at most 1"
+        raise InputError(f"{kind}={value!r}: must be {allowed}")
     return RankRequest(kind, value)
 
 
 def _method(reducer: str | Reducer, params: dict[str, Any], plugins: Iterable[str | Path]) -> Method:
     if isinstance(reducer, Reducer):
         if params:
-            raise InputError(f"{reducer.name} is built already; unexpected {', '.join(params)}")
+            raise InputError(
+                f"{reducer.name} is an instance and takes no parameters here; unexpected {', '.join(params)}"
+            )
         return Method(reducer.name, reducer, values(reducer), "")
     if not isinstance(reducer, str):
-        raise InputError(f"reducer: a name or an instance of lrbench.Reducer, not {reducer!r}")
+        raise InputError(f"reducer: must be a name or an instance of lrbench.Reducer, not {reducer!r}")
     registry = Registry.load([*plugins])
     built = registry.build(reducer, params)
     return Method(reducer, built, values(built), source_hash(type(built)))

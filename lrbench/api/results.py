@@ -1,4 +1,4 @@
-"""`lrbench.read_results`: a run's rows, for notebooks."""
+"""`lrbench.read_results`: the rows of a run, for notebooks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MOST_ROWS = 20
 
 
 class Results(list[Row]):
-    """The rows of a run, in order, the baseline's among them (`reducer` is None).
+    """The rows of a run, in order, including baselines (`reducer` is None).
 
     Attributes:
         path: the run's directory.
@@ -66,7 +66,7 @@ class Results(list[Row]):
 
 
 def import_pandas() -> Any:
-    """The module pandas. Raises InputError: it is not installed."""
+    """The module pandas. Raises InputError if it is not installed."""
     try:
         import pandas
     except ImportError:
@@ -75,13 +75,13 @@ def import_pandas() -> Any:
 
 
 def read_results(run: str | Path) -> Results:
-    """The rows of a run that its suite asks for.
+    """Reads the rows of a run that belong to its suite.
 
     Args:
         run: a run's directory, which holds `rows.jsonl`.
 
     Raises:
-        InputError: there is no run, or its files cannot be read.
+        InputError: the directory holds no run, or its files cannot be read.
     """
     directory = open_run(Path(run))
     return Results(ScoredRun(directory, directory.path.name).rows.values(), directory.path)
@@ -112,5 +112,5 @@ def flat(row: Row) -> dict[str, Any]:
         for form in ("dense", "factored"):
             speed = getattr(entry, form)
             if speed is not None:
-                line |= {f"inference/{form}/batch{entry.batch}/{what}": value for what, value in speed}
+                line |= {f"inference/{form}/batch{entry.batch}/{figure}": value for figure, value in speed}
     return line

@@ -1,4 +1,4 @@
-"""`lrbench.run`: a suite run from Python, as `lrbench run` runs it."""
+"""`lrbench.run`: runs a suite from Python, like `lrbench run`."""
 
 from __future__ import annotations
 
@@ -37,50 +37,49 @@ def run(
     retry_failed: bool = False,
     trust_remote_code: bool = False,
 ) -> Results:
-    """Runs a suite: every cell that has no row yet is scored.
+    """Runs a suite: scores every cell that has no row yet.
 
     Args:
-        suite: a file, the name of a bundled suite, a mapping with a suite's keys, or a `Suite`.
-        reducers: instead of the suite's; names, subclasses of `lrbench.Reducer` or instances of them, or
+        suite: a file, a bundled suite's name, a mapping with a suite's keys, or a `Suite`.
+        reducers: replace the suite's; names, subclasses or instances of `lrbench.Reducer`, or
             `{NAME_OR_CLASS: {PARAMETER: VALUE, "label": ...}}`.
-        overrides: changes of other keys, by dotted paths: `{"sweep.0.rank.keep": [0.5]}`.
-        limit: at most that many documents of each task.
+        overrides: dotted path -> value of other keys: `{"sweep.0.rank.keep": [0.5]}`.
+        limit: the greatest number of documents per task.
         dtype: of the weights, instead of the suite's.
         plugins: files with more reducers.
         out: the run's directory; by default `results/local/SUITE-HASH` in the working directory.
-        device: `cpu`, `cuda`, `cuda:1`, ...; by default the suite's, else the GPU where there is one.
-        engine: `sweep`, `frozen` or `harness`: how cells are scored, not what they score.
+        device: `cpu`, `cuda`, `cuda:1`, ...; by default the suite's, else the GPU if available.
+        engine: `sweep`, `frozen` or `harness`; scores do not depend on it.
         executor: `local`, `ray`, or an executor, such as `RayExecutor(RayOptions(address="auto"))` of
-            `lrbench.run.executors.ray`, which its maker closes.
-        force: score again what has a row.
-        retry_failed: score again what has a failed row.
+            `lrbench.run.executors.ray`, which the caller closes.
+        force: scores all cells again.
+        retry_failed: scores failed cells again.
         trust_remote_code: lets models whose suite asks for it run their repositories' own code.
 
     Returns:
-        The run's rows, as `lrbench.read_results` reads them. A cell that failed is a row with status `failed`.
+        The run's rows, as from `lrbench.read_results`. A failed cell has a row with status `failed`.
 
     Raises:
-        InputError: anything wrong with the suite, its models, tasks or plugins, or an argument; nothing was computed.
-        StorageError: the directory cannot be written to any more.
-        KeyboardInterrupt: the run was interrupted. Once finishes the cell at work, twice stops at once; all finished
-            rows are kept, and the same call goes on where it stopped.
+        InputError: the suite, one of its models, tasks or plugins, or an argument is invalid; nothing was computed.
+        StorageError: the directory can no longer be written.
+        KeyboardInterrupt: the first interrupt finishes the current cell, a second one stops at once. Finished rows are
+            kept, and the same call resumes the run.
     """
     if engine not in ENGINES:
-        raise InputError(f"engine={engine!r}: it is one of {', '.join(ENGINES)}")
-    asked = suite_of(suite, reducers, overrides, limit, dtype)
+        raise InputError(f"engine={engine!r}: choose one of {', '.join(ENGINES)}")
+    resolved = suite_of(suite, reducers, overrides, limit, dtype)
     stop = Stop()
     with ExitStack() as opened:
         if isinstance(executor, str):
             executor = opened.enter_context(closing(_executor(executor)))
-        if asked.classes and not executor.here:
-            raise InputError(
-                f"{asked.classes[0].name}: a class of this process cannot be sent to others; write it in a plugin file"
-            )
+        if resolved.classes and not executor.here:
+            name = resolved.classes[0].name
+            raise InputError(f"{name}: a class of this process cannot be sent to others; write it in a plugin file")
         progress = opened.enter_context(TerminalProgress())
-        registry = load_registry([*asked.plugins, *paths_of(plugins)], progress.note, asked.classes)
+        registry = load_registry([*resolved.plugins, *paths_of(plugins)], progress.note, resolved.classes)
         opened.enter_context(stopped_by_signals(stop, executor, progress.note, [signal.SIGINT]))
         result = run_suite(
-            asked, registry, Path(out) if out is not None else default_directory(asked),
+            resolved, registry, Path(out) if out is not None else default_directory(resolved),
             progress=progress, device=device, engine=engine, executor=executor, force=force,
             retry_failed=retry_failed, trust_remote_code=trust_remote_code, stop=stop,
         )  # fmt: skip
@@ -95,27 +94,29 @@ def suite_of(
     limit: int | None,
     dtype: str | None,
 ) -> Suite:
-    """The suite that the arguments of `run` describe. Raises InputError: it is wrong, or is none."""
+    """The suite described by the arguments of `run`. Raises InputError if it is invalid."""
     if isinstance(reducers, str | Mapping | Reducer | type):
         reducers = [reducers]
     changes = {**(overrides or {}), **({"reducers": list(reducers)} if reducers is not None else {})}
     if isinstance(suite, Suite):
         if changes:
-            raise InputError("a Suite is not changed any more; give its file, or a mapping, with these overrides")
+            raise InputError("a Suite cannot be changed; give its file or a mapping with these overrides")
         return narrowed(suite, limit, dtype)
     if not isinstance(suite, str | Path | Mapping):
-        raise InputError(f"suite: a file, a bundled suite's name, a mapping or a Suite, not {type(suite).__name__}")
+        raise InputError(
+            f"suite: must be a file, a bundled suite's name, a mapping or a Suite, not {type(suite).__name__}"
+        )
     return read_suite(suite, changes, limit=limit, dtype=dtype)
 
 
 def paths_of(plugins: str | Path | Iterable[str | Path]) -> list[str | Path]:
-    """Plugin files as a list, where one may stand alone."""
+    """Plugin files as a list; `plugins` may be a single path."""
     return [plugins] if isinstance(plugins, str | Path) else list(plugins)
 
 
 def _executor(name: str) -> Executor:
     if name not in EXECUTORS:
-        raise InputError(f"executor={name!r}: it is one of {', '.join(EXECUTORS)}, or an executor")
+        raise InputError(f"executor={name!r}: choose one of {', '.join(EXECUTORS)}, or give an executor")
     if name == "ray":
         from lrbench.run.executors.ray import RayExecutor
 

@@ -64,11 +64,11 @@ def show(name: str, args: argparse.Namespace) -> int:
 
 def _print_prediction(prediction: Prediction) -> None:
     say()
-    say(f"  a prediction, no promise, for {prediction.machine}")
+    say(f"  prediction for {prediction.machine}")
     composed = f", up to {prediction.composed:,} more in compositions" if prediction.composed else ""
     scored = f", {prediction.scored:,} already scored" if prediction.scored else ""
     say(f"  {'cells':10} {prediction.to_score:,} to score{composed}{scored}")
-    say(f"  {'requests':10} {prediction.requests:,} a cell, of {prediction.sweep.tokens_asked:,} tokens")
+    say(f"  {'requests':10} {prediction.requests:,} per cell, of {prediction.sweep.tokens_asked:,} tokens")
     say(f"  {'sweep':10} {prediction.block_tokens:,} tokens through a block")
     say(
         f"  {'time':10} {_duration(prediction.seconds)}: set-up {_duration(prediction.setup_seconds)} (measured), "

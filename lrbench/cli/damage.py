@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints or writes the correlations.
 
     Raises:
-        InputError: a RUN or FILE cannot be read, FILE belongs to other weights, or there is nothing to draw.
+        InputError: a RUN or FILE cannot be read, FILE belongs to other weights, or no correlation can be drawn.
     """
     from lrbench.analysis.damage import predictions, weight_hashes
     from lrbench.analysis.leaderboard import build

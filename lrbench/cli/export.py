@@ -25,7 +25,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("run_directory", metavar="RUN", type=Path, help="a run directory (it holds rows.jsonl)")
     parser.add_argument("cell", metavar="CELL", help="a cell's hash, or an unambiguous prefix")
-    parser.add_argument("directory", metavar="DIR", type=Path, help="where to write; must not exist, or be empty")
+    parser.add_argument("directory", metavar="DIR", type=Path, help="the folder to write; must not exist, or be empty")
     parser.add_argument("--format", choices=_FORMATS, default="dense",
                         help="dense: a checkpoint for transformers; factored: factors and the other weights, for "
                              "lrbench.load; lora: a PEFT adapter, for low-rank updates (default: dense)")  # fmt: skip

@@ -13,7 +13,7 @@ from lrbench.errors import InputError, PluginError
 if TYPE_CHECKING:
     from lrbench.reducers.registry import Registry
 
-REDUCER = Template('''"""$title: say here what the method does, and where it is published."""
+REDUCER = Template('''"""$title: describe the method and cite its source here."""
 
 from __future__ import annotations
 

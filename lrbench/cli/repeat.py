@@ -27,13 +27,13 @@ def run(args: argparse.Namespace) -> int:
         (args.dry_run, "--dry-run"),
     ):  # fmt: skip
         if value:
-            raise InputError(f"--from-manifest repeats a run as it was; leave {option} out")
+            raise InputError(f"--from-manifest repeats a run unchanged; leave {option} out")
     first = open_run(args.from_manifest)
     original = asked_of(first, [Path(file) for file in args.plugin], lambda message: say(message, sys.stderr))
     suite = original.again.suite
     out = args.out or Path("results") / "local" / f"{suite.name}-{suite.hash}-again"
     if out.resolve() == first.path.resolve():
-        raise InputError(f"--out {out}: is the run to repeat; choose another directory")
+        raise InputError(f"--out {out} is the run to repeat; choose another directory")
     if original.threads is not None:
         torch.set_num_threads(original.threads)  # the order of summation depends on the number of threads
     result = execute(

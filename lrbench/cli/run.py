@@ -22,7 +22,7 @@ def add_parser(subparsers: Any) -> None:
     source.add_argument("suite", metavar="SUITE", nargs="?", help="a suite file, or the name of a bundled suite")
     source.add_argument(
         "--from-manifest", type=Path, metavar="RUN",
-        help="instead of SUITE: repeat a run from its directory in another one and print every difference",
+        help="instead of SUITE: repeat a run from its directory, in another directory, and print every difference",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="DIR", help="run directory (default results/local/SUITE-HASH)")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1 ... (default: the suite's, else the GPU)")
@@ -30,7 +30,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--engine", choices=ENGINES,
         help="sweep (the default): each cell from its first edited block on; frozen: lm-eval's forward passes on "
-             "requests built once; harness: lm-eval's own evaluator per cell",
+             "requests built once; harness: lm-eval's evaluator for every cell",
     )  # fmt: skip
     parser.add_argument(
         "--executor", choices=EXECUTORS, default=EXECUTORS[0],
@@ -40,11 +40,11 @@ def add_parser(subparsers: Any) -> None:
         "--address", metavar="A",
         help="with ray: HOST:PORT of the cluster, or auto (default: RAY_ADDRESS, else a cluster on this machine)",
     )  # fmt: skip
-    parser.add_argument("--ray-workers", type=int, metavar="N", help="how many (default: as many as fit)")
+    parser.add_argument("--ray-workers", type=int, metavar="N", help="number of workers (default: as many as fit)")
     parser.add_argument("--ray-cpus", type=int, metavar="N", help="CPUs, and threads, of each worker (default 1)")
     parser.add_argument(
         "--ray-gpus", type=float, metavar="X",
-        help="GPUs of each worker, or a fraction of one (default 1 if the cluster has any)",
+        help="GPUs of each worker, possibly a fraction (default 1 if the cluster has any)",
     )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="score every cell again")
     parser.add_argument("--retry-failed", action="store_true", help="try failed cells again")

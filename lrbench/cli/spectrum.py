@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     model = load(model_spec(args.model, args.revision, args.dtype), args.device)
     spectra = _measured(_chosen(model, args.layers, args.weights))
     if args.figure is not None and all(spectrum.figures.zero for spectrum in spectra):
-        raise InputError("--figure: every matrix is zero, there is nothing to draw")
+        raise InputError("--figure: every matrix is zero and has no curve to draw")
     about = {
         "label": model.label, "source": model.source, "dtype": str(model.dtype).removeprefix("torch."),
         "weight_hash": model.weight_hash,

@@ -1,4 +1,4 @@
-"""The model card of an export: what was done to which weights, what it cost and scored, how to load it."""
+"""The model card of an export: the edited weights, their sizes, errors and scores, and how to load the model."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ tokenizer = AutoTokenizer.from_pretrained("DIR")
 ```
 
 Layers run on their factors; `lrbench.json` describes what is stored and how. `AutoModelForCausalLM.from_pretrained`
-does not read this layout, and says so: there is no `model.safetensors`."""
+cannot read this layout: there is no `model.safetensors`."""
 
-#: Loads a description that is `plain`; DIR is the folder.
+#: Loads an export whose description is `plain`; DIR is its folder.
 LOAD_PLAIN = """```python
 import json
 from pathlib import Path
@@ -72,7 +72,7 @@ from transformers import AutoModelForCausalLM
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("BASE"), "DIR")
 ```
 
-The adapter holds the difference from the base, and so needs the base beside it."""
+The adapter holds the difference from the base model, and requires it."""
 
 
 def card(exported: ExportedModel, form: str, description: Description | None = None) -> str:
@@ -88,7 +88,7 @@ def card(exported: ExportedModel, form: str, description: Description | None = N
     parts = [
         _front_matter(exported, form),
         f"# {escape(title)}",
-        f"`{_plain(exported.base)}` with {_what(exported)} replaced by a "
+        f"`{_plain(exported.base)}` with {_edited_weights(exported)} replaced by a "
         f"decomposition ({escape(describe(edits, len(exported.inventory.blocks)))}), "
         f"made by lrbench {__version__}.",
         "## What it scored" if row is not None and row.scores else "",
@@ -100,20 +100,20 @@ def card(exported: ExportedModel, form: str, description: Description | None = N
         {"dense": LOAD_DENSE, "factored": LOAD_FACTORED, "lora": LOAD_ADAPTER}[form].replace(
             '"BASE"', json.dumps(_plain(exported.delta.name if exported.delta else exported.base))
         ),
-        _plainly(description),
+        _storage_notes(description),
         "## How it was made",
-        _made(exported),
+        _provenance(exported),
         "## Licence",
         _licence(exported),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _what(exported: ExportedModel) -> str:
-    many = "s" if len(exported.edits) != 1 else ""
+def _edited_weights(exported: ExportedModel) -> str:
+    plural = "s" if len(exported.edits) != 1 else ""
     if exported.delta is None:
-        return f"{len(exported.edits)} weight{many}"
-    return f"the update{many} of {len(exported.edits)} weight{many} from `{_plain(exported.delta.name)}`"
+        return f"{len(exported.edits)} weight{plural}"
+    return f"the update{plural} of {len(exported.edits)} weight{plural} from `{_plain(exported.delta.name)}`"
 
 
 def _front_matter(exported: ExportedModel, form: str) -> str:
@@ -137,17 +137,20 @@ def _scores(exported: ExportedModel) -> str:
         for metric, score in scores.items():
             stderr = "" if score.stderr is None else f"{score.stderr:.4g}"
             lines.append(f"| {_cell(task)} | {_cell(metric)} | {score.value:.6g} | {stderr} | {score.n} |")
-    how = "through the factors" if any(e.evaluated_as == "factors" for e in exported.row.edits) else "as matrices"
-    return "\n".join(lines) + f"\n\nScores are lm-eval's, with the edited weights run {how}.{_documents(exported.row)}"
+    inference = "through the factors" if any(e.evaluated_as == "factors" for e in exported.row.edits) else "as matrices"
+    return (
+        "\n".join(lines)
+        + f"\n\nScores are lm-eval's, with the edited weights run {inference}.{_documents(exported.row)}"
+    )
 
 
 def _documents(row: Row) -> str:
-    """Of which of the tasks' documents the scores are, where a suite chose."""
+    """The documents that were scored, if the suite has `select`."""
     selection = row.selection
     if selection is None:
         return ""
     if selection.chosen_for is None:
-        return " They are of the documents that cells were chosen on, so the best of many looks better than it is."
+        return " They are of the validation documents; the best of many cells looks better there than it is."
     chosen = f"{selection.candidates} cells on {sum((selection.validated_on or {}).values())} other documents"
     return (
         f" They are of the tasks' {selection.split} documents; the cell was chosen for {_cell(selection.chosen_for)}, "
@@ -160,24 +163,22 @@ def _summary(exported: ExportedModel) -> str:
     error = relative_error(edits)
     lines = [f"- ranks: {ranks(edits)}"]
     if error is not None:
-        what = "‖Δ − Δ̂‖ / ‖Δ‖, Δ = W − W_base," if exported.delta else "‖W − Ŵ‖ / ‖W‖"
-        lines.append(f"- relative error {what} over all edited weights: {error:.4g}")
+        formula = "‖Δ − Δ̂‖ / ‖Δ‖, Δ = W − W_base," if exported.delta else "‖W − Ŵ‖ / ‖W‖"
+        lines.append(f"- relative error {formula} over all edited weights: {error:.4g}")
     if row is not None:
         method = f"`{_plain(row.reducer or '')}`"
         settings = ", ".join(f"{escape(key)} = {escape(str(value))}" for key, value in row.params.items())
-        lines.insert(
-            0,
-            f"- method: {method}{f' ({settings})' if settings else ''}; asked: {escape(row.setting)}; seed {row.seed}",
-        )
+        method += f" ({settings})" if settings else ""
+        lines.insert(0, f"- method: {method}; requested: {escape(row.setting)}; seed {row.seed}")
         if row.keep_targets is not None and row.keep_model is not None:
             whole = "the model, on top of the base" if exported.delta else "the model"
-            lines.append(f"- numbers kept: {row.keep_targets:.4g} of these weights, {row.keep_model:.4g} of {whole}")
+            lines.append(f"- parameters kept: {row.keep_targets:.4g} of these weights, {row.keep_model:.4g} of {whole}")
         lines.append(f"- decomposition: {row.decompose_seconds:.3g} s")
     return "\n".join(lines)
 
 
 def _edits(edits: Sequence[Edit]) -> str:
-    lines = ["| weight | shape | rank | numbers | relative error | least possible |", "|---|---|--:|--:|--:|--:|"]
+    lines = ["| weight | shape | rank | parameters | relative error | least possible |", "|---|---|--:|--:|--:|--:|"]
     for edit in edits:
         shape = f"{edit.shape[0]} × {edit.shape[1]}"
         lines.append(
@@ -187,7 +188,7 @@ def _edits(edits: Sequence[Edit]) -> str:
     return "\n".join(lines)
 
 
-def _plainly(description: Description | None) -> str:
+def _storage_notes(description: Description | None) -> str:
     if description is None:
         return ""
     multiplied = [weight.weight for weight in description.weights if weight.runs_as == "matrix" and weight.edited]
@@ -203,10 +204,10 @@ def _plainly(description: Description | None) -> str:
 
 def _listed(weights: Sequence[str]) -> str:
     shown = ", ".join(map(_cell, weights[:3]))
-    return shown if len(weights) <= 3 else f"{shown} and {len(weights) - 3} more, as `lrbench.json` has them"
+    return shown if len(weights) <= 3 else f"{shown} and {len(weights) - 3} more, listed in `lrbench.json`"
 
 
-def _made(exported: ExportedModel) -> str:
+def _provenance(exported: ExportedModel) -> str:
     lines = []
     if exported.made:
         lines.append(f"    {_plain(exported.made)}")
@@ -215,26 +216,26 @@ def _made(exported: ExportedModel) -> str:
     if exported.environment:
         lines.append(f"Scored on {escape(in_words(dict(exported.environment)))}.")
     if exported.suite:
-        text = yaml.safe_dump(_given(dict(exported.suite)), sort_keys=False, allow_unicode=True, width=100)
+        text = yaml.safe_dump(_without_empty(dict(exported.suite)), sort_keys=False, allow_unicode=True, width=100)
         lines.append("The suite:\n\n" + "\n".join(f"    {printable(line)}" for line in text.split("\n")))
     return "\n\n".join(lines)
 
 
-def _given(data: Any) -> Any:
-    """A suite without what it leaves out."""
+def _without_empty(data: Any) -> Any:
+    """Removes keys that are null or empty lists, which stand for defaults."""
     if isinstance(data, dict):
-        return {key: _given(value) for key, value in data.items() if value is not None and value != []}
-    return [_given(value) for value in data] if isinstance(data, list) else data
+        return {key: _without_empty(value) for key, value in data.items() if value is not None and value != []}
+    return [_without_empty(value) for value in data] if isinstance(data, list) else data
 
 
 def _licence(exported: ExportedModel) -> str:
     licence = _licence_of(exported.base_folder)
-    known = f" (`{_plain(licence)}`, says its card)" if licence else ""
-    return f"A work derived from `{_plain(exported.base)}`: the licence of that model holds for this one{known}."
+    known = f" (`{_plain(licence)}` according to its card)" if licence else ""
+    return f"A work derived from `{_plain(exported.base)}`: that model's licence applies{known}."
 
 
 def _licence_of(folder: Path | None) -> str | None:
-    """What a checkpoint's own card says of its licence."""
+    """The licence that a checkpoint's own card names."""
     try:
         data = metadata_load(folder / "README.md") if folder is not None else None
     except (OSError, ValueError, yaml.YAMLError):
@@ -244,7 +245,7 @@ def _licence_of(folder: Path | None) -> str | None:
 
 
 def _plain(text: object) -> str:
-    """Names from models, tasks and plugins as text of one line that cannot end a code span or begin markup."""
+    """A name from a model, task or plugin, on one line and without characters that end a code span or begin markup."""
     return clean(re.sub(r"[`<>]+", " ", str(text)))
 
 

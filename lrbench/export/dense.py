@@ -1,4 +1,4 @@
-"""An edited model as a checkpoint like any other: every weight a matrix."""
+"""Writes an edited model as an ordinary checkpoint: every weight is a matrix."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from lrbench.reduction.apply import in_place
 
 
 def write_dense(exported: ExportedModel, directory: Path) -> None:
-    """Writes what `AutoModelForCausalLM.from_pretrained` reads: safetensors, configuration, tokenizer, model card.
+    """Writes a checkpoint for `AutoModelForCausalLM.from_pretrained`: safetensors, configuration, tokenizer, card.
 
     Args:
         directory: must not exist, or be empty.
 
     Raises:
-        InputError: it is not, or cannot be written.
+        InputError: the directory is occupied or cannot be written.
     """
-    model, own = exported.model, exported.model.config
+    model, original_config = exported.model, exported.model.config
     with new_folder(directory) as folder:
         try:
             model.config = exported.config()
             with in_place(model, exported.slots, exported.reductions):
                 model.save_pretrained(folder)
         finally:
-            model.config = own
+            model.config = original_config
         if exported.tokenizer is not None:
             exported.tokenizer.save_pretrained(folder)
         (folder / "README.md").write_text(card(exported, "dense"), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`lrbench.json`: what lies beside the tensors of a factored export, so that they can be put together again."""
+"""`lrbench.json`: the description from which `load` rebuilds a factored export."""
 
 from __future__ import annotations
 
@@ -13,27 +13,25 @@ from lrbench.results.rows import Row, Strict
 from lrbench.system.text import one_line
 
 FILE = "lrbench.json"
-TENSORS = (
-    "factored{suffix}.safetensors"  # not transformers' name: it would load the rest and draw the factors at random
-)
+TENSORS = "factored{suffix}.safetensors"  # not transformers' name: it would load these files with random factors
 
 
 class StoredWeight(Strict):
-    """One weight that is not stored as the model holds it.
+    """A weight that is stored as factors, or in parts.
 
     Attributes:
-        weight: the slot's name; `part[...]` of a parameter has it in brackets.
+        weight: the slot's name; part of a parameter has its range in brackets.
         module, parameter: the module's path, and the name of its parameter.
         shape: (out, in) of W.
-        factors: their type, as `lrbench.Factors` has them; `Dense` is the matrix.
+        factors: the name of their class; `Dense` is a matrix.
         rank: of the factors.
-        dtype: of their numbers.
-        tensors: each of their fields, and the tensor that holds it.
-        settings: their other fields.
-        bias: the tensor that holds the layer's bias, where it has one and the factors run as a layer.
-        runs_as: `factors` take the layer's place; a `matrix` is multiplied out when the model is loaded, since the
-            weight is no linear layer of its own (part of a fused or stacked parameter, or an embedding).
-        edited: False for a part of a parameter whose other parts were edited.
+        dtype: of the factors.
+        tensors: field of the factors -> name of its stored tensor.
+        settings: the other fields of the factors.
+        bias: the name of the layer's stored bias; None without a bias, and if the factors do not run as a layer.
+        runs_as: `factors` replace the layer; a `matrix` is multiplied out when the model is loaded, because the weight
+            is no linear layer of its own (part of a fused or stacked parameter, or an embedding).
+        edited: False for an original part of a parameter with other parts edited.
     """
 
     weight: str
@@ -53,16 +51,17 @@ class StoredWeight(Strict):
 
 
 class Description(Strict):
-    """What a factored export holds.
+    """The contents of a factored export.
 
     Attributes:
-        base: the baseline.
-        plain: whether all factors are low-rank pairs that run as layers: then torch and transformers load it alone.
-        weights: what is stored as factors, or in parts.
-        matrices: edited weights that are stored in full, under their own names.
-        ties: names that share another name's tensor.
-        row: what the edit scored and cost.
-        suite: what the run was asked.
+        base: the baseline's name.
+        plain: whether all factors are low-rank pairs that run as layers, which torch and transformers load without
+            lrbench.
+        weights: the weights stored as factors, or in parts.
+        matrices: the edited weights stored in full, under their own names.
+        ties: name -> the name whose stored tensor it shares.
+        row: the cell's scores, sizes and times; None if it was not scored.
+        suite: the suite as plain data.
     """
 
     schema_: Literal[1] = Field(default=1, alias="schema")
@@ -85,7 +84,7 @@ class Description(Strict):
 
     @classmethod
     def read(cls, folder: Path) -> Description:
-        """Reads it. Raises InputError where it is not there, or not one of these."""
+        """Reads the file. Raises InputError if it is missing or invalid."""
         file = folder / FILE
         try:
             return cls.model_validate_json(file.read_bytes())

@@ -1,4 +1,4 @@
-"""An edited model as its factors, and the rest as it was: smaller on disk by what the edit saves."""
+"""Writes an edited model with factors in place of the edited weights."""
 
 from __future__ import annotations
 
@@ -27,22 +27,24 @@ SHARD = "5GB"
 
 
 def write_factored(exported: ExportedModel, directory: Path) -> None:
-    """Writes what `lrbench.load` reads: factors and the other weights as safetensors, and `lrbench.json`.
+    """Writes a checkpoint for `lrbench.load`: factors and other weights as safetensors, and `lrbench.json`.
 
-    A low-rank pair of a layer `path` is stored as the two linear layers that it is: `path.0.weight` (k, in) and
-    `path.1.weight` (out, k), with the bias in `path.1.bias`. Fields of other factors are `path.FIELD`.
+    A low-rank pair of a layer `path` is stored as two linear layers: `path.0.weight` (k, in) and `path.1.weight`
+    (out, k), with the bias in `path.1.bias`. Fields of other factors are `path.FIELD`.
 
     Args:
         directory: must not exist, or be empty.
 
     Raises:
-        InputError: it is not, or cannot be written; or the factors are of updates.
+        InputError: the directory is occupied or cannot be written, or the factors are those of updates.
     """
     if any(reduction.base is not None for reduction in exported.reductions):
-        raise InputError("factors of an update stand beside the base's weight, not in its place; export lora or dense")
+        raise InputError(
+            "factors of an update are added to the base's weight and cannot replace it; export lora or dense"
+        )
     with new_folder(directory) as folder:
-        taken = _take_apart(exported)
-        _save(taken.tensors, folder)
+        stored = _stored(exported)
+        _save(stored.tensors, folder)
         config = exported.config()
         config.save_pretrained(folder)
         if exported.model.can_generate() and exported.model.generation_config is not None:
@@ -52,10 +54,10 @@ def write_factored(exported: ExportedModel, directory: Path) -> None:
         description = Description(
             lrbench=__version__,
             base=exported.base,
-            plain=all(weight.factors == "LowRank" and weight.runs_as == "factors" for weight in taken.weights),
-            weights=taken.weights,
-            matrices=taken.matrices,
-            ties=taken.ties,
+            plain=all(weight.factors == "LowRank" and weight.runs_as == "factors" for weight in stored.weights),
+            weights=stored.weights,
+            matrices=stored.matrices,
+            ties=stored.ties,
             row=exported.row,
             suite=dict(exported.suite),
         )
@@ -64,8 +66,8 @@ def write_factored(exported: ExportedModel, directory: Path) -> None:
 
 
 @dataclass
-class _Apart:
-    """A model's tensors as they are to be stored."""
+class _StoredModel:
+    """A model's tensors to store, and the entries of its description."""
 
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     weights: list[StoredWeight] = field(default_factory=list)
@@ -73,44 +75,44 @@ class _Apart:
     ties: dict[str, str] = field(default_factory=dict)
 
 
-def _take_apart(exported: ExportedModel) -> _Apart:
-    model, apart = exported.model, _Apart()
+def _stored(exported: ExportedModel) -> _StoredModel:
+    model, stored = exported.model, _StoredModel()
     paths: dict[int, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         paths.setdefault(id(module), []).append(path)
     of_slot = {id(slot): done.factors for slot, done in zip(exported.slots, exported.reductions, strict=True)}
-    gone: set[str] = set()  # names in the model's state that its stand-ins replace
+    replaced: set[str] = set()  # names in the model's state that factors and parts replace
     whole: dict[WeightSlot, torch.Tensor] = {}
-    done: set[tuple[int, str]] = set()
+    split: set[tuple[int, str]] = set()  # parameters stored in parts
     for slot, reduction in zip(exported.slots, exported.reductions, strict=True):
         factors, key = reduction.factors, (id(slot.module), slot.parameter)
         first = paths[id(slot.module)][0]
         if runs_as_factors(slot, factors):
-            apart.weights.append(_add_layer(apart, slot, factors, first))
-            gone.update(f"{path}.{name}" for path in paths[id(slot.module)] for name in ("weight", "bias"))
+            stored.weights.append(_add_layer(stored, slot, factors, first))
+            replaced.update(f"{path}.{name}" for path in paths[id(slot.module)] for name in ("weight", "bias"))
         elif parts := _parts(exported.inventory.slots, slot, of_slot):
-            gone.update(f"{path}.{slot.parameter}" for path in paths[id(slot.module)])
-            if key not in done:
-                apart.weights += [_add_part(apart, part, of_slot.get(id(part)), first) for part in parts]
-            done.add(key)
+            replaced.update(f"{path}.{slot.parameter}" for path in paths[id(slot.module)])
+            if key not in split:
+                stored.weights += [_add_part(stored, part, of_slot.get(id(part)), first) for part in parts]
+            split.add(key)
         else:
             whole[slot] = reduction.matrix()
-            apart.matrices.append(slot.name)
+            stored.matrices.append(slot.name)
     with edited(whole):
-        rest = {name: tensor for name, tensor in model.state_dict().items() if name not in gone}
+        rest = {name: tensor for name, tensor in model.state_dict().items() if name not in replaced}
     seen: dict[tuple[object, ...], str] = {}
     for name, tensor in rest.items():
         place = (tensor.data_ptr(), tensor.device, tensor.shape, tensor.stride(), tensor.dtype)
         if tensor.numel() and place in seen:
-            apart.ties[name] = seen[place]
+            stored.ties[name] = seen[place]
         else:
             seen[place] = name
-            apart.tensors[name] = tensor
-    return apart
+            stored.tensors[name] = tensor
+    return stored
 
 
 def _parts(slots: Iterable[WeightSlot], slot: WeightSlot, of_slot: dict[int, Factors]) -> list[WeightSlot]:
-    """The slots that a parameter is made of, where they are all of it and storing them apart is smaller; else none."""
+    """The slots of a parameter if they cover it and take less space when stored separately; else none."""
     parts = [other for other in slots if other.module is slot.module and other.parameter == slot.parameter]
     numbers = [part.about.shape[0] * part.about.shape[1] for part in parts]
     stored = sum(
@@ -120,7 +122,7 @@ def _parts(slots: Iterable[WeightSlot], slot: WeightSlot, of_slot: dict[int, Fac
     return parts if sum(numbers) == slot.tensor().numel() and stored < sum(numbers) else []
 
 
-def _add_layer(apart: _Apart, slot: WeightSlot, factors: Factors, path: str) -> StoredWeight:
+def _add_layer(stored: _StoredModel, slot: WeightSlot, factors: Factors, path: str) -> StoredWeight:
     names = {name: f"{path}.{name}" for name in factors.tensors()}
     bias_name = f"{path}.bias"
     if isinstance(factors, LowRank):
@@ -128,19 +130,19 @@ def _add_layer(apart: _Apart, slot: WeightSlot, factors: Factors, path: str) -> 
         bias_name = f"{path}.1.bias"
     bias = getattr(slot.module, "bias", None)
     if bias is not None:
-        apart.tensors[bias_name] = bias.detach()
-    return _add(apart, slot, factors, path, names, bias_name if bias is not None else None, "factors")
+        stored.tensors[bias_name] = bias.detach()
+    return _add(stored, slot, factors, path, names, bias_name if bias is not None else None, "factors")
 
 
-def _add_part(apart: _Apart, slot: WeightSlot, factors: Factors | None, path: str) -> StoredWeight:
+def _add_part(stored: _StoredModel, slot: WeightSlot, factors: Factors | None, path: str) -> StoredWeight:
     kept = factors if factors is not None else Dense(slot.read().clone())
     names = {name: f"{slot.name}.{name}" for name in kept.tensors()}
-    about = _add(apart, slot, kept, path, names, None, "matrix")
+    about = _add(stored, slot, kept, path, names, None, "matrix")
     return about.model_copy(update={"edited": factors is not None})
 
 
 def _add(
-    apart: _Apart,
+    stored: _StoredModel,
     slot: WeightSlot,
     factors: Factors,
     path: str,
@@ -149,7 +151,7 @@ def _add(
     runs_as: Literal["factors", "matrix"],
 ) -> StoredWeight:
     for field_name, tensor in factors.tensors().items():
-        apart.tensors[names[field_name]] = tensor if tensor.is_floating_point() else tensor.to(torch.int32)
+        stored.tensors[names[field_name]] = tensor if tensor.is_floating_point() else tensor.to(torch.int32)
     return StoredWeight(
         weight=slot.name, module=path, parameter=slot.parameter, layer=slot.about.layer, role=slot.about.role,
         shape=slot.about.shape, factors=type(factors).__name__, rank=factors.rank,
@@ -159,10 +161,10 @@ def _add(
 
 
 def _save(tensors: dict[str, torch.Tensor], folder: Path) -> None:
-    """One file, or shards with an index, as transformers' checkpoints have."""
+    """Writes one file, or shards with an index, as transformers does."""
     plan = split_torch_state_dict_into_shards(tensors, filename_pattern=TENSORS, max_shard_size=SHARD)
     for file, names in plan.filename_to_tensors.items():
-        # a clone: what is a view of a larger tensor would be refused, or saved whole
+        # cloned, because a view of a larger tensor would be refused or saved with all of it
         part = {name: tensors[name].detach().cpu().contiguous().clone() for name in names}
         save_file(part, str(folder / file), metadata={"format": "pt"})
     if plan.is_sharded:

@@ -1,4 +1,4 @@
-"""The folder that an export makes: there whole, or not at all."""
+"""Creates an export's folder atomically."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from lrbench.system.text import one_line
 
 
 def refuse_occupied(path: Path) -> None:
-    """Raises InputError where `path` is a file, or a folder that holds something."""
+    """Raises InputError if `path` is a file or a folder that is not empty."""
     if path.is_dir() and not any(path.iterdir()):
         return
     if path.exists() or path.is_symlink():
-        raise InputError(f"{path}: is there already; give a folder that does not exist, or an empty one")
+        raise InputError(f"{path}: already exists; give a folder that does not exist, or an empty one")
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `path` when all is written; transformers' progress bars are quiet.
+    """A temporary folder that becomes `path` on success; hides transformers' progress bars.
 
     Raises:
-        InputError: `path` is taken, or cannot be written.
+        InputError: `path` is occupied or cannot be written.
     """
     refuse_occupied(path)
     shown = hf_logging.is_progress_bar_enabled()

@@ -22,18 +22,18 @@ from lrbench.system.text import one_line
 
 
 def load(directory: str | Path, device: str | None = "cpu") -> PreTrainedModel:
-    """The model that `lrbench export --format factored` wrote, in evaluation mode.
+    """Loads a model written by `lrbench export --format factored`, in evaluation mode.
 
-    Layers whose factors can run are `FactoredLinear`; parts of fused or stacked parameters are multiplied out.
+    Layers stored as factors become `FactoredLinear`; parts of fused or stacked parameters are multiplied out.
     `transformers.AutoTokenizer.from_pretrained(directory)` gives its tokenizer.
 
     Args:
-        directory: of the export.
-        device: where to put it; None for the GPU where there is one.
+        directory: the export's folder.
+        device: of the model; None: the GPU if available.
 
     Raises:
-        InputError: no factored export is there, or its files do not fit each other.
-        ModelError: transformers cannot make the model, or the device is not there.
+        InputError: the folder holds no factored export, or its files are inconsistent.
+        ModelError: transformers cannot build the model, or the device is not available.
     """
     folder = Path(directory)
     description = Description.read(folder)
@@ -47,18 +47,18 @@ def load(directory: str | Path, device: str | None = "cpu") -> PreTrainedModel:
     except ModelError:
         raise
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError, ...
-        raise ModelError(f"{folder}: transformers cannot make this model: {one_line(error)}") from error
+        raise ModelError(f"{folder}: transformers cannot build this model: {one_line(error)}") from error
     try:
         _fill(model, description, tensors)
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-        raise InputError(f"{folder}: its files do not fit each other: {one_line(error)}") from error
+        raise InputError(f"{folder}: its files are inconsistent: {one_line(error)}") from error
     return model.to(target).eval()
 
 
 def _read(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of the export, as the file maps them into memory."""
+    """All tensors of the export, memory-mapped."""
     tensors: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob(TENSORS.format(suffix="*"))):
         try:
@@ -73,26 +73,26 @@ def _read(folder: Path) -> dict[str, torch.Tensor]:
 
 def _fill(model: PreTrainedModel, description: Description, tensors: dict[str, torch.Tensor]) -> None:
     slots = {slot.name: slot for slot in find_slots(model).slots}
-    rest, later = dict(tensors), []
-    waiting: set[str] = set()  # names of the model's state that no tensor of the files has
+    rest, multiplied = dict(tensors), []
+    filled: set[str] = set()  # names in the model's state that factors fill
     for stored in description.weights:
         factors = _factors(stored, rest)
         if stored.runs_as == "factors":
             bias = rest.pop(stored.bias) if stored.bias is not None else None
             layer = factors.module(bias)
             install(model, stored.module, layer)
-            waiting.update(f"{stored.module}.{name}" for name in layer.state_dict())
+            filled.update(f"{stored.module}.{name}" for name in layer.state_dict())
         else:
-            waiting.add(f"{stored.module}.{stored.parameter}")
-            later.append((slots[stored.weight], factors))
+            filled.add(f"{stored.module}.{stored.parameter}")
+            multiplied.append((slots[stored.weight], factors))
     rest |= {name: rest[other] for name, other in description.ties.items()}
     result = model.load_state_dict(rest, strict=False, assign=True)
-    shared = {name for name in result.missing_keys if name not in waiting and not _is_copy(model, name, waiting)}
-    if result.unexpected_keys or shared:
-        raise ValueError(f"{len(result.unexpected_keys)} tensors too many, {len(shared)} missing")
-    for name, other in description.ties.items():  # two names of one parameter, as they were
+    missing = {name for name in result.missing_keys if name not in filled and not _is_copy(model, name, filled)}
+    if result.unexpected_keys or missing:
+        raise ValueError(f"{len(result.unexpected_keys)} tensors too many, {len(missing)} missing")
+    for name, other in description.ties.items():  # restores parameters with two names
         _set(model, name, _get(model, other))
-    for slot, factors in later:
+    for slot, factors in multiplied:
         if tuple(slot.about.shape) != factors.shape:
             raise ValueError(f"{slot.name} is {slot.about.shape}, its factors {factors.shape}")
         if slot.tensor().dtype != factors.dtype:
@@ -106,12 +106,12 @@ def _factors(stored: StoredWeight, tensors: dict[str, torch.Tensor]) -> Factors:
     return Factors.made(stored.factors, fields, stored.settings)
 
 
-def _is_copy(model: nn.Module, name: str, waiting: set[str]) -> bool:
-    """Whether a name is another path to a module whose tensors are there already."""
+def _is_copy(model: nn.Module, name: str, filled: set[str]) -> bool:
+    """Whether a name is another path to a module that factors fill."""
     path, _, own = name.rpartition(".")
     module = model.get_submodule(path)
     others = (other for other, candidate in model.named_modules(remove_duplicate=False) if candidate is module)
-    return any(f"{other}.{own}" in waiting for other in others)
+    return any(f"{other}.{own}" in filled for other in others)
 
 
 def _get(model: nn.Module, name: str) -> Any:

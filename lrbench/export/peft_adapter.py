@@ -1,4 +1,4 @@
-"""Low-rank updates as LoRA adapters in the layout of PEFT (Hu et al., LoRA, arXiv 2106.09685): W + B A."""
+"""Writes low-rank updates W + B A as LoRA adapters (Hu et al., arXiv 2106.09685) for PEFT."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from lrbench.models.factored_layers import is_whole_layer
 from lrbench.models.slots import WeightSlot
 from lrbench.reducers.factors import Factors, LowRank
 
-#: What may be left of a difference, over the norm of the weight: single precision's rounding.
-LEFT = 1e-6
+#: The largest residual of an adapter over the norm of the weight: rounding in single precision.
+TOLERANCE = 1e-6
 
 
 def write_lora(
@@ -34,20 +34,20 @@ def write_lora(
     saved: Mapping[str, nn.Module] | None = None,
     revision: str | None = None,
 ) -> None:
-    """Writes `adapter_config.json` and `adapter_model.safetensors`, which `peft.PeftModel.from_pretrained` reads.
+    """Writes `adapter_config.json` and `adapter_model.safetensors` for `peft.PeftModel.from_pretrained`.
 
-    Ranks may differ from layer to layer. The scaling is 1: what is added to each W is B A.
+    Ranks may differ from layer to layer. The scaling is 1, so that B A is added to each W.
 
     Args:
-        directory: there already.
+        directory: must exist.
         updates: weight name (`model.layers.3.mlp.down_proj.weight`) -> (A (r, in), B (out, r)).
-        base_model_name: a hub id or a folder, which PEFT loads where it is not given a model.
+        base_model_name: the hub id or folder that PEFT loads by default.
         transposed: whether the layers store W transposed (Conv1D).
-        saved: modules without children that stand in for the base's whole (`modules_to_save`), by their paths.
+        saved: path -> module without children that replaces the base's (`modules_to_save`).
         revision: of the base.
 
     Raises:
-        ValueError: there are no updates, one is no weight of a layer, or A and B do not fit.
+        ValueError: there are no updates, a name is no layer's weight, or the shapes of A and B disagree.
     """
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
@@ -60,20 +60,20 @@ def write_lora(
         tensors[f"base_model.model.{module}.lora_B.weight"] = B.detach().cpu().contiguous().clone()
     if not ranks:
         raise ValueError("no updates to write")
-    for path, whole in (saved or {}).items():
-        for name, tensor in whole.state_dict().items():
+    for path, saved_module in (saved or {}).items():
+        for name, tensor in saved_module.state_dict().items():
             tensors[f"base_model.model.{path}.{name}"] = tensor.detach().cpu().contiguous().clone()
-    usual = max(ranks.values())
-    others = {module: rank for module, rank in ranks.items() if rank != usual}
+    largest = max(ranks.values())
+    smaller = {module: rank for module, rank in ranks.items() if rank != largest}
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_model_name,
         "inference_mode": True,
-        "r": usual,
-        "lora_alpha": usual,
-        "rank_pattern": others,
-        "alpha_pattern": others,
+        "r": largest,
+        "lora_alpha": largest,
+        "rank_pattern": smaller,
+        "alpha_pattern": smaller,
         "target_modules": sorted(ranks),
         "bias": "none",
         "lora_dropout": 0.0,
@@ -88,18 +88,18 @@ def write_lora(
 
 
 def write_adapter(exported: ExportedModel, directory: Path) -> None:
-    """Writes an edit as the LoRA adapter of its difference from the base, where that difference is of low rank.
+    """Writes the difference between the edited model and the base as a LoRA adapter, if it has low rank.
 
-    CellReducer of updates are written as their own factors, for the base that they are updates of. What else was
-    fine-tuned goes with them as whole modules, so that base and adapter are the edited model.
+    Reduced updates are written as their factors, for their own base. Modules that were fine-tuned without being edited
+    are saved whole, so that base and adapter together give the edited model.
 
     Args:
         directory: must not exist, or be empty.
 
     Raises:
-        InputError: it is not, or cannot be written.
-        ModelError: a weight is no layer of its own, or its difference is of so high a rank that the adapter would
-            store more than the weight; or the base, or what else was fine-tuned, cannot be said in an adapter.
+        InputError: the directory is occupied or cannot be written.
+        ModelError: a weight is no layer of its own, its difference has too high a rank to save space, or an adapter
+            cannot express the base or another fine-tuned module.
     """
     delta = exported.delta
     updates = {
@@ -110,16 +110,16 @@ def write_adapter(exported: ExportedModel, directory: Path) -> None:
         raise ModelError("an adapter holds either transposed layers or others, not both; export dense or factored")
     if delta is not None and not delta.whole:
         raise ModelError(
-            f"{delta.name}: the base has an adapter merged into it, or is drawn at random, so that no name loads it; "
+            f"{delta.name}: the base has a merged adapter or random weights, so that no name loads it; "
             "save it as a checkpoint, or export dense"
         )
-    name, where = (exported.base, exported.base_folder) if delta is None else (delta.name, delta.folder)
+    name, base_folder = (exported.base, exported.base_folder) if delta is None else (delta.name, delta.folder)
     saved = {} if delta is None else _fine_tuned_beside(exported, delta.base)
     transposed = isinstance(exported.slots[0].module, Conv1D)
-    revision = None if delta is None or where is not None else delta.revision
+    revision = None if delta is None or base_folder is not None else delta.revision
     with new_folder(directory) as folder:
         write_lora(
-            folder, updates, str(where) if where is not None else name, transposed=transposed, saved=saved,
+            folder, updates, str(base_folder) if base_folder is not None else name, transposed=transposed, saved=saved,
             revision=revision,
         )  # fmt: skip
         if exported.tokenizer is not None:
@@ -128,51 +128,48 @@ def write_adapter(exported: ExportedModel, directory: Path) -> None:
 
 
 def _of_update(slot: WeightSlot, factors: Factors) -> tuple[Tensor, Tensor]:
-    """A (r, in) and B (out, r) of an update: its factors as they are where they are two, else to single precision."""
+    """A (r, in) and B (out, r) of an update: its factors if low-rank, else computed to single precision."""
     _refuse_part(slot)
     if isinstance(factors, LowRank):
         return factors.right, factors.left
     update = factors.to(dtype=torch.float64).dense()
-    return _thin(slot, update, update)
+    return _truncated(slot, update, update)
 
 
 def _difference(slot: WeightSlot, edited: Tensor) -> tuple[Tensor, Tensor]:
-    """A (r, in) and B (out, r) with B A = Ŵ - W to single precision, at the least r."""
+    """A (r, in) and B (out, r) with B A = Ŵ - W to single precision, r being the least possible."""
     _refuse_part(slot)
     weight = slot.read().double()
-    return _thin(slot, edited.double() - weight, weight)
+    return _truncated(slot, edited.double() - weight, weight)
 
 
 def _refuse_part(slot: WeightSlot) -> None:
     if not is_whole_layer(slot):
         raise ModelError(
-            f"{slot.name}: not a linear layer of its own, so it takes no adapter; export dense or factored"
+            f"{slot.name}: not a linear layer of its own, so an adapter cannot change it; export dense or factored"
         )
 
 
 def _fine_tuned_beside(exported: ExportedModel, base: Base) -> dict[str, nn.Module]:
-    """The modules that were fine-tuned beside the edited weights, by path. Raises ModelError for what is no module."""
+    """Path -> module that was fine-tuned without being edited. Raises ModelError if an adapter cannot hold one."""
     modules = dict(exported.model.named_modules())
     places = Counter(id(tensor) for _, tensor in exported.model.named_parameters(remove_duplicate=False))
     edited = {slot.module_name for slot in exported.slots}
-    found = {}
+    fine_tuned = {}
     for piece in base.not_replaced(exported.slots):
         path, _, own = piece.parameter.rpartition(".")
         module = modules[path]
         if path in edited or any(True for _ in module.children()) or places[id(getattr(module, own))] > 1:
-            raise ModelError(
-                f"{piece.parameter}: was fine-tuned too, and an adapter cannot hold it beside the edited weights; "
-                "export dense"
-            )
-        found[path] = module
-    return found
+            raise ModelError(f"{piece.parameter}: was fine-tuned too, and an adapter cannot hold it; export dense")
+        fine_tuned[path] = module
+    return fine_tuned
 
 
-def _thin(slot: WeightSlot, difference: Tensor, beside: Tensor) -> tuple[Tensor, Tensor]:
-    """A (r, in) and B (out, r) with B A = `difference` (out, in) but for `LEFT` of the norm of `beside`."""
+def _truncated(slot: WeightSlot, difference: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """A (r, in) and B (out, r) with B A = `difference` (out, in), up to `TOLERANCE` times the norm of `reference`."""
     U, sigma, Vh = torch.linalg.svd(difference, full_matrices=False)
-    left = sigma.square().flip(0).cumsum(0).flip(0).sqrt()  # what a cut before each value leaves
-    rank = int((left > LEFT * torch.linalg.vector_norm(beside)).sum())
+    residuals = sigma.square().flip(0).cumsum(0).flip(0).sqrt()  # of a truncation before each value
+    rank = int((residuals > TOLERANCE * torch.linalg.vector_norm(reference)).sum())
     m, n = difference.shape
     if rank * (m + n) >= m * n:
         raise ModelError(

@@ -61,7 +61,7 @@ def test_several_runs_have_a_column_that_tells_them_apart_and_top_keeps_the_firs
     ("runs", "options", "words"),
     [
         (3, {}, "not int"),
-        ([], {}, "there are none"),
+        ([], {}, "empty; give"),
         ([3], {}, "int names no run"),
         ("nowhere", {}, "no run here"),
         (lrbench.Results(), {}, "Results names no run"),

@@ -111,7 +111,7 @@ def test_a_reducer_may_be_an_instance_and_parameters_go_to_the_named_one():
         ({"keep": float("nan")}, "keep=nan"),
         ({"keep": 0.5, "reducer": "sdv"}, "did you mean 'svd'"),
         ({"keep": 0.5, "reducer": 3}, "a name or an instance"),
-        ({"keep": 0.5, "reducer": Halves(), "power": 2}, "is built already"),
+        ({"keep": 0.5, "reducer": Halves(), "power": 2}, "is an instance"),
         ({"keep": 0.5, "reducer": "id", "sides": "rows"}, "sides"),
         ({"keep": 0.5, "layers": 9}, "out of range"),
         ({"keep": 0.5, "layers": "lats half"}, "did you mean 'last half'"),
@@ -199,10 +199,10 @@ def test_edits_of_one_weight_are_restored_in_reverse_order_and_not_otherwise():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"keep": "0.5"}, "keep='0.5': one number"),
+        ({"keep": "0.5"}, "keep='0.5': must be one number"),
         ({"keep": [0.5, 0.25]}, "one number"),
-        ({"keep": 0.5, "inference": "foo"}, "inference='foo': it is one of dense, factored"),
-        ({"keep": 0.5, "seed": -1}, "seed=-1: a whole number from 0"),
+        ({"keep": 0.5, "inference": "foo"}, "inference='foo': choose one of dense, factored"),
+        ({"keep": 0.5, "seed": -1}, "seed=-1: must be a whole number from 0"),
         ({"keep": 0.5, "plugins": "nope.py"}, "nope.py: no such plugin file"),
     ],
 )
@@ -259,7 +259,7 @@ def test_a_weight_that_runs_on_factors_is_not_reduced_once_more():
 
 @pytest.mark.parametrize("name", ["svd-llm", "asvd", "fwsvd", "nystrom"])
 def test_a_calibrated_method_is_refused_with_the_way_to_it(name):
-    with pytest.raises(InputError, match=f"{name} needs calibration .*run it in a suite that has `calibration`"):
+    with pytest.raises(InputError, match=f"{name} needs calibration .*run it in a suite with `calibration`"):
         lrbench.reduce(tiny("llama"), name, keep=0.5)
     text = " ".join((REPOSITORY / "docs" / "python.md").read_text().split())
     assert "Methods that need calibration (`lrbench plugins show NAME` says so) are refused" in text

@@ -92,8 +92,8 @@ class Taken(FirstColumns):
         ({}, {"overrides": {"sweep.7.mode": "each"}}, "overrides['sweep.7.mode']: sweep has 1 entries"),
         ({}, {"limit": 0}, "limit 0: must be a whole number"),
         ({}, {"dtype": "float8"}, "dtype 'float8': must be one of"),
-        ({}, {"engine": "fast"}, "engine='fast': it is one of sweep"),
-        ({}, {"executor": "slurm"}, "executor='slurm': it is one of local, ray"),
+        ({}, {"engine": "fast"}, "engine='fast': choose one of sweep"),
+        ({}, {"executor": "slurm"}, "executor='slurm': choose one of local, ray"),
         ({}, {"reducers": [Taken]}, "the reducer name 'svd' is taken by"),
         ({}, {"reducers": [Nameless]}, "Nameless"),
     ],
@@ -106,7 +106,7 @@ def test_what_is_wrong_is_one_line_and_nothing_is_computed(tmp_path, changes, ar
 
 
 def test_a_suite_is_refused_overrides_and_another_thing_is_no_suite():
-    with pytest.raises(InputError, match="a Suite is not changed any more"):
+    with pytest.raises(InputError, match="a Suite cannot be changed"):
         lrbench.run(load_suite(SUITE), overrides={"seed": 1})
     with pytest.raises(InputError, match="not int"):
         lrbench.run(3)

@@ -143,7 +143,7 @@ def test_a_zero_matrix_is_shown_as_having_no_spectrum(capsys, tmp_path):
     zero = [folder, "--weights", "mlp.up", "--layers", "1"]
     assert "cannot be told" in json.loads(printed(capsys, *zero, "--format", "json"))["claims"][0]["verdict"]
     assert main(["spectrum", *zero, "--figure", "a.svg"]) == 2
-    assert "nothing to draw" in capsys.readouterr().err
+    assert "has no curve to draw" in capsys.readouterr().err
 
 
 def test_a_weight_with_nan_is_named(capsys, tmp_path):

@@ -117,10 +117,10 @@ def test_the_card_holds_the_rows_figures_and_how_it_was_made(llama):
     text = (exported(folder, rows["id"], "factored") / "README.md").read_text()
     assert f"{rows['id'].scores['which']['brier_score'].value:.6g}" in text
     assert f"lrbench export run {rows['id'].cell[:10]} DIR --format factored" in text
-    assert "asked: keep 0.6; seed 0" in text
+    assert "requested: keep 0.6; seed 0" in text
     assert "- mode: together" in text
     assert all(edit.weight in text for edit in rows["id"].edits)
-    assert "the licence of that model holds" in text
+    assert "that model's licence applies" in text
     assert str(folder) not in text
     assert card.LOAD_PLAIN not in text  # an interpolative decomposition is no pair of linear layers
 
@@ -251,7 +251,7 @@ def test_a_folder_that_holds_something_is_refused_before_anything_is_computed(ll
     occupied = folder / "occupied"
     occupied.mkdir()
     (occupied / "thesis.txt").write_text("mine")
-    assert "is there already" in refusal(capsys, folder / "run", rows["svd"].cell, occupied)
+    assert "already exists" in refusal(capsys, folder / "run", rows["svd"].cell, occupied)
     assert (occupied / "thesis.txt").read_text() == "mine"
 
 
@@ -335,7 +335,7 @@ def test_what_is_no_factored_export_is_refused_in_one_line(llama, tmp_path):
     about["weights"][0]["shape"] = [1, 1]
     about["weights"][0]["tensors"]["left"] = about["weights"][1]["tensors"]["left"]
     (target / "lrbench.json").write_text(json.dumps(about))
-    with pytest.raises(lrbench.errors.InputError, match="do not fit each other"):
+    with pytest.raises(lrbench.errors.InputError, match="its files are inconsistent"):
         load(target)
     (target / "factored.safetensors").write_bytes(b"not tensors")
     with pytest.raises(lrbench.errors.InputError, match="not a safetensors file"):
