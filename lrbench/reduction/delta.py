@@ -11,7 +11,7 @@ from lrbench.models.base_model import Base, check_base_slots, load_base, with_ea
 from lrbench.models.load import LoadedModel, load_structure
 from lrbench.models.slots import Inventory, WeightSlot
 from lrbench.reduction.plan import Cell, Plan
-from lrbench.suite.load import Suite
+from lrbench.suite.load import DeltaSpec
 
 if TYPE_CHECKING:
     from lrbench.reduction.calibration.statistics import Calibration
@@ -25,33 +25,33 @@ def definition_of(cell: Cell, calibration: Calibration | None, base: Base | None
     return calibrated if base is None else {**calibrated, "delta": {"base": base.weight_hash}}
 
 
-def check_base(suite: Suite, inventory: Inventory, plan: Plan, *, trust_remote_code: bool = False) -> None:
-    """Checks by structure alone that the suite's base can be the model's base.
+def check_base(delta: DeltaSpec | None, inventory: Inventory, plan: Plan, *, trust_remote_code: bool = False) -> None:
+    """Checks by structure alone that the base of `delta` can be the model's base.
 
     Raises:
         SuiteError: the base cannot be loaded or does not fit; names the suite's line.
     """
-    if suite.delta is None:
+    if delta is None:
         return
-    spec = suite.delta.base
+    spec = delta.base
     try:
         base = load_structure(with_eager_attention(spec), trust_remote_code=trust_remote_code)
         check_base_slots(spec.display_name, base, inventory, dict.fromkeys(s for c in plan.cells for s in c.slots))
     except ModelError as error:
-        raise suite.error(spec.path, str(error)) from None
+        raise spec.error_at(str(error)) from None
 
 
 def base_of(
-    suite: Suite, loaded: LoadedModel, notify: Callable[[str], None], *, trust_remote_code: bool = False
+    delta: DeltaSpec | None, loaded: LoadedModel, notify: Callable[[str], None], *, trust_remote_code: bool = False
 ) -> Base | None:
-    """Loads the suite's base; None if it names none. Raises SuiteError at the suite's line."""
-    if suite.delta is None:
+    """Loads the base of `delta`. Raises SuiteError at the suite's line."""
+    if delta is None:
         return None
-    notify(f"loading base {suite.delta.base.display_name}")
+    notify(f"loading base {delta.base.display_name}")
     try:
-        return load_base(suite.delta.base, loaded, trust_remote_code=trust_remote_code)
+        return load_base(delta.base, loaded, trust_remote_code=trust_remote_code)
     except ModelError as error:
-        raise suite.error(suite.delta.base.path, str(error)) from None
+        raise delta.base.error_at(str(error)) from None
 
 
 def without_unchanged(plan: Plan, changed: Callable[[WeightSlot], bool]) -> Plan:

@@ -78,7 +78,7 @@ def make_compositions(suite: Suite, inventory: Inventory, methods: Sequence[Meth
         if sweep.mode != GREEDY:
             continue
         by_block: dict[tuple[int, bool], list[WeightSlot]] = {}
-        for slot in slots_of(suite, sweep, inventory):
+        for slot in slots_of(sweep, inventory):
             by_block.setdefault((first_block_of([slot], blocks), slot.about.layer is not None), []).append(slot)
         levels = tuple(tuple(by_block[place]) for place in sorted(by_block, reverse=True))
         for method in methods:

@@ -201,27 +201,25 @@ def methods(suite: Suite, registry: Registry) -> list[Method]:
         try:
             reducer = registry.build(spec.name, spec.params)
         except ParameterError as error:
-            raise suite.error(spec.parameter_path(error.parameter), str(error)) from None
+            raise spec.parameter_error(str(error), error.parameter) from None
         except PluginError as error:
-            raise suite.error(spec.path, str(error)) from None
-        _check_needs(suite, spec, reducer)
+            raise spec.error_at(str(error)) from None
+        _check_needs(spec, reducer, calibrated=suite.calibration is not None)
         built.append(Method(spec.label, reducer, values(reducer), registry.source_hash(spec.name)))
     return built
 
 
-def _check_needs(suite: Suite, spec: ReducerSpec, reducer: Reducer) -> None:
+def _check_needs(spec: ReducerSpec, reducer: Reducer, *, calibrated: bool) -> None:
     unknown = sorted(set(reducer.needs) - STATISTICS)
     if unknown:
         known = ", ".join(sorted(STATISTICS))
-        raise suite.error(spec.path, f"{spec.label} needs {unknown[0]!r}, which is no statistic; known are {known}")
-    if reducer.needs and suite.calibration is None:
+        raise spec.error_at(f"{spec.label} needs {unknown[0]!r}, which is no statistic; known are {known}")
+    if reducer.needs and not calibrated:
         needs = ", ".join(sorted(reducer.needs))
-        raise suite.error(
-            spec.path, f"{spec.label} needs calibration ({needs}); add `calibration: {{text: FILE}}` to the suite"
-        )
+        raise spec.error_at(f"{spec.label} needs calibration ({needs}); add `calibration: {{text: FILE}}` to the suite")
 
 
-def slots_of(suite: Suite, sweep: SweepSpec, inventory: Inventory) -> list[WeightSlot]:
+def slots_of(sweep: SweepSpec, inventory: Inventory) -> list[WeightSlot]:
     """The slots that a sweep selects, in the model's order.
 
     Raises:
@@ -230,11 +228,11 @@ def slots_of(suite: Suite, sweep: SweepSpec, inventory: Inventory) -> list[Weigh
     try:
         layers = sweep.layers.resolve(len(inventory.blocks))
     except ValueError as error:
-        raise suite.error((*sweep.path, "layers"), str(error)) from None
+        raise sweep.error_at(str(error), "layers") from None
     try:
         return inventory.select(layers, sweep.weights)
     except ModelError as error:
-        raise suite.error((*sweep.path, "weights"), str(error)) from None
+        raise sweep.error_at(str(error), "weights") from None
 
 
 def make_plan(suite: Suite, inventory: Inventory, methods: Sequence[Method]) -> Plan:
@@ -242,7 +240,7 @@ def make_plan(suite: Suite, inventory: Inventory, methods: Sequence[Method]) -> 
     cells: dict[Hashable, Cell] = {}
     blocks = len(inventory.blocks)
     for sweep in suite.sweep:
-        selected = slots_of(suite, sweep, inventory)
+        selected = slots_of(sweep, inventory)
         if sweep.mode == "greedy":  # its cells depend on earlier results; see `lrbench.reduction.greedy_plan`
             continue
         for method in methods:

@@ -16,7 +16,7 @@ from lrbench.reduction.plan import Cell, Method, Plan, make_plan, methods
 from lrbench.run.inputs import default_directory
 from lrbench.run.model_run import tasks_of
 from lrbench.run.runner import structure_of
-from lrbench.suite.load import ModelSpec, Suite
+from lrbench.suite.load import ModelSpec, RaceSpec, SelectSpec, Suite
 from lrbench.suite.roles import ROLES
 from lrbench.system.text import printable
 from lrbench.tasks.task_set import TaskSet
@@ -116,7 +116,7 @@ class SuitePlan:
             yield f"  text of {self.calibration_characters:,} characters, {self.suite.calibration.samples} samples"
         if self.suite.select is not None:
             yield ""
-            yield from _selection_lines(self.suite)
+            yield from _selection_lines(self.suite.select, self.suite.race)
 
     def __repr__(self) -> str:
         lines = list(self.heading())
@@ -152,11 +152,13 @@ def plan_suite(
     """
     suite_methods = methods(suite, registry)
     tasks = tasks_of(suite, notify)
-    text = read_text(suite, tasks.tasks, notify) if suite.calibration is not None else None
-    found = [(spec, structure_of(suite, spec, device, trust_remote_code=trust_remote_code)) for spec in suite.models]
+    text = None
+    if suite.calibration is not None:
+        text = read_text(suite.calibration, suite.task_paths, tasks.tasks, notify)
+    found = [(spec, structure_of(spec, device, trust_remote_code=trust_remote_code)) for spec in suite.models]
     plans = [make_plan(suite, inventory, suite_methods) for _, inventory in found]
     for (_, inventory), plan in zip(found, plans, strict=True):
-        check_base(suite, inventory, plan, trust_remote_code=trust_remote_code)
+        check_base(suite.delta, inventory, plan, trust_remote_code=trust_remote_code)
     models = [
         ModelPlan(spec, inventory, plan, make_compositions(suite, inventory, suite_methods))
         for (spec, inventory), plan in zip(found, plans, strict=True)
@@ -165,9 +167,7 @@ def plan_suite(
     return SuitePlan(suite, directory or default_directory(suite), tasks, suite_methods, models, characters)
 
 
-def _selection_lines(suite: Suite) -> Iterator[str]:
-    select, race = suite.select, suite.race
-    assert select is not None
+def _selection_lines(select: SelectSpec, race: RaceSpec | None) -> Iterator[str]:
     choice = "each task" if select.on == "task" else "the mean over tasks"
     yield "selection"
     yield (

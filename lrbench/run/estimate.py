@@ -89,7 +89,7 @@ def probe(
     setup_seconds = time.perf_counter() - started
     plan, engine, more = model_run.plan, model_run.engine, {}
     if suite.select is not None:
-        split = split_of(suite, suite.select, engine.requests)
+        split = split_of(suite.select, engine.requests)
         engine = engine.restricted(split.validation)
         more = {"race": suite.race.resolved()} if suite.race is not None else {}
     keys = model_run.keys(plan, engine, more)

@@ -33,7 +33,7 @@ def read_suite(
     places = {spec.task: spec.path for spec in reversed(suite.tasks)}
     if all(folder.is_dir() for folder in suite.task_paths):
         for task, hint in unknown([spec.task for spec in suite.tasks], suite.task_paths):
-            raise suite.error(places[task], f"unknown task {task!r}{hint}")
+            raise suite.error_at(f"unknown task {task!r}{hint}", *places[task])
     return suite
 
 

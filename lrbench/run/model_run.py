@@ -94,8 +94,31 @@ class ModelRun:
         Args:
             more: what else defines the rows.
         """
-        setting = setting_of(self.suite, self.loaded, self.spec, engine or self.engine) | dict(more or {})
+        setting = self.setting(engine) | dict(more or {})
         return {cell: cell.digest(**setting, **definition_of(cell, self.calibration, self.base)) for cell in plan.cells}
+
+    def setting(self, engine: BaseEngine | None = None) -> dict[str, Any]:
+        """What defines a result beside the cell itself, on an engine's requests, or on all.
+
+        What a suite leaves out is left out, so that its hashes stay.
+        """
+        loaded, spec, inference = self.loaded, self.spec, self.suite.inference
+        attention = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
+        return {
+            "model": loaded.label,
+            "weights": loaded.weight_hash,
+            "config": loaded.config_hash,
+            "dtype": str(loaded.dtype).removeprefix("torch."),
+            "seed": self.suite.seed,
+            "tasks": (engine or self.engine).requests.definition(),
+            "model_options": {
+                "chat_template": spec.chat_template,
+                "max_length": spec.max_length,
+                "add_bos": spec.add_bos,
+                **attention,
+            },
+            **({"inference": inference} if inference != "dense" else {}),
+        }
 
     def intact(self) -> bool:
         """Whether the weights are, to the last bit, those that were loaded; else calibration is thrown away."""
@@ -263,7 +286,7 @@ def open_model(
     notify(f"loading {spec.display_name}")
     loaded = load(spec, device=device, trust_remote_code=trust_remote_code)
     plan = make_plan(suite, loaded.inventory, built)
-    base = base_of(suite, loaded, notify, trust_remote_code=trust_remote_code)
+    base = base_of(suite.delta, loaded, notify, trust_remote_code=trust_remote_code)
     if base is not None:
         plan = without_unchanged(plan, base.differs)
     broken = first_non_finite(loaded.model)
@@ -276,7 +299,9 @@ def open_model(
     calibration = None
     asked = any(method.reducer.needs for method in built) or any(cell.calibrated for cell in plan.cells)
     if suite.calibration is not None and asked:
-        calibration = prepare(suite, loaded, scorer.requests, scorer.lm.max_length, notify)
+        calibration = prepare(
+            suite.calibration, suite.task_paths, loaded, scorer.requests, scorer.lm.max_length, notify
+        )
     compositions = make_compositions(suite, loaded.inventory, built)
     return ModelRun(
         suite, spec, loaded, plan, tasks, scorer, base, calibration, compositions,
@@ -293,36 +318,16 @@ def tasks_of(suite: Suite, notify: Callable[[str], None]) -> TaskSet:
     try:
         tasks = load_tasks(suite.tasks, suite.task_paths, notify=notify)
     except TaskError as error:
-        raise suite.error(getattr(error.spec, "path", ("tasks",)), str(error)) from None
+        raise suite.error_at(str(error), *getattr(error.spec, "path", ("tasks",))) from None
     known = [*tasks.named, *tasks.groups, *tasks.tasks]
     for column in suite.derived:
         for index, term in enumerate(column.terms):
             if term.name not in known:
                 hint = did_you_mean(term.name, known) or f"; this suite has {', '.join(dict.fromkeys(known))}"
-                where = ("derived", column.name, column.kind, index)
-                raise suite.error(where, f"column {column.name!r}: {term.name!r} is no task of the suite{hint}")
+                message = f"column {column.name!r}: {term.name!r} is no task of the suite{hint}"
+                raise suite.error_at(message, "derived", column.name, column.kind, index)
         known.append(column.name)
     return tasks
-
-
-def setting_of(suite: Suite, loaded: LoadedModel, spec: ModelSpec, engine: BaseEngine) -> dict[str, Any]:
-    """What defines a result beside the cell itself. What a suite leaves out is left out, so that its hashes stay."""
-    attention = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
-    return {
-        "model": loaded.label,
-        "weights": loaded.weight_hash,
-        "config": loaded.config_hash,
-        "dtype": str(loaded.dtype).removeprefix("torch."),
-        "seed": suite.seed,
-        "tasks": engine.requests.definition(),
-        "model_options": {
-            "chat_template": spec.chat_template,
-            "max_length": spec.max_length,
-            "add_bos": spec.add_bos,
-            **attention,
-        },
-        **({"inference": suite.inference} if suite.inference != "dense" else {}),
-    }
 
 
 @dataclass(frozen=True)

@@ -163,10 +163,10 @@ def compute_again(
         cell = _composed(row, run.rows(), method, loaded)
     else:
         cell = _cell_of(row, make_plan(again.suite, loaded.inventory, again.methods).cells, again.suite.seed)
-    calibration = None
-    if cell.calibrated:
-        calibration = prepare_again(again.suite, loaded, entry.calibration["length"], _silent)
-    base = base_of(again.suite, loaded, _silent, trust_remote_code=trust_remote_code)
+    calibration, text = None, again.suite.calibration
+    if cell.calibrated and text is not None:
+        calibration = prepare_again(text, again.suite.task_paths, loaded, entry.calibration["length"], _silent)
+    base = base_of(again.suite.delta, loaded, _silent, trust_remote_code=trust_remote_code)
     if base is not None:
         _check_base(base, entry)
     definition = definition_of(cell, calibration, base)

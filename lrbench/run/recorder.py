@@ -13,7 +13,7 @@ from lrbench.reduction.plan import Cell, Plan
 from lrbench.results.directory import RunDirectory
 from lrbench.results.rows import Row, Selection
 from lrbench.run.manifest_writer import Manifest, Part
-from lrbench.run.model_run import ModelRun, Scored, setting_of
+from lrbench.run.model_run import ModelRun, Scored
 from lrbench.run.partial_answers import AnswerStorage, RunPartials
 
 
@@ -277,15 +277,14 @@ class Session:
         self.selections = {self.keys[cell]: selection(cell) for cell in scope.plan.cells} if selection else {}
         self.missing = Plan(tuple(cell for cell in scope.plan.cells if self.keys[cell] not in recorder.done))
         self._left = len(self.missing.cells)
-        setting = setting_of(model_run.suite, model_run.loaded, model_run.spec, self.engine)
+        setting = model_run.setting(self.engine)
         self.part = None
         if scope.engine is not None and self.selections:
             name = next(iter(self.selections.values())).share
             self.part = Part(name, self.engine, setting | dict(scope.definition or {}))
         recorder.manifest.add_model(
-            model_run.loaded, model_run.tasks, model_run.engine,
-            setting_of(model_run.suite, model_run.loaded, model_run.spec, model_run.engine),
-            list(self.keys.values()), model_run.calibration, model_run.base, at_work=bool(self._left), part=self.part,
+            model_run.loaded, model_run.tasks, model_run.engine, model_run.setting(), list(self.keys.values()),
+            model_run.calibration, model_run.base, at_work=bool(self._left), part=self.part,
         )  # fmt: skip
 
     @property

@@ -64,12 +64,12 @@ def run_suite(
     executor = executor or LocalExecutor()
     present = device if executor.here else "cpu"  # other machines have their own devices
     for spec in suite.models:  # a mistake in the last one is said before the first is scored
-        inventory = structure_of(suite, spec, present, trust_remote_code=trust_remote_code)
-        check_base(suite, inventory, make_plan(suite, inventory, built), trust_remote_code=trust_remote_code)
+        inventory = structure_of(spec, present, trust_remote_code=trust_remote_code)
+        check_base(suite.delta, inventory, make_plan(suite, inventory, built), trust_remote_code=trust_remote_code)
     directory = RunDirectory(out)
     result = RunResult(directory)
     with _exclusive(directory), _counted(result, started):
-        _refuse_other_suite(directory, suite)
+        _refuse_other_suite(directory, suite.hash)
         if force:
             directory.drop_partial()
         manifest = Manifest(directory, suite, built, registry)
@@ -101,9 +101,7 @@ def _counted(result: RunResult, started: float) -> Iterator[None]:
         result.seconds = time.perf_counter() - started
 
 
-def structure_of(
-    suite: Suite, spec: ModelSpec, device: str | None = None, *, trust_remote_code: bool = False
-) -> Inventory:
+def structure_of(spec: ModelSpec, device: str | None = None, *, trust_remote_code: bool = False) -> Inventory:
     """A model's slots without its weights, once its device is known to be there.
 
     Raises:
@@ -114,15 +112,13 @@ def structure_of(
         inventory = load_structure(spec, trust_remote_code=trust_remote_code)
         templated = not spec.chat_template or has_chat_template(spec, trust_remote_code=trust_remote_code)
     except ModelError as error:
-        raise suite.error(spec.path, str(error)) from None
+        raise spec.error_at(str(error)) from None
     if not templated:
-        raise suite.error(
-            (*spec.path, "chat_template"), "the tokenizer has no chat template; leave it out, or take another model"
-        )
+        raise spec.error_at("the tokenizer has no chat template; leave it out, or take another model", "chat_template")
     return inventory
 
 
-def _refuse_other_suite(directory: RunDirectory, suite: Suite) -> None:
+def _refuse_other_suite(directory: RunDirectory, suite_hash: str) -> None:
     if not directory.manifest_file.exists():
         # a screening keeps what it finds in `partial` before anything else is known
         own = [".lock", "environments.jsonl", "partial"]
@@ -132,7 +128,7 @@ def _refuse_other_suite(directory: RunDirectory, suite: Suite) -> None:
             raise InputError(f"{directory.path}: not empty, and not a run; choose another --out")
         return
     other = directory.manifest()
-    if other.get("suite_hash") != suite.hash:
+    if other.get("suite_hash") != suite_hash:
         raise InputError(
             f"{directory.path}: holds another suite's run, or one with other settings "
             f"({other.get('suite_hash')}); choose another --out"

@@ -75,6 +75,11 @@ class CalibrationSpec(Spec):
             raise misplaced("a calibration has either 'name' (bundled text) or 'text' (a file, data set or task)")
         return self
 
+    @property
+    def source(self) -> str:
+        """The key that says where the text comes from."""
+        return "name" if self.text is None else "text"
+
     def resolved(self) -> dict[str, Any]:
         """Plain data."""
         return self.model_dump(exclude={"text"}) | {"text": self.text and self.text.resolved()}

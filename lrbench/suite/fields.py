@@ -20,9 +20,10 @@ from pydantic import (
     StrictStr,
 )
 
+from lrbench.errors import SuiteError
 from lrbench.suite.messages import misplaced
 from lrbench.suite.roles import ALIASES, GROUPS, ROLES
-from lrbench.suite.yaml_reader import KeyPath, describe
+from lrbench.suite.yaml_reader import Document, KeyPath, describe
 from lrbench.system.text import did_you_mean, is_reserved
 
 
@@ -120,12 +121,17 @@ def seed_list(value: Any) -> int | tuple[int, ...] | None:
 
 
 class Spec(BaseModel):
-    """A mapping in a suite: keys that it does not know are refused."""
+    """A mapping in a suite, which knows where it was written. Unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     _path: KeyPath = PrivateAttr(default=())
+    _document: Document = PrivateAttr()
 
     @property
     def path(self) -> KeyPath:
-        """Where this stands in the suite's data, for `Suite.error((*spec.path, "key"), message)`."""
+        """The keys and indices that lead from the suite to this mapping."""
         return self._path
+
+    def error_at(self, message: str, *keys: str | int) -> SuiteError:
+        """The error that shows `message` at the line of this mapping, or of a key in it; to be raised by the caller."""
+        return self._document.error((*self._path, *keys), message)

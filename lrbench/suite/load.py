@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from lrbench.errors import InputError
 from lrbench.suite.calibration import CalibrationSpec, TextSpec
+from lrbench.suite.fields import Spec
 from lrbench.suite.mapping import override, read_mapping
 from lrbench.suite.messages import suite_error
 from lrbench.suite.model import DeltaSpec, Dtype, ModelSpec
@@ -183,11 +184,7 @@ def _located(suite: Suite, document: Document, folder: Path, paths: Mapping[str,
             raise document.error(path, f"a path that cannot be followed: {reason}; give another") from None
         return found
 
-    for key in ("models", "tasks", "reducers", "sweep"):
-        for index, spec in enumerate(getattr(suite, key)):
-            spec._path = _written((key, index), document)
-    if suite.delta is not None:
-        suite.delta._path, suite.delta.base._path = ("delta",), ("delta", "base")
+    _note_places(suite, (), document)
     task_paths, plugins = [], []
     for index, given in enumerate(suite.task_paths):
         task_paths.append(absolute(("task_paths", index), given))
@@ -237,9 +234,16 @@ def _located(suite: Suite, document: Document, folder: Path, paths: Mapping[str,
         changes["calibration"] = suite.calibration.model_copy(update={"text": text})
     if suite.delta is not None:
         changes["delta"] = suite.delta.model_copy(update={"base": located_model(suite.delta.base)})
-    located = suite.model_copy(update=changes)
-    located._document = document
-    return located
+    return suite.model_copy(update=changes)
+
+
+def _note_places(spec: Spec, path: KeyPath, document: Document) -> None:
+    """Tells a mapping of the suite, and the mappings in it, where they were written."""
+    spec._path, spec._document = _written(path, document), document
+    for key, value in spec:
+        for index, part in enumerate(value) if isinstance(value, tuple) else [(None, value)]:
+            if isinstance(part, Spec):
+                _note_places(part, (*path, key) if index is None else (*path, key, index), document)
 
 
 def _located_text(text: TextSpec, document: Document, absolute: Callable[[KeyPath, str], Path]) -> TextSpec:

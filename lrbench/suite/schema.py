@@ -37,7 +37,7 @@ from lrbench.suite.messages import misplaced
 from lrbench.suite.model import DeltaSpec, ModelSpec
 from lrbench.suite.selection import RaceSpec, ScreenSpec, SelectSpec, derived_columns, switched_on
 from lrbench.suite.sweep import SweepSpec
-from lrbench.suite.yaml_reader import Document, KeyPath, Place, describe
+from lrbench.suite.yaml_reader import KeyPath, Place, describe
 from lrbench.system.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -93,9 +93,9 @@ class ReducerSpec(Spec):
         params = dict(params or {})
         return {"name": name, "label": params.pop("label", name), "params": params}
 
-    def parameter_path(self, parameter: str | None) -> KeyPath:
-        """Where a parameter was written, for `Suite.error`; the reducer itself for None."""
-        return (*self.path, self.name, parameter) if parameter else self.path
+    def parameter_error(self, message: str, parameter: str | None) -> SuiteError:
+        """As `error_at`, at the line of a parameter; of the reducer itself for None."""
+        return self.error_at(message, self.name, parameter) if parameter else self.error_at(message)
 
     def resolved(self) -> dict[str, Any]:
         """Plain data."""
@@ -143,7 +143,6 @@ class Suite(Spec):
     race: Annotated[RaceSpec | None, BeforeValidator(switched_on)] = None
     screen: Annotated[ScreenSpec | None, BeforeValidator(switched_on)] = None
     derived: Annotated[tuple[DerivedColumn, ...], PlainValidator(derived_columns)] = ()
-    _document: Document = PrivateAttr()
 
     @model_validator(mode="before")
     @classmethod
@@ -344,10 +343,6 @@ class Suite(Spec):
     def place(self, path: KeyPath) -> Place:
         """Where the value at `path` was written, as `("sweep", 0, "layers")`, or the nearest thing around it."""
         return self._document.place(path)
-
-    def error(self, path: KeyPath, message: str) -> SuiteError:
-        """The error that shows `message` at the line of `path`; to be raised by the caller."""
-        return self._document.error(path, message)
 
 
 def _defining(data: Any) -> Any:

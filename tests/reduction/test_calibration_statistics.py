@@ -263,7 +263,7 @@ def calibrate(tmp_path, monkeypatch):
         suite = load_suite("quickstart", overrides=overrides)
         windows = some_windows() if windows is None else windows
         samples = Samples(windows, f"hash of {windows.tolist()}", (), windows.numel())
-        return Calibration(suite, loaded_tiny(model, inventory), samples, notes.append)
+        return Calibration(suite.calibration, loaded_tiny(model, inventory), samples, notes.append)
 
     make.notes = notes
     make.folder = tmp_path / "cache" / "calibration"

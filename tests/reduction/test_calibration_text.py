@@ -36,7 +36,8 @@ def with_calibration(folder, calibration, **replaced):
 
 
 def text_of(folder, calibration, evaluated=()):
-    return read_text(load_suite(with_calibration(folder, calibration)), dict(evaluated), lambda _: None)
+    suite = load_suite(with_calibration(folder, calibration))
+    return read_text(suite.calibration, suite.task_paths, dict(evaluated), lambda _: None)
 
 
 def refusal(folder, calibration):
@@ -160,7 +161,8 @@ def with_quiz(folder, calibration, yaml=QUIZ):
 def test_the_training_split_of_a_task_is_its_prompts_with_their_right_answers(tmp_path):
     suite = with_quiz(tmp_path, "{text: {task: quiz}}")
     tasks = load_tasks(suite.tasks, suite.task_paths).tasks
-    assert read_text(suite, tasks, lambda _: None) == ["Question: Who walked slowly to the harbour?\nAnswer: the baker"]
+    text = read_text(suite.calibration, suite.task_paths, tasks, lambda _: None)
+    assert text == ["Question: Who walked slowly to the harbour?\nAnswer: the baker"]
 
 
 def test_the_split_that_a_task_is_evaluated_on_is_refused_outright(tmp_path):
@@ -168,14 +170,14 @@ def test_the_split_that_a_task_is_evaluated_on_is_refused_outright(tmp_path):
     suite = with_quiz(tmp_path, "{text: {task: quiz}}", yaml)
     tasks = load_tasks(suite.tasks, suite.task_paths).tasks
     with pytest.raises(SuiteError, match=r"suite.yaml:11:28: task 'quiz' is evaluated on its split 'train'"):
-        read_text(suite, tasks, lambda _: None)
+        read_text(suite.calibration, suite.task_paths, tasks, lambda _: None)
 
 
 # Windows
 
 
 def drawn(folder, tokenizer, documents, calibration, longest=256):
-    return draw(load_suite(with_calibration(folder, calibration)), documents, tokenizer, longest)
+    return draw(load_suite(with_calibration(folder, calibration)).calibration, documents, tokenizer, longest)
 
 
 def test_windows_are_stretches_of_the_text_that_never_overlap(tmp_path, tokenizer):

@@ -442,7 +442,7 @@ def test_calibrated_methods_see_the_update_and_the_fine_tuned_models_inputs(tmp_
     hook = layer.register_forward_pre_hook(lambda _, args: entering.append(args[0]))
     from lrbench.reduction.calibration.samples import draw
 
-    samples = draw(again.suite, [words], again.loaded.tokenizer, 64)
+    samples = draw(again.suite.calibration, [words], again.loaded.tokenizer, 64)
     with torch.no_grad():
         for window in samples.windows:
             tuned(input_ids=window[None], use_cache=False)

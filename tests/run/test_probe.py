@@ -180,7 +180,7 @@ def test_each_method_is_timed_on_one_weight_of_each_shape_at_all_its_ranks(tmp_p
         )
     )
     built = methods(suite, Registry.load())
-    cells = make_plan(suite, structure_of(suite, suite.models[0]), built).cells[1:]
+    cells = make_plan(suite, structure_of(suite.models[0]), built).cells[1:]
     timed = []
 
     def reduce(reductions, group, failures):

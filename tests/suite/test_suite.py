@@ -496,7 +496,7 @@ def test_limit_and_dtype_of_the_command_line_narrow_the_suite(suite_file):
     assert [task.limit for task in suite.tasks] == [100, 100]
     assert load_suite(suite_file(DESIGN), limit=900).tasks[1].limit == 500
     assert suite.models[0].dtype == "float16"
-    assert suite.error(("seed",), "still knows its places").line == 15
+    assert suite.error_at("still knows its places", "seed").line == 15
     with pytest.raises(InputError, match="limit 0: must be a whole number of documents, at least 1"):
         load_suite(suite_file(DESIGN), limit=0)
 
@@ -508,12 +508,13 @@ def test_specs_know_where_they_were_written(suite_file):
     path = suite_file(DESIGN)
     suite = load_suite(path)
     sweep, rsvd = suite.sweep[0], suite.reducers[1]
-    assert str(suite.error((*sweep.path, "layers"), "no")) == f"{path}:12:13: no"
-    assert str(suite.error((*sweep.path, "mode", "deeper", 3), "no")) == f"{path}:11:11: no"
-    assert str(suite.error(rsvd.parameter_path("power_iterations"), "no")) == f"{path}:8:45: no"
-    assert str(suite.error(rsvd.parameter_path(None), "no")) == f"{path}:8:5: no"
-    assert str(suite.error((*suite.models[0].path, "name"), "no")) == f"{path}:2:15: no"
-    assert str(suite.place(suite.tasks[1].path)) == f"{path}:5:5"
+    assert str(sweep.error_at("no", "layers")) == f"{path}:12:13: no"
+    assert str(sweep.error_at("no", "mode", "deeper", 3)) == f"{path}:11:11: no"
+    assert str(rsvd.parameter_error("no", "power_iterations")) == f"{path}:8:45: no"
+    assert str(rsvd.parameter_error("no", None)) == f"{path}:8:5: no"
+    assert str(suite.models[0].error_at("no", "name")) == f"{path}:2:15: no"
+    assert str(suite.tasks[1].error_at("no")) == f"{path}:5:5: no"
+    assert str(sweep.rank.error_at("no")) == f"{path}:14:11: no"
 
 
 # Layers

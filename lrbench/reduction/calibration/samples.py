@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from lrbench.reduction.calibration.sources import LENGTH, NAME, TEXT
-from lrbench.suite.load import Suite
+from lrbench.reduction.calibration.sources import LENGTH
+from lrbench.suite.load import CalibrationSpec
 
 JOINT = "\n\n"  # between documents
 MARGIN = 64  # tokens on either side of a window that are also checked for evaluated documents
@@ -36,25 +36,21 @@ class Samples:
     tokens: int
 
 
-def draw(suite: Suite, documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, longest: int) -> Samples:
-    """Draws the suite's calibration windows.
+def draw(spec: CalibrationSpec, documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, longest: int) -> Samples:
+    """Draws a suite's calibration windows.
 
     Each document is followed by a blank line and tokenised without special tokens, long ones in pieces of whole lines.
     Windows may begin and end within a document and never overlap; the gaps before them are drawn with
     `random.Random(seed)`.
 
     Args:
-        suite: must have a calibration.
         longest: the model's maximum length, in tokens.
 
     Raises:
         SuiteError: the text is too short, or the windows are too long for the model; names the suite's line.
     """
-    spec = suite.calibration
-    assert spec is not None
     if spec.length is not None and spec.length > longest:
-        place = ("calibration", "length")
-        raise suite.error(place, f"length {spec.length} exceeds the model's maximum of {longest}")
+        raise spec.error_at(f"length {spec.length} exceeds the model's maximum of {longest}", "length")
     length = spec.length or min(LENGTH, longest)
     stream: list[int] = []
     pieces = [piece for document in documents for piece in _pieces(document + JOINT)]
@@ -63,10 +59,10 @@ def draw(suite: Suite, documents: Sequence[str], tokenizer: PreTrainedTokenizerB
             stream.extend(ids)
     free = len(stream) - spec.samples * length
     if free < 0:
-        raise suite.error(
-            TEXT if spec.text is not None else NAME,
+        raise spec.error_at(
             f"the calibration text has {len(stream):,} tokens, and {spec.samples} samples of {length} need "
             f"{spec.samples * length:,}; take more text, or fewer or shorter samples",
+            spec.source,
         )
     random_state = random.Random(spec.seed)
     gaps = sorted(random_state.randint(0, free) for _ in range(spec.samples))

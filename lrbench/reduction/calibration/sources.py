@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrbench.errors import LrbenchError, TaskError
 from lrbench.models.bundled_text import bundled_texts
-from lrbench.suite.load import Suite, TaskSpec, TextSpec
-from lrbench.suite.yaml_reader import KeyPath
+from lrbench.suite.load import CalibrationSpec, TaskSpec, TextSpec
 from lrbench.system.text import did_you_mean, one_line
 from lrbench.tasks.containment import contained
 from lrbench.tasks.load import load_tasks
@@ -23,38 +22,37 @@ READ, READ_PER_TOKEN = 5_000_000, 40
 #: Default tokens of a window, if the model takes as many.
 LENGTH = 512
 
-TEXT, NAME = ("calibration", "text"), ("calibration", "name")
 
-
-def read_text(suite: Suite, evaluated: Mapping[str, Task], notify: Callable[[str], None]) -> list[str]:
-    """The documents of the suite's calibration text: the first `READ` characters, or more if many tokens are drawn.
+def read_text(
+    spec: CalibrationSpec, task_paths: Sequence[Path], evaluated: Mapping[str, Task], notify: Callable[[str], None]
+) -> list[str]:
+    """The documents of a suite's calibration text: the first `READ` characters, or more if many tokens are drawn.
 
     Args:
-        suite: must have a calibration.
+        task_paths: the suite's folders of tasks.
         evaluated: the evaluated tasks, by name.
         notify: called with one line before slow steps.
 
     Raises:
         SuiteError: the text cannot be read, is empty, or is an evaluated split; names the suite's line.
     """
-    spec = suite.calibration
-    assert spec is not None
     limit = max(READ, READ_PER_TOKEN * spec.samples * (spec.length or LENGTH))
     if spec.name is not None:
         known = bundled_texts()
         if spec.name not in known:
             hint = did_you_mean(spec.name, known)
-            raise suite.error(NAME, f"no bundled calibration text {spec.name!r}{hint} (bundled: {', '.join(known)})")
+            message = f"no bundled calibration text {spec.name!r}{hint} (bundled: {', '.join(known)})"
+            raise spec.error_at(message, "name")
         return _first(known[spec.name](), limit)
     assert spec.text is not None
     try:
-        documents = _first(_documents(suite, spec.text, evaluated, limit, notify), limit)
+        documents = _first(_documents(spec.text, task_paths, evaluated, limit, notify), limit)
     except LrbenchError:
         raise
     except Exception as error:  # datasets, lm-eval and task code may raise anything
-        raise suite.error(TEXT, f"calibration text cannot be read: {one_line(error)}") from None
+        raise spec.text.error_at(f"calibration text cannot be read: {one_line(error)}") from None
     if not documents:
-        raise suite.error(TEXT, "the calibration text is empty")
+        raise spec.text.error_at("the calibration text is empty")
     return documents
 
 
@@ -71,30 +69,34 @@ def _first(documents: Iterator[str], limit: int) -> list[str]:
 
 
 def _documents(
-    suite: Suite, text: TextSpec, evaluated: Mapping[str, Task], limit: int, notify: Callable[[str], None]
+    text: TextSpec,
+    task_paths: Sequence[Path],
+    evaluated: Mapping[str, Task],
+    limit: int,
+    notify: Callable[[str], None],
 ) -> Iterator[str]:
     if text.file is not None:
         path = Path(text.file)
         if path.suffix == ".txt":
-            yield _plain(suite, path, limit)
+            yield _plain(text, path, limit)
         else:
-            yield from _lines(suite, path, text.column or "text")
+            yield from _lines(text, path)
     elif text.dataset is not None:
         notify(f"reading calibration text from {text.dataset}")
-        yield from _dataset(suite, text)
+        yield from _dataset(text)
     else:
-        yield from _training(suite, str(text.task), evaluated, notify)
+        yield from _training(text, task_paths, evaluated, notify)
 
 
-def _plain(suite: Suite, path: Path, limit: int) -> str:
+def _plain(text: TextSpec, path: Path, limit: int) -> str:
     try:
         with path.open(encoding="utf-8") as file:
             return file.read(limit)
     except (OSError, UnicodeDecodeError) as error:
-        raise suite.error(TEXT, f"{path}: cannot be read as UTF-8 text: {one_line(error)}") from None
+        raise text.error_at(f"{path}: cannot be read as UTF-8 text: {one_line(error)}") from None
 
 
-def _lines(suite: Suite, path: Path, key: str) -> Iterator[str]:
+def _lines(text: TextSpec, path: Path) -> Iterator[str]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -102,57 +104,60 @@ def _lines(suite: Suite, path: Path, key: str) -> Iterator[str]:
             try:
                 entry = json.loads(line)
             except ValueError as error:
-                raise suite.error(TEXT, f"{path}:{number}: not JSON: {one_line(error)}") from None
-            yield _column(suite, entry, key, f"{path}:{number}")
+                raise text.error_at(f"{path}:{number}: not JSON: {one_line(error)}") from None
+            yield _column(text, entry, f"{path}:{number}")
 
 
-def _column(suite: Suite, entry: Any, key: str, where: str) -> str:
+def _column(text: TextSpec, entry: Any, where: str) -> str:
+    key = text.column or "text"
     if not isinstance(entry, Mapping) or key not in entry:
         columns = f" (it has {', '.join(map(str, entry))})" if isinstance(entry, Mapping) else ""
-        raise suite.error(TEXT, f"{where}: no column {key!r}{columns}; set 'column' to the one that holds the text")
+        raise text.error_at(f"{where}: no column {key!r}{columns}; set 'column' to the one that holds the text")
     if not isinstance(entry[key], str):
-        raise suite.error(TEXT, f"{where}: {key!r} is no text; set 'column' to the one that holds the text")
+        raise text.error_at(f"{where}: {key!r} is no text; set 'column' to the one that holds the text")
     return entry[key]
 
 
-def _dataset(suite: Suite, text: TextSpec) -> Iterator[str]:
+def _dataset(text: TextSpec) -> Iterator[str]:
     import datasets
 
-    place: KeyPath = (*TEXT, "dataset")
     split = text.split or "train"
     try:
         with contained():
             loaded = datasets.load_dataset(text.dataset, text.config, split=split)
     except Exception as error:  # datasets may raise anything
-        raise suite.error(place, f"data set {text.dataset!r}, split {split!r}: {one_line(error)}") from None
+        raise text.error_at(f"data set {text.dataset!r}, split {split!r}: {one_line(error)}", "dataset") from None
     for index, entry in enumerate(loaded):
-        yield _column(suite, entry, text.column or "text", f"{text.dataset}, entry {index}")
+        yield _column(text, entry, f"{text.dataset}, entry {index}")
 
 
-def _training(suite: Suite, name: str, evaluated: Mapping[str, Task], notify: Callable[[str], None]) -> Iterator[str]:
-    place: KeyPath = (*TEXT, "task")
+def _training(
+    text: TextSpec, task_paths: Sequence[Path], evaluated: Mapping[str, Task], notify: Callable[[str], None]
+) -> Iterator[str]:
     try:
-        tasks = load_tasks([TaskSpec(task=name)], suite.task_paths, notify=notify).tasks
+        tasks = load_tasks([TaskSpec(task=str(text.task))], task_paths, notify=notify).tasks
     except TaskError as error:
-        raise suite.error(place, str(error)) from None
+        raise text.error_at(str(error), "task") from None
     for task_name, task in tasks.items():
         split = task.get_config("training_split")
         if not task.has_training_docs():
-            raise suite.error(place, f"task {task_name!r} has no training split; calibrate on other text")
+            raise text.error_at(f"task {task_name!r} has no training split; calibrate on other text", "task")
         evaluated_split = task.get_config("test_split") or task.get_config("validation_split")
         if task_name in evaluated and split is not None and split == evaluated_split:
-            raise suite.error(place, f"task {task_name!r} is evaluated on its split {split!r}; calibrate on other text")
+            message = f"task {task_name!r} is evaluated on its split {split!r}; calibrate on other text"
+            raise text.error_at(message, "task")
         with contained():
             for document in task.training_docs():
-                yield _as_text(suite, task, document, place)
+                yield _as_text(text, task, document)
 
 
-def _as_text(suite: Suite, task: Task, document: Any, place: KeyPath) -> str:
+def _as_text(text: TextSpec, task: Task, document: Any) -> str:
     """A document's prompt followed by its gold answer."""
     question, answer = task.doc_to_text(document), gold_answer(task, document)
     if not isinstance(question, str) or answer is None:
         name = task.get_config("task")
-        raise suite.error(place, f"task {name!r}: its prompts and answers are not plain text; calibrate on other text")
+        message = f"task {name!r}: its prompts and answers are not plain text; calibrate on other text"
+        raise text.error_at(message, "task")
     return f"{question}{task.get_config('target_delimiter') if question else ''}{answer}"
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,8 +20,8 @@ from lrbench.reduction.calibration.moments import KINDS
 from lrbench.reduction.calibration.overlap import find_evaluated_document
 from lrbench.reduction.calibration.refusal import TOKENS
 from lrbench.reduction.calibration.samples import Samples, draw
-from lrbench.reduction.calibration.sources import NAME, TEXT, read_text
-from lrbench.suite.load import Suite
+from lrbench.reduction.calibration.sources import read_text
+from lrbench.suite.load import CalibrationSpec
 from lrbench.system.text import one_line
 
 if TYPE_CHECKING:
@@ -29,12 +30,17 @@ if TYPE_CHECKING:
 
 
 def prepare(
-    suite: Suite, loaded: LoadedModel, requests: FrozenRequests, longest: int, notify: Callable[[str], None]
+    spec: CalibrationSpec,
+    task_paths: Sequence[Path],
+    loaded: LoadedModel,
+    requests: FrozenRequests,
+    longest: int,
+    notify: Callable[[str], None],
 ) -> Calibration:
-    """Reads the suite's calibration text and draws its windows; statistics are collected later.
+    """Reads a suite's calibration text and draws its windows; statistics are collected later.
 
     Args:
-        suite: must have a calibration.
+        task_paths: as `read_text`.
         loaded: the model, with its original weights.
         requests: all evaluated requests.
         longest: the model's maximum length, in tokens.
@@ -43,27 +49,33 @@ def prepare(
     Raises:
         SuiteError: the text cannot be read, is too short, or contains an evaluated document.
     """
-    documents = read_text(suite, {name: frozen.task for name, frozen in requests.tasks.items()}, notify)
-    samples = draw(suite, documents, loaded.tokenizer, longest)
+    documents = read_text(spec, task_paths, {name: frozen.task for name, frozen in requests.tasks.items()}, notify)
+    samples = draw(spec, documents, loaded.tokenizer, longest)
     overlap = find_evaluated_document(samples.passages, requests)
     if overlap is not None:
         task, document = overlap
-        where = TEXT if suite.calibration is not None and suite.calibration.text is not None else NAME
-        raise suite.error(
-            where,
+        raise spec.error_at(
             f"the calibration text contains document {document} of the evaluated task {task!r}; calibrate on other "
             "text, such as a training split",
+            spec.source,
         )
-    return Calibration(suite, loaded, samples, notify)
+    return Calibration(spec, loaded, samples, notify)
 
 
-def prepare_again(suite: Suite, loaded: LoadedModel, longest: int, notify: Callable[[str], None]) -> Calibration:
+def prepare_again(
+    spec: CalibrationSpec,
+    task_paths: Sequence[Path],
+    loaded: LoadedModel,
+    longest: int,
+    notify: Callable[[str], None],
+) -> Calibration:
     """As `prepare`, for a finished run, without the comparison with evaluated documents.
 
     Raises:
         SuiteError: the text cannot be read or is too short.
     """
-    return Calibration(suite, loaded, draw(suite, read_text(suite, {}, notify), loaded.tokenizer, longest), notify)
+    documents = read_text(spec, task_paths, {}, notify)
+    return Calibration(spec, loaded, draw(spec, documents, loaded.tokenizer, longest), notify)
 
 
 @dataclass(frozen=True)
@@ -89,10 +101,10 @@ class Calibration:
     Only the last statistic of each kind is kept in memory.
     """
 
-    def __init__(self, suite: Suite, loaded: LoadedModel, samples: Samples, notify: Callable[[str], None]) -> None:
-        assert suite.calibration is not None
-        self._spec = suite.calibration
-        self._loaded, self._samples, self._notify = loaded, samples, notify
+    def __init__(
+        self, spec: CalibrationSpec, loaded: LoadedModel, samples: Samples, notify: Callable[[str], None]
+    ) -> None:
+        self._spec, self._loaded, self._samples, self._notify = spec, loaded, samples, notify
         self._wanted: dict[str, set[str]] = {}
         self._slots: dict[str, WeightSlot] = {}
         self._refused: dict[tuple[str, str], str] = {}

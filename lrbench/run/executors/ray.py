@@ -104,10 +104,10 @@ class RayExecutor:
         """
         for key in ("race", "screen"):
             if getattr(suite, key) is not None:
-                raise suite.error(
-                    (key,),
+                raise suite.error_at(
                     f"{key!r} is decided where the model is, and a Ray run's own process holds none; leave it out, or "
                     "run with --executor local",
+                    key,
                 )
         self._notify, self._run = notify, None
         self._said.clear()

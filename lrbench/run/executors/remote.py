@@ -22,7 +22,7 @@ from lrbench.reduction.delta import without_unchanged
 from lrbench.reduction.greedy_plan import make_compositions
 from lrbench.reduction.plan import Method, Plan, make_plan
 from lrbench.run.executors.wire import cell_data, pack, partial_data, unpack
-from lrbench.run.model_run import ModelRun, Scored, setting_of, tasks_of
+from lrbench.run.model_run import ModelRun, Scored, tasks_of
 from lrbench.run.partial_answers import AnswerStorage
 
 if TYPE_CHECKING:
@@ -193,7 +193,9 @@ def open_remote(
     calibration = None
     asked = any(method.reducer.needs for method in built) or any(cell.calibrated for cell in plan.cells)
     if suite.calibration is not None and asked:
-        calibration = prepare(suite, loaded, engine.requests, engine.lm.max_length, notify)
+        calibration = prepare(
+            suite.calibration, suite.task_paths, loaded, engine.requests, engine.lm.max_length, notify
+        )
     return RemoteRun(
         suite, spec, loaded, plan, tasks, engine, base, calibration, make_compositions(suite, loaded.inventory, built),
         methods=built, trust_remote_code=order["trust_remote_code"], notify=notify, workers=workers, order=order,
@@ -212,13 +214,13 @@ def unit_of(run: RemoteRun, cells: Sequence[Cell], keys: Mapping[Cell, str], eng
         "cells": [cell_data(cell) for cell in cells],
         "keys": [keys[cell] for cell in cells],
         "documents": engine.documents,
-        "setting": setting_of(run.suite, run.loaded, run.spec, engine),
+        "setting": run.setting(engine),
         "partials": {key: [partial_data(one) for one in found] for key, found in known.items() if found},
     }
 
 
 def check_same(opened: Mapping[str, Any], run: RemoteRun) -> str | None:
     """What a worker has that is not the run's, in words; None where all is the same."""
-    mine = unpack(pack(setting_of(run.suite, run.loaded, run.spec, run.engine)))
+    mine = unpack(pack(run.setting()))
     theirs = opened["setting"]
     return next((key for key in mine if mine[key] != theirs.get(key)), None)

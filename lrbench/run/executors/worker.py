@@ -113,7 +113,7 @@ class Worker:
     def _opened(self) -> dict[str, Any]:
         from lrbench.reducers.registry import Registry
         from lrbench.reduction.plan import make_plan, methods
-        from lrbench.run.model_run import open_model, setting_of
+        from lrbench.run.model_run import open_model
         from lrbench.suite.load import suite_again
         from lrbench.system.environment import environment
 
@@ -157,7 +157,7 @@ class Worker:
             "weight_hash": loaded.weight_hash,
             "config_hash": loaded.config_hash,
             "dtype": str(loaded.dtype).removeprefix("torch."),
-            "setting": setting_of(suite, loaded, spec, engine),
+            "setting": share.setting(),
             "environment": self._environment,
             "base": base,
             "notes": self._said,
@@ -219,11 +219,8 @@ class Worker:
         return self._part[1]
 
     def _what_differs(self, setting: Mapping[str, Any], engine: BaseEngine) -> str:
-        from lrbench.run.model_run import setting_of
-
-        share = self._share
-        assert share is not None
-        own = unpack(pack(setting_of(share.suite, share.loaded, share.spec, engine)))
+        assert self._share is not None
+        own = unpack(pack(self._share.setting(engine)))
         what = next((key for key in own if own[key] != setting.get(key)), "calibration or base")
         return f"its {what} is not the run's; are model, tasks and data the same on every machine?"
 

@@ -47,9 +47,7 @@ def screened(
     asked = right_answers(engine)
     for aim in aims:
         if not any(asked[task] for task in aim.tasks):
-            raise model_run.suite.error(
-                ("screen",), f"{aim.name}: no answer is known to be right, so there is no loss; leave 'screen' out"
-            )
+            raise spec.error_at(f"{aim.name}: no answer is known to be right, so there is no loss; leave 'screen' out")
     terms = _terms(recorder, model_run, engine.requests, asked)
     predicted = {cell: _predicted(cell, aims, terms) for cell in model_run.plan.cells}
     stays = _promising(model_run.plan, aims, predicted, spec.top)

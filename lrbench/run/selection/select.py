@@ -41,7 +41,7 @@ def run_selection(recorder: Recorder, model_run: ModelRun, spec: SelectSpec) -> 
         SuiteError: a task has too few documents for two sides.
         KeyboardInterrupt: after the rows of all finished cells are on disk.
     """
-    split = split_of(model_run.suite, spec, model_run.engine.requests)
+    split = split_of(spec, model_run.engine.requests)
     aims = objectives(model_run.engine.requests, model_run.tasks.named, spec.on)
     if model_run.suite.screen is not None:
         model_run.plan = screened(recorder, model_run, split, aims, model_run.suite.screen)

@@ -7,7 +7,6 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from lrbench.suite.load import Suite
 from lrbench.suite.selection import SelectSpec
 from lrbench.tasks.frozen_requests import FrozenRequests
 
@@ -28,7 +27,7 @@ def split(requests: FrozenRequests, validation: float, seed: int) -> Split:
     """Puts each document where the hash of its group, or else of its content, says.
 
     Documents of one group, and equal documents, come to the same side, whichever task they are of. A document's side
-    depends on nothing but itself, the model_run and the seed: neither another limit nor other documents move it.
+    depends on nothing but itself, the fraction and the seed: neither another limit nor other documents move it.
 
     Args:
         validation: the probability of coming to the validation side.
@@ -45,7 +44,7 @@ def split(requests: FrozenRequests, validation: float, seed: int) -> Split:
     return found
 
 
-def split_of(suite: Suite, spec: SelectSpec, requests: FrozenRequests) -> Split:
+def split_of(spec: SelectSpec, requests: FrozenRequests) -> Split:
     """The split that a suite asks for.
 
     Raises:
@@ -56,10 +55,9 @@ def split_of(suite: Suite, spec: SelectSpec, requests: FrozenRequests) -> Split:
         for task, count in found.sizes(side).items():
             if not count:
                 there = found.sizes(other)[task]
-                raise suite.error(
-                    ("select",),
+                raise spec.error_at(
                     f"task {task!r}: all of its {there} documents fall to {other} and none to {side}; take more "
-                    "documents, another model_run for 'validation', or another 'seed' of the split",
+                    "documents, another fraction for 'validation', or another 'seed' of the split"
                 )
     return found
 
