@@ -1,8 +1,8 @@
-"""Reducing updates W − W_base: loads the base of a fine-tuned model and checks that it fits the plan."""
+"""Reducing updates W − W_base: loads the base of a fine-tuned model and checks that it fits the model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +25,14 @@ def definition_of(cell: Cell, calibration: Calibration | None, base: Base | None
     return calibrated if base is None else {**calibrated, "delta": {"base": base.weight_hash}}
 
 
-def check_base(delta: DeltaSpec | None, inventory: Inventory, plan: Plan, *, trust_remote_code: bool = False) -> None:
+def check_base(
+    delta: DeltaSpec | None, inventory: Inventory, slots: Iterable[WeightSlot], *, trust_remote_code: bool = False
+) -> None:
     """Checks by structure alone that the base of `delta` can be the model's base.
+
+    Args:
+        inventory: the model's.
+        slots: the ones to reduce.
 
     Raises:
         SuiteError: the base cannot be loaded or does not fit; names the suite's line.
@@ -36,7 +42,7 @@ def check_base(delta: DeltaSpec | None, inventory: Inventory, plan: Plan, *, tru
     spec = delta.base
     try:
         base = load_structure(with_eager_attention(spec), trust_remote_code=trust_remote_code)
-        check_base_slots(spec.display_name, base, inventory, dict.fromkeys(s for c in plan.cells for s in c.slots))
+        check_base_slots(spec.display_name, base, inventory, slots)
     except ModelError as error:
         raise spec.error_at(str(error)) from None
 

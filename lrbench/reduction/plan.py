@@ -235,6 +235,12 @@ def slots_of(sweep: SweepSpec, inventory: Inventory) -> list[WeightSlot]:
         raise sweep.error_at(str(error), "weights") from None
 
 
+def swept_slots(sweeps: Sequence[SweepSpec], inventory: Inventory) -> list[WeightSlot]:
+    """The slots that any of the sweeps selects, in the model's order. Raises as `slots_of`."""
+    selected = {slot for sweep in sweeps for slot in slots_of(sweep, inventory)}
+    return [slot for slot in inventory.slots if slot in selected]
+
+
 def make_plan(suite: Suite, inventory: Inventory, methods: Sequence[Method]) -> Plan:
     """The cells of a suite on one model. Raises as `slots_of`."""
     cells: dict[Hashable, Cell] = {}
@@ -267,8 +273,7 @@ def make_plan(suite: Suite, inventory: Inventory, methods: Sequence[Method]) -> 
 
     in_order = sorted(cells.values(), key=order)
     if suite.delta is not None:
-        all_slots = {slot for cell in in_order for slot in cell.slots}
-        targets = tuple(sorted(all_slots, key=lambda slot: position[slot.name]))
+        targets = tuple(swept_slots(suite.sweep, inventory))
         in_order.insert(0, Cell(WITHOUT_UPDATE, BASE, targets, first_block=first_block_of(targets, blocks)))
     return Plan((Cell(), *in_order))
 

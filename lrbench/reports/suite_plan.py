@@ -12,7 +12,7 @@ from lrbench.reducers.registry import Registry
 from lrbench.reduction.calibration.sources import read_text
 from lrbench.reduction.delta import check_base
 from lrbench.reduction.greedy_plan import Composition, compositions_in_words, make_compositions
-from lrbench.reduction.plan import Cell, Method, Plan, make_plan, methods
+from lrbench.reduction.plan import Cell, Method, Plan, make_plan, methods, swept_slots
 from lrbench.run.inputs import default_directory
 from lrbench.run.model_run import tasks_of
 from lrbench.run.runner import structure_of
@@ -155,14 +155,12 @@ def plan_suite(
     text = None
     if suite.calibration is not None:
         text = read_text(suite.calibration, suite.task_paths, tasks.tasks, notify)
-    found = [(spec, structure_of(spec, device, trust_remote_code=trust_remote_code)) for spec in suite.models]
-    plans = [make_plan(suite, inventory, suite_methods) for _, inventory in found]
-    for (_, inventory), plan in zip(found, plans, strict=True):
-        check_base(suite.delta, inventory, plan, trust_remote_code=trust_remote_code)
-    models = [
-        ModelPlan(spec, inventory, plan, make_compositions(suite, inventory, suite_methods))
-        for (spec, inventory), plan in zip(found, plans, strict=True)
-    ]
+    inventories = [(spec, structure_of(spec, device, trust_remote_code=trust_remote_code)) for spec in suite.models]
+    models = []
+    for spec, inventory in inventories:
+        check_base(suite.delta, inventory, swept_slots(suite.sweep, inventory), trust_remote_code=trust_remote_code)
+        plan = make_plan(suite, inventory, suite_methods)
+        models.append(ModelPlan(spec, inventory, plan, make_compositions(suite, inventory, suite_methods)))
     characters = sum(map(len, text)) if text is not None else None
     return SuitePlan(suite, directory or default_directory(suite), tasks, suite_methods, models, characters)
 

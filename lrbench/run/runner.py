@@ -13,7 +13,7 @@ from lrbench.models.load import choose_device, has_chat_template, load_structure
 from lrbench.models.slots import Inventory
 from lrbench.reducers.registry import Registry
 from lrbench.reduction.delta import check_base
-from lrbench.reduction.plan import make_plan, methods
+from lrbench.reduction.plan import methods, swept_slots
 from lrbench.results.directory import RunDirectory
 from lrbench.run.executors import Executor, LocalExecutor
 from lrbench.run.manifest_writer import Manifest
@@ -65,7 +65,7 @@ def run_suite(
     present = device if executor.here else "cpu"  # other machines have their own devices
     for spec in suite.models:  # a mistake in the last one is said before the first is scored
         inventory = structure_of(spec, present, trust_remote_code=trust_remote_code)
-        check_base(suite.delta, inventory, make_plan(suite, inventory, built), trust_remote_code=trust_remote_code)
+        check_base(suite.delta, inventory, swept_slots(suite.sweep, inventory), trust_remote_code=trust_remote_code)
     directory = RunDirectory(out)
     result = RunResult(directory)
     with _exclusive(directory), _counted(result, started):

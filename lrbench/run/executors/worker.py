@@ -112,7 +112,7 @@ class Worker:
 
     def _opened(self) -> dict[str, Any]:
         from lrbench.reducers.registry import Registry
-        from lrbench.reduction.plan import make_plan, methods
+        from lrbench.reduction.plan import methods, swept_slots
         from lrbench.run.model_run import open_model
         from lrbench.suite.load import suite_again
         from lrbench.system.environment import environment
@@ -145,7 +145,7 @@ class Worker:
         share.environment = self._environment["hash"]
         base = None
         if share.base is not None:
-            slots = {slot for cell in make_plan(suite, share.loaded.inventory, built).cells for slot in cell.slots}
+            slots = swept_slots(suite.sweep, share.loaded.inventory)
             changed = sorted(slot.name for slot in slots if share.base.differs(slot))
             base = {
                 "label": share.base.label, "source": share.base.source, "weight_hash": share.base.weight_hash,
