@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 from lrbench.analysis.edit_summary import describe, optimal_error
 from lrbench.analysis.score import Measurement
-from lrbench.analysis.scored_run import Split, is_reported, split_of
-from lrbench.analysis.table import Column, Entry, Leaderboard
+from lrbench.analysis.scored_run import Split
+from lrbench.analysis.spectrum_file import SlotRecord, SpectrumRecord
+from lrbench.analysis.table import Column, Entry, Leaderboard, by_model_and_split
 from lrbench.results.directory import RunDirectory
 from lrbench.results.manifest import parse
 from lrbench.results.rows import Edit, Row
 from lrbench.stats import RankCorrelation, spearman
-from lrbench.suite.roles import ROLES
+from lrbench.suite.roles import role_order
 
 EVERY_ROLE = "all cells"
 #: Cells are compared across all methods and settings, or only within one method and setting.
@@ -48,34 +49,6 @@ PREDICTORS = (
     Predictor("stable_rank", "stable rank", "‖W‖² / σ₁² of the original weight, of min(m, n)"),
     Predictor("effective_rank", "effective rank", "exp of the entropy of σ / Σσ of the original weight, of min(m, n)"),
 )  # fmt: skip
-
-
-class SpectrumSlot(Protocol):
-    """A weight in a spectrum file."""
-
-    @property
-    def weight(self) -> str:
-        """The parameter's name."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(out, in)."""
-
-    @property
-    def values(self) -> Mapping[str, float | None]:
-        """Figures of the singular values by name, including `stable_rank` and `effective_rank`."""
-
-
-class ModelSpectrum(Protocol):
-    """A spectrum file of one model."""
-
-    @property
-    def weight_hash(self) -> str:
-        """The hash of the measured model's weights."""
-
-    @property
-    def slots(self) -> Sequence[Any]:
-        """`SpectrumSlot`s."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +138,7 @@ class DamagePrediction:
     @property
     def roles(self) -> list[str]:
         """The cells' roles in their usual order; `EVERY_ROLE` last if there are several."""
-        roles = sorted({cell.role for cell in self.cells}, key=_place)
+        roles = sorted({cell.role for cell in self.cells}, key=role_order)
         return [*roles, EVERY_ROLE] if len(roles) > 1 else roles
 
     @property
@@ -186,7 +159,7 @@ class DamagePrediction:
 def predictions(
     board: Leaderboard,
     titles: Mapping[str, str],
-    spectra: Iterable[ModelSpectrum] = (),
+    spectra: Iterable[SpectrumRecord] = (),
     hashes: Mapping[str, str | None] | None = None,
 ) -> list[DamagePrediction]:
     """One prediction for each model with edited cells and each split of its documents.
@@ -199,14 +172,9 @@ def predictions(
     """
     known = {spectrum.weight_hash: {slot.weight: slot for slot in spectrum.slots} for spectrum in spectra}
     hashes = hashes or {}
-    groups: dict[tuple[str, Split], list[Entry]] = {}
-    for entry in board.entries:
-        if not entry.baseline and entry.row.edits:
-            groups.setdefault((entry.row.model, split_of(entry.row)), []).append(entry)
-    models = list(dict.fromkeys(model for model, _ in groups))
-    ordered = sorted(groups.items(), key=lambda part: (models.index(part[0][0]), not is_reported(part[1][0].row)))
+    edited = [entry for entry in board.entries if not entry.baseline and entry.row.edits]
     result = []
-    for (model, split), entries in ordered:
+    for (model, split), entries in by_model_and_split(edited).items():
         outcomes = _outcomes(board, entries, titles)
         slots = [known.get(hashes.get(entry.row.cell) or "", {}) for entry in entries]
         cells = [_cell(entry, outcomes, of_model) for entry, of_model in zip(entries, slots, strict=True)]
@@ -253,7 +221,7 @@ def _damage(entry: Entry, column: Column) -> float | None:
     return delta if column.better == "lower" or not delta else -delta
 
 
-def _cell(entry: Entry, outcomes: Sequence[OutcomeColumn], slots: Mapping[str, SpectrumSlot]) -> CellDamage:
+def _cell(entry: Entry, outcomes: Sequence[OutcomeColumn], slots: Mapping[str, SlotRecord]) -> CellDamage:
     rows = (entry.row, *entry.repeats)
     damage = {outcome.column.name: _damage(entry, outcome.column) for outcome in outcomes}
     figures = {
@@ -261,8 +229,8 @@ def _cell(entry: Entry, outcomes: Sequence[OutcomeColumn], slots: Mapping[str, S
         "output_error": _mean([_output_error(row.edits) for row in rows]),
         "energy_kept": _mean([_energy_kept(row.edits) for row in rows]),
         # The model's spectrum does not describe a reduced update.
-        "stable_rank": None if entry.row.delta else _of_slots(entry.row, slots, _stable),
-        "effective_rank": None if entry.row.delta else _of_slots(entry.row, slots, _effective),
+        "stable_rank": None if entry.row.delta else _of_full_rank(entry.row, slots, "stable_rank"),
+        "effective_rank": None if entry.row.delta else _of_full_rank(entry.row, slots, "effective_rank"),
     }
     return CellDamage(
         entry=entry,
@@ -285,7 +253,8 @@ def _role(edits: Sequence[Edit]) -> str:
 def _output_error(edits: Sequence[Edit]) -> float | None:
     """The root mean square over the edits, weighted by parameters; None unless all edits have an output error."""
     errors = [(edit.output_error, math.prod(edit.shape)) for edit in edits]
-    return _weighted([(None if error is None else error**2, size) for error, size in errors], math.sqrt)
+    mean = _weighted([(None if error is None else error**2, size) for error, size in errors])
+    return None if mean is None else math.sqrt(mean)
 
 
 def _energy_kept(edits: Sequence[Edit]) -> float | None:
@@ -293,33 +262,21 @@ def _energy_kept(edits: Sequence[Edit]) -> float | None:
     return None if error is None or not math.isfinite(error) else 1 - error**2
 
 
-def _stable(slot: SpectrumSlot) -> float | None:
-    rank = slot.values.get("stable_rank")
-    return None if rank is None else rank / min(slot.shape)
-
-
-def _effective(slot: SpectrumSlot) -> float | None:
-    rank = slot.values.get("effective_rank")
-    return None if rank is None else rank / min(slot.shape)
-
-
-def _of_slots(
-    row: Row, slots: Mapping[str, SpectrumSlot], figure: Callable[[SpectrumSlot], float | None]
-) -> float | None:
-    """The mean over a row's edits, weighted by parameters; None unless all weights have the figure."""
+def _of_full_rank(row: Row, slots: Mapping[str, SlotRecord], figure: str) -> float | None:
+    """A rank over min(m, n), as the mean over a row's edits; None unless all weights have the figure."""
     if any(edit.weight not in slots for edit in row.edits):
         return None
-    return _weighted([(figure(slots[edit.weight]), math.prod(edit.shape)) for edit in row.edits])
+    measured = [(edit, slots[edit.weight]) for edit in row.edits]
+    ranks = [(slot.values.get(figure), min(slot.shape), math.prod(edit.shape)) for edit, slot in measured]
+    return _weighted([(None if rank is None else rank / full, size) for rank, full, size in ranks])
 
 
-def _weighted(
-    values: Sequence[tuple[float | None, int]], then: Callable[[float], float] = lambda mean: mean
-) -> float | None:
+def _weighted(values: Sequence[tuple[float | None, int]]) -> float | None:
     known = [(value, size) for value, size in values if value is not None and math.isfinite(value)]
     total = sum(size for _, size in known)
     if len(known) < len(values) or not total:
         return None
-    return then(math.fsum(value * size for value, size in known) / total)
+    return math.fsum(value * size for value, size in known) / total
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -355,7 +312,3 @@ def _correlation(
     return spearman(
         [figure for figure, *_ in both], [damage for _, damage, _ in both], [cell.weights for *_, cell in both], strata
     )
-
-
-def _place(role: str) -> tuple[int, str]:
-    return (ROLES.index(role) if role in ROLES else len(ROLES), role)

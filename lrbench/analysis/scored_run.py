@@ -319,8 +319,3 @@ def split_of(row: Row) -> Split:
 def split_suffix(split: Split) -> str:
     """The text after a model's name: `, held-out documents`."""
     return {"validation": ", documents of the selection", "test": ", held-out documents"}.get(split, "")
-
-
-def is_reported(row: Row) -> bool:
-    """Whether a row is reported; rows on the validation documents of a selection are shown separately."""
-    return split_of(row) != "validation"

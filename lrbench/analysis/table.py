@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
 from typing import Any, Literal
 
 from lrbench.analysis.score import Measurement
+from lrbench.analysis.scored_run import Split, split_of
 from lrbench.results.rows import Row
 from lrbench.stats import LEVEL, holm, p_value_between
 
@@ -77,6 +78,11 @@ class Entry:
     def baseline(self) -> bool:
         """Whether this is the baseline."""
         return self.row.reducer is None
+
+    @property
+    def model_and_split(self) -> tuple[str, Split]:
+        """The model, and the split of the scored documents."""
+        return self.row.model, split_of(self.row)
 
     @property
     def pareto(self) -> bool:
@@ -160,6 +166,7 @@ class Leaderboard:
                 kept.append(entry)
         return replace(self, entries=kept, left_out=self.left_out + len(self.entries) - len(kept))
 
+    @cached_property
     def best(self) -> set[tuple[int, str]]:
         """(line, column) of the best values among the lines of each `comparison_group`.
 
@@ -173,15 +180,12 @@ class Leaderboard:
             for line in self._best_of(lines, column)
         }
 
+    @cached_property
     def ties(self) -> set[tuple[int, str]]:
         """(line, column) of scores that do not differ significantly from the best of their setting.
 
         Uses the paired test of `lrbench.stats` with Holm's correction over all pairs of lines of a setting and column.
         """
-        return self._ties
-
-    @cached_property
-    def _ties(self) -> set[tuple[int, str]]:
         tied_cells: set[tuple[int, str]] = set()
         for column in self.columns:
             if column.better is None or not column.is_score:
@@ -218,6 +222,15 @@ class Leaderboard:
         if first.difference is None or second.difference is None:
             return None
         return p_value_between(first.difference, second.difference)
+
+
+def by_model_and_split(entries: Iterable[Entry]) -> dict[tuple[str, Split], list[Entry]]:
+    """Entries by model, in order of appearance, and split; the validation documents of a selection come last."""
+    groups: dict[tuple[str, Split], list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(entry.model_and_split, []).append(entry)
+    models = list(dict.fromkeys(model for model, _ in groups))
+    return dict(sorted(groups.items(), key=lambda group: (models.index(group[0][0]), group[0][1] == "validation")))
 
 
 def as_number(value: Value) -> float | None:

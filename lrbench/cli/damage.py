@@ -12,7 +12,7 @@ from lrbench.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lrbench.reports.publish.spectrum import SpectrumRecord
+    from lrbench.analysis.spectrum_file import SpectrumRecord
     from lrbench.results.directory import RunDirectory
 
 
@@ -45,8 +45,8 @@ def run(args: argparse.Namespace) -> int:
     """
     from lrbench.analysis.damage import predictions, weight_hashes
     from lrbench.analysis.leaderboard import build
+    from lrbench.analysis.spectrum_file import read_all
     from lrbench.reports import figures
-    from lrbench.reports.publish.spectrum import read_all
     from lrbench.reports.render import damage as render
     from lrbench.results.directory import open_run
 

@@ -50,6 +50,11 @@ def role_of(path: str) -> str | None:
     return next((role for pattern, role in _ROLE_OF if pattern.search(path)), None)
 
 
+def role_order(role: str) -> tuple[int, str]:
+    """A sort key: roles in their usual order, then other words alphabetically."""
+    return (ROLES.index(role) if role in ROLES else len(ROLES), role)
+
+
 def is_fused(path: str) -> bool:
     """Whether the module at `path` holds several roles in one matrix."""
     return bool(_FUSED.search(path))

@@ -13,8 +13,8 @@ import pytest
 
 from lrbench.analysis.damage import EVERY_ROLE, DamagePrediction, predictions, weight_hashes
 from lrbench.analysis.leaderboard import build
+from lrbench.analysis.spectrum_file import SpectrumRecord, read
 from lrbench.cli import main
-from lrbench.reports.publish.spectrum import SpectrumRecord, read
 from lrbench.reports.render import damage as render
 from lrbench.reports.render.document import Table
 from lrbench.results.directory import RunDirectory

@@ -117,7 +117,7 @@ def test_which_way_is_better_is_what_the_task_says_and_not_what_the_name_does(tm
     board = build([directed(tmp_path, {"t": {"surprise": False}}, cells, place)])
     assert [entry.row.cell for entry in board.entries] == ["b", "a"]
     assert [entry.pareto for entry in board.entries] == [True, False]
-    assert {(0, "t"), (0, "score")} <= board.best()
+    assert {(0, "t"), (0, "score")} <= board.best
     assert {column.name: column.better for column in board.columns}["t"] == "lower"
 
 
@@ -258,10 +258,10 @@ def test_lines_scored_on_other_documents_or_of_other_weights_do_not_compete(tmp_
     other = limited(tmp_path / "other", 40, [1] * 20 + [0] * 20, "other weights")
     board = build([few, many, other])
     assert [entry.pareto for entry in board.entries] == [True, True, True]
-    assert not {name for _, name in board.best()} & {"t", "score"}
+    assert not {name for _, name in board.best} & {"t", "score"}
     same = limited(tmp_path / "same", 40, [1] * 20 + [0] * 20)
     assert [entry.pareto for entry in build([many, same]).entries] == [True, False]
-    assert {(0, "t"), (0, "score")} <= build([many, same]).best()
+    assert {(0, "t"), (0, "score")} <= build([many, same]).best
 
 
 def test_where_the_manifest_knows_no_documents_their_number_tells(tmp_path):
@@ -323,8 +323,8 @@ def test_lines_that_cannot_be_told_from_the_best_are_ties(tmp_path):
     ]
     board = build([simple_run(tmp_path, rows)])
     place = {entry.row.cell: line for line, entry in enumerate(board.entries)}
-    assert (place["best"], "t") in board.best()
-    assert board.ties() == {(place["near"], "t"), (place["near"], "score")}
+    assert (place["best"], "t") in board.best
+    assert board.ties == {(place["near"], "t"), (place["near"], "score")}
 
 
 def test_ties_are_corrected_over_all_pairs_of_a_setting(tmp_path):
@@ -332,11 +332,11 @@ def test_ties_are_corrected_over_all_pairs_of_a_setting(tmp_path):
     losses = {"m0": 0, "m1": 7, "m2": 30, "m3": 60}  # 0 against 7 of 100: p = 0.016, but there are six pairs
     rows = [(reduced(name, name), {"t": [0.0] * n + best[n:]}) for name, n in losses.items()]
     board = build([simple_run(tmp_path, [(row("base"), {"t": best}), *rows])])
-    assert {board.entries[line].row.cell for line, name in board.ties() if name == "t"} == set()
+    assert {board.entries[line].row.cell for line, name in board.ties if name == "t"} == set()
     few = build([simple_run(tmp_path / "few", [(row("base"), {"t": best}), *[
         (reduced(name, name), {"t": [0.0] * n + best[n:]}) for name, n in {**losses, "m1": 6, "m2": 8, "m3": 9}.items()
     ]])])  # fmt: skip
-    assert {few.entries[line].row.cell for line, name in few.ties() if name == "t"} == {"m1"}
+    assert {few.entries[line].row.cell for line, name in few.ties if name == "t"} == {"m1"}
 
 
 def test_documents_of_one_group_count_once(tmp_path):
@@ -441,7 +441,7 @@ def test_the_best_of_a_setting_is_marked_and_equals_are_not(tmp_path):
             (reduced("c", "id", keep=0.25), {"t": [0, *ONES[1:]]}),
         ],
     )
-    assert build([run]).best() == {(0, "t"), (0, "score"), (1, "decompose")}
+    assert build([run]).best == {(0, "t"), (0, "score"), (1, "decompose")}
 
 
 def test_top_keeps_the_first_of_each_setting_and_says_how_many_it_left_out(tmp_path):

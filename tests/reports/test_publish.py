@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from lrbench.analysis.spectrum_file import read
 from lrbench.cli import main
 from lrbench.errors import InputError
 from lrbench.reports.figures import heat, keep, ticks, vector
 from lrbench.reports.publish import files
 from lrbench.reports.publish.names import Names, slug
 from lrbench.reports.publish.provenance import Run
-from lrbench.reports.publish.spectrum import read
 from lrbench.results.directory import RunDirectory
 from lrbench.suite.load import load_suite
 from tests.support.publishing import HOSTILE, each_run, hostile_run, select_by_cell

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lrbench.analysis import damage, scored_run
-from lrbench.reports.publish import charts, tables
+from lrbench.analysis import table
 from lrbench.results.directory import RunDirectory
 from lrbench.results.rows import Row
 from tests.support.synthetic_run import demo_run, edit, row, samples_of, scores_of
@@ -93,5 +92,4 @@ def select_by_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     def split_of(row: Row) -> str:
         return "validation" if row.cell.endswith("0.75") or row.cell == "baseline" else "test"
 
-    for module in (scored_run, tables, charts, damage):
-        monkeypatch.setattr(module, "split_of", split_of)
+    monkeypatch.setattr(table, "split_of", split_of)

@@ -11,16 +11,17 @@ from lrbench.analysis.damage import DamagePrediction
 from lrbench.analysis.edit_summary import describe
 from lrbench.analysis.leaderboard import Column, Entry, Leaderboard
 from lrbench.analysis.score import Measurement
-from lrbench.analysis.scored_run import Split, is_reported, split_of, split_suffix
+from lrbench.analysis.scored_run import split_suffix
 from lrbench.analysis.screening_accuracy import ScreenedCell
+from lrbench.analysis.spectrum_file import SpectrumRecord
+from lrbench.analysis.table import by_model_and_split
 from lrbench.reports.figures import correlations, damage, errors, heat, keep, layers, screening, theme, times, vector
 from lrbench.reports.publish.names import Names
-from lrbench.reports.publish.spectrum import SpectrumRecord
 from lrbench.reports.render import damage as words
 from lrbench.reports.render.number_format import clean, headings
 from lrbench.results.rows import Row
 from lrbench.stats import COVERAGE, spearman
-from lrbench.suite.roles import ROLES
+from lrbench.suite.roles import role_order
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,13 +64,7 @@ class Figure:
 def of_board(board: Leaderboard, names: Names) -> list[Figure]:
     """All figures with data of a leaderboard, by model and split."""
     drawn: list[Figure] = []
-    groups: dict[tuple[str, Split], list[Entry]] = {}
-    for entry in board.entries:
-        groups.setdefault((entry.row.model, split_of(entry.row)), []).append(entry)
-    models = list(dict.fromkeys(model for model, _ in groups))
-    for (label, split), entries in sorted(
-        groups.items(), key=lambda group: (models.index(group[0][0]), not is_reported(group[1][0].row))
-    ):
+    for (label, split), entries in by_model_and_split(board.entries).items():
         model = label + split_suffix(split)
         drawn += _keep(board, entries, model, names)
         drawn += _heat(board, entries, model, names)
@@ -134,7 +129,7 @@ def of_prediction(prediction: DamagePrediction, names: Names) -> list[Figure]:
                 clean(cell.role), clean(cell.method), clean(cell.setting), _word(cell.entry, "edited"),
                 error, scale * cell.damage[outcome.column.name],
             )
-            for cell in sorted(prediction.cells, key=lambda cell: _place(cell.role))
+            for cell in sorted(prediction.cells, key=lambda cell: role_order(cell.role))
             if (error := cell.figures["relative_error"]) is not None and outcome.column.name in cell.damage
         ]  # fmt: skip
         if len(cells) < 2:
@@ -162,7 +157,7 @@ def of_spectrum(spectrum: SpectrumRecord, names: Names) -> list[Figure]:
             and (random := slot.random.get(key)) is not None
         ]  # fmt: skip
         if weights:
-            weights.sort(key=lambda weight: _place(weight.role))
+            weights.sort(key=lambda weight: role_order(weight.role))
             drawn.append(
                 Figure(
                     names(f"{key.replace('_', '-')}-{spectrum.model}"),
@@ -245,7 +240,7 @@ def _heat(board: Leaderboard, entries: Sequence[Entry], model: str, names: Names
             )
         if len({change.layer for change in changes}) < 2:
             continue
-        changes.sort(key=lambda change: _place(change.weights))
+        changes.sort(key=lambda change: role_order(change.weights))
         unit = f"{title}: change from the baseline"
         caption = (
             "Each square is one layer's weights edited alone. Orange is worse than the baseline, blue better; "
@@ -305,10 +300,6 @@ def _one_layer(row: Row) -> tuple[int, str] | None:
 
 def _word(entry: Entry, name: str) -> str:
     return clean(str(entry.values[name]))
-
-
-def _place(role: str) -> tuple[int, str]:
-    return (ROLES.index(role) if role in ROLES else len(ROLES), role)
 
 
 def _finite(value: float) -> bool:

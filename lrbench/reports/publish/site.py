@@ -15,12 +15,12 @@ from lrbench.analysis.damage import DamagePrediction, predictions, weight_hashes
 from lrbench.analysis.leaderboard import Entry, Leaderboard, build
 from lrbench.analysis.score import Measurement
 from lrbench.analysis.screening_accuracy import screened_cells
+from lrbench.analysis.spectrum_file import SpectrumRecord, read_all
 from lrbench.errors import InputError
 from lrbench.reports import figures
 from lrbench.reports.figures import theme
 from lrbench.reports.publish import charts, damage, files, pages, provenance, tables
 from lrbench.reports.publish.names import Names
-from lrbench.reports.publish.spectrum import SpectrumRecord, read_all
 from lrbench.reports.render import FORMATS, renderer
 from lrbench.reports.render import damage as damage_words
 from lrbench.reports.render.number_format import clean

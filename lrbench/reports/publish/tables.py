@@ -8,9 +8,10 @@ from typing import Any
 
 from lrbench.analysis.leaderboard import Column, Entry, Leaderboard, as_number
 from lrbench.analysis.score import Measurement
-from lrbench.analysis.scored_run import Split, is_reported, split_of
+from lrbench.analysis.scored_run import Split
+from lrbench.analysis.table import by_model_and_split
 from lrbench.reports.render.number_format import clean, headings, interval, marks, pieces, remarks, units
-from lrbench.suite.roles import ROLES
+from lrbench.suite.roles import role_order
 
 #: Redundant columns, hidden until requested.
 _ON_REQUEST = ("compression",)
@@ -146,7 +147,7 @@ class Page:
     def roles(self) -> list[str]:
         """Of all tables, in their usual order."""
         roles = _distinct(role for table in self.tables for line in table.lines for role in line.roles)
-        return sorted(roles, key=lambda role: (ROLES.index(role) if role in ROLES else len(ROLES), role))
+        return sorted(roles, key=role_order)
 
     @property
     def tasks(self) -> list[Head]:
@@ -169,11 +170,12 @@ def page(
         key_of: model's name -> anchor.
         reported: the part of the board that is reported; None: all of it.
     """
-    best, ties = board.best(), board.ties()
+    best, ties = board.best, board.ties
     tables: list[LeaderboardTable] = []
-    for model, split, first in _parts(board):
-        entries = [(index, entry) for index, entry in enumerate(board.entries) if _in(entry, model, split)]
-        failures = [entry for entry in board.failures if _in(entry, model, split)]
+    for model, split in by_model_and_split([*board.entries, *board.failures]):
+        part = model, split
+        entries = [(index, entry) for index, entry in enumerate(board.entries) if entry.model_and_split == part]
+        failures = [entry for entry in board.failures if entry.model_and_split == part]
         of_model = key_of(model)
         edited = {clean(str(entry.values["edited"])) for _, entry in entries if not entry.baseline}
         heads = _heads(board, [entry for _, entry in entries], same_edits=len(edited) == 1)
@@ -207,7 +209,7 @@ def page(
                 key=key_of(f"{model}-{split}") if any(table.of_model == of_model for table in tables) else of_model,
                 of_model=of_model,
                 split=split,
-                first=first or not any(table.of_model == of_model for table in tables),
+                first=split != "validation" or not any(table.of_model == of_model for table in tables),
                 heads=heads,
                 baselines=[line for line in lines if line.baseline],
                 lines=[line for line in lines if not line.baseline],
@@ -217,19 +219,6 @@ def page(
         )
     shown = [column for column in board.columns if not column.detail]
     return Page(tables, units(shown), marks(board), remarks(reported or board))
-
-
-def _parts(board: Leaderboard) -> list[tuple[str, Split, bool]]:
-    """Models in order, each with its reported split before the validation split."""
-    rows = [entry.row for entry in (*board.entries, *board.failures)]
-    models = list(dict.fromkeys(row.model for row in rows))
-    parts = {(row.model, split_of(row)): is_reported(row) for row in rows}
-    ordered = sorted(parts.items(), key=lambda part: (models.index(part[0][0]), not part[1]))
-    return [(model, split, first) for (model, split), first in ordered]
-
-
-def _in(entry: Entry, model: str, split: Split) -> bool:
-    return entry.row.model == model and split_of(entry.row) == split
 
 
 def roles_of(entry: Entry) -> list[str]:

@@ -35,7 +35,7 @@ def fragment(board: Leaderboard) -> str:
 def _content(board: Leaderboard) -> dict[str, Any]:
     columns = [column for column in board.columns if not column.detail]
     titles = headings(board)
-    best, ties = board.best(), board.ties()
+    best, ties = board.best, board.ties
     lines = [
         {
             "baseline": entry.baseline,

@@ -17,7 +17,7 @@ def render(board: Leaderboard) -> str:
     columns = [column for column in board.columns if not column.detail and not column.subtask]
     columns = [column for column in columns if column.kind != "text" or _varies(board, column)]
     titles = headings(board)
-    best, ties = board.best(), board.ties()
+    best, ties = board.best, board.ties
     sections: list[list[list[dict[str, Any]]]] = []
     for line, entry in enumerate(board.entries):
         cells = [{**_EMPTY, "number": PARETO if entry.pareto else ""}]

@@ -25,7 +25,7 @@ def render(board: Leaderboard) -> str:
     """All columns without `detail`, including subtasks; best values in bold, then a legend and the failures."""
     columns = [column for column in board.columns if not column.detail]
     titles = headings(board)
-    best, ties = board.best(), board.ties()
+    best, ties = board.best, board.ties
     lines = [
         line(["", *("<br>".join(escape(part) for part in titles[column.name] if part) for column in columns)]),
         line([":-:", *(":--" if column.kind == "text" else "--:" for column in columns)]),

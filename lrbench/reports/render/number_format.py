@@ -54,7 +54,7 @@ def marks(board: Leaderboard, *, bold: bool = True) -> str:
         )
     if bold:
         parts.append(f"Bold: the best of {rivals}.")
-    if board.ties():
+    if board.ties:
         parts.append(
             f"{TIE} tied with the best of {rivals}: no significant difference by the same test, corrected over all "
             "pairs of its rows."

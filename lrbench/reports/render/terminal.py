@@ -83,7 +83,7 @@ class _Page:
     def __init__(self, board: Leaderboard) -> None:
         self.board = board
         self.titles = headings(board)
-        self.best, self.ties = board.best(), board.ties()
+        self.best, self.ties = board.best, board.ties
         self.constant = _constant(board)
         self.cells = {
             column.name: _aligned(
