@@ -151,7 +151,7 @@ def plan_suite(
         InputError: something in the suite is wrong.
     """
     suite_methods = methods(suite, registry)
-    tasks = tasks_of(suite, notify)
+    tasks = tasks_of(suite)
     text = None
     if suite.calibration is not None:
         text = read_text(suite.calibration, suite.task_paths, tasks.tasks, notify)

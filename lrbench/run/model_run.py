@@ -293,7 +293,7 @@ def open_model(
     if broken:  # cells that reduce it name it themselves; the others fail for it all the same
         notify(f"{spec.display_name}: {broken}; repair the checkpoint")
     notify("building requests")
-    tasks = tasks_of(suite, notify)
+    tasks = tasks_of(suite)
     memory = None if suite.frontier_memory == "auto" else suite.frontier_memory
     scorer = make_engine(engine, loaded, tasks, spec, suite.batch_size, notify, memory)
     calibration = None
@@ -309,14 +309,14 @@ def open_model(
     )  # fmt: skip
 
 
-def tasks_of(suite: Suite, notify: Callable[[str], None]) -> TaskSet:
+def tasks_of(suite: Suite) -> TaskSet:
     """The suite's tasks.
 
     Raises:
         SuiteError: one cannot be loaded, or a derived column is made of what is none; at the suite's line.
     """
     try:
-        tasks = load_tasks(suite.tasks, suite.task_paths, notify=notify)
+        tasks = load_tasks(suite.tasks, suite.task_paths)
     except TaskError as error:
         raise suite.error_at(str(error), *getattr(error.spec, "path", ("tasks",))) from None
     known = [*tasks.named, *tasks.groups, *tasks.tasks]

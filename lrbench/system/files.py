@@ -1,4 +1,4 @@
-"""Writing files so that a kill or a power cut never leaves half of one; and locks between processes.
+"""Writing files so that a kill or a power cut never leaves half of one; the cache folder; locks between processes.
 
 A file or folder is written under another name beside its place, `.lrbench-*.tmp`, and then renamed. What a killed
 process leaves under such a name is never read.
@@ -19,6 +19,14 @@ from filelock import Timeout as Timeout
 from lrbench.system.faults import point
 
 _PREFIX, _SUFFIX = ".lrbench-", ".tmp"
+
+
+def cache_root() -> Path:
+    """`$LRBENCH_CACHE`, else `~/.cache/lrbench`. Raises OSError if that is unset and the user has no home folder."""
+    try:
+        return Path(os.environ.get("LRBENCH_CACHE") or "~/.cache/lrbench").expanduser()
+    except RuntimeError:
+        raise FileNotFoundError("there is no home folder for the cache; set LRBENCH_CACHE to a folder") from None
 
 
 def write(path: Path, content: str | bytes) -> None:

@@ -18,6 +18,7 @@ from lm_eval.config.task import TaskConfig
 
 from lrbench.errors import TaskError
 from lrbench.system.text import did_you_mean
+from lrbench.tasks.lm_eval_index import TaskLoader
 from lrbench.tasks.names import BUNDLED, PROTOCOLS
 
 __all__ = ["BUNDLED", "PROTOCOLS", "check_folders", "with_absolute_data"]
@@ -27,17 +28,6 @@ TASK_KEYS = {field.name for field in fields(TaskConfig)}
 KNOWN_KEYS = TASK_KEYS | {field.name for field in fields(GroupConfig)} | {"class", "include", "tag", "task_list"}
 DEFINES = ("class", "group", "task")
 LOCAL_READERS = {"arrow", "csv", "json", "parquet", "text", "xml"}  # values of `dataset_path` that read files
-
-
-class _TaskLoader(yaml.SafeLoader):
-    """A YAML loader that does not import the functions a task file names."""
-
-
-def _function_name(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str:
-    return str(loader.construct_scalar(node))
-
-
-_TaskLoader.add_constructor("!function", _function_name)
 
 
 def check_folders(folders: list[Path]) -> dict[str, Path]:
@@ -98,7 +88,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.load(text, Loader=_TaskLoader)
+        content = yaml.load(text, Loader=TaskLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else f"{path}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,23 +17,20 @@ from lrbench.system.text import one_line
 from lrbench.tasks.containment import contained
 from lrbench.tasks.data import with_data
 from lrbench.tasks.folders import BUNDLED, PROTOCOLS, check_folders, with_absolute_data
-from lrbench.tasks.names import suggestion, unknown
+from lrbench.tasks.lm_eval_index import IndexEntry, lm_eval_folder, lm_eval_index
+from lrbench.tasks.names import is_pattern, suggestion
 from lrbench.tasks.task_set import RequestedTask, TaskSet
 from lrbench.tasks.token_windows import TokenPerplexity
 
 
-def load_tasks(
-    specs: Iterable[RequestedTask], folders: Sequence[Path] = (), notify: Callable[[str], None] = lambda _: None
-) -> TaskSet:
+def load_tasks(specs: Iterable[RequestedTask], folders: Sequence[Path] = ()) -> TaskSet:
     """Loads tasks, with their documents.
 
-    lm-eval's own 14,000 tasks are read (some ten seconds) only if a name is missing in the folders, and lm-eval's files
-    contain it.
+    lm-eval's own tasks count only if a name is missing in the folders.
 
     Args:
         specs: objects with `task`, `limit` and `num_fewshot`, and optionally `data`, a file with the documents.
         folders: folders of task YAML beside the bundled ones. They are code, and trusted.
-        notify: gets one line before a step that takes long.
 
     Raises:
         TaskError: a task file is invalid, a name is unknown, a task is named twice, or its documents cannot be read.
@@ -45,7 +42,7 @@ def load_tasks(
         raise TaskError("no tasks; name at least one under 'tasks'")
     loaded = TaskSet({}, {}, {}, {})
     with contained():
-        manager = _manager(specs, places, notify)
+        manager = _manager(specs, places)
         for spec in specs:
             for name in _expand(spec.task, manager.task_index):
                 with _about(spec):
@@ -55,17 +52,23 @@ def load_tasks(
     return loaded
 
 
-def _manager(specs: list[RequestedTask], places: list[Path], notify: Callable[[str], None]) -> TaskManager:
+def _manager(specs: list[RequestedTask], places: list[Path]) -> TaskManager:
+    """A task manager that has indexed the folders, and lm-eval's own tasks if the folders lack a name."""
     manager = TaskManager(include_path=list(places), include_defaults=False)
-    missing = sorted({name for spec in specs for name in _missing(spec.task, manager.task_index)})
-    if missing:
-        _refuse(specs, manager, dict(unknown(missing, places)))
-        notify(f"reading lm-eval's own tasks for {', '.join(missing)} (some ten seconds)")
-        ours = list(manager.all_tasks)
-        manager = TaskManager(include_path=list(places))
-        still = {name for spec in specs for name in _missing(spec.task, manager.task_index)}
-        _refuse(specs, manager, {name: suggestion(name, ours, manager.all_tasks) for name in still})
+    index = manager.task_index
+    if any(_missing(spec.task, index) for spec in specs):
+        ours = list(index)
+        for name, entry in lm_eval_index().items():
+            index.setdefault(name, _as_lm_evals(name, entry))
+        missing = {name for spec in specs for name in _missing(spec.task, index)}
+        _refuse(specs, manager, {name: suggestion(name, ours, index) for name in missing})
     return manager
+
+
+def _as_lm_evals(name: str, entry: IndexEntry) -> Entry:
+    path = lm_eval_folder() / entry.file if entry.file is not None else None
+    group = {"group": name, "task": entry.members} if entry.kind == "GROUP" else None
+    return Entry(name, Kind[entry.kind], path, cfg=group, tags=set(entry.tags))
 
 
 def _refuse(specs: list[RequestedTask], manager: TaskManager, unknown: dict[str, str]) -> None:
@@ -91,20 +94,16 @@ def _named_by(name: str, spec: RequestedTask) -> str:
     return "" if name == spec.task else f", named by {spec.task!r}"
 
 
-def _is_pattern(name: str) -> bool:
-    return any(sign in name for sign in "*?[")
-
-
 def _expand(name: str, index: dict[str, Entry]) -> list[str]:
     """The names that a spec matches. A pattern matches single tasks only; with groups, tasks would be named twice."""
-    if not _is_pattern(name):
+    if not is_pattern(name):
         return [name]
     return sorted(n for n in fnmatch.filter(index, name) if index[n].kind in (Kind.TASK, Kind.PY_TASK))
 
 
 def _missing(name: str, index: dict[str, Entry]) -> list[str]:
     """The names among `name` and its parts that are not in the index."""
-    if _is_pattern(name):
+    if is_pattern(name):
         return [] if _expand(name, index) else [name]
     return [part for part in _parts(name, index) if part not in index]
 
@@ -146,7 +145,7 @@ def _use_absolute_data(name: str, index: dict[str, Entry], own: dict[str, Path])
 
 def _use_data(name: str, file: Path, index: dict[str, Entry]) -> None:
     """Replaces a task's entry by one whose documents come from `file`."""
-    if _is_pattern(name):
+    if is_pattern(name):
         raise TaskError(f"tasks {name!r}: 'data' is for a single task; name it")
     entry = index[name]
     config = load_yaml(entry.yaml_path) if entry.yaml_path is not None else entry.cfg

@@ -1,21 +1,19 @@
-"""Finds unknown task names in a second, without importing lm-eval.
+"""Finds unknown task names without importing lm-eval, which takes seconds.
 
-lm-eval takes five seconds to import and ten to build its index of 14,000 YAML files. But if no file has a name at a
-place where names stand, no file defines it.
+lm-eval's own names are those of its index. In other folders, a name is unknown if no file has it at a place where names
+stand: a file that lm-eval would skip is to be refused for what is wrong with it.
 """
 
 from __future__ import annotations
 
 import fnmatch
-import importlib.util
 import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from lrbench.system.text import did_you_mean
+from lrbench.tasks.lm_eval_index import lm_eval_index
 
 BUNDLED = Path(__file__).parent / "almanac"
 PROTOCOLS = Path(__file__).parent / "protocols"  # tasks of papers that lm-eval lacks
@@ -29,28 +27,7 @@ _PLACES = re.compile(
 _DEFINED = re.compile(r"""^(?:task|group)[ \t]*:[ \t]*["']?([A-Za-z][\w.+-]*)""", re.MULTILINE)
 _WORD = re.compile(r"""[^\s,\[\]{}"']+""")
 _SHOWN = 10
-_SUFFIXES = (".yaml", ".yml", "")  # some of lm-eval's include files have none
-
-
-@dataclass(frozen=True)
-class TaskNames:
-    """The words in task files that may be names of tasks, groups or tags.
-
-    Attributes:
-        named: values of the keys for names.
-        others: words at other places where a name may stand.
-        defined: names of tasks and groups that a file defines at its top level.
-    """
-
-    named: frozenset[str]
-    others: frozenset[str]
-    defined: frozenset[str] = frozenset()
-
-    def may_define(self, name: str) -> bool:
-        """Whether a file may define the name, or a match of the pattern (`*`, `?`, `[...]`); False is certain."""
-        if any(sign in name for sign in "*?["):
-            return bool(fnmatch.filter(self.named | self.others, name))
-        return name in self.named or name in self.others
+_SUFFIXES = (".yaml", ".yml", "")  # an included file may have none
 
 
 def unknown(names: Iterable[str], folders: Sequence[Path]) -> list[tuple[str, str]]:
@@ -60,16 +37,26 @@ def unknown(names: Iterable[str], folders: Sequence[Path]) -> list[tuple[str, st
         names: names of tasks, groups or tags, or patterns.
         folders: folders of task files beside the bundled ones and lm-eval's; a missing folder defines nothing.
     """
-    own = [_read_names(folder) for folder in dict.fromkeys((BUNDLED, PROTOCOLS, *folders))]
-    missing = [name for name in dict.fromkeys(names) if not any(words.may_define(name) for words in own)]
+    words, defined = _read_names((BUNDLED, PROTOCOLS, *folders))
+    missing = [name for name in dict.fromkeys(names) if not _matches(name, words)]
     if not missing:
         return []
-    lm_eval = _lm_eval_names()
+    index = lm_eval_index()
+    tasks = [name for name, entry in index.items() if entry.kind in ("TASK", "PY_TASK")]
     return [
-        (name, suggestion(name, {word for words in own for word in words.defined}, lm_eval.named))
+        (name, suggestion(name, defined, index))
         for name in missing
-        if not lm_eval.may_define(name)
+        if not _matches(name, tasks if is_pattern(name) else index)
     ]
+
+
+def _matches(name: str, known: Collection[str]) -> bool:
+    return bool(fnmatch.filter(known, name)) if is_pattern(name) else name in known
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a name stands for all tasks that match it (`*`, `?`, `[...]`)."""
+    return any(sign in name for sign in "*?[")
 
 
 def suggestion(name: str, own: Iterable[str], lm_eval: Iterable[str]) -> str:
@@ -85,25 +72,16 @@ def suggestion(name: str, own: Iterable[str], lm_eval: Iterable[str]) -> str:
     )
 
 
-@cache
-def _lm_eval_names() -> TaskNames:
-    spec = importlib.util.find_spec("lm_eval")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    return _read_names(Path(spec.submodule_search_locations[0]) / "tasks")
-
-
-def _read_names(folder: Path) -> TaskNames:
-    texts = []
-    for place, _, files in os.walk(folder):
-        for file in files:
-            if os.path.splitext(file)[1] in _SUFFIXES:
-                with open(os.path.join(place, file), "rb") as opened:  # pathlib takes twice as long
-                    texts.append(opened.read())
-    named: set[str] = set()
-    others: set[str] = set()
-    text = b"\n".join(texts).decode(errors="replace")
-    for match in _PLACES.finditer(text):
-        words = _WORD.findall((match["named"] or match["other"] or "").partition(" #")[0])
-        (others if match["named"] is None else named).update(words)
-    return TaskNames(frozenset(named), frozenset(others), frozenset(_DEFINED.findall(text)))
+def _read_names(folders: Iterable[Path]) -> tuple[set[str], set[str]]:
+    """The words at places where names may stand, and the names of tasks and groups defined at the top of a file."""
+    words: set[str] = set()
+    defined: set[str] = set()
+    for folder in dict.fromkeys(folders):
+        for place, _, files in os.walk(folder):
+            for file in files:
+                if os.path.splitext(file)[1] in _SUFFIXES:
+                    text = Path(place, file).read_bytes().decode(errors="replace")
+                    for match in _PLACES.finditer(text):
+                        words.update(_WORD.findall((match["named"] or match["other"] or "").partition(" #")[0]))
+                    defined.update(_DEFINED.findall(text))
+    return words, defined

@@ -133,7 +133,7 @@ def frozen(folder: Path, tasks: str):
     )
     suite = load_suite(path)
     loaded = load(suite.models[0])
-    return make_engine("frozen", loaded, tasks_of(suite, lambda _: None), suite.models[0])
+    return make_engine("frozen", loaded, tasks_of(suite), suite.models[0])
 
 
 def test_paraphrases_of_one_fact_are_on_one_side_in_whichever_task_they_are(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -55,7 +54,7 @@ class Cache:
     def __init__(self, made_from: Mapping[str, object], notify: Callable[[str], None]) -> None:
         text = json.dumps({**made_from, "code": code_hash(*_PACKAGES)}, sort_keys=True)
         self.key = hashlib.sha256(text.encode()).hexdigest()
-        self.folder = cache_root() / "calibration" / self.key[:32]
+        self.folder = files.cache_root() / "calibration" / self.key[:32]
         self._notify = notify
         self._inputs: dict[str, str] | None = None
         self._written: list[Path] = []
@@ -140,12 +139,6 @@ class Cache:
                 "make room, or set LRBENCH_CACHE to another folder"
             ) from None
         self._written.append(self.folder / name)
-
-
-def cache_root() -> Path:
-    """`$LRBENCH_CACHE`, else `~/.cache/lrbench`."""
-    named = os.environ.get("LRBENCH_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "lrbench"
 
 
 def _file(kind: str, source: str) -> str:

@@ -85,7 +85,7 @@ def _documents(
         notify(f"reading calibration text from {text.dataset}")
         yield from _dataset(text)
     else:
-        yield from _training(text, task_paths, evaluated, notify)
+        yield from _training(text, task_paths, evaluated)
 
 
 def _plain(text: TextSpec, path: Path, limit: int) -> str:
@@ -131,11 +131,9 @@ def _dataset(text: TextSpec) -> Iterator[str]:
         yield _column(text, entry, f"{text.dataset}, entry {index}")
 
 
-def _training(
-    text: TextSpec, task_paths: Sequence[Path], evaluated: Mapping[str, Task], notify: Callable[[str], None]
-) -> Iterator[str]:
+def _training(text: TextSpec, task_paths: Sequence[Path], evaluated: Mapping[str, Task]) -> Iterator[str]:
     try:
-        tasks = load_tasks([TaskSpec(task=str(text.task))], task_paths, notify=notify).tasks
+        tasks = load_tasks([TaskSpec(task=str(text.task))], task_paths).tasks
     except TaskError as error:
         raise text.error_at(str(error), "task") from None
     for task_name, task in tasks.items():

@@ -188,7 +188,7 @@ def open_remote(
     if base is not None:
         plan = without_unchanged(plan, base.differs)
     notify("building requests")
-    tasks = tasks_of(suite, notify)
+    tasks = tasks_of(suite)
     engine = RemoteEngine(order["engine"], model, tokenizer, tasks, **engine_options(spec, suite.batch_size))
     calibration = None
     asked = any(method.reducer.needs for method in built) or any(cell.calibrated for cell in plan.cells)

@@ -1,0 +1,153 @@
+"""The index of lm-eval's own tasks, groups and tags, without importing lm-eval; kept in the cache folder.
+
+It equals the index of `lm_eval.tasks.TaskManager`, which takes ten seconds: lm-eval defines a class of YAML loaders for
+each of its 14,000 files, and reads an included file again for each file that includes it. Here each file is read once,
+and the index is stored with a checksum of all that it depends on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from lrbench.system import files
+
+_SKIPPED = {"__pycache__", ".ipynb_checkpoints"}  # folders, as in lm-eval
+_KEYS = ("class", "group", "include", "tag", "task")
+
+
+class IndexEntry(NamedTuple):
+    """What the index holds under the name of a task, group or tag.
+
+    Attributes:
+        kind: `TASK`, `PY_TASK`, `GROUP` or `TAG`, as in lm-eval's `Kind`.
+        file: the YAML file, relative to the indexed folder; None for a tag.
+        tags: the tags of a task or group; the tasks of a tag.
+        members: the value of a group's key `task`.
+    """
+
+    kind: str
+    file: str | None
+    tags: list[str]
+    members: Any = None
+
+
+class TaskLoader(yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader):  # type: ignore[misc]
+    """A YAML loader that does not import the functions a task file names."""
+
+
+TaskLoader.add_constructor("!function", lambda loader, node: str(loader.construct_scalar(node)))
+
+
+def lm_eval_folder() -> Path:
+    """The folder of lm-eval's own task files."""
+    spec = importlib.util.find_spec("lm_eval")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    return Path(spec.submodule_search_locations[0], "tasks")
+
+
+@functools.cache
+def lm_eval_index() -> dict[str, IndexEntry]:
+    """The index of lm-eval's own task files: some two seconds the first time, later a tenth of one."""
+    return read_index(lm_eval_folder(), metadata.version("lm-eval"))
+
+
+def read_index(folder: Path, version: str) -> dict[str, IndexEntry]:
+    """The index of a folder of task files: the stored one if version and files (name, size, time) are the same.
+
+    A damaged index is built again; one that cannot be stored is built every time.
+    """
+    listing = sorted(_listing(str(folder)))
+    key = repr((version, listing)).encode() + Path(__file__).read_bytes()
+    with contextlib.suppress(OSError):
+        checksum, _, index = _stored(folder).read_bytes().partition(b"\n")
+        if checksum == _checksum(key, index):
+            return _entries(index)
+    names = [name for name, *_ in listing if name.endswith(".yaml")]
+    index = json.dumps(_build(str(folder), names), default=str).encode()
+    with contextlib.suppress(OSError):
+        _stored(folder).parent.mkdir(parents=True, exist_ok=True)
+        files.write(_stored(folder), _checksum(key, index) + b"\n" + index)
+    return _entries(index)
+
+
+def _stored(folder: Path) -> Path:
+    return files.cache_root() / "tasks" / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:32]}.json"
+
+
+def _entries(index: bytes) -> dict[str, IndexEntry]:
+    return {name: IndexEntry(*entry) for name, entry in json.loads(index).items()}
+
+
+def _listing(folder: str) -> Iterator[tuple[str, int, int]]:
+    """Each file's name relative to the folder, size, and time of its last change."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = set(folders) - _SKIPPED
+        for name in names:
+            path = os.path.join(place, name)
+            with contextlib.suppress(OSError):  # a link to nothing
+                status = os.stat(path)
+                yield path[len(folder) + 1 :].replace(os.sep, "/"), status.st_size, status.st_mtime_ns
+
+
+def _checksum(key: bytes, index: bytes) -> bytes:
+    return hashlib.sha256(key + index).hexdigest().encode()
+
+
+def _build(folder: str, names: Iterable[str]) -> dict[str, IndexEntry]:
+    """The index of files in lm-eval's order, in which the first that defines a name counts."""
+    index: dict[str, IndexEntry] = {}
+    read = functools.cache(_read)
+    for name in names:
+        try:
+            _add(index, name, _with_includes(os.path.join(folder, name), read, set()))
+        except Exception:  # lm-eval skips a file that it cannot read, whatever the reason
+            continue
+    return index
+
+
+def _read(path: str) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        content = yaml.load(file, TaskLoader)
+    if not isinstance(content, dict):
+        raise TypeError(f"{path} is not a mapping")
+    return {key: content[key] for key in _KEYS if key in content}
+
+
+def _with_includes(path: str, read: Callable[[str], dict[str, Any]], seen: set[str]) -> dict[str, Any]:
+    """A file's keys, over those of its included files. As in lm-eval, including a file twice is an error."""
+    path = os.path.normpath(path)
+    if path in seen:
+        raise ValueError(f"{path} is included twice")
+    seen.add(path)
+    content = dict(read(path))
+    included = content.pop("include", [])
+    merged: dict[str, Any] = {}
+    for target in included if isinstance(included, list) else [included]:
+        merged |= _with_includes(os.path.join(os.path.dirname(path), target), read, seen)
+    return merged | content
+
+
+def _add(index: dict[str, IndexEntry], file: str, content: dict[str, Any]) -> None:
+    if "class" not in content and "group" in content:
+        index.setdefault(content["group"], IndexEntry("GROUP", file, _tags(content), content.get("task")))
+    elif (name := content["task"]) not in index:
+        index[name] = IndexEntry("PY_TASK" if "class" in content else "TASK", file, _tags(content))
+        for tag in _tags(content):
+            index.setdefault(tag, IndexEntry("TAG", None, [])).tags.append(name)
+
+
+def _tags(content: dict[str, Any]) -> list[str]:
+    tags = content.get("tag") or []
+    return [tags] if isinstance(tags, str) else list(dict.fromkeys(tags))
