@@ -27,12 +27,14 @@ class Table:
         rows: one text per column.
         words: the number of leading columns with text instead of numbers.
         sections: indices of the rows that have a line above them.
+        faint: indices of the rows that are dimmed in the terminal.
     """
 
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
     words: int = 1
     sections: frozenset[int] = frozenset()
+    faint: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def _natural_width(document: TextReport) -> int:
     tables = [part for part in document.parts if isinstance(part, Table)]
     roomy = Console(width=10_000, color_system=None)
-    return max([100, *(roomy.measure(_rich(table)).maximum for table in tables)])
+    return min(400, max([100, *(roomy.measure(_rich(table)).maximum for table in tables)]))
 
 
 def _renderables(document: TextReport) -> list[RenderableType]:
@@ -140,5 +142,5 @@ def _rich(table: Table) -> RichTable:
     for index, row in enumerate(table.rows):
         if index in table.sections:
             shown.add_section()
-        shown.add_row(*(Text(clean(cell)) for cell in row))
+        shown.add_row(*(Text(clean(cell)) for cell in row), style="dim" if index in table.faint else "")
     return shown
