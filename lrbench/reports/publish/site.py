@@ -19,7 +19,7 @@ from lrbench.analysis.spectrum_file import SpectrumRecord, read_all
 from lrbench.errors import InputError
 from lrbench.reports import figures
 from lrbench.reports.figures import theme
-from lrbench.reports.publish import charts, damage, files, pages, provenance, tables
+from lrbench.reports.publish import charts, files, pages, provenance, tables
 from lrbench.reports.publish.names import Names
 from lrbench.reports.render import FORMATS, renderer
 from lrbench.reports.render import damage as damage_words
@@ -212,11 +212,8 @@ class _Site:
     def _damage_page(
         self, drawn: Sequence[tuple[DamagePrediction, list[charts.Figure]]], looks: Mapping[str, Any]
     ) -> None:
-        sections = [
-            (damage.section(prediction), [_shown(figure) for figure in drawn_figures])
-            for prediction, drawn_figures in drawn
-        ]
-        self._page("damage.html", "damage.html", sections=sections, looks=looks, legend=damage_words.legend())
+        sections = [(prediction, [_shown(figure) for figure in of_model]) for prediction, of_model in drawn]
+        self._page("damage.html", "damage.html", sections=sections, looks=looks, words=damage_words)
         for form, description, text in (
             ("csv", "every correlation, a line each (CSV)", damage_words.csv(self._predictions)),
             ("json", "the same with every cell's figures and damage (JSON)", damage_words.as_json(self._predictions)),

@@ -29,8 +29,8 @@ def document(predictions: Sequence[DamagePrediction]) -> TextReport:
         for outcome in main(prediction):
             parts.append(answer(prediction, outcome))
             for scope in SCOPES:
-                if known(prediction, outcome, scope):
-                    parts += [f"{heading(outcome, scope)}:", table(prediction, outcome, scope)]
+                if lines := results(prediction, outcome, scope):
+                    parts += [f"{heading(outcome, scope)}:", _table(prediction, lines)]
         parts += remarks(prediction)
     if not predictions:
         parts.append("No cell has edited weights, a score and a baseline to compare with.")
@@ -103,31 +103,30 @@ def main(prediction: DamagePrediction) -> list[OutcomeColumn]:
     return [outcome for outcome in prediction.outcomes if outcome.main]
 
 
-def known(prediction: DamagePrediction, outcome: OutcomeColumn, scope: Scope) -> bool:
-    """Whether any correlation is defined."""
-    return any(
-        prediction.correlation(outcome.column.name, scope, role, predictor.name).rho is not None
-        for role in prediction.roles
-        for predictor in prediction.predictors
-    )
-
-
 def heading(outcome: OutcomeColumn, scope: Scope) -> str:
     """The heading of a table."""
     return f"Damage to {clean(outcome.title)}, {SCOPE_WORDS[scope]}"
 
 
-def table(prediction: DamagePrediction, outcome: OutcomeColumn, scope: Scope) -> Table:
-    """Roles down, predictors across."""
-    predictors = prediction.predictors
-    rows = []
+def results(
+    prediction: DamagePrediction, outcome: OutcomeColumn, scope: Scope
+) -> list[tuple[str, int, int, list[RankCorrelation]]]:
+    """(role, cells, sets of weights, a correlation per predictor) of the roles with a defined correlation."""
+    lines = []
     for role in prediction.roles:
-        results = [prediction.correlation(outcome.column.name, scope, role, p.name) for p in predictors]
-        cells, subjects = max((result.cells, result.subjects) for result in results)
-        if any(result.rho is not None for result in results):
-            rows.append([role, str(cells), str(subjects), *map(correlation, results)])
-    headings = ["role", "cells", "sets of\nweights", *(p.heading.replace(" ", "\n", 1) for p in predictors)]
-    return Table(headings, rows)
+        correlations = [prediction.correlation(outcome.column.name, scope, role, p.name) for p in prediction.predictors]
+        if any(result.rho is not None for result in correlations):
+            lines.append(
+                (role, max(r.cells for r in correlations), max(r.subjects for r in correlations), correlations)
+            )
+    return lines
+
+
+def _table(prediction: DamagePrediction, lines: Sequence[tuple[str, int, int, list[RankCorrelation]]]) -> Table:
+    """Roles down, predictors across."""
+    rows = [[role, str(cells), str(subjects), *map(correlation, of_role)] for role, cells, subjects, of_role in lines]
+    predictors = [predictor.heading.replace(" ", "\n", 1) for predictor in prediction.predictors]
+    return Table(["role", "cells", "sets of\nweights", *predictors], rows)
 
 
 def correlation(result: RankCorrelation) -> str:
