@@ -10,7 +10,7 @@ from lrbench.analysis.derived import derive
 from lrbench.analysis.edit_summary import describe, optimal_error, ranks, relative_error
 from lrbench.analysis.score import Measurement, Overall, unpaired
 from lrbench.analysis.scored_run import ScoredLine, ScoredRun, lines_of
-from lrbench.analysis.table import Column, Entry, Kind, Leaderboard, Value, as_number
+from lrbench.analysis.table import Column, Entry, Kind, Leaderboard, Value, as_number, pareto_front
 from lrbench.errors import InputError
 from lrbench.results.directory import RunDirectory
 from lrbench.results.rows import Row
@@ -35,7 +35,7 @@ def build(runs: Sequence[RunDirectory], sort: str | None = None, *, validation: 
     Raises:
         InputError: no such column, or a run's files cannot be read.
     """
-    names, split = _run_names(runs), "validation" if validation else "test"
+    names, split = run_names(runs), "validation" if validation else "test"
     scored = [ScoredRun(run, name, split) for run, name in zip(runs, names, strict=True)]  # type: ignore[arg-type]
     tasks = _task_columns(scored)
     top = [column for column in tasks if not column.subtask]
@@ -120,7 +120,8 @@ def _screened_out(row: Row) -> bool:
     return row.status == "skipped" and row.selection is not None and bool(row.selection.predicted)
 
 
-def _run_names(runs: Sequence[RunDirectory]) -> list[str]:
+def run_names(runs: Sequence[RunDirectory]) -> list[str]:
+    """The names of the runs' folders; their paths if two folders have the same name."""
     short = [run.path.resolve().name for run in runs]
     return short if len(set(short)) == len(short) else [str(run.path) for run in runs]
 
@@ -365,12 +366,8 @@ def _mark_pareto(entries: Sequence[Entry], score: Column) -> None:
             field_of = entry.row.model, entry.row.delta, entry.scored_on["score"]
             fields.setdefault(field_of, []).append((keep, sign * number, entry))
     for points in fields.values():
-        points.sort(key=lambda point: (point[0], -point[1]))
-        best: tuple[float, float] | None = None
-        for keep, number, entry in points:
-            if best is None or number > best[1] or (keep, number) == best:  # ties with the front are on it
-                entry.values["pareto"] = True
-                best = keep, number
+        for index in pareto_front([(keep, merit) for keep, merit, _ in points]):
+            points[index][2].values["pareto"] = True
 
 
 def _ordered(entries: list[Entry], columns: Sequence[Column], sort: str | None) -> list[Entry]:

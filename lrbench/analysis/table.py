@@ -140,6 +140,13 @@ class Leaderboard:
         """Whether the entries are cells chosen on other documents."""
         return any(entry.chosen_for is not None for entry in self.entries)
 
+    def opens_section(self, index: int) -> bool:
+        """Whether a rule separates an entry from the one before it."""
+        before, entry = self.entries[max(0, index - 1)], self.entries[index]
+        if self.sort is not None:
+            return before.baseline and not entry.baseline
+        return before.section != entry.section
+
     @property
     def other_environment(self) -> int:
         """The number of entries scored in another environment than their baseline."""
@@ -231,6 +238,17 @@ def by_model_and_split(entries: Iterable[Entry]) -> dict[tuple[str, Split], list
         groups.setdefault(entry.model_and_split, []).append(entry)
     models = list(dict.fromkeys(model for model, _ in groups))
     return dict(sorted(groups.items(), key=lambda group: (models.index(group[0][0]), group[0][1] == "validation")))
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> set[int]:
+    """Indices of the (size, merit) points that no point of at most the same size exceeds in merit."""
+    front: set[int] = set()
+    best: tuple[float, float] | None = None
+    for index in sorted(range(len(points)), key=lambda index: (points[index][0], -points[index][1])):
+        if best is None or points[index][1] > best[1] or points[index] == best:  # ties with the front are on it
+            front.add(index)
+            best = points[index]
+    return front
 
 
 def as_number(value: Value) -> float | None:

@@ -10,7 +10,7 @@ import importlib
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -59,6 +59,29 @@ def altair() -> Any:
         return importlib.import_module("altair")
     except ImportError as error:
         raise InputError(f"figures need Altair and vl-convert ({error}); pip install 'lrbench[figures]'") from None
+
+
+def by_method(methods: Sequence[str], opacity: tuple[float, float] = (1.0, 0.12)) -> tuple[Any, dict[str, Any]]:
+    """A selection by clicks on the legend, and the colour, shape and opacity of marks by their `method`.
+
+    Args:
+        methods: in the legend's order.
+        opacity: of selected and other marks.
+    """
+    alt = altair()
+    chosen = alt.selection_point(name="method", fields=["method"], bind="legend")
+    scale, legend = alt.Scale(domain=methods), alt.Legend(orient="top", title=None, columns=6)
+    colour, shape = (channel("method:N", scale=scale, legend=legend) for channel in (alt.Color, alt.Shape))
+    seen = alt.condition(chosen, alt.value(opacity[0]), alt.value(opacity[1]))
+    return chosen, {"color": colour, "shape": shape, "opacity": seen}
+
+
+def facets(layers: Any, field: str, values: Sequence[Mapping[str, Any]], columns: int) -> Any:
+    """One panel per value of a field, in order of appearance, in at most `columns` columns."""
+    alt = altair()
+    panels = list(dict.fromkeys(value[field] for value in values))
+    facet = alt.Facet(f"{field}:N", sort=panels, title=None)
+    return layers.facet(facet=facet, columns=min(columns, len(panels)), data=alt.InlineData(values=values))
 
 
 def check(path: Path) -> None:

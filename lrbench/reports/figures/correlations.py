@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lrbench.analysis.damage import SCOPES, DamagePrediction
-from lrbench.reports.figures import altair
+from lrbench.reports.figures import altair, facets
 from lrbench.reports.render import damage as words
 from lrbench.reports.render.number_format import clean
 
@@ -70,8 +70,8 @@ def chart(bars: Sequence[Bar]) -> Any:
         {**asdict(bar), "panel": f"{bar.figure} → {bar.outcome}", "interval": _interval(bar.low, bar.high)}
         for bar in bars
     ]
-    figures, panels, roles, scopes = (
-        list(dict.fromkeys(value[name] for value in values)) for name in ("figure", "panel", "role", "scope")
+    figures, roles, scopes = (
+        list(dict.fromkeys(value[name] for value in values)) for name in ("figure", "role", "scope")
     )
     columns = len(figures) if len(figures) <= _MOST_COLUMNS else (len(figures) + 1) // 2
     # All layers declare the same axes, because Vega-Lite merges different ones.
@@ -101,8 +101,7 @@ def chart(bars: Sequence[Bar]) -> Any:
             x=alt.X("rho:Q", **along), y=up, yOffset=beside, color=colour, shape=shape, tooltip=tooltip
         ),
     ).properties(width=PANEL - 90, height={"step": 26, "for": "position"})  # fmt: skip
-    facet = alt.Facet("panel:N", sort=panels, title=None)
-    faceted = layers.facet(facet=facet, columns=columns, data=alt.InlineData(values=values))
+    faceted = facets(layers, "panel", values, columns)
     return faceted.resolve_axis(x="independent", y="independent")
 
 

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lrbench.reports.figures import altair
+from lrbench.reports.figures import altair, by_method, facets
 from lrbench.reports.figures.ticks import LABEL, about_zero
 
 #: The width of a panel, with its axis.
 PANEL = 290
-_COLUMNS = 4
 #: Damage that spans more than this many times its median is drawn on a symmetric logarithmic scale.
 _SPAN = 40
 
@@ -47,7 +46,6 @@ def chart(cells: Sequence[DamagePoint], figure: str, damage: str) -> Any:
         InputError: Altair is not installed.
     """
     alt = altair()
-    roles = list(dict.fromkeys(cell.role for cell in cells))
     methods = list(dict.fromkeys(cell.method for cell in cells))
     sizes = sorted(abs(cell.damage) for cell in cells if cell.damage)
     scale, axis = alt.Scale(zero=True, padding=6), alt.Axis(tickCount=5, format="~g")
@@ -60,9 +58,7 @@ def chart(cells: Sequence[DamagePoint], figure: str, damage: str) -> Any:
         "figure:Q", title=figure, scale=alt.Scale(zero=False, padding=10), axis=alt.Axis(tickCount=5, format="~g")
     )
     upward: dict[str, Any] = {"title": damage, "scale": scale, "axis": axis}
-    chosen = alt.selection_point(name="method", fields=["method"], bind="legend")
-    legend = alt.Legend(orient="top", title=None, columns=6)
-    colours = alt.Scale(domain=methods)
+    chosen, look = by_method(methods, opacity=(0.75, 0.08))
     tooltip = [
         *(alt.Tooltip(f"{name}:N") for name in ("method", "setting", "edited")),
         alt.Tooltip("figure:Q", format=".4g", title=figure), alt.Tooltip("damage:Q", format="+.4g"),
@@ -72,15 +68,8 @@ def chart(cells: Sequence[DamagePoint], figure: str, damage: str) -> Any:
     layers = alt.layer(
         once.mark_rule(style="reference").encode(y=alt.YDatum(0, **upward)),
         base.mark_point(filled=True, size=34)
-        .encode(
-            x=across, y=alt.Y("damage:Q", **upward), color=alt.Color("method:N", scale=colours, legend=legend),
-            shape=alt.Shape("method:N", scale=colours, legend=legend),
-            opacity=alt.condition(chosen, alt.value(0.75), alt.value(0.08)), tooltip=tooltip,
-        )
+        .encode(x=across, y=alt.Y("damage:Q", **upward), tooltip=tooltip, **look)
         .add_params(chosen),
     ).properties(width=PANEL - 80, height=170)  # fmt: skip
-    facet = alt.Facet("role:N", sort=roles, title=None)
-    values = [asdict(cell) for cell in cells]
-    return layers.facet(
-        facet=facet, columns=min(_COLUMNS, len(roles)), data=alt.InlineData(values=values)
-    ).resolve_axis(x="independent", y="independent")  # fmt: skip
+    faceted = facets(layers, "role", [asdict(cell) for cell in cells], columns=4)
+    return faceted.resolve_axis(x="independent", y="independent")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lrbench.reports.figures import altair
+from lrbench.reports.figures import altair, by_method
 
 PANEL = 450
 _PANELS = ("relative error ‖W − Ŵ‖ / ‖W‖", "error over the least of its rank")
@@ -65,10 +65,8 @@ def chart(cells: Sequence[CellError]) -> Any:
         axis=alt.Axis(tickCount=6),
     )
     up = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False, padding=8))
-    chosen = alt.selection_point(name="method", fields=["method"], bind="legend")
-    scale, legend = alt.Scale(domain=methods), alt.Legend(orient="top", title=None, columns=6)
-    colour = alt.Color("method:N", scale=scale, legend=legend)
-    seen = alt.condition(chosen, alt.value(1.0), alt.value(0.12))
+    chosen, look = by_method(methods)
+    colour, seen = look["color"], look["opacity"]
     tooltip = [
         *(alt.Tooltip(f"{name}:N") for name in ("panel", "method", "setting")), alt.Tooltip("cells:Q"),
         alt.Tooltip("keep:Q", format=".4f"), alt.Tooltip("value:Q", format=".4g", title="mean"),
@@ -81,10 +79,7 @@ def chart(cells: Sequence[CellError]) -> Any:
         .mark_rule(style="whisker")
         .encode(x=across, y=alt.Y("low:Q", title=None), y2="high:Q", color=colour, opacity=seen),
         base.mark_point(filled=True, size=58)
-        .encode(
-            x=across, y=up, color=colour, shape=alt.Shape("method:N", scale=scale, legend=legend), opacity=seen,
-            tooltip=tooltip,
-        )
+        .encode(x=across, y=up, tooltip=tooltip, **look)
         .add_params(chosen),
     ).properties(width=PANEL, height=290)  # fmt: skip
     facet = alt.Facet("panel:N", sort=panels, title=None)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lrbench.reports.figures import altair
+from lrbench.reports.figures import altair, facets
 
 #: The colour scale ends at this quantile of the absolute changes, so that one broken cell does not dominate it.
 QUANTILE = 0.98
@@ -67,29 +67,20 @@ def chart(changes: Sequence[Change], unit: str, better: str = "higher") -> Any:
     values = [
         {**asdict(change), "panel": ", ".join(filter(None, (change.method, change.setting)))} for change in changes
     ]
-    panels = list(dict.fromkeys(value["panel"] for value in values))
     roles = list(dict.fromkeys(change.weights for change in changes))
     layers = list(range(max(change.layer for change in changes) + 1))
     colour = alt.Color(
         "delta:Q",
         title=unit,
         scale=alt.Scale(
-            domain=[-most, most],
-            domainMid=0,
-            clamp=True,
-            interpolate="rgb",
-            range="diverging",
-            reverse=better == "lower",
-            nice=False,
+            domain=[-most, most], domainMid=0, clamp=True, interpolate="rgb", range="diverging",
+            reverse=better == "lower", nice=False,
         ),
         legend=alt.Legend(
-            orient="top",
-            gradientLength=220,
-            gradientThickness=12,
-            titleLimit=500,
+            orient="top", gradientLength=220, gradientThickness=12, titleLimit=500,
             labelExpr="datum.value ? format(datum.value, '+.3~g') : '0'",
         ),
-    )
+    )  # fmt: skip
     step = _step(len(layers))
     every = max(1, len(layers) // 16)
     across = alt.X(
@@ -108,14 +99,6 @@ def chart(changes: Sequence[Change], unit: str, better: str = "higher") -> Any:
         .mark_point(style="mark", filled=True, size=9, shape="circle")
         .encode(x=across, y=up, tooltip=tooltip)
     )
-    side = width(changes) + 110
-    return (
-        alt.layer(cells, dots)
-        .properties(width={"step": step}, height={"step": max(16, min(24, step + 4))})
-        .facet(
-            facet=alt.Facet("panel:N", sort=panels, title=None),
-            columns=max(1, min(len(panels), WIDTH // side)),
-            data=alt.InlineData(values=values),
-        )
-        .resolve_axis(x="independent", y="independent")
-    )
+    layered = alt.layer(cells, dots).properties(width={"step": step}, height={"step": max(16, min(24, step + 4))})
+    faceted = facets(layered, "panel", values, columns=max(1, WIDTH // (width(changes) + 110)))
+    return faceted.resolve_axis(x="independent", y="independent")

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from lrbench.reports.figures import altair
+from lrbench.analysis.table import pareto_front
+from lrbench.reports.figures import altair, by_method, facets
 from lrbench.reports.figures.ticks import LABEL, logarithmic
 
 #: Lower-is-better values, such as perplexities, use a logarithmic axis if max / min exceeds this.
@@ -51,14 +52,9 @@ def front(points: Sequence[Point]) -> set[int]:
     for index, point in enumerate(points):
         fields.setdefault((point.panel, point.field), []).append(index)
     for members in fields.values():
-        sign = {index: 1 if points[index].better == "higher" else -1 for index in members}
-        members.sort(key=lambda index: (points[index].keep, -sign[index] * points[index].value))
-        best: tuple[float, float] | None = None
-        for index in members:
-            number = sign[index] * points[index].value
-            if best is None or number > best[1] or (points[index].keep, number) == best:
-                optimal.add(index)
-                best = points[index].keep, number
+        sign = 1 if points[members[0]].better == "higher" else -1
+        merits = [(points[index].keep, sign * points[index].value) for index in members]
+        optimal |= {members[place] for place in pareto_front(merits)}
     return optimal
 
 
@@ -98,7 +94,6 @@ def chart(points: Sequence[Point]) -> Any:
         ends = min(point.low or point.value for point in points), max(point.high or point.value for point in points)
         scale_of_values = alt.Scale(type="log", nice=False, padding=8)
         axis_of_values = alt.Axis(values=logarithmic(*ends), labelExpr=LABEL)
-    panels = list(dict.fromkeys(point.panel for point in points))
     methods = list(dict.fromkeys(point.method for point in points if not point.baseline))
     across = alt.X(
         "keep:Q",
@@ -108,12 +103,8 @@ def chart(points: Sequence[Point]) -> Any:
     )
     upward: dict[str, Any] = {"title": None, "scale": scale_of_values, "axis": axis_of_values}
     up = alt.Y("value:Q", **upward)
-    chosen = alt.selection_point(name="method", fields=["method"], bind="legend")
-    scale = alt.Scale(domain=methods)
-    legend = alt.Legend(orient="top", title=None, columns=6)
-    colour = alt.Color("method:N", scale=scale, legend=legend)
-    shape = alt.Shape("method:N", scale=scale, legend=legend)
-    seen = alt.condition(chosen, alt.value(1.0), alt.value(0.12))
+    chosen, look = by_method(methods)
+    colour, seen = look["color"], look["opacity"]
     tooltip = [
         *(alt.Tooltip(f"{name}:N") for name in ("panel", "method", "setting", "edited")),
         alt.Tooltip("keep:Q", format=".4f"), alt.Tooltip("value:Q", format=".4g"),
@@ -133,15 +124,12 @@ def chart(points: Sequence[Point]) -> Any:
         edited.transform_filter("datum.low !== null")
         .mark_rule(style="whisker")
         .encode(x=across, y=alt.Y("low:Q", **upward), y2="high:Q", color=colour, opacity=seen),
-        edited.mark_point(filled=True, size=62)
-        .encode(x=across, y=up, color=colour, shape=shape, opacity=seen, tooltip=tooltip)
-        .add_params(chosen),
+        edited.mark_point(filled=True, size=62).encode(x=across, y=up, tooltip=tooltip, **look).add_params(chosen),
         base.transform_filter("datum.baseline")
         .mark_point(style="mark", filled=True, size=70, shape="diamond")
         .encode(x=across, y=up, tooltip=tooltip),
     ).properties(width=PANEL, height=290)
-    facet = alt.Facet("panel:N", sort=panels, title=None)
-    faceted = layers.facet(facet=facet, columns=min(2, len(panels)), data=alt.InlineData(values=records(points)))
+    faceted = facets(layers, "panel", records(points), columns=2)
     return faceted.resolve_scale(y="independent").resolve_axis(x="independent")
 
 

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lrbench.reports.figures import altair
+from lrbench.reports.figures import altair, facets
 
 PANEL = 290
-COLUMNS = 3
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,6 @@ def chart(weights: Sequence[LayerPoint], title: str) -> Any:
         InputError: Altair is not installed.
     """
     alt = altair()
-    roles = list(dict.fromkeys(weight.role for weight in weights))
     whole = alt.Axis(format="d", tickMinStep=1)
     across = alt.X("layer:Q", title="layer", axis=whole, scale=alt.Scale(nice=False, padding=8))
     percent = alt.Axis(format=".0%")
@@ -57,8 +55,5 @@ def chart(weights: Sequence[LayerPoint], title: str) -> Any:
         base.mark_line(style="trained").encode(x=across, y=up),
         base.mark_point(style="trained", filled=True, size=34).encode(x=across, y=up, tooltip=tooltip),
     ).properties(width=PANEL, height=150)
-    facet = alt.Facet("role:N", sort=roles, title=None)
-    values = [asdict(weight) for weight in weights]
-    return layers.facet(
-        facet=facet, columns=min(COLUMNS, len(roles)), data=alt.InlineData(values=values)
-    ).resolve_axis(x="independent", y="independent")  # fmt: skip
+    faceted = facets(layers, "role", [asdict(weight) for weight in weights], columns=3)
+    return faceted.resolve_axis(x="independent", y="independent")

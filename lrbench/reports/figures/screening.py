@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lrbench.analysis.screening_accuracy import ScreenedCell
-from lrbench.reports.figures import altair
+from lrbench.reports.figures import altair, by_method, facets
 
 PANEL = 380
 
@@ -21,11 +21,8 @@ def chart(cells: Sequence[ScreenedCell]) -> Any:
         InputError: Altair is not installed.
     """
     alt = altair()
-    choices = list(dict.fromkeys(cell.choice for cell in cells))
     methods = list(dict.fromkeys(cell.method for cell in cells))
-    legend = alt.Legend(orient="top", title=None, columns=6)
-    colours = alt.Scale(domain=methods)
-    chosen = alt.selection_point(name="method", fields=["method"], bind="legend")
+    chosen, look = by_method(methods, opacity=(0.75, 0.08))
     tooltip = [
         *(alt.Tooltip(f"{name}:N") for name in ("method", "setting", "edited")),
         *(alt.Tooltip(f"{name}:Q", format="+.4g") for name in ("predicted", "measured")),
@@ -44,13 +41,8 @@ def chart(cells: Sequence[ScreenedCell]) -> Any:
         .mark_rule(style="reference")
         .encode(x=alt.X("low:Q", title=None), y=alt.Y("low:Q", title=None), x2="high:Q", y2="high:Q"),
         base.mark_point(filled=True, size=34)
-        .encode(
-            x=across, y=up, color=alt.Color("method:N", scale=colours, legend=legend),
-            shape=alt.Shape("method:N", scale=colours, legend=legend),
-            opacity=alt.condition(chosen, alt.value(0.75), alt.value(0.08)), tooltip=tooltip,
-        )
+        .encode(x=across, y=up, tooltip=tooltip, **look)
         .add_params(chosen),
     ).properties(width=PANEL - 80, height=240)  # fmt: skip
-    facet = alt.Facet("choice:N", sort=choices, title=None)
-    faceted = layers.facet(facet=facet, columns=min(2, len(choices)), data=alt.InlineData(values=values))
+    faceted = facets(layers, "choice", values, columns=2)
     return faceted.resolve_scale(x="independent", y="independent").resolve_axis(x="independent", y="independent")

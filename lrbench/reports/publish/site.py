@@ -12,7 +12,7 @@ from typing import Any
 
 from lrbench._version import __version__
 from lrbench.analysis.damage import DamagePrediction, predictions, weight_hashes
-from lrbench.analysis.leaderboard import Entry, Leaderboard, build
+from lrbench.analysis.leaderboard import Entry, Leaderboard, build, run_names
 from lrbench.analysis.score import Measurement
 from lrbench.analysis.screening_accuracy import screened_cells
 from lrbench.analysis.spectrum_file import SpectrumRecord, read_all
@@ -296,8 +296,7 @@ def _run_names(runs: Sequence[RunDirectory]) -> list[str]:
     for path in paths:
         if paths.count(path) > 1:
             raise InputError(f"{path} is given twice")
-    short = [path.name for path in paths]
-    return short if len(set(short)) == len(short) else [str(run.path) for run in runs]
+    return run_names(runs)
 
 
 def _size(count: int) -> str:

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lrbench.analysis.leaderboard import Column, Entry, Leaderboard, as_number
-from lrbench.analysis.score import Measurement
 from lrbench.analysis.scored_run import Split
 from lrbench.analysis.table import by_model_and_split
-from lrbench.reports.render.number_format import clean, headings, interval, marks, pieces, remarks, units
+from lrbench.reports.render.number_format import clean, direction, headings, interval, marks, pieces, remarks, units
 from lrbench.suite.roles import role_order
 
 #: Redundant columns, hidden until requested.
@@ -257,19 +256,12 @@ def _cell(column: Column, head: Head, entry: Entry, best: bool, tie: bool) -> Ta
         hidden=head.hidden,
         error=error,
         delta=delta,
-        tone=_tone(column, value),
+        tone=direction(column, value),
         hint=interval(column, value),
         sort=_sort(entry, column),
         best=best,
         tie=tie,
     )
-
-
-def _tone(column: Column, value: Any) -> str:
-    """`better` or `worse` for a significant difference."""
-    if not isinstance(value, Measurement) or not value.delta or not value.significant or column.better is None:
-        return ""
-    return "better" if (value.delta > 0) == (column.better == "higher") else "worse"
 
 
 def _sort(entry: Entry, column: Column) -> str:

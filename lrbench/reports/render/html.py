@@ -6,11 +6,11 @@ import math
 from typing import Any
 
 from lrbench.analysis.leaderboard import Column, Entry, Leaderboard, Value, as_number
-from lrbench.analysis.score import Measurement
 from lrbench.reports.render.number_format import (
     FRONT,
     PARETO,
     TIE,
+    direction,
     failure,
     headings,
     interval,
@@ -35,7 +35,6 @@ def fragment(board: Leaderboard) -> str:
 def _content(board: Leaderboard) -> dict[str, Any]:
     columns = [column for column in board.columns if not column.detail]
     titles = headings(board)
-    best, ties = board.best, board.ties
     lines = [
         {
             "baseline": entry.baseline,
@@ -43,8 +42,8 @@ def _content(board: Leaderboard) -> dict[str, Any]:
             "cells": [
                 {
                     **_cell(column, entry),
-                    "best": (line, column.name) in best,
-                    "tie": TIE if (line, column.name) in ties else "",
+                    "best": (line, column.name) in board.best,
+                    "tie": TIE if (line, column.name) in board.ties else "",
                 }
                 for column in columns
             ],
@@ -55,10 +54,7 @@ def _content(board: Leaderboard) -> dict[str, Any]:
     notes = [units(columns), marks(board), FRONT, *remarks(board)]
     return {
         "title": f"{models} · leaderboard" if models else "leaderboard",
-        "columns": [
-            {"first": titles[c.name][0], "second": titles[c.name][1], "kind": _kind(c), "role": _role(c)}
-            for c in columns
-        ],
+        "columns": [{"first": titles[c.name][0], "second": titles[c.name][1], **_classes(c)} for c in columns],
         "lines": lines,
         "notes": notes,
         "pareto": PARETO,
@@ -70,23 +66,15 @@ def _cell(column: Column, entry: Entry) -> dict[str, Any]:
     value = entry.values[column.name]
     number, error, delta = pieces(column, value)
     return {
-        "number": number, "error": error, "delta": delta, "kind": _kind(column), "role": _role(column),
-        "direction": _direction(column, value), "hint": interval(column, value), "sort": _sort(value),
+        **_classes(column), "number": number, "error": error, "delta": delta,
+        "direction": direction(column, value), "hint": interval(column, value), "sort": _sort(value),
     }  # fmt: skip
 
 
-def _kind(column: Column) -> str:
-    return "text" if column.kind == "text" else "number"
-
-
-def _role(column: Column) -> str:
-    return "method" if column.name == "method" else ""
-
-
-def _direction(column: Column, value: Value) -> str:
-    if not isinstance(value, Measurement) or not value.significant or not value.delta:
-        return ""
-    return "better" if (value.delta > 0) == (column.better == "higher") else "worse"
+def _classes(column: Column) -> dict[str, str]:
+    return {
+        "kind": "text" if column.kind == "text" else "number", "role": "method" if column.name == "method" else "",
+    }  # fmt: skip
 
 
 def _sort(value: Value) -> str:

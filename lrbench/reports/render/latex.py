@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lrbench.analysis.leaderboard import Column, Entry, Leaderboard
+from lrbench.analysis.leaderboard import Column, Leaderboard
 from lrbench.reports.render.number_format import FRONT, PARETO, TIE, failure, headings, marks, pieces, remarks, units
 from lrbench.reports.render.templating import TeX, latex
 
@@ -17,16 +17,15 @@ def render(board: Leaderboard) -> str:
     columns = [column for column in board.columns if not column.detail and not column.subtask]
     columns = [column for column in columns if column.kind != "text" or _varies(board, column)]
     titles = headings(board)
-    best, ties = board.best, board.ties
     sections: list[list[list[dict[str, Any]]]] = []
     for line, entry in enumerate(board.entries):
         cells = [{**_EMPTY, "number": PARETO if entry.pareto else ""}]
         for column in columns:
             number, error, delta = pieces(column, entry.values[column.name])
-            mark = TIE if (line, column.name) in ties else ""
-            strong = (line, column.name) in best or (entry.baseline and column.name == "method")
+            mark = TIE if (line, column.name) in board.ties else ""
+            strong = (line, column.name) in board.best or (entry.baseline and column.name == "method")
             cells.append({"number": number, "error": error, "delta": delta, "best": strong, "tie": mark})
-        if not line or _apart(board, board.entries[line - 1], entry):
+        if not line or board.opens_section(line):
             sections.append([])
         sections[-1].append(cells)
     caption = " ".join([_title(board, columns), units(columns), marks(board), FRONT, *remarks(board)])
@@ -40,12 +39,6 @@ def render(board: Leaderboard) -> str:
 
 
 _EMPTY: dict[str, Any] = {"number": "", "error": "", "delta": "", "best": False, "tie": ""}
-
-
-def _apart(board: Leaderboard, before: Entry, entry: Entry) -> bool:
-    if board.sort is not None:
-        return before.baseline and not entry.baseline
-    return before.section != entry.section
 
 
 def _varies(board: Leaderboard, column: Column) -> bool:

@@ -25,7 +25,6 @@ def render(board: Leaderboard) -> str:
     """All columns without `detail`, including subtasks; best values in bold, then a legend and the failures."""
     columns = [column for column in board.columns if not column.detail]
     titles = headings(board)
-    best, ties = board.best, board.ties
     lines = [
         line(["", *("<br>".join(escape(part) for part in titles[column.name] if part) for column in columns)]),
         line([":-:", *(":--" if column.kind == "text" else "--:" for column in columns)]),
@@ -33,8 +32,8 @@ def render(board: Leaderboard) -> str:
     for index, entry in enumerate(board.entries):
         cells = []
         for column in columns:
-            text = _cell(column, entry, TIE if (index, column.name) in ties else "")
-            strong = text and ((entry.baseline and column.name == "method") or (index, column.name) in best)
+            text = _cell(column, entry, TIE if (index, column.name) in board.ties else "")
+            strong = text and ((entry.baseline and column.name == "method") or (index, column.name) in board.best)
             cells.append(f"**{text}**" if strong else text)
         lines.append(line([PARETO if entry.pareto else "", *cells]))
     lines += ["", f"{escape(units(columns))} {escape(marks(board))} {escape(FRONT)}"]

@@ -130,6 +130,13 @@ def interval(column: Column, value: Value) -> str:
     return f"Δ {signed(value.delta * scale, column)}, 95 % interval {low} to {high}{tested}"
 
 
+def direction(column: Column, value: Value) -> str:
+    """`better` or `worse` for a significant difference from the baseline, else empty."""
+    if not isinstance(value, Measurement) or not value.significant or not value.delta:
+        return ""
+    return "better" if (value.delta > 0) == (column.better == "higher") else "worse"
+
+
 def p_value(p: float) -> str:
     """A p-value with two digits."""
     return "<1e-12" if p < 1e-12 else f"{p:.2g}"

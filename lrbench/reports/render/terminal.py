@@ -13,8 +13,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from lrbench.analysis.leaderboard import Column, Entry, Leaderboard, Value
-from lrbench.analysis.score import Measurement
+from lrbench.analysis.leaderboard import Column, Entry, Leaderboard
 from lrbench.reports.render.number_format import (
     FRONT,
     PARETO,
@@ -22,6 +21,7 @@ from lrbench.reports.render.number_format import (
     STYLES,
     TIE,
     clean,
+    direction,
     headings,
     marks,
     pieces,
@@ -39,6 +39,7 @@ _EXPENDABLE = (
 )
 # Prefixes of constant columns, which are shown once above the table.
 _PREFIXES = {"edited": "edited: ", "seed": "seed ", "chosen_for": "chosen for ", "among": "among "}
+_DELTA_STYLES = {"": "dim", "better": "green", "worse": "red"}
 _GAP = 2  # spaces between columns: one from the box, one of padding
 
 
@@ -83,12 +84,11 @@ class _Page:
     def __init__(self, board: Leaderboard) -> None:
         self.board = board
         self.titles = headings(board)
-        self.best, self.ties = board.best, board.ties
         self.constant = _constant(board)
         self.cells = {
             column.name: _aligned(
                 [pieces(column, entry.values[column.name]) for entry in board.entries],
-                {line for line, name in self.ties if name == column.name},
+                {line for line, name in board.ties if name == column.name},
             )
             for column in board.columns
         }
@@ -170,9 +170,8 @@ class _Page:
             heading = Text.assemble((first, "bold"), "\n", (second, "dim"))
             left = column.kind == "text"
             table.add_column(heading, justify="left" if left else "right", no_wrap=not left, overflow="fold")
-        before: Entry | None = None
         for line, entry in enumerate(self.board.entries):
-            if before and self._apart(before, entry):
+            if self.board.opens_section(line):
                 table.add_section()
             mark = Text(PARETO if entry.pareto else "", style="yellow")
             table.add_row(
@@ -180,17 +179,11 @@ class _Page:
                 *(self._cell(line, entry, column, layout) for column in layout.columns),
                 style="bold" if entry.baseline else "",
             )
-            before = entry
         return table
-
-    def _apart(self, before: Entry, entry: Entry) -> bool:
-        if self.board.sort is not None:
-            return before.baseline and not entry.baseline
-        return before.section != entry.section
 
     def _cell(self, line: int, entry: Entry, column: Column, layout: _TableLayout) -> Text:
         number, error, delta = self.cells[column.name][line]
-        style = "bold" if (line, column.name) in self.best else ""
+        style = "bold" if (line, column.name) in self.board.best else ""
         if not column.is_score:
             return Text(number, style=style)
         number_width, error_width, delta_width = self._part_widths(column, layout)
@@ -198,7 +191,7 @@ class _Page:
         if error_width:
             text.append(f" {error}".ljust(error_width), "dim")
         if delta_width:
-            text.append(delta.rjust(delta_width), _delta_style(column, entry.values[column.name]))
+            text.append(delta.rjust(delta_width), _DELTA_STYLES[direction(column, entry.values[column.name])])
         return text
 
     def _notes(self, layout: _TableLayout, styled: bool) -> Iterator[Text]:
@@ -262,9 +255,3 @@ def _constant(board: Leaderboard) -> dict[str, str]:
             if len(values) < 2 and not (column.name == "run" and board.failures):
                 constant[column.name] = "".join(values)
     return constant
-
-
-def _delta_style(column: Column, value: Value) -> str:
-    if not isinstance(value, Measurement) or not value.significant or value.delta is None:
-        return "dim"
-    return "green" if (value.delta > 0) == (column.better == "higher") else "red"
