@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
 
 from lrbench.errors import FOREIGN, LrbenchError, SpoiltModelError, TaskError
@@ -26,22 +26,13 @@ from lrbench.reduction.plan import Cell, Method, Plan, make_plan
 from lrbench.reduction.reduced_weight import Reduction, sizes
 from lrbench.reduction.speed_benchmark import measure_inference
 from lrbench.results.rows import Edit, Row
+from lrbench.run.cell_scoring import CellScoring, Scored
 from lrbench.run.partial_answers import AnswerStorage, RunPartials
 from lrbench.suite.load import ModelSpec, Suite
 from lrbench.system.environment import environment
 from lrbench.system.text import did_you_mean, one_line
 from lrbench.tasks.load import load_tasks
 from lrbench.tasks.task_set import TaskSet
-
-HELD_BYTES = 2**30  # of factors that wait for an engine which prefers many jobs at once
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A cell's row, and its per-document scores; the row's `evaluate_seconds` hold no writing."""
-
-    row: Row
-    samples: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -153,39 +144,21 @@ class ModelRun:
     def rows(
         self, plan: Plan, keys: Mapping[Cell, str], engine: BaseEngine | None = None, *, measure: bool = True
     ) -> Iterator[Scored]:
-        """Reduces and scores a plan's cells group by group; each is yielded as soon as it is known.
+        """Reduces and scores a plan's cells group by group; yields each row as soon as it is known.
 
-        The model is seen to be the original before and after whatever is done for a cell. Where it is not, the cells at
-        work fail, the weights are loaded again, and the others go on.
+        The weights are compared with the original ones before and after each step of a cell. After a mismatch the cells
+        under way fail, the weights are loaded again, and the other cells go on.
 
         Args:
             measure: also what the suite measures beside the scores.
 
         Raises:
-            ModelError: the weights cannot be had again.
+            ModelError: the weights cannot be loaded again.
         """
         engine = engine or self.engine
-        jobs: list[Job] = []
-        pending: dict[str, tuple[Cell, list[Reduction]]] = {}
+        row_of, restore = partial(self._scored, measure=measure), partial(self._load_again, engine)
+        scoring = CellScoring(engine, row_of, restore)
         to_come = Counter(cell.first_block for cell in plan.cells if cell.method and not cell.skip and not cell.failure)
-
-        def scored() -> Iterator[Scored]:
-            while jobs:
-                waiting = {job.cell: job for job in jobs}
-                try:
-                    for outcome in engine.score(jobs):
-                        if isinstance(outcome.error, SpoiltModelError):
-                            raise outcome.error
-                        known = self._scored(*pending[outcome.cell], outcome, measure=measure)
-                        del waiting[outcome.cell], pending[outcome.cell]
-                        yield known
-                except SpoiltModelError as error:
-                    self._load_again(str(error), engine)
-                    key = error.cell if error.cell in waiting else next(iter(waiting))
-                    del waiting[key]
-                    yield self._scored(*pending.pop(key), Outcome(key, error=error), measure=measure)
-                jobs[:] = waiting.values()
-
         for group in plan.groups():
             for cell in group:
                 if cell.skip:
@@ -193,14 +166,13 @@ class ModelRun:
                 elif cell.failure:
                     yield Scored(self._row(cell, keys[cell], "failed", reason=cell.failure))
                 elif cell.method is None:
-                    pending[keys[cell]] = (cell, [])
-                    jobs.append(Job(keys[cell], None, _Editing(self, keys[cell], cell, [])))
+                    scoring.add(Job(keys[cell], None, _Editing(self, keys[cell], cell, [])), cell)
             reducible = [cell for cell in group if cell.method is not None and not cell.skip and not cell.failure]
             outcomes = list(self._reductions.reduce_group(reducible)) if reducible else []
-            if found := self.integrity.change():
-                self._load_again(found, engine)
+            if change := self.integrity.change():
+                restore(change)
                 del self._reductions
-                spoilt = SpoiltModelError(f"{found} while {group[0].method and group[0].method.label} reduced it")
+                spoilt = SpoiltModelError(f"{change} while {group[0].method and group[0].method.label} reduced it")
                 outcomes = [(cell, spoilt) for cell, _ in outcomes]
             for cell, outcome in outcomes:
                 key = keys[cell]
@@ -209,13 +181,11 @@ class ModelRun:
                 if isinstance(outcome, LrbenchError):
                     yield Scored(self._row(cell, key, "failed", reason=str(outcome)))
                     continue
-                pending[key] = (cell, record_inference(cell.slots, outcome, self.suite.inference))
-                editing = _Editing(self, key, cell, outcome)
-                jobs.append(Job(key, cell.first_block, editing, cell.first_modules, sharing))
-            held = sum(reduction.edit.stored_bytes for _, done in pending.values() for reduction in done)
-            if not engine.prefers_many or held > HELD_BYTES:
-                yield from scored()
-        yield from scored()
+                job = Job(key, cell.first_block, _Editing(self, key, cell, outcome), cell.first_modules, sharing)
+                scoring.add(job, cell, record_inference(cell.slots, outcome, self.suite.inference))
+            if scoring.due:
+                yield from scoring.rows()
+        yield from scoring.rows()
 
     def _scored(self, cell: Cell, reductions: Sequence[Reduction], scored: Outcome, *, measure: bool) -> Scored:
         measured: dict[str, Any] = {
@@ -243,9 +213,9 @@ class ModelRun:
                 return Scored(self._row(cell, scored.cell, "failed", reason=str(reason), **measured))
         return Scored(self._row(cell, scored.cell, "ok", scores=scored.scores, **measured), scored.samples)
 
-    def _load_again(self, found: str, engine: BaseEngine) -> None:
-        """Makes the model what it was, after something was left in it."""
-        self.notify(f"{self.loaded.label}: {found}; its weights are loaded again")
+    def _load_again(self, engine: BaseEngine, change: str) -> None:
+        """Restores the original weights after a change was left in them."""
+        self.notify(f"{self.loaded.label}: {change}; its weights are loaded again")
         # An adapter is merged where it was merged before: another device rounds otherwise.
         device = "cpu" if self.spec.adapter is None else str(self.loaded.device)
         fresh = load(self.spec, device=device, trust_remote_code=self.trust_remote_code)

@@ -12,8 +12,9 @@ from lrbench.evaluation.interface import Step
 from lrbench.reduction.plan import Cell, Plan
 from lrbench.results.directory import RunDirectory
 from lrbench.results.rows import Row, Selection
+from lrbench.run.cell_scoring import Scored
 from lrbench.run.manifest_writer import Manifest, Part
-from lrbench.run.model_run import ModelRun, Scored
+from lrbench.run.model_run import ModelRun
 from lrbench.run.partial_answers import AnswerStorage, RunPartials
 
 

@@ -28,7 +28,8 @@ from lrbench.system.text import one_line
 if TYPE_CHECKING:
     from lrbench.reducers.registry import Registry
     from lrbench.reduction.plan import Cell, Method, Plan
-    from lrbench.run.model_run import ModelRun, Scored
+    from lrbench.run.cell_scoring import Scored
+    from lrbench.run.model_run import ModelRun
     from lrbench.suite.load import ModelSpec, Suite
 
 PATIENCE = 600.0  # seconds without any machine that has room for a worker

@@ -21,8 +21,9 @@ from lrbench.reduction.calibration.statistics import prepare
 from lrbench.reduction.delta import without_unchanged
 from lrbench.reduction.greedy_plan import make_compositions
 from lrbench.reduction.plan import Method, Plan, make_plan
+from lrbench.run.cell_scoring import Scored
 from lrbench.run.executors.wire import cell_data, pack, partial_data, unpack
-from lrbench.run.model_run import ModelRun, Scored, tasks_of
+from lrbench.run.model_run import ModelRun, tasks_of
 from lrbench.run.partial_answers import AnswerStorage
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from lrbench.models.slots import WeightSlot
 from lrbench.reducers.ranks import RankRequest
 from lrbench.reduction.plan import WITHOUT_UPDATE, Cell, Method
 from lrbench.results.rows import Row
-from lrbench.run.model_run import Scored
+from lrbench.run.cell_scoring import Scored
 
 
 def pack(data: Any) -> str:

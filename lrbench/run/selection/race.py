@@ -17,7 +17,8 @@ import numpy as np
 from lrbench.evaluation.base_engine import BaseEngine
 from lrbench.reduction.plan import Cell, Plan
 from lrbench.results.rows import Row, Selection
-from lrbench.run.model_run import ModelRun, Scored
+from lrbench.run.cell_scoring import Scored
+from lrbench.run.model_run import ModelRun
 from lrbench.run.recorder import Recorder, Scope
 from lrbench.run.selection.choice import Candidate, candidates
 from lrbench.run.selection.document_order import Course, course_of
