@@ -18,7 +18,7 @@ from lrbench.reduction.calibration.white import WhiteInputs
 from lrbench.reduction.cell_reducer import CellReducer
 from lrbench.reduction.plan import Cell, Method
 from lrbench.results.directory import RunDirectory
-from lrbench.run.model_run import ModelRun, open_model
+from lrbench.run.model_run import ModelRun, ModelSetup, open_model
 from lrbench.run.selection.objective import objectives
 from lrbench.run.selection.split import split_of
 from lrbench.suite.load import ModelSpec, Suite
@@ -82,9 +82,7 @@ def probe(
         InputError: the model or the tasks cannot be had, or the directory's rows cannot be read.
     """
     started = time.perf_counter()
-    model_run = open_model(
-        suite, spec, built, engine="sweep", device=device, trust_remote_code=trust_remote_code, notify=notify
-    )
+    model_run = open_model(ModelSetup(suite, spec, built, "sweep", device, trust_remote_code, notify))
     model_run.engine.describe()  # has it check itself
     setup_seconds = time.perf_counter() - started
     plan, engine, more = model_run.plan, model_run.engine, {}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from lrbench.errors import FOREIGN, LrbenchError, SpoiltModelError, TaskError
@@ -35,24 +36,46 @@ from lrbench.tasks.load import load_tasks
 from lrbench.tasks.task_set import TaskSet
 
 
-@dataclass
-class ModelRun:
-    """A model, loaded, with its suite's tasks, ready to have cells reduced and scored. Writes nothing.
+@dataclass(frozen=True)
+class ModelSetup:
+    """A model of a suite, and how to open it.
 
     Attributes:
-        plan: every cell that the suite's sweep makes of the model.
-        engine: on all the tasks' requests.
-        base: where updates are reduced.
-        calibration: where a method of the plan needs one.
-        compositions: what the sweep has composed, block by block.
-        environment: hash of the hardware and versions; set before the first row is made.
-        trust_remote_code, notify: as `open_model`; for loading the model again where a cell has spoilt it.
-        integrity: by which the model is known to be the one that was loaded.
-        methods: of the suite.
+        methods: the suite's.
+        engine: one of `ENGINES`.
+        device: instead of the suite's.
+        trust_remote_code: lets a model whose suite asks for it run its repository's own code.
+        notify: called with one line before slow steps.
+        plugin_files: the files that define the methods' reducers, as far as files do.
     """
 
     suite: Suite
     spec: ModelSpec
+    methods: Sequence[Method]
+    engine: str
+    device: str | None
+    trust_remote_code: bool
+    notify: Callable[[str], None]
+    plugin_files: Sequence[Path] = ()
+
+
+@dataclass
+class ModelRun:
+    """A loaded model with its suite's tasks, ready to have cells reduced and scored. Writes nothing.
+
+    Attributes:
+        plan: every cell that the suite's sweeps make of the model.
+        engine: bound to the requests of all tasks.
+        base: the model before fine-tuning, if updates are reduced.
+        calibration: None if no cell of the plan needs one.
+        compositions: the greedy sweeps.
+        environment: hash of the hardware and versions; set before the first row is made.
+        numbers: the model's parameters.
+        integrity: compares the weights with those that were loaded.
+        here: whether cells are computed in this process, where a request to stop takes effect between two of them.
+    """
+
+    setup: ModelSetup
     loaded: LoadedModel
     plan: Plan
     tasks: TaskSet
@@ -61,20 +84,27 @@ class ModelRun:
     calibration: Calibration | None = None
     compositions: Sequence[Composition] = ()
     environment: str = ""
-    methods: Sequence[Method] = ()
-    trust_remote_code: bool = field(kw_only=True)
-    notify: Callable[[str], None] = field(kw_only=True)
     numbers: int = field(init=False)
     integrity: ModelIntegrity = field(init=False)
-    here: ClassVar[bool] = True  # computed in this process, which a stop reaches between two cells
+    here: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.numbers = count_parameters(self.loaded.model)
         self.integrity = ModelIntegrity(self.loaded.model)
 
+    @property
+    def suite(self) -> Suite:
+        """The suite."""
+        return self.setup.suite
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model, as the suite gives it."""
+        return self.setup.spec
+
     @cached_property
     def _reductions(self) -> CellReducer:
-        """One for all calls of `rows`: a composition reduces what was accepted only once."""
+        """Shared by all calls of `rows`, so that a composition reduces each accepted edit once."""
         return CellReducer(self.suite.seed, self.calibration, self.base)
 
     def keys(
@@ -215,10 +245,10 @@ class ModelRun:
 
     def _load_again(self, engine: BaseEngine, change: str) -> None:
         """Restores the original weights after a change was left in them."""
-        self.notify(f"{self.loaded.label}: {change}; its weights are loaded again")
+        self.setup.notify(f"{self.loaded.label}: {change}; its weights are loaded again")
         # An adapter is merged where it was merged before: another device rounds otherwise.
         device = "cpu" if self.spec.adapter is None else str(self.loaded.device)
-        fresh = load(self.spec, device=device, trust_remote_code=self.trust_remote_code)
+        fresh = load(self.spec, device=device, trust_remote_code=self.setup.trust_remote_code)
         self.integrity.restore(fresh.model, self.loaded.weight_hash)
         engine.forget()
 
@@ -234,49 +264,39 @@ class ModelRun:
         )  # fmt: skip
 
 
-def open_model(
-    suite: Suite,
-    spec: ModelSpec,
-    built: Sequence[Method],
-    *,
-    engine: str,
-    device: str | None,
-    trust_remote_code: bool,
-    notify: Callable[[str], None],
-) -> ModelRun:
-    """Loads a model, plans its cells, and builds the requests. When the caller drops it, nothing holds the model.
-
-    Args:
-        engine: one of `ENGINES`.
-        notify: told what takes a while.
+def open_model(setup: ModelSetup) -> ModelRun:
+    """Loads a model, plans its cells, and builds the requests. Only the returned object holds the model.
 
     Raises:
-        InputError: the model, its base, the tasks or the calibration cannot be had.
+        InputError: the model, its base, the tasks or the calibration text cannot be loaded.
     """
+    suite, spec, notify = setup.suite, setup.spec, setup.notify
     notify(f"loading {spec.display_name}")
-    loaded = load(spec, device=device, trust_remote_code=trust_remote_code)
-    plan = make_plan(suite, loaded.inventory, built)
-    base = base_of(suite.delta, loaded, notify, trust_remote_code=trust_remote_code)
+    loaded = load(spec, device=setup.device, trust_remote_code=setup.trust_remote_code)
+    plan = make_plan(suite, loaded.inventory, setup.methods)
+    base = base_of(suite.delta, loaded, notify, trust_remote_code=setup.trust_remote_code)
     if base is not None:
         plan = without_unchanged(plan, base.differs)
     broken = first_non_finite(loaded.model)
-    if broken:  # cells that reduce it name it themselves; the others fail for it all the same
+    if broken:  # cells that reduce this weight name it in their rows; the others fail without naming it
         notify(f"{spec.display_name}: {broken}; repair the checkpoint")
     notify("building requests")
     tasks = tasks_of(suite)
     memory = None if suite.frontier_memory == "auto" else suite.frontier_memory
-    scorer = make_engine(engine, loaded, tasks, spec, suite.batch_size, notify, memory)
-    calibration = None
-    asked = any(method.reducer.needs for method in built) or any(cell.calibrated for cell in plan.cells)
-    if suite.calibration is not None and asked:
-        calibration = prepare(
-            suite.calibration, suite.task_paths, loaded, scorer.requests, scorer.lm.max_length, notify
-        )
-    compositions = make_compositions(suite, loaded.inventory, built)
-    return ModelRun(
-        suite, spec, loaded, plan, tasks, scorer, base, calibration, compositions,
-        methods=built, trust_remote_code=trust_remote_code, notify=notify,
-    )  # fmt: skip
+    engine = make_engine(setup.engine, loaded, tasks, spec, suite.batch_size, notify, memory)
+    calibration = calibration_of(setup, loaded, plan, engine)
+    compositions = make_compositions(suite, loaded.inventory, setup.methods)
+    return ModelRun(setup, loaded, plan, tasks, engine, base, calibration, compositions)
+
+
+def calibration_of(setup: ModelSetup, loaded: LoadedModel, plan: Plan, engine: BaseEngine) -> Calibration | None:
+    """The suite's calibration; None if no method and no cell needs it. Raises SuiteError: its text cannot be read."""
+    suite = setup.suite
+    needed = any(method.reducer.needs for method in setup.methods) or any(cell.calibrated for cell in plan.cells)
+    if suite.calibration is None or not needed:
+        return None
+    longest = engine.lm.max_length
+    return prepare(suite.calibration, suite.task_paths, loaded, engine.requests, longest, setup.notify)
 
 
 def tasks_of(suite: Suite) -> TaskSet:

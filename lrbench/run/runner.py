@@ -17,6 +17,7 @@ from lrbench.reduction.plan import methods, swept_slots
 from lrbench.results.directory import RunDirectory
 from lrbench.run.executors import Executor, LocalExecutor
 from lrbench.run.manifest_writer import Manifest
+from lrbench.run.model_run import ModelSetup
 from lrbench.run.recorder import Interrupted, Progress, Recorder, RunResult, Stop
 from lrbench.run.selection import run_model
 from lrbench.suite.load import ModelSpec, Suite
@@ -61,6 +62,8 @@ def run_suite(
     """
     started = time.perf_counter()
     built = methods(suite, registry)
+    names = [method.reducer.name for method in built]
+    plugin_files = [Path(registry.source(name)) for name in names if registry.is_file(name)]
     executor = executor or LocalExecutor()
     present = device if executor.here else "cpu"  # other machines have their own devices
     for spec in suite.models:  # a mistake in the last one is said before the first is scored
@@ -79,9 +82,8 @@ def run_suite(
         for spec in suite.models:
             recorder.stop.check()  # it may have been asked while the last model's weights were looked at
             model_run = executor.open(
-                suite, spec, built, registry, engine=engine, device=device, trust_remote_code=trust_remote_code,
-                notify=progress.note,
-            )  # fmt: skip
+                ModelSetup(suite, spec, built, engine, device, trust_remote_code, progress.note, plugin_files)
+            )
             with recorder.verified(model_run):
                 run_model(recorder, model_run)
             del model_run  # nothing holds the model when the next one is loaded

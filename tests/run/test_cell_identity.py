@@ -14,7 +14,7 @@ from lrbench.evaluation.sweep import SweepEngine
 from lrbench.reducers import source_hash
 from lrbench.reducers.registry import Registry
 from lrbench.reduction.plan import methods
-from lrbench.run.model_run import open_model
+from lrbench.run.model_run import ModelSetup, open_model
 from lrbench.run.runner import run_suite
 from lrbench.suite.load import load_suite
 from tests.support.faulty import quicken, write_parts
@@ -80,10 +80,8 @@ def cells(folder: Path, *overrides: str, engine: str = "sweep", device: str | No
     """Label -> hash of each cell, without scoring any."""
     suite = load_suite(folder / "suite.yaml", overrides=overrides)
     registry = Registry.load(suite.plugins)
-    share = open_model(
-        suite, suite.models[0], methods(suite, registry), engine=engine, device=device, trust_remote_code=False,
-        notify=lambda message: None,
-    )  # fmt: skip
+    built = methods(suite, registry)
+    share = open_model(ModelSetup(suite, suite.models[0], built, engine, device, False, lambda message: None))
     other = SweepEngine(share.loaded.model, share.loaded.tokenizer, share.tasks, **making) if making else None
     keys = share.keys(share.plan, other)
     return {cell.method and cell.method.label: keys[cell] for cell in share.plan.cells}

@@ -80,14 +80,12 @@ class InProcess:
         self.worker = Worker(1)
         self.kinds = []
 
-    def open(self, suite, spec, built, registry, *, engine, device, trust_remote_code, notify):
-        order = order_of(
-            suite, spec, built, registry, engine=engine, device=device, gpus=0.0, trust_remote_code=trust_remote_code
-        )
+    def open(self, setup):
+        order = order_of(setup, gpus=0.0)
         self.opened = unpack(self.worker.open(pack(self.altered(order))))
         if "error" in self.opened:
             raise AssertionError(self.opened["error"])
-        self.run = open_remote(suite, spec, built, order, self.opened, self, notify)
+        self.run = open_remote(setup, order, self.opened, self)
         return self.run
 
     def spoilt(self):

@@ -2,82 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from lrbench.reducers.registry import Registry
-    from lrbench.reduction.plan import Method
-    from lrbench.run.model_run import ModelRun
-    from lrbench.suite.load import ModelSpec, Suite
+    from lrbench.run.model_run import ModelRun, ModelSetup
 
-#: What `--executor` chooses from, the default first.
+#: Values of `--executor`, the default first.
 EXECUTORS = ("local", "ray")
 
 
 class Executor(Protocol):
-    """Opens a run's models. What it opens computes rows and writes nothing: the run's process alone writes.
+    """Opens a run's models. An opened model computes rows and writes nothing: only the run's own process writes.
 
     Attributes:
-        here: models are opened, and cells computed, in this process, so that devices must be there.
+        here: whether models are opened and cells computed in this process, which then needs their devices.
     """
 
     here: bool
 
-    def open(
-        self,
-        suite: Suite,
-        spec: ModelSpec,
-        built: Sequence[Method],
-        registry: Registry,
-        *,
-        engine: str,
-        device: str | None,
-        trust_remote_code: bool,
-        notify: Callable[[str], None],
-    ) -> ModelRun:
-        """One model of a suite, ready to have cells reduced and scored; see `lrbench.run.model_run.open_model`.
+    def open(self, setup: ModelSetup) -> ModelRun:
+        """Opens one model of a suite; see `lrbench.run.model_run.open_model`.
 
         Raises:
-            InputError: the model, its base, the tasks or the calibration cannot be had; or there is no worker for it.
+            InputError: the model, its base, the tasks or the calibration text cannot be loaded; or no worker can hold
+                the model.
         """
         ...
 
     def stop(self) -> None:
-        """Has the cells under way finished and no other begun; what yields rows then raises KeyboardInterrupt."""
+        """Lets the cells under way finish and starts no other; the iterator of rows then raises KeyboardInterrupt."""
         ...
 
     def close(self) -> None:
-        """Lets go of all that was opened."""
+        """Releases everything that was opened."""
         ...
 
 
 class LocalExecutor:
-    """In this process, one cell after the other."""
+    """Computes in this process, one cell after the other."""
 
     here = True
 
-    def open(
-        self,
-        suite: Suite,
-        spec: ModelSpec,
-        built: Sequence[Method],
-        registry: Registry,
-        *,
-        engine: str,
-        device: str | None,
-        trust_remote_code: bool,
-        notify: Callable[[str], None],
-    ) -> ModelRun:
+    def open(self, setup: ModelSetup) -> ModelRun:
         """See `Executor.open`."""
         from lrbench.run.model_run import open_model
 
-        return open_model(
-            suite, spec, built, engine=engine, device=device, trust_remote_code=trust_remote_code, notify=notify
-        )
+        return open_model(setup)
 
     def stop(self) -> None:
-        """Nothing runs beside this process: ^C reaches the cell itself."""
+        """Does nothing: there is no other process, and ^C interrupts the cell itself."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing."""

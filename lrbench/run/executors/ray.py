@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lrbench.errors import InputError, LrbenchError
@@ -26,11 +26,9 @@ from lrbench.run.recorder import Interrupted
 from lrbench.system.text import one_line
 
 if TYPE_CHECKING:
-    from lrbench.reducers.registry import Registry
-    from lrbench.reduction.plan import Cell, Method, Plan
+    from lrbench.reduction.plan import Cell, Plan
     from lrbench.run.cell_scoring import Scored
-    from lrbench.run.model_run import ModelRun
-    from lrbench.suite.load import ModelSpec, Suite
+    from lrbench.run.model_run import ModelRun, ModelSetup
 
 PATIENCE = 600.0  # seconds without any machine that has room for a worker
 _REFUSED = 3  # workers that die one after the other while they open the model
@@ -86,23 +84,13 @@ class RayExecutor:
         """The workers there are now."""
         return tuple(self._crew.hands) if self._crew is not None else ()
 
-    def open(
-        self,
-        suite: Suite,
-        spec: ModelSpec,
-        built: Sequence[Method],
-        registry: Registry,
-        *,
-        engine: str,
-        device: str | None,
-        trust_remote_code: bool,
-        notify: Callable[[str], None],
-    ) -> ModelRun:
-        """See `Executor.open`. Workers load the model at the same time; the first to have it says what it is.
+    def open(self, setup: ModelSetup) -> ModelRun:
+        """See `Executor.open`. Workers load the model at the same time; the first one to finish describes it.
 
         Raises:
-            InputError: as there; or no cluster, or no room on it for a worker.
+            InputError: as `Executor.open`; or there is no cluster, or no room on it for a worker.
         """
+        suite, spec, notify = setup.suite, setup.spec, setup.notify
         for key in ("race", "screen"):
             if getattr(suite, key) is not None:
                 raise suite.error_at(
@@ -112,12 +100,10 @@ class RayExecutor:
                 )
         self._notify, self._run = notify, None
         self._said.clear()
-        crew = self._crew or self._hire(device or spec.device)
-        order = order_of(
-            suite, spec, built, registry, engine=engine, device=device, gpus=crew.gpus,
-            trust_remote_code=trust_remote_code,
-        )  # fmt: skip
-        plan = make_plan(suite, load_structure(spec, trust_remote_code=trust_remote_code), built)
+        crew = self._crew or self._hire(setup.device or spec.device)
+        order = order_of(setup, crew.gpus)
+        structure = load_structure(spec, trust_remote_code=setup.trust_remote_code)
+        plan = make_plan(suite, structure, setup.methods)
         self._refused, crew.wary = 0, False  # it may be another model's fault
         crew.open(pack(order), at_most=sum(1 for _ in plan.groups()))
         several = f"{len(crew.hands)} workers" if len(crew.hands) > 1 else "one worker"
@@ -131,7 +117,7 @@ class RayExecutor:
             opened = next((hand.opened for hand in crew.hands if hand.opened), None)
         for note in opened["notes"]:
             self._say(note)
-        self._run = open_remote(suite, spec, built, order, opened, self, self._say)
+        self._run = open_remote(replace(setup, notify=self._say), order, opened, self)
         for hand in crew.hands:
             if hand.opened:
                 self._check(hand)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import torch
@@ -17,20 +16,17 @@ from lrbench.models.base_model import Base
 from lrbench.models.load import LoadedModel
 from lrbench.models.slots import WeightSlot, count_parameters, find_slots
 from lrbench.models.source import find, read_tokenizer, structure
-from lrbench.reduction.calibration.statistics import prepare
 from lrbench.reduction.delta import without_unchanged
 from lrbench.reduction.greedy_plan import make_compositions
-from lrbench.reduction.plan import Method, Plan, make_plan
+from lrbench.reduction.plan import Plan, make_plan
 from lrbench.run.cell_scoring import Scored
 from lrbench.run.executors.wire import cell_data, pack, partial_data, unpack
-from lrbench.run.model_run import ModelRun, tasks_of
+from lrbench.run.model_run import ModelRun, ModelSetup, calibration_of, tasks_of
 from lrbench.run.partial_answers import AnswerStorage
 
 if TYPE_CHECKING:
     from lrbench.evaluation.interface import Job, Step
-    from lrbench.reducers.registry import Registry
     from lrbench.reduction.plan import Cell
-    from lrbench.suite.load import ModelSpec, Suite
     from lrbench.tasks.score import Samples, TaskScores
 
 
@@ -50,31 +46,21 @@ class Workers(Protocol):
         ...
 
 
-def order_of(
-    suite: Suite,
-    spec: ModelSpec,
-    built: Sequence[Method],
-    registry: Registry,
-    *,
-    engine: str,
-    device: str | None,
-    gpus: float,
-    trust_remote_code: bool,
-) -> dict[str, Any]:
-    """What a worker must know to open a model: paths as they are here, and how to tell that it found the same code."""
-    files = [Path(registry.source(m.reducer.name)) for m in built if registry.is_file(m.reducer.name)]
+def order_of(setup: ModelSetup, gpus: float) -> dict[str, Any]:
+    """What a worker needs to open a model: paths on this machine, and hashes to check that it has the same code."""
+    suite = setup.suite
     return {
         "lrbench": __version__,
         "suite": suite.resolved(),
         "paths": suite.local_paths(),
         "file": suite.place(()).file,
-        "plugins": list(dict.fromkeys(str(file.resolve()) for file in files)),
-        "methods": {method.label: method.source_hash for method in built},
-        "model": [one.display_name for one in suite.models].index(spec.display_name),
-        "engine": engine,
-        "device": device,
+        "plugins": list(dict.fromkeys(str(file.resolve()) for file in setup.plugin_files)),
+        "methods": {method.label: method.source_hash for method in setup.methods},
+        "model": [spec.display_name for spec in suite.models].index(setup.spec.display_name),
+        "engine": setup.engine,
+        "device": setup.device,
         "gpus": gpus,
-        "trust_remote_code": trust_remote_code,
+        "trust_remote_code": setup.trust_remote_code,
     }
 
 
@@ -157,50 +143,34 @@ class RemoteRun(ModelRun):
         return self.workers.compute(self, plan, keys, engine)
 
 
-def open_remote(
-    suite: Suite,
-    spec: ModelSpec,
-    built: Sequence[Method],
-    order: Mapping[str, Any],
-    opened: Mapping[str, Any],
-    workers: Workers,
-    notify: Callable[[str], None],
-) -> RemoteRun:
-    """A model that workers hold, from what the first of them says of it.
-
-    Everything but the weights is read here too: structure, tokenizer, tasks and calibration text.
+def open_remote(setup: ModelSetup, order: Mapping[str, Any], opened: Mapping[str, Any], workers: Workers) -> RemoteRun:
+    """Opens a model that workers hold. This process reads everything but the weights as well.
 
     Args:
-        order: what workers were told; see `order_of`.
-        opened: what one answered.
+        order: what workers were sent; see `order_of`.
+        opened: the first worker's answer.
 
     Raises:
-        InputError: model, tasks or calibration cannot be had; or what is here is not what the worker has.
+        InputError: the model, the tasks or the calibration text cannot be loaded.
     """
-    source = find(spec, trust_remote_code=order["trust_remote_code"])
+    suite, spec = setup.suite, setup.spec
+    source = find(spec, trust_remote_code=setup.trust_remote_code)
     model, tokenizer = structure(source, spec.attn_implementation), read_tokenizer(spec, source)
     loaded = LoadedModel(
         label=spec.display_name, source=opened["source"], model=model, tokenizer=tokenizer,
         inventory=find_slots(model), weight_hash=opened["weight_hash"], config_hash=opened["config_hash"],
         device=torch.device("meta"), dtype=getattr(torch, opened["dtype"]),
     )  # fmt: skip
-    plan = make_plan(suite, loaded.inventory, built)
+    plan = make_plan(suite, loaded.inventory, setup.methods)
     base = None if opened["base"] is None else RemoteBase(opened["base"])
     if base is not None:
         plan = without_unchanged(plan, base.differs)
-    notify("building requests")
+    setup.notify("building requests")
     tasks = tasks_of(suite)
-    engine = RemoteEngine(order["engine"], model, tokenizer, tasks, **engine_options(spec, suite.batch_size))
-    calibration = None
-    asked = any(method.reducer.needs for method in built) or any(cell.calibrated for cell in plan.cells)
-    if suite.calibration is not None and asked:
-        calibration = prepare(
-            suite.calibration, suite.task_paths, loaded, engine.requests, engine.lm.max_length, notify
-        )
-    return RemoteRun(
-        suite, spec, loaded, plan, tasks, engine, base, calibration, make_compositions(suite, loaded.inventory, built),
-        methods=built, trust_remote_code=order["trust_remote_code"], notify=notify, workers=workers, order=order,
-    )  # fmt: skip
+    engine = RemoteEngine(setup.engine, model, tokenizer, tasks, **engine_options(spec, suite.batch_size))
+    calibration = calibration_of(setup, loaded, plan, engine)
+    compositions = make_compositions(suite, loaded.inventory, setup.methods)
+    return RemoteRun(setup, loaded, plan, tasks, engine, base, calibration, compositions, workers=workers, order=order)
 
 
 def unit_of(run: RemoteRun, cells: Sequence[Cell], keys: Mapping[Cell, str], engine: RemoteEngine, here: Any) -> Any:

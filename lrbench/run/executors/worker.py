@@ -113,7 +113,7 @@ class Worker:
     def _opened(self) -> dict[str, Any]:
         from lrbench.reducers.registry import Registry
         from lrbench.reduction.plan import methods, swept_slots
-        from lrbench.run.model_run import open_model
+        from lrbench.run.model_run import ModelSetup, open_model
         from lrbench.suite.load import suite_again
         from lrbench.system.environment import environment
 
@@ -133,10 +133,8 @@ class Worker:
         device = order["device"]
         if device is None and spec.device is None and spec.device_map is None and not order["gpus"]:
             device = "cpu"  # a GPU that is here was not asked for, and may be another's
-        share = open_model(
-            suite, spec, built, engine=order["engine"], device=device, trust_remote_code=order["trust_remote_code"],
-            notify=self._notify,
-        )  # fmt: skip
+        setup = ModelSetup(suite, spec, built, order["engine"], device, order["trust_remote_code"], self._notify)
+        share = open_model(setup)
         self._share, engine = share, share.engine
         self._environment = environment(
             share.loaded.device, engine=engine.name, batch_size=engine.lm.batch_size,
@@ -185,7 +183,7 @@ class Worker:
         share = self._share
         assert share is not None
         engine = self._engine(unit["documents"])
-        methods = {method.label: method for method in share.methods}
+        methods = {method.label: method for method in share.setup.methods}
         slots = {slot.name: slot for slot in share.loaded.inventory.slots}
         plan = Plan(tuple(cell_from(data, methods, slots) for data in unit["cells"]))
         keys = share.keys(plan, engine)
