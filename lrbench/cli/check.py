@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from lrbench.cli.options import add_suite_options, load_registry, read_suite
+from lrbench.cli.options import add_suite_options, fast_imports, load_registry, read_suite
 from lrbench.cli.output import say
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ def show(name: str, args: argparse.Namespace) -> int:
     suite = read_suite(name, args)
 
     # after reading the suite, so that an invalid one is refused before torch is imported
-    from lrbench.reports.suite_plan import plan_suite
+    with fast_imports():
+        from lrbench.reports.suite_plan import plan_suite
 
     registry = load_registry(suite.plugins, args.plugin)
     trusted = args.trust_remote_code

@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lrbench.cli.options import fast_imports
 from lrbench.cli.output import say, write
 from lrbench.errors import InputError
 
@@ -46,12 +47,13 @@ def execute(
     Args:
         args: `--force`, `--retry-failed`, `--trust-remote-code`, and `--device`, which overrides `device`.
     """
-    from lrbench.analysis.leaderboard import build
-    from lrbench.reports.progress import TerminalProgress
-    from lrbench.reports.render import renderer, terminal
-    from lrbench.run.interruption import stopped_by_signals
-    from lrbench.run.recorder import Stop
-    from lrbench.run.runner import run_suite
+    with fast_imports():
+        from lrbench.analysis.leaderboard import build
+        from lrbench.reports.progress import TerminalProgress
+        from lrbench.reports.render import renderer, terminal
+        from lrbench.run.interruption import stopped_by_signals
+        from lrbench.run.recorder import Stop
+        from lrbench.run.runner import run_suite
 
     executor = executor_of(args)
     stop = Stop()

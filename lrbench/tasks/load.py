@@ -58,15 +58,16 @@ def _manager(specs: list[RequestedTask], places: list[Path]) -> TaskManager:
     index = manager.task_index
     if any(_missing(spec.task, index) for spec in specs):
         ours = list(index)
+        folder = lm_eval_folder()
         for name, entry in lm_eval_index().items():
-            index.setdefault(name, _as_lm_evals(name, entry))
+            index.setdefault(name, _as_lm_evals(name, entry, folder))
         missing = {name for spec in specs for name in _missing(spec.task, index)}
         _refuse(specs, manager, {name: suggestion(name, ours, index) for name in missing})
     return manager
 
 
-def _as_lm_evals(name: str, entry: IndexEntry) -> Entry:
-    path = lm_eval_folder() / entry.file if entry.file is not None else None
+def _as_lm_evals(name: str, entry: IndexEntry, folder: Path) -> Entry:
+    path = folder / entry.file if entry.file is not None else None
     group = {"group": name, "task": entry.members} if entry.kind == "GROUP" else None
     return Entry(name, Kind[entry.kind], path, cfg=group, tags=set(entry.tags))
 

@@ -40,6 +40,15 @@ def test_the_command_line_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_the_garbage_collector_rests_during_imports_and_works_after_them_also_after_a_failed_one():
+    code = (
+        "import gc\nfrom lrbench.cli.options import fast_imports\n"
+        "try:\n    with fast_imports():\n        assert not gc.isenabled()\n        import no_such_package\n"
+        "except ImportError:\n    assert gc.isenabled() and gc.get_freeze_count() > 1000"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["check", "--help"], ["plugins", "--help"]])
 def test_help_is_there_for_every_verb(arguments, capsys):
     with pytest.raises(SystemExit) as end:
