@@ -9,6 +9,7 @@ import pytest
 import lrbench
 from lrbench.errors import InputError, SuiteError
 from lrbench.suite.load import load_suite
+from tests.support.slow_cases import slow_cases
 from tests.support.suites import write_suite
 
 NAN = float("nan")
@@ -37,8 +38,10 @@ class FirstColumns(lrbench.Reducer):
     "imports",
     [
         "import lrbench.run.runner, lrbench",
-        "import lrbench; lrbench.run; import lrbench.run.runner",
-        "from lrbench import run; from lrbench.run import runner, model_run; import lrbench",
+        *slow_cases(
+            "import lrbench; lrbench.run; import lrbench.run.runner",
+            "from lrbench import run; from lrbench.run import runner, model_run; import lrbench",
+        ),
     ],
 )
 def test_the_function_is_not_hidden_by_the_package_of_the_same_name(imports):

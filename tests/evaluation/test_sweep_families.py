@@ -3,9 +3,11 @@ import torch
 
 from lrbench.evaluation.sweep.sweeper import Sweeper
 from lrbench.models.slots import find_slots
+from tests.support.slow_cases import slow_cases
 from tests.support.tiny_models import FAMILIES, plainly, same, some_queries, swept, tiny
 
 QUERIES = some_queries()
+SOME = ("llama", "gpt2", "gemma2", "bloom", "mixtral")
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +27,7 @@ def test_every_family_gives_the_plain_models_answers_from_every_block_on(family)
     assert all(answer == answers[0] for answer in answers)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*SOME, *slow_cases(*(family for family in FAMILIES if family not in SOME))])
 def test_padded_rows_and_whole_passes_are_exact_on_every_family(family):
     model = tiny(family)
     expected = plainly(model, QUERIES)

@@ -17,6 +17,7 @@ from lrbench import linalg
 from lrbench.linalg import RowRefit, gaussian, lupp_pivots, optimal_errors
 from lrbench.reducers.output_check import validate_factors
 from lrbench.testing import check_reducer
+from tests.support.slow_cases import slow_cases
 
 SVD, RandomizedSVD, RandomColumns = svd.SVD, rsvd.RandomizedSVD, random_columns.RandomColumns
 ID, CR, CUR = id.InterpolativeDecomposition, cr.CR, cur.CURDecomposition
@@ -72,7 +73,7 @@ def label(reducer):
     return repr(reducer).replace(" ", "")
 
 
-@pytest.mark.parametrize("reducer", [*DEFAULTS, *VARIANTS], ids=label)
+@pytest.mark.parametrize("reducer", [*DEFAULTS, *slow_cases(*VARIANTS)], ids=label)
 def test_every_built_in_reducer_keeps_its_contract_and_its_promises(reducer):
     failed = [f"{r.name}: {r.detail}" for r in check_reducer(reducer) if not r.passed]
     assert not failed, "\n".join(failed)

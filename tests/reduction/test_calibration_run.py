@@ -18,6 +18,7 @@ from lrbench.reduction.cell_reducer import CellReducer
 from lrbench.run import model_run
 from lrbench.run.recompute import compute_again
 from lrbench.suite.load import ModelSpec
+from tests.support.slow_cases import slow_cases
 from tests.support.suites import Heard, run, write_suite
 
 CALIBRATED = """\
@@ -124,7 +125,9 @@ def test_statistics_are_collected_once_for_all_runs(tmp_path, own_cache, monkeyp
         assert row.calibrate_seconds == two[label].calibrate_seconds
 
 
-@pytest.mark.parametrize("change", ["calibration.seed=1", "calibration.samples=15", "calibration.damping=0.1"])
+@pytest.mark.parametrize(
+    "change", ["calibration.seed=1", *slow_cases("calibration.samples=15", "calibration.damping=0.1")]
+)
 def test_another_calibration_makes_other_cells_of_calibrated_methods_only(tmp_path, own_cache, change):
     suite = write_suite(tmp_path, CALIBRATED, reducers="[svd, svd-llm, asvd]")
     one = rows_by_label(run(suite, tmp_path / "one"))

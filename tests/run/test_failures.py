@@ -18,11 +18,13 @@ from lrbench.results.directory import RunDirectory
 from lrbench.run import model_run
 from lrbench.run.recorder import Interrupted, Stop
 from tests.support.faulty import PARTS, PLAIN, Subject, at, facts, quicken, scored_lines, write_parts
+from tests.support.slow_cases import slow_cases
 from tests.support.suites import Heard
 
 FAILING = """
 import torch
 import lrbench
+from tests.support.slow_cases import slow_cases
 
 
 class Reducer(lrbench.Reducer):
@@ -138,12 +140,15 @@ def adds_layer(model):
     ("text", "place", "what"),
     [
         (PLAIN, "edit in place", writes),
-        (PLAIN, "edit in place", replaces_layer),
         (PLAIN, "states advanced", writes_elsewhere),
-        (PLAIN, "weight prepared", replaces_weight),
-        (PARTS, "edit in place", replaces_weight),
-        (PARTS, "states advanced", adds_layer),
-        (PARTS, "weight prepared", writes),
+        (PARTS, "weight prepared", replaces_weight),
+        *slow_cases(
+            (PLAIN, "edit in place", replaces_layer),
+            (PLAIN, "weight prepared", replaces_weight),
+            (PARTS, "edit in place", replaces_weight),
+            (PARTS, "states advanced", adds_layer),
+            (PARTS, "weight prepared", writes),
+        ),
     ],
 )
 def test_a_cell_that_spoils_the_model_fails_and_the_weights_are_loaded_again(made, wholes, tmp_path, text, place, what):

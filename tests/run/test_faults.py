@@ -23,6 +23,7 @@ from tests.support.faulty import (
     scored_lines,
     write_parts,
 )
+from tests.support.slow_cases import slow_cases
 
 SUITES = {"plain": PLAIN, "parts": PARTS, "rich": RICH, "choosing": CHOOSING}
 WRITTEN, APPENDED = ("manifest", "samples", "cache"), ("rows", "environments", "partial")
@@ -94,7 +95,10 @@ def test_runs_come_by_every_point_and_write_no_other_kind_of_file(subjects):
     assert {point for _, point in come_by} == set(POINTS)
 
 
-@pytest.mark.parametrize(("suite", "kind", "point"), WRITES)
+@pytest.mark.parametrize(
+    ("suite", "kind", "point"),
+    [*WRITES[::3], *slow_cases(*(write for number, write in enumerate(WRITES) if number % 3))],
+)
 def test_an_exception_and_then_a_kill_at_any_write_cost_no_row(suite, kind, point, subjects, tmp_path, monkeypatch):
     subject, whole, hits = subjects[suite]
     monkeypatch.setenv("LRBENCH_CACHE", str(tmp_path / "cache"))

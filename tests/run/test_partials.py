@@ -17,6 +17,7 @@ from lrbench.evaluation.sweep import sizes as memory
 from lrbench.evaluation.sweep.sweeper import Sweeper
 from lrbench.results.directory import RunDirectory
 from lrbench.run.partial_answers import RunPartials
+from tests.support.slow_cases import slow_cases
 from tests.support.suites import Heard, run, write_suite
 
 TIGHT = "frontier_memory=1.0e-7"  # GiB: a batch is a part
@@ -66,7 +67,7 @@ def kept(out):
     return sum(len(file.read_text().splitlines()) for file in (out / "partial").glob("*.jsonl"))
 
 
-@pytest.mark.parametrize("steps", [1, 5, -1])
+@pytest.mark.parametrize("steps", [5, *slow_cases(1, -1)])
 def test_an_interrupted_run_does_not_score_again_what_it_had_scored_of_each_cell(suite, whole, tmp_path, steps):
     result, all_steps = whole
     steps = steps if steps > 0 else len(all_steps)

@@ -21,6 +21,7 @@ from lrbench.run.inputs import default_directory
 from lrbench.run.runner import structure_of
 from lrbench.suite.load import load_suite
 from lrbench.tasks.load import load_tasks
+from tests.support.slow_cases import slow_cases
 from tests.support.suites import MISBEHAVING, Heard, run, write_suite
 
 
@@ -73,7 +74,9 @@ def computed(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("overrides", [[], ["frontier_memory=1.0e-7"], ["sweep.0.weights=[mlp.down, head, embed]"]])
+@pytest.mark.parametrize(
+    "overrides", [[], *slow_cases(["frontier_memory=1.0e-7"], ["sweep.0.weights=[mlp.down, head, embed]"])]
+)
 def test_the_tokens_predicted_are_those_that_a_run_computes(tmp_path, monkeypatch, computed, overrides):
     monkeypatch.setitem(memory.TOKENS, "cpu", 128)
     suite = write_suite(tmp_path)
@@ -157,7 +160,7 @@ def test_a_sweeps_cost_is_its_blocks_the_way_up_to_them_and_its_heads():
     assert whole.seconds([0, 9]) == pytest.approx(10.0)
 
 
-@pytest.mark.parametrize("mode", ["packed", "padded", "whole", "none"])
+@pytest.mark.parametrize("mode", ["packed", "none", *slow_cases("padded", "whole")])
 def test_whatever_the_model_allows_has_a_cost(mode):
     torch.set_num_threads(1)
     folder = bundled()["almanac"]

@@ -17,6 +17,7 @@ from lrbench.run.selection.document_order import Course, course_of
 from lrbench.run.selection.objective import Objective, objectives
 from lrbench.suite.load import load_suite
 from tests.run.test_select import frozen, question, write_task
+from tests.support.slow_cases import slow_cases
 from tests.support.suites import Heard, run, write_suite
 from tests.support.synthetic_run import row
 
@@ -182,7 +183,7 @@ def test_a_second_run_computes_nothing(suite, whole):
     assert (directory.path / "rows.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("share", [0.3, 0.8])
+@pytest.mark.parametrize("share", [0.8, *slow_cases(0.3)])
 def test_an_interrupted_race_does_not_score_again_what_it_had_scored_and_ends_alike(suite, whole, tmp_path, share):
     directory, _, heard = whole
     stop_at = int(share * len(heard.steps))
@@ -196,7 +197,7 @@ def test_an_interrupted_race_does_not_score_again_what_it_had_scored_and_ends_al
     assert not (tmp_path / "out" / "partial").exists()
 
 
-@pytest.mark.parametrize("rows", [3, 8])
+@pytest.mark.parametrize("rows", [8, *slow_cases(3)])
 def test_a_kill_while_the_rows_of_a_race_are_written_loses_nothing(suite, whole, tmp_path, rows):
     directory, _, _ = whole
     with pytest.raises(KeyboardInterrupt):

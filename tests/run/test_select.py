@@ -17,6 +17,7 @@ from lrbench.run.selection.choice import Candidate, choose
 from lrbench.run.selection.objective import Objective, objectives
 from lrbench.run.selection.split import split
 from lrbench.suite.load import load_suite
+from tests.support.slow_cases import slow_cases
 from tests.support.suites import MISBEHAVING, Heard, run, write_suite
 from tests.support.synthetic_run import edit, row, simple_run
 
@@ -352,7 +353,7 @@ def test_a_second_run_computes_nothing_and_the_model_checks_itself_once(suite, w
     assert all(check == checks[0] for check in checks)
 
 
-@pytest.mark.parametrize("stop_after", [1, 9, 10, 12])
+@pytest.mark.parametrize("stop_after", [10, *slow_cases(1, 9, 12)])
 def test_an_interrupted_selection_goes_on_to_the_same_rows(suite, whole, tmp_path, stop_after):
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):

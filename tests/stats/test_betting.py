@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lrbench.stats.betting import FRACTIONS, Capital, PairwiseElimination
+from tests.support.slow_cases import slow_cases
 
 ALPHA = 0.1
 
@@ -118,7 +119,9 @@ def population(rng: np.random.Generator, units: int, damages: np.ndarray) -> np.
     return np.where(right[:, None], ~spoilt, mended).astype(float)
 
 
-@pytest.mark.parametrize("damages", [np.linspace(0.0, 0.08, 8), np.r_[0.05, np.full(7, 0.08)], np.full(6, 0.05)])
+@pytest.mark.parametrize(
+    "damages", [np.linspace(0.0, 0.08, 8), *slow_cases(np.r_[0.05, np.full(7, 0.08)], np.full(6, 0.05))]
+)
 @pytest.mark.parametrize("margin", [0.0, 0.02])
 def test_the_choice_is_worse_than_the_best_by_the_margin_in_at_most_alpha_of_the_races(damages, margin):
     rng = np.random.default_rng(11)

@@ -87,6 +87,7 @@ def test_almanacs_own_text_is_joined_as_it_was_in_training(almanac):
     assert value == pytest.approx(by_hand(almanac, "<|endoftext|>".join(rows), 256), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_all_engines_give_the_same_numbers_before_and_after_an_edit(almanac):
     tasks = load_tasks([spec("almanac_text", 30), spec("almanac_tokens"), spec("almanac_agreement", 20)])
     slot = next(

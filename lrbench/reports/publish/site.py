@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import shlex
@@ -268,6 +269,7 @@ def _scores(row: Row, entry: Entry | None) -> list[tuple[str, str, dict[str, flo
     return scores
 
 
+@functools.cache
 def _vega() -> bytes:
     """Vega, Vega-Lite and vega-embed as one script, in the charts' version."""
     snippet = "window.vegaEmbed = vegaEmbed;"
