@@ -59,7 +59,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {
         "data": data, "lines": _lines, "percent": _percent, "plural": _plural, "figure": _figure, "signed": _signed,
-        "same": _same, "heads": _heads, "zip": _zip, "groupby_kept": _groups, "list_of": list, "joined": _joined,
+        "same": _same, "heads": _heads, "groupby_kept": _groups, "list_of": list, "joined": _joined,
         "split_suffix": split_suffix,
     }  # fmt: skip
     return environment
@@ -98,19 +98,15 @@ def _signed(value: float | None) -> str:
     return _figure(value) if not value or value != value or value < 0 else f"+{_figure(value)}"
 
 
-# Menu options: value, label, whether initially selected.
+# Menu options: value, label, whether initially hidden.
 
 
 def _same(values: Iterable[str]) -> list[tuple[str, str, bool]]:
-    return [(value, value or "none", True) for value in values]
-
-
-def _zip(values: Iterable[str], words: Iterable[str]) -> list[tuple[str, str, bool]]:
-    return [(value, word, True) for value, word in zip(values, words, strict=True)]
+    return [(value, value or "none", False) for value in values]
 
 
 def _heads(heads: Iterable[Head]) -> list[tuple[str, str, bool]]:
-    return [(head.name, head.whole, not head.hidden) for head in heads]
+    return [(head.column.name, head.whole, head.hidden) for head in heads]
 
 
 def _groups(items: Iterable[dict[str, Any]], key: str) -> list[list[dict[str, Any]]]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lrbench.analysis.leaderboard import Column, Entry, Leaderboard, as_number
 from lrbench.analysis.scored_run import Split
 from lrbench.analysis.table import by_model_and_split
-from lrbench.reports.render.number_format import clean, direction, headings, interval, marks, pieces, remarks, units
+from lrbench.reports.render.number_format import clean, direction, headings, interval, marks, pieces, remarks
 from lrbench.suite.roles import role_order
 
 #: Redundant columns, hidden until requested.
@@ -23,64 +23,46 @@ class Head:
     """A column.
 
     Attributes:
-        name: for toggling and sorting.
+        column: of the leaderboard; its `kind` is `text` for left-aligned columns.
         first, second: the two lines of the heading.
-        kind: the leaderboard column's kind; `text` is left-aligned.
-        task: whether it is a task's score.
         hidden: whether it is hidden until requested.
-        whole: the label in a menu.
     """
 
-    name: str
+    column: Column
     first: str
     second: str
-    kind: str
-    task: bool
     hidden: bool
-    whole: str
+
+    @property
+    def whole(self) -> str:
+        """The label in a menu."""
+        return f"{self.first} {self.second}".strip()
 
 
 @dataclass(frozen=True)
-class TableCell:
-    """A formatted value. `sort` is the sort key, a number or text; empty keys come last."""
+class TableRow:
+    """A row of the page.
 
-    text: str
-    kind: str
-    hidden: bool
-    error: str = ""
-    delta: str = ""
-    tone: str = ""
-    hint: str = ""
-    sort: str = ""
-    best: bool = False
-    tie: bool = False
+    Attributes:
+        entry: of the leaderboard.
+        page: the path of the row's own page.
+        cells: a formatted value per column; empty for a cell without scores.
+        opens: whether this is the first row of a setting.
+    """
 
-
-@dataclass(frozen=True)
-class LeaderboardRow:
-    """A row of the leaderboard. `opens` marks the first row of a setting."""
-
-    method: str
+    entry: Entry
     page: str
-    cells: list[TableCell]
-    setting: str
-    roles: list[str]
-    front: bool
-    baseline: bool
-    opens: bool
-    mode: str
+    cells: Sequence[Mapping[str, Any]] = ()
+    opens: bool = False
 
+    def text(self, name: str) -> str:
+        """A value as text."""
+        return clean(str(self.entry.values[name] or ""))
 
-@dataclass(frozen=True)
-class Failure:
-    """A cell without scores."""
-
-    page: str
-    words: tuple[str, str, str]
-    roles: list[str]
-    status: str
-    reason: str
-    mode: str
+    @property
+    def roles(self) -> list[str]:
+        """The roles of the edited weights, `other` for weights without one."""
+        return _distinct(clean(edit.role or "other") for edit in self.entry.row.edits)
 
 
 @dataclass(frozen=True)
@@ -100,16 +82,10 @@ class LeaderboardTable:
     split: Split
     first: bool
     heads: list[Head]
-    baselines: list[LeaderboardRow]
-    lines: list[LeaderboardRow]
-    failures: list[Failure]
+    baselines: list[TableRow]
+    lines: list[TableRow]
+    failures: list[TableRow]
     edited: str
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def methods(self) -> list[str]:
-        """In order of appearance."""
-        return _distinct([*(line.method for line in self.lines), *(failure.words[0] for failure in self.failures)])
 
 
 @dataclass(frozen=True)
@@ -117,46 +93,40 @@ class Page:
     """The leaderboard page: its tables and the options of its menus."""
 
     tables: list[LeaderboardTable]
-    legend: str
     marks: str
     remarks: list[str]
 
     @property
-    def methods(self) -> list[str]:
-        """Of all tables."""
-        return _distinct(method for table in self.tables for method in table.methods)
+    def models(self) -> list[tuple[str, str, bool]]:
+        """The options of the models' menu."""
+        return [(key, name, False) for key, name in {table.of_model: table.model for table in self.tables}.items()]
 
     @property
-    def models(self) -> list[tuple[str, str]]:
-        """Key and name of each model."""
-        return list({table.of_model: (table.of_model, table.model) for table in self.tables}.values())
+    def methods(self) -> list[str]:
+        """In order of appearance."""
+        return _distinct(line.text("method") for table in self.tables for line in (*table.lines, *table.failures))
 
     @property
     def modes(self) -> list[str]:
-        """Of all tables."""
-        of_lines = [line.mode for table in self.tables for line in table.lines]
-        return _distinct(filter(None, [*of_lines, *(f.mode for table in self.tables for f in table.failures)]))
+        """In order of appearance."""
+        rows = (line.entry.row for table in self.tables for line in (*table.lines, *table.failures))
+        return _distinct(row.mode for row in rows if row.mode)
 
     @property
     def settings(self) -> list[str]:
-        """Of all tables."""
-        return _distinct(line.setting for table in self.tables for line in table.lines)
+        """In order of appearance."""
+        return _distinct(line.text("setting") for table in self.tables for line in table.lines)
 
     @property
     def roles(self) -> list[str]:
-        """Of all tables, in their usual order."""
+        """In their usual order."""
         roles = _distinct(role for table in self.tables for line in table.lines for role in line.roles)
         return sorted(roles, key=role_order)
 
     @property
-    def tasks(self) -> list[Head]:
-        """Columns of tasks, of all tables."""
-        return list({head.name: head for table in self.tables for head in table.heads if head.task}.values())
-
-    @property
-    def columns(self) -> list[Head]:
-        """The other columns."""
-        return list({head.name: head for table in self.tables for head in table.heads if not head.task}.values())
+    def heads(self) -> list[Head]:
+        """The columns of all tables."""
+        return list({head.column.name: head for table in self.tables for head in table.heads}.values())
 
 
 def page(
@@ -169,60 +139,36 @@ def page(
         key_of: model's name -> anchor.
         reported: the part of the board that is reported; None: all of it.
     """
-    best, ties = board.best, board.ties
     tables: list[LeaderboardTable] = []
     for model, split in by_model_and_split([*board.entries, *board.failures]):
         part = model, split
         entries = [(index, entry) for index, entry in enumerate(board.entries) if entry.model_and_split == part]
         failures = [entry for entry in board.failures if entry.model_and_split == part]
         of_model = key_of(model)
+        others = any(table.of_model == of_model for table in tables)
         edited = {clean(str(entry.values["edited"])) for _, entry in entries if not entry.baseline}
         heads = _heads(board, [entry for _, entry in entries], same_edits=len(edited) == 1)
-        columns = {column.name: column for column in board.columns}
-        lines: list[LeaderboardRow] = []
+        lines: list[TableRow] = []
         for index, entry in entries:
-            cells = [
-                _cell(columns[head.name], head, entry, (index, head.name) in best, (index, head.name) in ties)
-                for head in heads
-            ]
-            setting = clean(str(entry.values["setting"]))
-            opens = bool(lines) and not entry.baseline and lines[-1].setting != setting
-            row_page = page_of(entry.run, entry.row.cell)
-            method = clean(str(entry.values["method"]))
-            lines.append(
-                LeaderboardRow(
-                    method,
-                    row_page,
-                    cells,
-                    setting,
-                    roles_of(entry),
-                    entry.pareto,
-                    entry.baseline,
-                    opens,
-                    entry.row.mode or "",
-                )
-            )
+            cells = [_cell(board, index, head) for head in heads]
+            setting = entry.values["setting"]
+            opens = bool(lines) and not entry.baseline and lines[-1].entry.values["setting"] != setting
+            lines.append(TableRow(entry, page_of(entry.run, entry.row.cell), cells, opens))
         tables.append(
             LeaderboardTable(
                 model=clean(model),
-                key=key_of(f"{model}-{split}") if any(table.of_model == of_model for table in tables) else of_model,
+                key=key_of(f"{model}-{split}") if others else of_model,
                 of_model=of_model,
                 split=split,
-                first=split != "validation" or not any(table.of_model == of_model for table in tables),
+                first=split != "validation" or not others,
                 heads=heads,
-                baselines=[line for line in lines if line.baseline],
-                lines=[line for line in lines if not line.baseline],
-                failures=[_failure(entry, page_of) for entry in failures],
+                baselines=[line for line in lines if line.entry.baseline],
+                lines=[line for line in lines if not line.entry.baseline],
+                failures=[TableRow(entry, page_of(entry.run, entry.row.cell)) for entry in failures],
                 edited=edited.pop() if len(edited) == 1 else "",
             )
         )
-    shown = [column for column in board.columns if not column.detail]
-    return Page(tables, units(shown), marks(board), remarks(reported or board))
-
-
-def roles_of(entry: Entry) -> list[str]:
-    """The roles of the edited weights, `other` for weights without one."""
-    return _distinct(clean(edit.role or "other") for edit in entry.row.edits)
+    return Page(tables, marks(board), remarks(reported or board))
 
 
 def _heads(board: Leaderboard, entries: Sequence[Entry], *, same_edits: bool) -> list[Head]:
@@ -232,36 +178,21 @@ def _heads(board: Leaderboard, entries: Sequence[Entry], *, same_edits: bool) ->
             continue
         if column.task and not any(entry.values[column.name] is not None for entry in entries):
             continue
-        first, second = titles[column.name]
-        heads.append(
-            Head(
-                column.name,
-                first,
-                second,
-                column.kind,
-                bool(column.task),
-                column.detail or column.subtask or column.name in _ON_REQUEST,
-                f"{first} {second}".strip(),
-            )
-        )
+        hidden = column.detail or column.subtask or column.name in _ON_REQUEST
+        heads.append(Head(column, *titles[column.name], hidden))
     return heads
 
 
-def _cell(column: Column, head: Head, entry: Entry, best: bool, tie: bool) -> TableCell:
-    value = entry.values[column.name]
+def _cell(board: Leaderboard, index: int, head: Head) -> dict[str, Any]:
+    """A formatted value; `sort` is its sort key, a number or text, and comes last if empty."""
+    column, entry = head.column, board.entries[index]
+    value, place = entry.values[column.name], (index, column.name)
     number, error, delta = pieces(column, value)
-    return TableCell(
-        text=number,
-        kind=column.kind,
-        hidden=head.hidden,
-        error=error,
-        delta=delta,
-        tone=direction(column, value),
-        hint=interval(column, value),
-        sort=_sort(entry, column),
-        best=best,
-        tie=tie,
-    )
+    return {
+        "text": number, "kind": column.kind, "hidden": head.hidden, "error": error, "delta": delta,
+        "tone": direction(column, value), "hint": interval(column, value), "sort": _sort(entry, column),
+        "best": place in board.best, "tie": place in board.ties,
+    }  # fmt: skip
 
 
 def _sort(entry: Entry, column: Column) -> str:
@@ -273,12 +204,5 @@ def _sort(entry: Entry, column: Column) -> str:
     return repr(float(number)) if number is not None else clean(value).casefold() if isinstance(value, str) else ""
 
 
-def _failure(entry: Entry, page_of: PageOf) -> Failure:
-    method, setting, edited = (clean(str(entry.values[name] or "")) for name in ("method", "setting", "edited"))
-    reason = clean(entry.row.reason or "no reason was given")
-    row_page = page_of(entry.run, entry.row.cell)
-    return Failure(row_page, (method, setting, edited), roles_of(entry), entry.row.status, reason, entry.row.mode or "")
-
-
-def _distinct(values: Any) -> list[Any]:
+def _distinct(values: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(values))
