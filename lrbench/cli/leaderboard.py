@@ -6,12 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lrbench.cli.output import write
-
-if TYPE_CHECKING:
-    from lrbench.analysis.leaderboard import Leaderboard
 
 # A copy of lrbench.reports.render.FORMATS, so that --help stays fast; a test compares them.
 _FORMATS = ("terminal", "markdown", "latex", "html", "csv", "json")
@@ -60,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         InputError: a RUN is no run directory, there is no such column, or the file cannot be written.
     """
     from lrbench.analysis.leaderboard import build
+    from lrbench.reports.render import renderer, terminal
     from lrbench.results.directory import open_run
 
     paths = {path.resolve(): path for path in reversed(args.runs)}
@@ -67,26 +65,14 @@ def run(args: argparse.Namespace) -> int:
     if args.top is not None:
         board = board.top(args.top)
     if args.output is not None:
-        write(args.output, _text(board, args.format))
+        write(args.output, renderer(args.format)(board))
         return 0
-    _print(board, args.format)
+    if args.format == "terminal":
+        terminal.show(board)
+    else:
+        sys.stdout.write(renderer(args.format)(board))
     sys.stdout.flush()  # raises BrokenPipeError here, where `main` handles it
     return 0
-
-
-def _text(board: Leaderboard, name: str) -> str:
-    from lrbench.reports.render import renderer
-
-    return renderer(name)(board)
-
-
-def _print(board: Leaderboard, name: str) -> None:
-    if name == "terminal":
-        from lrbench.reports.render.terminal import show
-
-        show(board)
-    else:
-        sys.stdout.write(_text(board, name))
 
 
 def _joined(args: Sequence[str]) -> list[str]:

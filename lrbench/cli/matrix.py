@@ -16,7 +16,6 @@ from lrbench.errors import InputError, PluginError
 if TYPE_CHECKING:
     from lrbench.reducers.ranks import RankRequest
     from lrbench.reduction.plan import Method
-    from lrbench.reduction.single_matrix import MatrixResult
 
 #: The default ranks.
 DEFAULT = ("keep", (0.75, 0.5, 0.25))
@@ -89,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         lambda: render.document(report),
         {"csv": lambda: render.csv(report), "json": lambda: render.as_json(report)},
     )
-    return _exit_code(outcomes)
+    return int(any(outcome.status == "failed" for outcome in outcomes))
 
 
 def _methods(requested: Sequence[str] | None, plugins: Sequence[str]) -> list[Method]:
@@ -116,10 +115,6 @@ def _requests(args: argparse.Namespace) -> list[RankRequest]:
     kinds = ("rank", "keep", "fraction", "energy", "error")
     kind, values = next(((kind, getattr(args, kind)) for kind in kinds if getattr(args, kind) is not None), DEFAULT)
     return [RankRequest(kind, value) for value in dict.fromkeys(values)]  # type: ignore[arg-type]
-
-
-def _exit_code(outcomes: Sequence[MatrixResult]) -> int:
-    return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
 
 
 def _number(text: str, is_valid: Callable[[float], bool], expected: str) -> float:

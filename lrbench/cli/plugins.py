@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
@@ -87,7 +88,8 @@ def run_list(args: argparse.Namespace) -> int:
     registry = _registry(args.plugin)
     width = max((len(name) for name in registry.reducers), default=0)
     for name, reducer in sorted(registry.reducers.items()):
-        say(f"{name:{width}}  {_summary(reducer)}  [{registry.source(name)}]")
+        summary = (reducer.__doc__ or "").strip().split("\n")[0]
+        say(f"{name:{width}}  {summary}  [{registry.source(name)}]")
     for broken in registry.broken:
         say(f"broken: {broken.source}: {broken.error}")
     return 0
@@ -99,7 +101,8 @@ def run_show(args: argparse.Namespace) -> int:
 
     registry = _registry(args.plugin)
     reducer = registry.get(args.name)
-    for line in (f"{args.name}  [{registry.source(args.name)}]", "", *_documentation(reducer), ""):
+    documentation = inspect.getdoc(reducer) or "No documentation."
+    for line in (f"{args.name}  [{registry.source(args.name)}]", "", *documentation.split("\n"), ""):
         say(line)
     parameters = registry.parameters(args.name)
     print("parameters" if parameters else "no parameters")
@@ -170,13 +173,3 @@ def _registry(files: list[str]) -> Registry:
     from lrbench.reducers.registry import Registry
 
     return Registry.load(files)
-
-
-def _summary(reducer: type) -> str:
-    return (reducer.__doc__ or "").strip().split("\n")[0]
-
-
-def _documentation(reducer: type) -> list[str]:
-    import inspect
-
-    return (inspect.getdoc(reducer) or "No documentation.").split("\n")

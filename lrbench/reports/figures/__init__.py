@@ -1,4 +1,5 @@
 """Figures as Altair charts: one module per kind of figure, each with a function from plain records to a chart.
+Each raises InputError if Altair is not installed.
 
 Altair and vl-convert come with `pip install 'lrbench[figures]'`. Charts are saved as SVG, PNG, PDF, or a self-contained
 page; neither writing nor showing them needs a network.

@@ -18,14 +18,10 @@ _MOST_COLUMNS = 4
 
 @dataclass(frozen=True)
 class Bar:
-    """One correlation.
+    """One correlation: a panel per figure and outcome, a line per role, a colour per scope.
 
     Attributes:
-        figure, outcome: the panel.
-        role: the cells' role, one line each.
-        scope: which cells are compared; one colour each.
-        rho: the correlation.
-        low, high: the ends of its interval, or None.
+        low, high: the ends of the interval, or None.
         cells, weights: the numbers of cells and of different sets of edited weights.
     """
 
@@ -57,14 +53,7 @@ def bars(prediction: DamagePrediction, *, with_model: bool = False) -> list[Bar]
 
 
 def chart(bars: Sequence[Bar]) -> Any:
-    """The chart, with outcomes down and predictors across if they fit.
-
-    Args:
-        bars: not empty.
-
-    Raises:
-        InputError: Altair is not installed.
-    """
+    """The chart of at least one bar, with outcomes down and predictors across if they fit."""
     alt = altair()
     values = [
         {**asdict(bar), "panel": f"{bar.figure} → {bar.outcome}", "interval": _interval(bar.low, bar.high)}

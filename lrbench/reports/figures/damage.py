@@ -36,15 +36,7 @@ class DamagePoint:
 
 
 def chart(cells: Sequence[DamagePoint], figure: str, damage: str) -> Any:
-    """The chart.
-
-    Args:
-        cells: not empty.
-        figure, damage: titles of the axes.
-
-    Raises:
-        InputError: Altair is not installed.
-    """
+    """The chart of at least one cell; `figure` and `damage` are the titles of the axes."""
     alt = altair()
     methods = list(dict.fromkeys(cell.method for cell in cells))
     sizes = sorted(abs(cell.damage) for cell in cells if cell.damage)

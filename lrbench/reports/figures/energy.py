@@ -39,15 +39,7 @@ def _panel(group: str, members: Sequence[SlotSpectrum]) -> str:
 
 
 def chart(spectra: Sequence[SlotSpectrum], model: str) -> Any:
-    """The chart.
-
-    Args:
-        spectra: at least one of a non-zero matrix.
-        model: for the title.
-
-    Raises:
-        InputError: Altair is not installed.
-    """
+    """The chart of spectra, at least one of them of a non-zero matrix; `model` is for the title."""
     alt = altair()
     points = records(spectra)
     panels = list(dict.fromkeys(point["role"] for point in points))

@@ -49,11 +49,7 @@ def records(cells: Sequence[CellError]) -> list[dict[str, Any]]:
 
 
 def chart(cells: Sequence[CellError]) -> Any:
-    """The chart: error and ratio to the optimum against keep; a whisker spans the cells of a point.
-
-    Raises:
-        InputError: Altair is not installed.
-    """
+    """The chart: error and ratio to the optimum against keep; a whisker spans the cells of a point."""
     alt = altair()
     points = records(cells)
     methods = list(dict.fromkeys(cell.method for cell in cells))

@@ -52,15 +52,11 @@ def _step(layers: int) -> int:
 
 
 def chart(changes: Sequence[Change], unit: str, better: str = "higher") -> Any:
-    """The chart.
+    """The chart of at least one change.
 
     Args:
-        changes: not empty.
         unit: the score and its unit, for the legend.
         better: `higher` or `lower`; worse values are orange.
-
-    Raises:
-        InputError: Altair is not installed.
     """
     alt = altair()
     most = limit(changes)

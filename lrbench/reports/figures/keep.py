@@ -83,9 +83,6 @@ def chart(points: Sequence[Point]) -> Any:
 
     Args:
         points: not empty; all with the same kind of axis. On a logarithmic axis, the error is that of the logarithm.
-
-    Raises:
-        InputError: Altair is not installed.
     """
     alt = altair()
     scale_of_values, axis_of_values = alt.Scale(zero=False, padding=8), alt.Axis()

@@ -30,15 +30,7 @@ class LayerPoint:
 
 
 def chart(weights: Sequence[LayerPoint], title: str) -> Any:
-    """The chart.
-
-    Args:
-        weights: not empty.
-        title: of the axis.
-
-    Raises:
-        InputError: Altair is not installed.
-    """
+    """The chart of at least one weight; `title` is that of the axis."""
     alt = altair()
     whole = alt.Axis(format="d", tickMinStep=1)
     across = alt.X("layer:Q", title="layer", axis=whole, scale=alt.Scale(nice=False, padding=8))

@@ -12,14 +12,7 @@ PANEL = 380
 
 
 def chart(cells: Sequence[ScreenedCell]) -> Any:
-    """The chart; predictions on the dotted line are exact.
-
-    Args:
-        cells: not empty.
-
-    Raises:
-        InputError: Altair is not installed.
-    """
+    """The chart of at least one cell; predictions on the dotted line are exact."""
     alt = altair()
     methods = list(dict.fromkeys(cell.method for cell in cells))
     chosen, look = by_method(methods, opacity=(0.75, 0.08))

@@ -23,11 +23,7 @@ class CellTime:
 
 
 def chart(cells: Sequence[CellTime]) -> Any:
-    """The chart, on a logarithmic axis.
-
-    Raises:
-        InputError: Altair is not installed.
-    """
+    """The chart of at least one cell, on a logarithmic axis."""
     alt = altair()
     by_method: dict[str, list[float]] = {}
     for cell in cells:

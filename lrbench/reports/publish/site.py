@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lrbench._version import __version__
-from lrbench.analysis.damage import DamagePrediction, predictions, weight_hashes
+from lrbench.analysis.damage import predictions, weight_hashes
 from lrbench.analysis.leaderboard import Entry, Leaderboard, build, run_names
 from lrbench.analysis.score import Measurement
 from lrbench.analysis.screening_accuracy import screened_cells
@@ -26,7 +26,7 @@ from lrbench.reports.render import FORMATS, renderer
 from lrbench.reports.render import damage as damage_words
 from lrbench.reports.render.number_format import clean
 from lrbench.results.directory import RunDirectory
-from lrbench.results.rows import Row
+from lrbench.results.rows import Row, Score
 from lrbench.system.environment import in_words
 
 #: Format -> suffix of its file, where they differ.
@@ -113,7 +113,7 @@ class _Site:
         }
         for name in pages.ASSETS:
             self.files[f"assets/{name}"] = pages.asset(name)
-        self._downloads: list[tuple[str, list[tuple[str, str, str]]]] = []
+        self._downloads: dict[str, list[tuple[str, str, str]]] = {}
         self._tables()
         self._run_files()
         progress("figures")
@@ -122,12 +122,7 @@ class _Site:
         progress("rows")
         self._row_pages()
         self._page("runs.html", "runs.html", runs=self._runs, provenance=provenance, row_page=self._row_page)
-        sized = [
-            (heading, [(name, description, _size(len(self.files[name]))) for name, description, _ in entries])
-            for heading, entries in self._downloads
-            if entries
-        ]
-        self._page("downloads.html", "downloads.html", groups=sized)
+        self._page("downloads.html", "downloads.html", groups=self._downloads.items())
 
     def _page(self, name: str, template: str, **values: Any) -> None:
         self.files[name] = pages.render(template, name.count("/"), page=name, **self._common, **values)
@@ -135,10 +130,7 @@ class _Site:
     def _offer(self, heading: str, name: str, description: str, content: bytes) -> None:
         """A file to download, listed under a heading."""
         self.files[f"downloads/{name}"] = content
-        groups = dict(self._downloads)
-        if heading not in groups:
-            self._downloads.append((heading, groups.setdefault(heading, [])))
-        groups[heading].append((f"downloads/{name}", description, ""))
+        self._downloads.setdefault(heading, []).append((f"downloads/{name}", description, _size(len(content))))
 
     def _tables(self) -> None:
         descriptions = {
@@ -148,11 +140,10 @@ class _Site:
             "latex": "a booktabs table (LaTeX)",
             "html": "a single self-contained table (HTML)",
         }
-        for form in FORMATS:
-            if form in descriptions:
-                text = renderer(form)(self._reported)
-                name = f"leaderboard.{_SUFFIXES.get(form, form)}"
-                self._offer("Leaderboard", name, descriptions[form], text.encode("utf-8", "replace"))
+        for form in filter(descriptions.get, FORMATS):
+            text = renderer(form)(self._reported)
+            name = f"leaderboard.{_SUFFIXES.get(form, form)}"
+            self._offer("Leaderboard", name, descriptions[form], text.encode("utf-8", "replace"))
         if self._choosing is None:
             return
         for form in ("csv", "json"):
@@ -201,7 +192,17 @@ class _Site:
         }
         self._page("figures.html", "figures.html", figures=[_shown(figure) for figure in of_board], looks=themes)
         if of_damage:
-            self._damage_page(of_damage, themes)
+            damaged = [(prediction, [_shown(figure) for figure in drawn]) for prediction, drawn in of_damage]
+            self._page("damage.html", "damage.html", sections=damaged, looks=themes, words=damage_words)
+            for form, description, text in (
+                ("csv", "every correlation, a line each (CSV)", damage_words.csv(self._predictions)),
+                (
+                    "json",
+                    "the same with every cell's figures and damage (JSON)",
+                    damage_words.as_json(self._predictions),
+                ),
+            ):
+                self._offer("Spectra and damage", f"damage.{form}", description, text.encode("utf-8", "replace"))
         if spectra:
             sections = [(spectrum, [_shown(figure) for figure in drawn]) for spectrum, drawn in of_spectra]
             keys = Names()
@@ -209,17 +210,6 @@ class _Site:
                 name = f"spectrum-{keys(spectrum.model, spectrum.model, spectrum.weight_hash)}.json"
                 self._offer("Spectra and damage", name, f"spectrum of {clean(spectrum.model)}", spectrum.text.encode())
             self._page("spectrum.html", "spectrum.html", sections=sections, looks=themes, words=_words)
-
-    def _damage_page(
-        self, drawn: Sequence[tuple[DamagePrediction, list[charts.Figure]]], looks: Mapping[str, Any]
-    ) -> None:
-        sections = [(prediction, [_shown(figure) for figure in of_model]) for prediction, of_model in drawn]
-        self._page("damage.html", "damage.html", sections=sections, looks=looks, words=damage_words)
-        for form, description, text in (
-            ("csv", "every correlation, a line each (CSV)", damage_words.csv(self._predictions)),
-            ("json", "the same with every cell's figures and damage (JSON)", damage_words.as_json(self._predictions)),
-        ):
-            self._offer("Spectra and damage", f"damage.{form}", description, text.encode("utf-8", "replace"))
 
     def _row_page(self, run: str, cell: str) -> str:
         return f"rows/{self._rows(cell, run, cell)}.html"
@@ -254,19 +244,14 @@ def _shown(figure: charts.Figure) -> dict[str, Any]:
     }
 
 
-def _scores(row: Row, entry: Entry | None) -> list[tuple[str, str, dict[str, float | int | None]]]:
-    """(task, metric, figures) of a row, with differences from the baseline where known."""
-    scores = []
-    for task, metrics in row.scores.items():
-        for metric, score in metrics.items():
-            known = entry.metrics.get(task, {}).get(metric) if entry is not None else None
-            delta = known if isinstance(known, Measurement) and row.reducer is not None else None
-            figures_of = {
-                "value": score.value, "stderr": score.stderr, "n": score.n,
-                "delta": delta.delta if delta else None, "delta_stderr": delta.delta_stderr if delta else None,
-            }  # fmt: skip
-            scores.append((task, metric, figures_of))
-    return scores
+def _scores(row: Row, entry: Entry | None) -> list[tuple[str, str, Score, Measurement | None]]:
+    """(task, metric, score, its difference from the baseline where known) of a row."""
+    measured = entry.metrics if entry is not None and row.reducer is not None else {}
+    return [
+        (task, metric, score, measured.get(task, {}).get(metric))
+        for task, metrics in row.scores.items()
+        for metric, score in metrics.items()
+    ]
 
 
 @functools.cache
