@@ -172,17 +172,12 @@ def _matches(
         sides.append(([ours], runs[0].scores(first)[0]))
         groups.append(document_groups)
     contrasts = Contrasts(sides, groups, runs[1].leaves)
-    cell_contrasts = [
-        list(_contrasts(runs, pair[0], pair[1], pair[2], place, contrasts)) for place, pair in enumerate(pairs)
-    ]
-    columns = dict.fromkeys((c.task, c.metric) for cell in cell_contrasts for c in cell)
-    for task, metric in columns:
-        places = [
-            (i, j)
-            for i, cell in enumerate(cell_contrasts)
-            for j, c in enumerate(cell)
-            if (c.task, c.metric) == (task, metric)
-        ]
+    cell_contrasts = [list(_contrasts(runs, *pair, place, contrasts)) for place, pair in enumerate(pairs)]
+    metrics: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for i, cell in enumerate(cell_contrasts):
+        for j, c in enumerate(cell):
+            metrics.setdefault((c.task, c.metric), []).append((i, j))
+    for places in metrics.values():
         values = [cell_contrasts[i][j] for i, j in places]
         adjusted = holm([c.difference.p_value if c.difference is not None else None for c in values])
         for (i, j), c, p in zip(places, values, adjusted, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from lrbench.analysis.score import Measurement, requested_tasks, with_difference
@@ -152,7 +153,7 @@ class ScoredRun:
         return self._groups.get(task) or self.subtasks.get(task) or [task]
 
     def baseline_of(self, row: Row) -> Row | None:
-        """The baseline that `row` is with_difference with, of the same seed if possible."""
+        """The baseline to compare a row with, of the same seed if possible."""
         baselines = [
             other
             for other in self.rows.values()
@@ -199,7 +200,43 @@ class ScoredRun:
 
     def measure(self, lines: Sequence[ScoredLine]) -> list[dict[str, dict[str, Measurement]]]:
         """All metrics of each line, with differences from its baseline, intervals and tests."""
-        return _LineMeasurement(self, lines).all()
+        baselines = [None if line.baseline else self.baseline_of(line.row) for line in lines]
+        scores: dict[str, ByDocument] = {}
+        groups: dict[str, Mapping[str, Mapping[int, Hashable]]] = {}
+        # Baselines without other lines are read too, because they set the chance level.
+        for base in (*baselines, *(line.row for line in lines if line.baseline)):
+            if base is not None and base.cell not in scores:
+                scores[base.cell], groups[base.cell] = self.scores(base)
+        contrasts = Contrasts(
+            [
+                ([self.scores(row)[0] for row in line.rows], scores[base.cell]) if base is not None else None
+                for line, base in zip(lines, baselines, strict=True)
+            ],
+            [groups[base.cell] if base is not None else {} for base in baselines],
+            self.leaves,
+        )
+        return [
+            self._measured(line, base, partial(contrasts.difference, place))
+            for place, (line, base) in enumerate(zip(lines, baselines, strict=True))
+        ]
+
+    def _measured(
+        self, line: ScoredLine, base: Row | None, difference_of: Callable[[str, str, float], Difference | None]
+    ) -> dict[str, dict[str, Measurement]]:
+        measured: dict[str, dict[str, Measurement]] = {}
+        for task, metrics in line.row.scores.items():
+            for metric in metrics:
+                measurement = _over_seeds(
+                    [row.scores[task][metric] for row in line.rows if metric in row.scores.get(task, {})]
+                )
+                of_baseline = base.scores.get(task, {}).get(metric) if base is not None else None
+                if any(self.stopped(row, task) for row in line.rows):
+                    of_baseline = None  # the two scores come from different documents
+                if of_baseline is not None and math.isfinite(measurement.value - of_baseline.value):
+                    delta = measurement.value - of_baseline.value
+                    measurement = with_difference(measurement, delta, difference_of(task, metric, delta))
+                measured.setdefault(task, {})[metric] = measurement
+        return measured
 
 
 def _split(row: Row) -> str | None:
@@ -260,47 +297,6 @@ class Contrasts:
             result = dict(zip(comparable, differences(list(comparable.values()), metric, task), strict=True))
             self._differences[key] = [result.get(place) for place in range(len(self._pairs))]
         return self._differences[key]
-
-
-class _LineMeasurement:
-    """Measures lines against their baselines."""
-
-    def __init__(self, run: ScoredRun, lines: Sequence[ScoredLine]) -> None:
-        self.run, self.lines = run, lines
-        self.baselines = [None if line.baseline else run.baseline_of(line.row) for line in lines]
-        scores: dict[str, ByDocument] = {}
-        groups: dict[str, Mapping[str, Mapping[int, Hashable]]] = {}
-        for base in (
-            *self.baselines,
-            *(line.row for line in lines if line.baseline),
-        ):  # the latter set the chance level
-            if base is not None and base.cell not in scores:
-                scores[base.cell], groups[base.cell] = run.scores(base)
-        pairs: list[tuple[Sequence[ByDocument], ByDocument] | None] = []
-        for line, base in zip(lines, self.baselines, strict=True):
-            pairs.append(None if base is None else ([run.scores(row)[0] for row in line.rows], scores[base.cell]))
-        of_lines = [groups[base.cell] if base is not None else {} for base in self.baselines]
-        self.contrasts = Contrasts(pairs, of_lines, run.leaves)
-
-    def all(self) -> list[dict[str, dict[str, Measurement]]]:
-        return [self._measured(place) for place in range(len(self.lines))]
-
-    def _measured(self, place: int) -> dict[str, dict[str, Measurement]]:
-        line, base = self.lines[place], self.baselines[place]
-        measured: dict[str, dict[str, Measurement]] = {}
-        for task, metrics in line.row.scores.items():
-            for metric in metrics:
-                over_seeds = [row.scores[task][metric] for row in line.rows if metric in row.scores.get(task, {})]
-                measurement = _over_seeds(over_seeds)
-                of_baseline = base.scores.get(task, {}).get(metric) if base is not None else None
-                if any(self.run.stopped(row, task) for row in line.rows):
-                    of_baseline = None  # the two scores come from different documents
-                if of_baseline is not None and math.isfinite(measurement.value - of_baseline.value):
-                    delta = measurement.value - of_baseline.value
-                    difference = self.contrasts.difference(place, task, metric, delta)
-                    measurement = with_difference(measurement, delta, difference)
-                measured.setdefault(task, {})[metric] = measurement
-        return measured
 
 
 def _over_seeds(scores: Sequence[Score]) -> Measurement:

@@ -1,5 +1,7 @@
 """The command line: one module per verb, each with `add_parser(subparsers)` and `run(args) -> exit code`.
 
+For bad input, `run` raises an `LrbenchError`, which `main` prints in one line.
+
 Verbs import heavy modules only when they run, so that `lrbench --help` is fast.
 """
 

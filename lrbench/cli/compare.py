@@ -29,11 +29,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints or writes the comparison.
-
-    Raises:
-        InputError: a RUN is no run directory, their number is wrong, no row has the hash, or FILE cannot be written.
-    """
+    """Prints or writes the comparison."""
     from lrbench.analysis.comparison import compare_rows, compare_runs
     from lrbench.reports.render import comparison as render
     from lrbench.results.directory import open_run

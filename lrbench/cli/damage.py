@@ -38,11 +38,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints or writes the correlations.
-
-    Raises:
-        InputError: a RUN or FILE cannot be read, FILE belongs to other weights, or no correlation can be drawn.
-    """
+    """Prints or writes the correlations."""
     from lrbench.analysis.damage import predictions, weight_hashes
     from lrbench.analysis.leaderboard import build
     from lrbench.analysis.spectrum_file import read_all

@@ -40,11 +40,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the export and prints its path and size.
-
-    Raises:
-        InputError: no such run or cell, the recomputed edit differs from the scored one, or DIR is occupied.
-    """
+    """Writes the export and prints its path and size."""
     if args.run_directory.is_file():
         raise InputError(f"{args.run_directory}: a file; give the run's directory, {args.run_directory.parent}")
     from lrbench.export.dense import write_dense

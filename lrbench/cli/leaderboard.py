@@ -51,11 +51,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints or writes the table.
-
-    Raises:
-        InputError: a RUN is no run directory, there is no such column, or the file cannot be written.
-    """
+    """Prints or writes the table."""
     from lrbench.analysis.leaderboard import build
     from lrbench.reports.render import renderer, terminal
     from lrbench.results.directory import open_run

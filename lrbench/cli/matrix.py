@@ -52,11 +52,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Reduces the matrix and writes the table; returns 1 if a reducer failed.
-
-    Raises:
-        InputError: the file, a reducer, a plugin or the device cannot be used.
-    """
+    """Reduces the matrix and writes the table; returns 1 if a reducer failed."""
     from lrbench.analysis.spectra import figures_of, singular_values
     from lrbench.linalg import in_range, times_power
     from lrbench.models.load import choose_device

@@ -24,11 +24,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Merges the runs and prints a summary.
-
-    Raises:
-        InputError: the runs cannot be merged; nothing is written.
-    """
+    """Merges the runs and prints a summary."""
     from lrbench.results.merge import merge
 
     say(merge(args.runs, args.out).summary())

@@ -31,11 +31,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the site and prints its path.
-
-    Raises:
-        InputError: a RUN or FILE cannot be read, Altair is missing, or DIR cannot be used.
-    """
+    """Writes the site and prints its path."""
     from rich.console import Console
 
     from lrbench.reports.publish import publish

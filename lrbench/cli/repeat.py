@@ -8,11 +8,7 @@ from pathlib import Path
 
 
 def run(args: argparse.Namespace) -> int:
-    """Repeats a run in another directory; returns 0 if all results are bit-identical, else 1.
-
-    Raises:
-        InputError: RUN is no run or cannot be repeated, or an option would change it.
-    """
+    """Repeats a run in another directory; returns 0 if all results are bit-identical, else 1."""
     import torch
 
     from lrbench.cli.execution import INTERRUPTED, execute

@@ -44,11 +44,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures the spectra and writes the table and the figure.
-
-    Raises:
-        InputError: the model, a layer, a weight or a file cannot be used.
-    """
+    """Measures the spectra and writes the table and the figure."""
     from lrbench.analysis.claims import claims
     from lrbench.models.load import load
     from lrbench.reports import figures

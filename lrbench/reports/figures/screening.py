@@ -7,6 +7,7 @@ from typing import Any
 
 from lrbench.analysis.screening_accuracy import ScreenedCell
 from lrbench.reports.figures import altair, by_method, facets
+from lrbench.reports.render.number_format import clean
 
 PANEL = 380
 
@@ -14,7 +15,7 @@ PANEL = 380
 def chart(cells: Sequence[ScreenedCell]) -> Any:
     """The chart of at least one cell; predictions on the dotted line are exact."""
     alt = altair()
-    methods = list(dict.fromkeys(cell.method for cell in cells))
+    methods = list(dict.fromkeys(clean(cell.method) for cell in cells))
     chosen, look = by_method(methods, opacity=(0.75, 0.08))
     tooltip = [
         *(alt.Tooltip(f"{name}:N") for name in ("method", "setting", "edited")),
@@ -25,7 +26,11 @@ def chart(cells: Sequence[ScreenedCell]) -> Any:
     across = alt.X("predicted:Q", title="predicted change of log-loss, nats a document", scale=scale, axis=axis)
     up = alt.Y("measured:Q", title="measured", scale=scale, axis=axis)
     values = [
-        {name: getattr(cell, name) for name in ("choice", "method", "setting", "edited", "predicted", "measured")}
+        {
+            **{name: clean(getattr(cell, name)) for name in ("choice", "method", "setting", "edited")},
+            "predicted": cell.predicted,
+            "measured": cell.measured,
+        }
         for cell in cells
     ]
     base = alt.Chart()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -96,16 +96,8 @@ def of_screening(cells: Sequence[ScreenedCell], names: Names) -> list[Figure]:
             "screened out were not scored and are missing here."
         )
         title = "Screening: predicted against measured"
-        safe = [
-            replace(
-                cell, choice=clean(cell.choice), method=clean(cell.method), setting=clean(cell.setting),
-                edited=clean(cell.edited),
-            )
-            for cell in of_model
-        ]  # fmt: skip
-        drawn.append(
-            Figure(names(f"screening-{model}"), clean(model), title, caption, screening.chart(safe), screening.PANEL)
-        )
+        key, chart = names(f"screening-{model}"), screening.chart(of_model)
+        drawn.append(Figure(key, clean(model), title, caption, chart, screening.PANEL))
     return drawn
 
 
