@@ -16,7 +16,7 @@ def run(args: argparse.Namespace) -> int:
     from lrbench.errors import InputError
     from lrbench.reports.render.repetition import lines
     from lrbench.results.directory import open_run
-    from lrbench.run.repeat import asked_of, compare_repetition
+    from lrbench.run.repeat import compare_repetition, settings_of
 
     for value, option in (
         (args.overrides, "--set"), (args.limit, "--limit"), (args.dtype, "--dtype"),
@@ -25,15 +25,15 @@ def run(args: argparse.Namespace) -> int:
         if value:
             raise InputError(f"--from-manifest repeats a run unchanged; leave {option} out")
     first = open_run(args.from_manifest)
-    original = asked_of(first, [Path(file) for file in args.plugin], lambda message: say(message, sys.stderr))
-    suite = original.again.suite
+    original = settings_of(first, [Path(file) for file in args.plugin], lambda message: say(message, sys.stderr))
+    suite = original.reopened.suite
     out = args.out or Path("results") / "local" / f"{suite.name}-{suite.hash}-again"
     if out.resolve() == first.path.resolve():
         raise InputError(f"--out {out} is the run to repeat; choose another directory")
     if original.threads is not None:
         torch.set_num_threads(original.threads)  # the order of summation depends on the number of threads
     result = execute(
-        suite, original.again.registry, out, args, engine=args.engine or original.engine, device=original.device
+        suite, original.reopened.registry, out, args, engine=args.engine or original.engine, device=original.device
     )
     if result is None:
         return INTERRUPTED

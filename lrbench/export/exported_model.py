@@ -16,7 +16,7 @@ from lrbench.models.slots import Inventory, WeightSlot
 from lrbench.reduction.reduced_weight import Reduction
 from lrbench.results.directory import RunDirectory
 from lrbench.results.rows import Edit, Row
-from lrbench.run.recompute import CellAgain
+from lrbench.run.recompute import RecomputedCell
 from lrbench.suite.load import ModelSpec
 
 
@@ -76,7 +76,7 @@ class ExportedModel:
         return [reduction.edit for reduction in self.reductions]
 
     @classmethod
-    def of_cell(cls, again: CellAgain, run: RunDirectory, made: str) -> ExportedModel:
+    def of_cell(cls, again: RecomputedCell, run: RunDirectory, made: str) -> ExportedModel:
         """The edited model of a recomputed cell."""
         name, folder = _place(again.spec)
         delta = None
@@ -94,7 +94,7 @@ class ExportedModel:
             slots=again.cell.slots,
             reductions=again.reductions,
             row=again.row,
-            suite=again.asked,
+            suite=again.resolved_suite,
             environment=run.environments().get(again.row.environment, {}),
             made=made,
         )

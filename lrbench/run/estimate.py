@@ -1,4 +1,4 @@
-"""Predicts what a run of a suite would compute, and about how long it would take. No cell is scored."""
+"""Predicts what a run of a suite would compute, and about how long it would take, without scoring a cell."""
 
 from __future__ import annotations
 
@@ -28,19 +28,20 @@ from lrbench.system.text import one_line
 
 @dataclass(frozen=True)
 class Prediction:
-    """The predicted cost of one model's part of a run. Seconds are wall time on the device probed.
+    """The predicted cost of one model's part of a run. Seconds are wall time on the probed device.
 
     Attributes:
-        machine: on which this was measured, in words.
-        to_score, scored: cells without a row, and cells that have one.
-        composed: the most cells that compositions try, those with a row included; not in `to_score`, but in the time.
+        machine: a description of the machine that this was measured on.
+        to_score, scored: the number of cells without and with a row.
+        composed: the maximum number of cells that compositions try, including those with a row. Counted in the time,
+            but not in `to_score`.
         requests: log-likelihood requests of a cell.
         sweep: the cost of one cell's requests.
         block_tokens: positions times blocks of the whole sweep.
-        setup_seconds: loading, building requests, self-check: measured, not predicted.
-        reduce_seconds: decomposing the weights, with the checks of what the reducers return.
+        setup_seconds: loading, building requests and the self-check; measured, not predicted.
+        reduce_seconds: decomposing the weights and checking the results.
         score_seconds: the sweep.
-        not_timed: what the run also does, and the time leaves out.
+        not_timed: work that the times exclude.
     """
 
     machine: str
@@ -71,31 +72,31 @@ def probe(
     trust_remote_code: bool = False,
     notify: Callable[[str], None],
 ) -> Prediction:
-    """Loads a model, builds the requests, and times a little of what a run would do.
+    """Loads a model, builds the requests, and times samples of a run's work.
 
     Args:
-        out: the run's directory; cells that have a row there would not be scored again.
-        trust_remote_code: as for a run.
-        notify: told what takes a while.
+        out: the run's directory; cells with a row there are not scored again.
+        trust_remote_code: as `run_suite`.
+        notify: called with one line before slow steps.
 
     Raises:
-        InputError: the model or the tasks cannot be had, or the directory's rows cannot be read.
+        InputError: the model or the tasks cannot be loaded, or the directory's rows cannot be read.
     """
     started = time.perf_counter()
     model_run = open_model(ModelSetup(suite, spec, built, "sweep", device, trust_remote_code, notify))
-    model_run.engine.describe()  # has it check itself
+    model_run.engine.describe()  # makes the engine's self-check
     setup_seconds = time.perf_counter() - started
-    plan, engine, more = model_run.plan, model_run.engine, {}
+    plan, engine, definition = model_run.plan, model_run.engine, {}
     if suite.select is not None:
         split = split_of(suite.select, engine.requests)
         engine = engine.restricted(split.validation)
-        more = {"race": suite.race.resolved()} if suite.race is not None else {}
-    keys = model_run.keys(plan, engine, more)
+        definition = {"race": suite.race.resolved()} if suite.race is not None else {}
+    keys = model_run.keys(plan, engine, definition)
     rows = RunDirectory(out).rows()
     missing = [cell for cell in plan.cells if keys[cell] not in rows and not cell.skip and not cell.failure]
     notify("timing some of the work")
     sweep = cost(cast(SweepEngine, engine))
-    sweeps = [missing, *_composed(model_run)]
+    sweeps = [missing, *_composition_sweeps(model_run)]
     first_blocks = [[cell.first_block or 0 for cell in cells] for cells in sweeps]
     reduce_seconds, failures = _time_reductions(sweeps, suite.seed, model_run.base)
     to_reduce = [cell for cells in sweeps for cell in cells]
@@ -125,20 +126,20 @@ def probe(
     )
 
 
-def _composed(model_run: ModelRun) -> list[list[Cell]]:
-    """The cells that compositions try, block by block, as if no edit were accepted.
+def _composition_sweeps(model_run: ModelRun) -> list[list[Cell]]:
+    """The cells that compositions try at each level, as if no edit were accepted.
 
-    An accepted edit is not reduced again. Each objective tries its own cells, except in the first block, where all try
-    the same.
+    Accepted edits are not reduced again. Every choice tries cells of its own, except at the first level, where all
+    choices try the same.
     """
-    levels: list[list[Cell]] = []
+    sweeps: list[list[Cell]] = []
     for composition in model_run.compositions:
         assert model_run.suite.select is not None
         choices = len(objectives(model_run.engine.requests, model_run.tasks.named, model_run.suite.select.on))
         for level in range(len(composition.levels)):
             cells = [cell for cell in composition.trials(None, level) if not cell.skip and not cell.failure]
-            levels += [cells] * (choices if level else 1)
-    return levels
+            sweeps += [cells] * (choices if level else 1)
+    return sweeps
 
 
 def _time_reductions(
@@ -146,7 +147,7 @@ def _time_reductions(
 ) -> tuple[float, dict[str, None]]:
     """Seconds to reduce all cells, and the failures.
 
-    Each method is timed at all its ranks on one slot of each shape; other slots of the shape take as long.
+    Each method is timed at all its ranks on one slot of each shape, and its time taken for the other slots.
     """
     reductions = CellReducer(seed, WhiteInputs(), base)
     timed: dict[object, float] = {}
@@ -169,7 +170,7 @@ def _time_reductions(
 
 
 def _reduce(reductions: CellReducer, group: Sequence[Cell], failures: dict[str, None]) -> float:
-    """Seconds to reduce cells of one slot and to make the matrices that take its place."""
+    """Seconds to reduce cells of one slot and to compute the matrices that replace it."""
     started = time.perf_counter()
     for _, outcome in reductions.reduce_group(group):
         if isinstance(outcome, LrbenchError):
@@ -180,7 +181,7 @@ def _reduce(reductions: CellReducer, group: Sequence[Cell], failures: dict[str, 
 
 
 def _equal_ranks(cell: Cell) -> Cell:
-    """A cell that takes as long to reduce: instead of an allocation, the same fraction kept of each slot."""
+    """A cell that takes as long to reduce, with the same `keep` for each slot instead of an allocation."""
     if cell.allocation is None:
         return cell
     assert cell.request is not None

@@ -1,4 +1,4 @@
-"""What a run starts from: its suite, its reducers, its directory."""
+"""The inputs of a run: its suite, its reducers and its directory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lrbench.tasks.names import unknown
 
 
 def default_directory(suite: Suite) -> Path:
-    """Where a suite's run is kept, unless told otherwise; relative to the working directory."""
+    """The default directory of a suite's run, relative to the working directory."""
     return Path("results") / "local" / f"{suite.name}-{suite.hash}"
 
 
@@ -24,10 +24,10 @@ def read_suite(
     limit: int | None = None,
     dtype: str | None = None,
 ) -> Suite:
-    """`load_suite`, and refuses tasks that no file defines, before lm-eval is imported.
+    """As `load_suite`, and refuses unknown tasks without importing lm-eval.
 
     Raises:
-        InputError: as `load_suite`, or a task is unknown; at the suite's line.
+        InputError: as `load_suite`; or no file defines a task, at the suite's line.
     """
     suite = load_suite(source, overrides, limit=limit, dtype=dtype)
     places = {spec.task: spec.path for spec in reversed(suite.tasks)}
@@ -40,13 +40,13 @@ def read_suite(
 def load_registry(
     files: Iterable[str | Path], notify: Callable[[str], None], classes: Iterable[type[Reducer]] = ()
 ) -> Registry:
-    """The installed reducers, those in plugin files, and classes that no plugin offers.
+    """The installed reducers, those in plugin files, and reducer classes.
 
     Args:
-        notify: told which of the named files cannot be loaded, and why.
+        notify: called with one line for each of the files that cannot be loaded.
 
     Raises:
-        PluginError: a file is not there, or a file or class takes a name already taken.
+        PluginError: a file is missing, or a file or class takes a name already taken.
     """
     named = [*map(Path, files)]
     registry = Registry.load(named, classes)

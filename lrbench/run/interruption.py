@@ -1,4 +1,4 @@
-"""^C during a run: once ends it after the cell at work, twice at once."""
+"""^C during a run: the first ends it after the cell under way, the second at once."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ def stopped_by_signals(
     note: Callable[[str], None],
     numbers: Sequence[int] = (signal.SIGINT, signal.SIGTERM),
 ) -> Iterator[None]:
-    """^C once asks a run to stop after what is at work, twice stops it at once.
+    """The first ^C requests a stop after the cell under way; the second one stops the run at once.
 
-    What ends a job on a cluster (SIGTERM) stops it at once, too: there the time left is short, and no one knows how
-    short. It is treated as ^C all the same, so that the terminal is left in order and the way on is said. Where others
-    compute, it is as ^C in that, too: many cells are under way, and the scheduler can be told to send it in time.
+    SIGTERM, by which a scheduler ends a job, stops the run at once, because the remaining time is short and unknown. It
+    raises KeyboardInterrupt as ^C does, so that the terminal is left in order and the message says how to continue. If
+    workers compute, SIGTERM acts as the first ^C: many cells are under way, and the scheduler can be configured to send
+    it in time.
 
-    Signals are handled in a process's main thread alone; elsewhere, nothing is changed.
+    Python handles signals only in the main thread; in other threads nothing is changed.
 
     Args:
-        numbers: of the signals; their handlers are put back afterwards.
+        numbers: the signals; their handlers are restored afterwards.
     """
 
     def interrupted(number: int, _frame: Any) -> None:
         at_once = number == signal.SIGTERM and executor.here
-        if at_once or stop.asked:
+        if at_once or stop.requested:
             raise KeyboardInterrupt
-        if not stop.at_work:  # nothing to finish, though the weights are still held to their hash
-            stop.asked = True
+        stop.requested = True
+        if not stop.at_work:  # there is no cell to finish; the weights are still verified
             raise Interrupted
-        stop.asked = True
         executor.stop()
-        with suppress(RuntimeError):  # the signal may have come in the middle of printing
+        with suppress(RuntimeError):  # the signal may have interrupted printing
             note("finishing what is at work; ^C again stops now")
 
     if threading.current_thread() is not threading.main_thread():

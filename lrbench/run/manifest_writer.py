@@ -1,4 +1,4 @@
-"""What a run was asked to do, and with what: `manifest.json`."""
+"""Writes `manifest.json`: what a run was to do, and with which models, reducers and tasks."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Part:
 
     Attributes:
         name: as `Selection.share`.
-        engine: on these documents alone.
-        setting: what the hashes of their cells are made of beside the cells themselves.
+        engine: bound to these documents.
+        setting: what defines the rows on these documents beside the cells themselves.
     """
 
     name: str
@@ -37,19 +37,19 @@ class Part:
     setting: Mapping[str, Any]
 
 
-class Manifest:
-    """A run's manifest, kept on disk model by model.
+class ManifestWriter:
+    """Writes a run's manifest, one model after the other.
 
-    What an earlier run of the same suite wrote about a model stays until this one comes to it, so that a run that
-    fails on the way takes nothing from the tables.
+    A model's entry by an earlier run of the same suite stays until this run reaches the model, so that a run that fails
+    removes nothing from the tables.
     """
 
     def __init__(self, directory: RunDirectory, suite: Suite, methods: Sequence[Method], registry: Registry) -> None:
         self._directory = directory
         earlier = directory.manifest() if directory.manifest_file.exists() else {}
         labels = [spec.display_name for spec in suite.models]
-        kept = {model["label"]: model for model in earlier.get("models", ())}
-        self._models: dict[str, dict[str, Any]] = {label: kept[label] for label in labels if label in kept}
+        entries = {model["label"]: model for model in earlier.get("models", ())}
+        self._models: dict[str, dict[str, Any]] = {label: entries[label] for label in labels if label in entries}
         self._labels = labels
         self._begun: set[str] = set()
         self._content: dict[str, Any] = {
@@ -75,26 +75,27 @@ class Manifest:
         at_work: bool,
         part: Part | None = None,
     ) -> None:
-        """Writes what is known of a model before its cells are scored, or before some of them are.
+        """Writes a model's entry before its cells, or some of them, are scored.
 
-        The first call for a model begins its list of cells anew, the others add to it.
+        The first call for a model begins its list of cells anew; further calls add to it.
 
         Args:
-            setting: what all its cells' hashes are made of beside the cells themselves.
-            cells: hashes of all its cells, in the order of the plan.
-            calibration: where a reducer needs one.
-            base: where updates are reduced.
-            at_work: the engine has cells to score; else the entry of the one that scored them stays.
-            part: of which documents the cells are, where not of all that the suite names.
+            engine: bound to the requests of all tasks.
+            setting: what defines the rows beside the cells themselves.
+            cells: hashes of the cells, in the order of the plan.
+            calibration: None if no reducer needs one.
+            base: the model before fine-tuning, if updates are reduced.
+            at_work: whether the engine has cells to score; else the description of the earlier engine stays.
+            part: the documents that the cells are scored on, if they are not all of the suite's.
         """
         earlier = self._models.get(loaded.label, {})
         cells = [*(earlier["cells"] if loaded.label in self._begun else ()), *cells]
         self._begun.add(loaded.label)
         parts = dict(earlier.get("parts") or {})
         if part is not None:
-            known = parts.get(part.name)
-            of_part = part.engine.describe() if at_work or known is None else known["engine"]
-            parts[part.name] = {"engine": of_part, "setting": dict(part.setting)}
+            entry = parts.get(part.name)
+            described = part.engine.describe() if at_work or entry is None else entry["engine"]
+            parts[part.name] = {"engine": described, "setting": dict(part.setting)}
         self._models[loaded.label] = {
             "label": loaded.label,
             **loaded.source,
@@ -114,7 +115,7 @@ class Manifest:
         self._write()
 
     def update_engine(self, loaded: LoadedModel, engine: BaseEngine, part: str | None = None) -> None:
-        """Writes what is known of an engine after it has scored: what it had to do without shows only then."""
+        """Writes an engine's description after it has scored, when its fallbacks are known."""
         entry = self._models[loaded.label]
         (entry if part is None else entry["parts"][part])["engine"] = engine.describe()
         self._write()

@@ -1,4 +1,4 @@
-"""One model's share of a run: what its cells have in common, and their rows, one after the other."""
+"""A loaded model in a run: reduces and scores its cells, and makes their rows."""
 
 from __future__ import annotations
 
@@ -108,20 +108,21 @@ class ModelRun:
         return CellReducer(self.suite.seed, self.calibration, self.base)
 
     def keys(
-        self, plan: Plan, engine: BaseEngine | None = None, more: Mapping[str, Any] | None = None
+        self, plan: Plan, engine: BaseEngine | None = None, definition: Mapping[str, Any] | None = None
     ) -> dict[Cell, str]:
-        """The hash of each cell, by which its row is known; on an engine's requests, or on all.
+        """The hash of each cell, which names its row.
 
         Args:
-            more: what else defines the rows.
+            engine: bound to the requests; None for all requests of the suite.
+            definition: what defines the rows beside the cell and the requests.
         """
-        setting = self.setting(engine) | dict(more or {})
+        setting = self.setting(engine) | dict(definition or {})
         return {cell: cell.digest(**setting, **definition_of(cell, self.calibration, self.base)) for cell in plan.cells}
 
     def setting(self, engine: BaseEngine | None = None) -> dict[str, Any]:
-        """What defines a result beside the cell itself, on an engine's requests, or on all.
+        """What defines a row beside the cell: the model, its options, the seed, and an engine's requests (None: all).
 
-        What a suite leaves out is left out, so that its hashes stay.
+        Options that a suite leaves out are left out, so that new options do not change its hashes.
         """
         loaded, spec, inference = self.loaded, self.spec, self.suite.inference
         attention = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
@@ -142,12 +143,19 @@ class ModelRun:
         }
 
     def intact(self) -> bool:
-        """Whether the weights are, to the last bit, those that were loaded; else calibration is thrown away."""
+        """Whether the weights are bit-identical to the loaded ones. If not, discards the calibration statistics."""
         if weight_hash(self.loaded.model) == self.loaded.weight_hash:
             return True
         if self.calibration is not None:
             self.calibration.distrust()
         return False
+
+    def environment_of(self, engine: BaseEngine) -> dict[str, Any]:
+        """The hardware, versions and settings that an engine of this model scores with."""
+        memory = self.suite.frontier_memory
+        return environment(
+            self.loaded.device, engine=engine.name, batch_size=engine.lm.batch_size, frontier_memory=memory
+        )
 
     def connect(self, engine: BaseEngine, answers: AnswerStorage, report: Callable[[Step], None]) -> RunPartials | None:
         """Records the environment and connects partial-answer storage. Call before the first row.
@@ -158,17 +166,14 @@ class ModelRun:
         Returns:
             The storage; None if each worker has an environment of its own.
         """
-        memory = self.suite.frontier_memory
-        here = environment(
-            self.loaded.device, engine=engine.name, batch_size=engine.lm.batch_size, frontier_memory=memory
-        )
-        self.environment = here["hash"]
-        partials = answers.in_environment(here)
+        own = self.environment_of(engine)
+        self.environment = own["hash"]
+        partials = answers.in_environment(own)
         engine.partials, engine.report = partials, report
         return partials
 
     def given_up(self, cell: Cell, key: str, reason: str) -> Scored:
-        """The row of a cell that nobody could finish."""
+        """The failed row of a cell that no worker could finish."""
         return Scored(self._row(cell, key, "failed", reason=reason))
 
     def rows(
@@ -217,36 +222,36 @@ class ModelRun:
                 yield from scoring.rows()
         yield from scoring.rows()
 
-    def _scored(self, cell: Cell, reductions: Sequence[Reduction], scored: Outcome, *, measure: bool) -> Scored:
+    def _scored(self, cell: Cell, reductions: Sequence[Reduction], outcome: Outcome, *, measure: bool) -> Scored:
         measured: dict[str, Any] = {
             "edits": [reduction.edit for reduction in reductions],
             "calibrate_seconds": sum(reduction.calibrate_seconds for reduction in reductions),
             "decompose_seconds": sum(reduction.seconds for reduction in reductions),
             "allocate_seconds": sum(reduction.allocate_seconds for reduction in reductions),
-            "evaluate_seconds": scored.seconds,
+            "evaluate_seconds": outcome.seconds,
         }
         if cell.method is not None:
-            beside = self.base.extra_parameters(cell.slots) if self.base is not None else None
-            measured |= sizes(cell.slots, reductions, self.numbers, beside)
+            extra = self.base.extra_parameters(cell.slots) if self.base is not None else None
+            measured |= sizes(cell.slots, reductions, self.numbers, extra)
         else:
             measured |= {"keep_targets": 1.0, "keep_model": 1.0, "compression_ratio": 1.0}
-        if scored.error is not None:
-            return Scored(self._row(cell, scored.cell, "failed", reason=str(scored.error), **measured))
+        if outcome.error is not None:
+            return Scored(self._row(cell, outcome.cell, "failed", reason=str(outcome.error), **measured))
         if measure and "inference" in self.suite.measure:
             try:
-                with self.integrity.guarded(scored.cell):
+                with self.integrity.guarded(outcome.cell):
                     measured["inference"] = measure_inference(self.loaded.model, cell.slots, reductions)
-            except FOREIGN as error:  # factors are foreign code, and memory may run out: this cell's failure alone
+            except FOREIGN as error:  # a reducer's factors, or out of memory: only this cell fails
                 if isinstance(error, SpoiltModelError):
                     raise
                 reason = error if isinstance(error, LrbenchError) else f"measuring its speed failed: {one_line(error)}"
-                return Scored(self._row(cell, scored.cell, "failed", reason=str(reason), **measured))
-        return Scored(self._row(cell, scored.cell, "ok", scores=scored.scores, **measured), scored.samples)
+                return Scored(self._row(cell, outcome.cell, "failed", reason=str(reason), **measured))
+        return Scored(self._row(cell, outcome.cell, "ok", scores=outcome.scores, **measured), outcome.samples)
 
     def _load_again(self, engine: BaseEngine, change: str) -> None:
         """Restores the original weights after a change was left in them."""
         self.setup.notify(f"{self.loaded.label}: {change}; its weights are loaded again")
-        # An adapter is merged where it was merged before: another device rounds otherwise.
+        # An adapter is merged on the same device as before, because another device rounds otherwise.
         device = "cpu" if self.spec.adapter is None else str(self.loaded.device)
         fresh = load(self.spec, device=device, trust_remote_code=self.setup.trust_remote_code)
         self.integrity.restore(fresh.model, self.loaded.weight_hash)
@@ -303,7 +308,7 @@ def tasks_of(suite: Suite) -> TaskSet:
     """The suite's tasks.
 
     Raises:
-        SuiteError: one cannot be loaded, or a derived column is made of what is none; at the suite's line.
+        SuiteError: a task cannot be loaded, or a derived column names an unknown task; at the suite's line.
     """
     try:
         tasks = load_tasks(suite.tasks, suite.task_paths)
@@ -322,30 +327,30 @@ def tasks_of(suite: Suite) -> TaskSet:
 
 @dataclass(frozen=True)
 class _Editing:
-    """Puts a cell's reductions in place, each time it is called. Raises SpoiltModelError where that leaves a trace."""
+    """A context in which the model is edited by a cell's reductions. Raises SpoiltModelError if a change remains."""
 
-    share: ModelRun
+    model_run: ModelRun
     key: str
     cell: Cell
     reductions: Sequence[Reduction]
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        share = self.share
+        run = self.model_run
         with (
-            share.integrity.guarded(self.key),
-            in_place(share.loaded.model, self.cell.slots, self.reductions, share.suite.inference),
+            run.integrity.guarded(self.key),
+            in_place(run.loaded.model, self.cell.slots, self.reductions, run.suite.inference),
         ):
             yield
 
 
 def _chosen(edits: Sequence[Edit]) -> dict[str, Any]:
-    """What a reducer chose for itself: a value that all edits share as it is, else the different ones in one text."""
-    values: dict[str, set[Any]] = {}
+    """The parameters that a reducer chose itself: the value if all edits agree, else the different values as a text."""
+    chosen: dict[str, set[Any]] = {}
     for edit in edits:
         for name, value in edit.chosen.items():
-            values.setdefault(name, set()).add(value)
+            chosen.setdefault(name, set()).add(value)
     return {
-        name: next(iter(found)) if len(found) == 1 else ", ".join(sorted(map(str, found)))
-        for name, found in values.items()
+        name: next(iter(values)) if len(values) == 1 else ", ".join(sorted(map(str, values)))
+        for name, values in chosen.items()
     }

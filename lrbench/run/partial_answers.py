@@ -1,4 +1,4 @@
-"""Answers to parts of the requests, kept in a run's directory, so that a kill loses one cell's part at most."""
+"""Partial answers of unfinished cells in a run's directory, so that a killed run loses at most one part of a cell."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from lrbench.evaluation.interface import Partial
 from lrbench.results.directory import BLOCK, RunDirectory
 from lrbench.results.rows import Row
 
-#: of an environment, what changes how requests are divided, and no answer
+#: Keys of an environment that change how requests are divided, but no answer.
 _DIVIDING = ("hash", "frontier_memory")
 
 _PARTIAL = TypeAdapter(Partial)
 
 
 class AnswerStorage:
-    """Where a run stores answers to parts of the requests, for each environment that gives them.
+    """Stores partial answers, separately for each environment that computes them.
 
     Args:
-        requests: what defines the queries and their order, as plain JSON.
+        requests: the definition of the queries and their order, as plain JSON.
         stored: called after every write.
     """
 
     def __init__(self, directory: RunDirectory, requests: Any, stored: Callable[[], None] | None = None) -> None:
         self._directory, self._requests, self._stored = directory, requests, stored
-        self._of: dict[str, RunPartials] = {}
+        self._storages: dict[str, RunPartials] = {}
 
     def in_environment(self, environment: dict[str, Any]) -> RunPartials:
-        """The storage of one environment (as `system.environment.environment` makes it), which is recorded."""
+        """The storage of one environment, which is recorded; see `lrbench.system.environment.environment`."""
         key = environment["hash"]
-        if key not in self._of:
+        if key not in self._storages:
             self._directory.add_environment(environment)
-            self._of[key] = RunPartials(self._directory, self._requests, environment, self._stored)
-        return self._of[key]
+            self._storages[key] = RunPartials(self._directory, self._requests, environment, self._stored)
+        return self._storages[key]
 
 
 class RunPartials:
-    """What the unfinished cells of one run were answered.
+    """Partial answers of a run's unfinished cells in one environment.
 
-    A row names one environment. So answers count only where they were given in this one, and to the same requests in
-    the same order; others are left alone, and their cells scored anew.
+    A row names one environment. So answers are reused only if they were computed in this environment, to the same
+    requests in the same order. Others are ignored, and their cells scored anew.
 
     Args:
-        requests: what defines the queries and their order, as plain JSON.
-        environment: as `lrbench.system.environment.environment` makes it.
-        kept: called whenever something was kept.
+        requests: the definition of the queries and their order, as plain JSON.
+        environment: see `lrbench.system.environment.environment`.
+        stored: called after every write.
     """
 
     def __init__(
@@ -58,43 +58,43 @@ class RunPartials:
         directory: RunDirectory,
         requests: Any,
         environment: dict[str, Any],
-        kept: Callable[[], None] | None = None,
+        stored: Callable[[], None] | None = None,
     ) -> None:
-        self._directory, self._kept = directory, kept
-        here = {key: value for key, value in environment.items() if key not in _DIVIDING}
-        self._made = hashlib.sha256(json.dumps([requests, here]).encode()).hexdigest()[:16]
+        self._directory, self._stored = directory, stored
+        defining = {key: value for key, value in environment.items() if key not in _DIVIDING}
+        self._made = hashlib.sha256(json.dumps([requests, defining]).encode()).hexdigest()[:16]
 
     def read(self, cell: str) -> list[Partial]:
-        """All that was kept of a cell, as far as it still holds."""
-        found = []
+        """The reusable partial answers of a cell."""
+        partials = []
         for entry in self._directory.partial(cell):
             if isinstance(entry, dict) and entry.pop("made", None) == self._made:
                 try:
                     partial = _PARTIAL.validate_python(entry)
-                except ValidationError:  # it only costs a repetition
+                except ValidationError:  # the answers are computed again
                     continue
                 if len(partial.queries) == len(partial.loglikelihoods) == len(partial.greedy):
-                    found.append(partial)
-        return found
+                    partials.append(partial)
+        return partials
 
     def add(self, cell: str, partial: Partial) -> None:
-        """Keeps more of a cell; it is on disk when this returns."""
+        """Stores a partial answer of a cell; it is on disk when this returns."""
         self._directory.add_partial(cell, {"made": self._made, **asdict(partial)})
-        if self._kept is not None:
-            self._kept()
+        if self._stored is not None:
+            self._stored()
 
     def scored(self, cell: str) -> tuple[Row, list[dict[str, Any]]] | None:
-        """The row and per-document scores that `keep` was given for a cell, where they still hold."""
+        """The row and per-document scores that `add_scored` stored for a cell; None if they cannot be reused."""
         for entry in self._directory.partial(_block(cell)):
             if isinstance(entry, dict) and entry.get("made") == self._made:
                 try:
                     return Row.model_validate(entry["row"]), list(entry["samples"])
-                except (ValidationError, KeyError, TypeError):  # it only costs a repetition
+                except (ValidationError, KeyError, TypeError):  # the answers are computed again
                     continue
         return None
 
-    def keep(self, cell: str, row: Row, samples: list[dict[str, Any]]) -> None:
-        """Keeps a cell's row on some documents, which is part of another row; it is on disk when this returns."""
+    def add_scored(self, cell: str, row: Row, samples: list[dict[str, Any]]) -> None:
+        """Stores a cell's row on some documents, a part of a later row; it is on disk when this returns."""
         entry = {"made": self._made, "row": row.model_dump(mode="json", by_alias=True), "samples": samples}
         self._directory.drop_partial(_block(cell))
         self._directory.add_partial(_block(cell), entry)

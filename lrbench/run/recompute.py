@@ -1,8 +1,8 @@
-"""From a run's directory to its cells again: the model loaded, one cell's weights reduced, and both held to the row.
+"""Recomputes a cell from a run's directory: loads the model, reduces the cell's weights, and compares with the row.
 
-A run's directory is enough: its manifest holds the resolved suite, where its relative paths led, and what its hashes
-are made of. What is computed again must be the cell, not something like it: weights, configuration, code and
-parameters by their hashes, errors and sizes by their values.
+The directory suffices: its manifest holds the resolved suite, the absolute paths, and what defines the hashes of cells.
+The result must be the same cell: weights, configuration, code and parameters are compared by hash, errors and sizes by
+value.
 """
 
 from __future__ import annotations
@@ -30,34 +30,34 @@ from lrbench.results.manifest import Manifest, ModelEntry, PartEntry, parse
 from lrbench.results.rows import Edit, Row
 from lrbench.suite.load import BASE, ModelSpec, Suite, suite_again
 
-#: How far an error may be from the row's: another machine sums in another order.
+#: Relative tolerance of errors: other machines sum in another order.
 TOLERANCE = 1e-3
 
 _SHOWN = 5
 
 
 def _silent(message: str) -> None:
-    """Says nothing."""
+    """Ignores a message."""
 
 
 @dataclass(frozen=True)
-class CellAgain:
-    """A cell computed again.
+class RecomputedCell:
+    """A cell that was computed again.
 
     Attributes:
-        row: as the run wrote it.
-        suite: the run's.
-        asked: the same as plain data, as the manifest has it.
-        spec: its model, as the suite names it.
+        row: the run's row.
+        suite: the run's suite.
+        resolved_suite: the same as plain data, from the manifest.
+        spec: the model, as the suite gives it.
         loaded: the model, with its original weights.
-        cell: what is edited.
+        cell: the cell.
         reductions: one for each of the cell's slots.
-        base: what they are updates of, and how the suite names it; None where they stand in for the weights.
+        base: the model before fine-tuning, if updates are reduced.
     """
 
     row: Row
     suite: Suite
-    asked: Mapping[str, Any]
+    resolved_suite: Mapping[str, Any]
     spec: ModelSpec
     loaded: LoadedModel
     cell: Cell
@@ -66,8 +66,8 @@ class CellAgain:
 
 
 @dataclass(frozen=True)
-class SuiteAgain:
-    """A run's suite, and its reducers built from the code that is here now."""
+class ReopenedSuite:
+    """A run's manifest and suite, and its reducers, built from the present code."""
 
     manifest: Manifest
     suite: Suite
@@ -77,48 +77,49 @@ class SuiteAgain:
 
 def reopen(
     run: RunDirectory, plugins: Iterable[Path], notify: Callable[[str], None], *, with_tasks: bool = True
-) -> SuiteAgain:
-    """The suite of a run, from its manifest.
+) -> ReopenedSuite:
+    """Reads the suite of a run from its manifest.
 
     Args:
-        plugins: files, instead of those that the run was given.
-        notify: told which files and folders of the run's are code, before it is run.
-        with_tasks: whether its task folders must be there.
+        plugins: plugin files, instead of the run's.
+        notify: called with the files and folders of the run that hold code, before any is run.
+        with_tasks: whether the task folders must exist.
 
     Raises:
-        InputError: no manifest, or not one that a suite can be read from; a plugin, model or task folder is gone.
+        InputError: there is no manifest, no suite can be read from it, or a plugin, model or task folder is missing.
     """
     manifest = parse(run.manifest())
     if not manifest.suite:
         raise InputError(f"{run.manifest_file}: holds no suite; run the suite again, its rows are kept")
-    data, given = dict(manifest.suite), [Path(entry.file) for entry in manifest.reducers if entry.file is not None]
+    data = dict(manifest.suite)
+    files = [Path(entry.file) for entry in manifest.reducers if entry.file is not None]
     plugins = list(plugins)
     if plugins:
-        data["plugins"], given = [], []
+        data["plugins"], files = [], []
     suite = suite_again(data, run.manifest_file, manifest.paths, with_tasks=with_tasks)
-    code = dict.fromkeys(map(str, [*suite.plugins, *plugins, *given, *suite.task_paths]))
+    code = dict.fromkeys(map(str, [*suite.plugins, *plugins, *files, *suite.task_paths]))
     if code:
         notify(f"{run.path}: runs the code in {', '.join(code)}")
-    registry = Registry.load([*suite.plugins, *plugins, *given])
-    return SuiteAgain(manifest, suite, registry, tuple(methods(suite, registry)))
+    registry = Registry.load([*suite.plugins, *plugins, *files])
+    return ReopenedSuite(manifest, suite, registry, tuple(methods(suite, registry)))
 
 
 def find_row(run: RunDirectory, prefix: str) -> Row:
     """The row of the cell whose hash begins with `prefix`.
 
     Raises:
-        InputError: there is none, or there are several: names those there are.
+        InputError: no cell or several match; names some that exist.
     """
     rows = run.rows()
-    found = [row for key, row in rows.items() if key.startswith(prefix)]
-    if len(found) == 1:
-        return found[0]
-    problem = f"{len(found)} cells begin with" if found else "no cell begins with"
-    edited = [row for row in found or rows.values() if row.reducer is not None]
-    known = ", ".join(f"{row.cell[:10]} ({_in_words(row)})" for row in edited[:_SHOWN])
+    matches = [row for key, row in rows.items() if key.startswith(prefix)]
+    if len(matches) == 1:
+        return matches[0]
+    problem = f"{len(matches)} cells begin with" if matches else "no cell begins with"
+    edited = [row for row in matches or rows.values() if row.reducer is not None]
+    examples = ", ".join(f"{row.cell[:10]} ({_in_words(row)})" for row in edited[:_SHOWN])
     more = f" and {len(edited) - _SHOWN} more" if len(edited) > _SHOWN else ""
     listing = f"; `lrbench leaderboard {run.path} --format csv` lists them" if more else ""
-    raise InputError(f"{run.path}: {problem} {prefix!r}; there are {known or 'no edited cells'}{more}{listing}")
+    raise InputError(f"{run.path}: {problem} {prefix!r}; there are {examples or 'no edited cells'}{more}{listing}")
 
 
 def compute_again(
@@ -130,22 +131,21 @@ def compute_again(
     device: str | None = None,
     other_code: bool = False,
     trust_remote_code: bool = False,
-) -> CellAgain:
-    """Loads a cell's model and reduces the cell's weights again, by the run's own suite and seed.
+) -> RecomputedCell:
+    """Loads a cell's model and reduces the cell's weights again, with the run's suite and seed.
 
     Args:
         run: where the cell was scored.
-        prefix: of the cell's hash.
-        plugins: files, instead of those that the run was given.
-        notify: told which of the run's files are code, before it is run.
+        prefix: the beginning of the cell's hash.
+        plugins, notify: as `reopen`.
         device: instead of the suite's.
+        other_code: accept another version of reducers and lrbench than the run's; the results must still be the row's.
         trust_remote_code: lets a model whose suite asks for it run its repository's own code.
-        other_code: accept reducers, and an lrbench, other than the run's; what they give must still be the row's.
 
     Raises:
-        InputError: no such cell, or one that was never scored; model, configuration, parameters or code are not those
-            of the run; what was computed is not what the row says. One line, which says what differs.
-        ReducerError: a reducer fails now.
+        InputError: there is no such cell, or it was never scored; the model, the configuration, the parameters or the
+            code are not the run's; or the results differ from the row. Names the difference.
+        ReducerError: the reducer fails now.
     """
     row = find_row(run, prefix)
     _refuse_unscored(run, row)
@@ -180,9 +180,9 @@ def compute_again(
     [(_, outcome)] = CellReducer(again.suite.seed, calibration, base).reduce_group([_as_allocated(cell, row)])
     if isinstance(outcome, LrbenchError):
         raise outcome
-    for mine, theirs in zip(_in_order([r.edit for r in outcome]), _in_order(row.edits), strict=True):
-        _check_edit(mine, theirs)
-    return CellAgain(row, again.suite, again.manifest.suite, spec, loaded, cell, tuple(outcome), base)
+    for edit, original in zip(_in_order([r.edit for r in outcome]), _in_order(row.edits), strict=True):
+        _check_edit(edit, original)
+    return RecomputedCell(row, again.suite, again.manifest.suite, spec, loaded, cell, tuple(outcome), base)
 
 
 def _refuse_unscored(run: RunDirectory, row: Row) -> None:
@@ -206,14 +206,14 @@ def _check_code(manifest: Manifest, method: Method) -> None:
 
 def _check_model(loaded: LoadedModel, entry: ModelEntry) -> None:
     dtype = str(loaded.dtype).removeprefix("torch.")
-    for what, then, now in (
+    for name, then, now in (
         ("dtype", entry.dtype, dtype),
         ("weights (SHA-256)", entry.weight_hash, loaded.weight_hash),
         ("configuration (SHA-256)", entry.config_hash, loaded.config_hash),
     ):
         if then != now:
             raise ModelError(
-                f"{loaded.label}: its {what} is {now[:16]}, in the run it was {str(then)[:16]}; "
+                f"{loaded.label}: its {name} is {now[:16]}, in the run it was {str(then)[:16]}; "
                 "bring the run's model back"
             )
 
@@ -230,27 +230,26 @@ def _check_base(base: Base, entry: ModelEntry) -> None:
 def _cell_of(row: Row, cells: Sequence[Cell], seed: int) -> Cell:
     weights = {edit.weight for edit in row.edits}
     for cell in cells:
-        same = cell.method is not None and cell.method.label == row.label and cell.requested == row.requested
-        same = same and cell.allocation == row.allocation
-        same = same and (seed if cell.seed is None else cell.seed) == row.seed
-        if same and {slot.name for slot in cell.slots} == weights:
+        label = cell.method.label if cell.method is not None else None
+        settings = label, cell.requested, cell.allocation, seed if cell.seed is None else cell.seed
+        if settings == (row.label, row.requested, row.allocation, row.seed) and weights == {s.name for s in cell.slots}:
             return cell
     raise InputError(f"cell {row.cell[:10]}: the suite no longer makes it from this model; run the suite again")
 
 
 def _composed(row: Row, rows: Mapping[str, Row], method: Method, loaded: LoadedModel) -> Cell:
-    """The composition that a row is of: the edits that its decisions accepted, at the ranks of their own rows."""
+    """The composition of a row: the edits that its decisions accepted, with the ranks of their own rows."""
     if row.selection is None or row.selection.decisions is None:
         raise InputError(f"cell {row.cell[:10]}: a step of a composition; choose the row on test that came of it")
-    accepted = [one for one in row.selection.decisions if one.accepted]
+    accepted = [decision for decision in row.selection.decisions if decision.accepted]
     slots = {slot.name: slot for slot in loaded.inventory.slots}
-    missing = next((one for one in accepted if one.cell not in rows or one.weight not in slots), None)
-    if missing is not None or not accepted:
-        why = "it is the baseline" if not accepted else "rows that it was decided by are gone"
-        raise InputError(f"cell {row.cell[:10]}: {why}; choose another")
-    edited = tuple(slots[one.weight] for one in accepted)
-    asked = [item for one in accepted for item in rows[one.cell].requested.items()]
-    requests = tuple(RankRequest(kind, value) for kind, value in asked)  # type: ignore[arg-type]
+    missing = any(decision.cell not in rows or decision.weight not in slots for decision in accepted)
+    if missing or not accepted:
+        reason = "it is the baseline" if not accepted else "rows that it was decided by are gone"
+        raise InputError(f"cell {row.cell[:10]}: {reason}; choose another")
+    edited = tuple(slots[decision.weight] for decision in accepted)
+    requested = [item for decision in accepted for item in rows[decision.cell].requested.items()]
+    requests = tuple(RankRequest(kind, value) for kind, value in requested)  # type: ignore[arg-type]
     return Cell(
         method, GREEDY, edited, first_block=first_block_of(edited, len(loaded.inventory.blocks)),
         seed=row.seed if method.reducer.randomized else None, requests=requests,
@@ -258,13 +257,13 @@ def _composed(row: Row, rows: Mapping[str, Row], method: Method, loaded: LoadedM
 
 
 def _as_allocated(cell: Cell, row: Row) -> Cell:
-    """The cell with the ranks that its row says were shared out, so that they are not looked for again."""
+    """The cell with the ranks that were allocated in its row, so that they are not allocated again."""
     if cell.allocation is None:
         return cell
-    given = {edit.weight: edit.allocated for edit in row.edits}
+    ranks = {edit.weight: edit.allocated for edit in row.edits}
     requests = []
     for slot in cell.slots:
-        allocated = given[slot.name]
+        allocated = ranks[slot.name]
         if allocated is None:
             raise InputError(f"cell {row.cell[:10]}: its row does not say which rank {slot.name} was given")
         requests.append(WHOLE if allocated == "whole" else RankRequest("rank", allocated))
@@ -275,21 +274,21 @@ def _in_order(edits: Iterable[Edit]) -> list[Edit]:
     return sorted(edits, key=lambda edit: edit.weight)
 
 
-def _check_edit(mine: Edit, theirs: Edit) -> None:
+def _check_edit(edit: Edit, original: Edit) -> None:
     for name in ("weight", "shape", "rank", "stored_numbers", "stored_as"):
-        now, then = getattr(mine, name), getattr(theirs, name)
+        now, then = getattr(edit, name), getattr(original, name)
         if now != then:
-            raise InputError(f"{theirs.weight}: {name} is {now}, in the row it is {then}; {_NOT_THE_CELL}")
-    if not math.isclose(mine.relative_error, theirs.relative_error, rel_tol=TOLERANCE, abs_tol=1e-6):
+            raise InputError(f"{original.weight}: {name} is {now}, in the row it is {then}; {_OTHER_RESULT}")
+    if not math.isclose(edit.relative_error, original.relative_error, rel_tol=TOLERANCE, abs_tol=1e-6):
         raise InputError(
-            f"{theirs.weight}: the relative error is {mine.relative_error:.6g}, in the row it is "
-            f"{theirs.relative_error:.6g}; {_NOT_THE_CELL}"
+            f"{original.weight}: the relative error is {edit.relative_error:.6g}, in the row it is "
+            f"{original.relative_error:.6g}; {_OTHER_RESULT}"
         )
 
 
-_NOT_THE_CELL = "other versions or another device compute another edit: run the suite again here"
+_OTHER_RESULT = "other versions or another device compute another edit: run the suite again here"
 
 
 def _in_words(row: Row) -> str:
-    where = row.edits[0].weight if len(row.edits) == 1 else f"{len(row.edits)} weights"
-    return " ".join(filter(None, (row.method, row.setting, where if row.edits else "")))
+    weights = row.edits[0].weight if len(row.edits) == 1 else f"{len(row.edits)} weights"
+    return " ".join(filter(None, (row.method, row.setting, weights if row.edits else "")))

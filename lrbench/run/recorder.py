@@ -1,4 +1,4 @@
-"""What a run writes while it runs, and what it tells: rows, counts, progress."""
+"""Writes, counts and reports rows while a run scores them."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from lrbench.reduction.plan import Cell, Plan
 from lrbench.results.directory import RunDirectory
 from lrbench.results.rows import Row, Selection
 from lrbench.run.cell_scoring import Scored
-from lrbench.run.manifest_writer import Manifest, Part
+from lrbench.run.manifest_writer import ManifestWriter, Part
 from lrbench.run.model_run import ModelRun
 from lrbench.run.partial_answers import AnswerStorage, RunPartials
 
 
 class Progress(Protocol):
-    """Hears what a run does, as it does it."""
+    """Called with each step of a run."""
 
     def note(self, message: str) -> None:
-        """Something happens that takes a while, or that the user should know."""
+        """Called before slow steps, and with what the user should know."""
 
     def planned(self, model: str, cells: int, reused: int, tasks: Mapping[str, Sequence[str]]) -> None:
-        """A model's cells are known, how many are there already, and what the suite's tasks stand for."""
+        """A model's cells are planned; `reused` of them have a row. `tasks` maps the suite's tasks to single tasks."""
 
     def scoring(self, step: Step) -> None:
-        """A cell was answered some requests."""
+        """The engine has answered some requests of a cell."""
 
     def finished(self, row: Row) -> None:
         """A row was written."""
@@ -36,13 +36,13 @@ class Progress(Protocol):
 
 @dataclass
 class RunResult:
-    """What a run did.
+    """The counts of a run.
 
     Attributes:
-        computed: cells worked on now, whatever became of them.
-        reused: cells that had a row.
-        failed, skipped: such rows of the whole plan, new and old.
-        interrupted: it ended before its last cell.
+        computed: rows that this run wrote, failed and skipped ones included.
+        reused: cells that had a row before.
+        failed, skipped: rows of the whole plan with this status, new and old.
+        interrupted: whether the run ended before its last cell.
     """
 
     directory: RunDirectory
@@ -54,7 +54,7 @@ class RunResult:
     interrupted: bool = False
 
     def count(self, rows: Iterable[Row], *, new: bool) -> None:
-        """Adds rows of the plan."""
+        """Counts rows of the plan."""
         for row in rows:
             self.computed += new
             self.reused += not new
@@ -63,8 +63,8 @@ class RunResult:
 
     def summary(self) -> str:
         """One line for the terminal."""
-        worked = self.computed or self.interrupted
-        parts = [f"{self.computed} cells done in {self.seconds:.0f} s"] if worked else ["nothing to compute"]
+        any_work = self.computed or self.interrupted
+        parts = [f"{self.computed} cells done in {self.seconds:.0f} s"] if any_work else ["nothing to compute"]
         if self.reused:
             parts.append(f"{self.reused} already there")
         if self.skipped:
@@ -75,10 +75,10 @@ class RunResult:
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run ends before its last cell, on demand; the rows of all finished cells are on disk.
+    """A run was asked to end before its last cell; the rows of all finished cells are on disk.
 
     Attributes:
-        result: what it did until then, where that is known.
+        result: the run's counts; None if they are not known.
     """
 
     def __init__(self, result: RunResult | None = None) -> None:
@@ -96,30 +96,31 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass
 class Stop:
-    """Whether a run is to end after what is at work.
+    """A request to end a run after the cell under way.
 
     Attributes:
-        asked: set by whoever wants that; at work is then finished, and a part of it where requests go in parts.
-        at_work: whether there is a cell to be finished, or weights to be looked at; else there is nothing to wait for.
+        requested: set to request the end. The cell under way is then finished, or its current part if the engine
+            answers requests in parts.
+        at_work: whether a cell is under way or weights are being verified; else the run can end at once.
     """
 
-    asked: bool = False
+    requested: bool = False
     at_work: bool = False
 
     def check(self) -> None:
-        """Raises Interrupted where the end is asked for."""
-        if self.asked:
+        """Raises Interrupted if the end was requested."""
+        if self.requested:
             raise Interrupted
 
 
 @dataclass(frozen=True)
 class Scope:
-    """The cells to score, and on which requests.
+    """The cells to score, and the requests to score them on.
 
     Attributes:
-        engine: bound to the requests, if they are not all of the suite's.
-        selection: the part of each cell's row in a choice, if the row itself does not say.
-        definition: what else defines the rows.
+        engine: bound to the requests; None for all requests of the suite.
+        selection: gives each row's `selection`, unless the row has one already.
+        definition: what defines the rows beside the cell and the requests.
     """
 
     plan: Plan
@@ -133,13 +134,13 @@ class Recorder:
     """Scores missing cells; writes, counts and reports each row.
 
     Attributes:
-        done: rows that stand, by cell; of failed ones only those that are not tried again.
-        retry_failed: whether what failed is tried again.
-        stop: looked at after every cell.
+        done: hash -> row of the cells that are not scored again.
+        retry_failed: whether failed cells are scored again.
+        stop: checked after every cell.
     """
 
     directory: RunDirectory
-    manifest: Manifest
+    manifest: ManifestWriter
     result: RunResult
     progress: Progress
     done: dict[str, Row] = field(default_factory=dict)
@@ -149,16 +150,16 @@ class Recorder:
 
     @contextmanager
     def verified(self, model_run: ModelRun) -> Iterator[None]:
-        """Compares the model's weights with their hash after its cells are scored, or after the run is asked to stop.
+        """Compares the model's weights with their hash after its cells are scored, or after a request to stop.
 
-        A mismatch means that a method or a task changed the weights unseen, and nobody knows when. Every row of the
-        model that this run has scored then fails, with every row that a choice among them reports. Answers to parts of
-        the requests are dropped.
+        A mismatch means that a method or a task changed the weights unseen, at an unknown time. Every row of the model
+        that this run has scored then fails, and so does every row that was chosen among them. Partial answers are
+        dropped.
         """
         interrupted = None
         try:
             yield
-            self.stop.at_work = True  # a request to stop now waits until the weights are compared
+            self.stop.at_work = True  # from here on a request to stop waits for the comparison
         except Interrupted as stopped:
             interrupted, self.stop.at_work = stopped, True
         try:
@@ -169,7 +170,7 @@ class Recorder:
             raise interrupted
 
     def score(self, model_run: ModelRun, scope: Scope) -> dict[Cell, Row]:
-        """Every cell's row: scores and writes the missing ones.
+        """Scores and writes the missing rows, and returns every cell's row.
 
         Raises:
             KeyboardInterrupt: after the rows of all finished cells are on disk.
@@ -181,10 +182,10 @@ class Recorder:
 
     @contextmanager
     def session(self, model_run: ModelRun, scope: Scope) -> Iterator[Session]:
-        """Counts and reports the rows that are there, and opens the run for the missing ones.
+        """Counts and reports the existing rows, and prepares for writing the missing ones.
 
         Raises:
-            Interrupted: the run was asked to stop.
+            Interrupted: a stop was requested.
         """
         self.stop.check()
         session = Session(self, model_run, scope)
@@ -206,12 +207,12 @@ class Recorder:
             yield session
         self.directory.drop_blocks()
         for key, selection in session.selections.items():
-            if selection.split == "test" and self.done[key].selection != selection:  # it was chosen among others then
+            if selection.split == "test" and self.done[key].selection != selection:  # it was chosen among other cells
                 self.done[key] = self.done[key].model_copy(update={"selection": selection})
                 self.directory.append(self.done[key])
 
     def write(self, scored: Scored) -> None:
-        """Writes a row, its per-document scores first: a row never stands without them."""
+        """Writes a row, its per-document scores first, so that no row is without them."""
         row = scored.row
         if row.status == "ok":
             self.directory.write_samples(row.cell, scored.samples)
@@ -231,17 +232,17 @@ class Recorder:
         self._unverified.clear()
 
     def _chosen(self, label: str) -> Iterator[str]:
-        """Cells of a model that are reported because they were chosen."""
+        """Hashes of the model's cells that are reported because they were chosen."""
         for cell, row in self.done.items():
             if row.model == label and row.status == "ok" and row.selection and row.selection.chosen_for is not None:
                 yield cell
 
     def _fail(self, cells: Iterable[str], label: str) -> None:
-        """Fails rows that stand on weights that were changed unseen, all in one write."""
+        """Replaces rows by failed ones, all in one write: the weights were changed unseen."""
         rows = [self.done[cell] for cell in cells]
         methods = ", ".join(dict.fromkeys(row.label for row in rows if row.label)) or "the engine"
-        what = "the model's weights were changed unseen"
-        reason = f"{what} during this run (by one of {methods}, or by a task's code); no score of it stands"
+        change = "the model's weights were changed unseen"
+        reason = f"{change} during this run (by one of {methods}, or by a task's code); no score of it stands"
         failed = [
             row.model_copy(update={"status": "failed", "reason": reason, "scores": {}, "inference": None})
             for row in rows
@@ -249,11 +250,11 @@ class Recorder:
         self.directory.append(*failed)
         self.done |= {row.cell: row for row in failed}
         self.result.failed += len(failed)
-        then = f"{len(failed)} cells failed; --retry-failed scores them again" if failed else "no row stands on them"
-        self.progress.note(f"{label}: {what}, by a method or a task's code: {then}")
+        effect = f"{len(failed)} cells failed; --retry-failed scores them again" if failed else "no row stands on them"
+        self.progress.note(f"{label}: {change}, by a method or a task's code: {effect}")
 
     def connect(self, model_run: ModelRun, engine: BaseEngine) -> RunPartials | None:
-        """Records the environment of an engine, and stores its partial answers from now on."""
+        """Records the environment of an engine, and from now on stores its partial answers."""
         requests = [engine.lm.max_length, list(engine.requests.hashes().items())]
         answers = AnswerStorage(self.directory, requests, self.stop.check if model_run.here else None)
         return model_run.connect(engine, answers, self.progress.scoring)
@@ -266,8 +267,8 @@ class Session:
         engine: bound to the requests.
         keys: hash of each cell.
         missing: the cells without a row.
-        selections: hash -> the row's part in a choice.
-        part: the manifest's entry of the requests, if they are not all of the suite's.
+        selections: hash -> the row's `selection`.
+        part: the documents of the requests, if they are not all of the suite's.
     """
 
     def __init__(self, recorder: Recorder, model_run: ModelRun, scope: Scope) -> None:
@@ -290,11 +291,11 @@ class Session:
 
     @property
     def rows(self) -> dict[Cell, Row]:
-        """The rows of all cells, once the missing ones are written."""
+        """The rows of all cells; available after the missing ones are written."""
         return {cell: self._recorder.done[self.keys[cell]] for cell in self._plan.cells}
 
     def write(self, scored: Scored) -> None:
-        """Writes a missing row. Raises Interrupted where the run is to stop, unless it was the last one."""
+        """Writes a missing row. Raises Interrupted if a stop was requested and other rows are missing."""
         selection = self.selections.get(scored.row.cell)
         if selection is not None and not scored.row.selection:
             scored = replace(scored, row=scored.row.model_copy(update={"selection": selection}))
@@ -304,7 +305,7 @@ class Session:
             self._recorder.stop.check()
 
     def block(self, cells: Sequence[Cell], engine: BaseEngine, *, measure: bool) -> Iterator[tuple[Cell, Scored]]:
-        """Scores some cells on some documents, as part of rows to come; reuses what an interrupted run stored.
+        """Scores some cells on some documents, as part of later rows; reuses the results of an interrupted run.
 
         The results stay on disk until the session ends.
 
@@ -314,7 +315,7 @@ class Session:
         """
         recorder, keys = self._recorder, self._model_run.keys(Plan(tuple(cells)), engine)
         partials = recorder.connect(self._model_run, engine)
-        assert partials is not None  # a suite that races is refused where workers score
+        assert partials is not None  # executors with workers refuse suites with a race
         missing = []
         for cell in cells:
             stored = partials.scored(keys[cell])
@@ -324,7 +325,7 @@ class Session:
                 yield cell, Scored(*stored)
         by_key = {keys[cell]: cell for cell in missing}
         for scored in self._model_run.rows(Plan(tuple(missing)), keys, engine, measure=measure) if missing else ():
-            partials.keep(scored.row.cell, scored.row, scored.samples)
+            partials.add_scored(scored.row.cell, scored.row, scored.samples)
             recorder.directory.drop_partial(scored.row.cell)
             yield by_key[scored.row.cell], scored
             recorder.stop.check()

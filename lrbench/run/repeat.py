@@ -1,7 +1,7 @@
-"""A run made again from its own directory, and everything in which the second differs from the first.
+"""Repeats a run from its own directory, and compares the repetition with the original.
 
-Differences are reported in the order in which they explain one another: machine and versions, what was asked and with
-what data and code, then cell by cell whatever a row or its documents say, times excepted.
+Possible causes of differences come first: machine, versions, suite, data and code. Then, cell by cell, everything in
+rows and samples except times.
 """
 
 from __future__ import annotations
@@ -17,33 +17,34 @@ from lrbench.errors import InputError
 from lrbench.evaluation import ENGINES
 from lrbench.results.directory import RunDirectory
 from lrbench.results.rows import Row
-from lrbench.run.recompute import SuiteAgain, reopen
+from lrbench.run.recompute import ReopenedSuite, reopen
 
-#: What of a row is a time, or names the machine: it says how the cell was done, not what came out.
+#: Fields of a row that hold times.
 TIMES = frozenset({"allocate_seconds", "calibrate_seconds", "decompose_seconds", "evaluate_seconds", "inference"})
 _NAMING = frozenset({"cell", "environment", "suite"})
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a run was asked to do, and how it went about it.
+class RunSettings:
+    """How a run was made.
 
     Attributes:
-        again: its suite and reducers.
-        engine: that scored its cells.
-        device: where, if that was the CPU; None leaves it to the suite, since a GPU's number means little elsewhere.
-        threads: that torch computed with; None where rows do not tell, or not alike.
+        reopened: its suite and reducers.
+        engine: the engine that scored its cells.
+        device: `cpu` if the cells were scored there; None leaves it to the suite, because a GPU's index means little on
+            another machine.
+        threads: of torch; None if the environments do not say, or differ.
     """
 
-    again: SuiteAgain
+    reopened: ReopenedSuite
     engine: str
     device: str | None
     threads: int | None
 
 
 @dataclass(frozen=True)
-class Difference:
-    """One field of one cell, in the first run and in the second."""
+class FieldDifference:
+    """A field of a cell that differs between two runs; `field` is its path in the row, the values are text."""
 
     cell: str
     field: str
@@ -53,85 +54,78 @@ class Difference:
 
 @dataclass(frozen=True)
 class Repetition:
-    """Two runs that should say the same.
+    """The comparison of a run with its repetition.
 
     Attributes:
-        comparison: of their scores, and of all that is not a number of a cell.
-        differences: in numbers, cell by cell.
-        cells: how many both have.
+        comparison: of scores, environments, suites, data and code.
+        differences: of rows and samples, cell by cell.
+        cells: the number of cells in both runs.
     """
 
     comparison: Comparison
-    differences: tuple[Difference, ...]
+    differences: tuple[FieldDifference, ...]
     cells: int
 
     @property
     def same(self) -> bool:
-        """Whether every cell of one is in the other, with the same numbers to the last bit."""
+        """Whether both runs have the same cells with bit-identical values."""
         return not (self.differences or self.comparison.only_first or self.comparison.only_second)
 
 
-def asked_of(run: RunDirectory, plugins: list[Path], notify: Callable[[str], None]) -> Asked:
-    """What a run was asked to do, from its directory alone.
-
-    Args:
-        plugins: files, instead of those that the run was given.
-        notify: told which files and folders of the run's are code, before it is run.
-
-    Raises:
-        InputError: no manifest, or not one that a suite can be read from; a plugin, model or task folder is gone.
-    """
-    again = reopen(run, plugins, notify)
-    engines = [model.engine.name for model in again.manifest.models]
+def settings_of(run: RunDirectory, plugins: list[Path], notify: Callable[[str], None]) -> RunSettings:
+    """Reads from a run's directory how it was made. Arguments and errors as `reopen`."""
+    reopened = reopen(run, plugins, notify)
+    engines = [model.engine.name for model in reopened.manifest.models]
     if not engines or any(engine not in ENGINES for engine in engines):
         raise InputError(f"{run.manifest_file}: names no engine that scored its cells; run the suite instead")
-    known, wanted = run.environments(), set(again.manifest.cells)
-    used = {row.environment for cell, row in run.rows().items() if cell in wanted}
-    entries = [known[name] for name in sorted(used) if name in known]
+    environments, cells = run.environments(), set(reopened.manifest.cells)
+    used = {row.environment for cell, row in run.rows().items() if cell in cells}
+    entries = [environments[name] for name in sorted(used) if name in environments]
     threads = [entry.get("threads") for entry in entries]
     alike = bool(threads) and all(type(count) is int and 0 < count == threads[0] for count in threads)
     on_cpu = bool(entries) and all(entry.get("device") == "cpu" for entry in entries)
-    return Asked(again, str(engines[0]), "cpu" if on_cpu else None, threads[0] if alike else None)
+    return RunSettings(reopened, str(engines[0]), "cpu" if on_cpu else None, threads[0] if alike else None)
 
 
 def compare_repetition(first: RunDirectory, second: RunDirectory) -> Repetition:
-    """Everything in which a run differs from the one that it repeats, times excepted.
+    """Compares a run with its repetition, except for times.
 
     Raises:
         InputError: a run's files cannot be read.
     """
-    found = compare_runs(first, second)
-    differences = [difference for match in found.matches for difference in _of_match(match, first, second)]
-    return Repetition(found, tuple(differences), len(found.matches))
+    comparison = compare_runs(first, second)
+    differences = [difference for match in comparison.matches for difference in _differences(match, first, second)]
+    return Repetition(comparison, tuple(differences), len(comparison.matches))
 
 
-def _of_match(match: Match, first: RunDirectory, second: RunDirectory) -> Iterator[Difference]:
-    one, other = (dict(_flat(_facts(row))) for row in (match.first, match.second))
-    for name in dict.fromkeys([*one, *other]):
-        if one.get(name) != other.get(name):
-            yield Difference(match.name, name, one.get(name, "—"), other.get(name, "—"))
-    ours, theirs = _documents(first, match.first), _documents(second, match.second)
-    if not (ours and theirs):  # a published run may have been stripped of them
+def _differences(match: Match, first: RunDirectory, second: RunDirectory) -> Iterator[FieldDifference]:
+    fields, other_fields = (dict(_flat(_fields(row))) for row in (match.first, match.second))
+    for name in dict.fromkeys([*fields, *other_fields]):
+        if fields.get(name) != other_fields.get(name):
+            yield FieldDifference(match.name, name, fields.get(name, "—"), other_fields.get(name, "—"))
+    samples, other_samples = _samples(first, match.first), _samples(second, match.second)
+    if not (samples and other_samples):  # published runs may have no samples
         return
-    for task in dict.fromkeys(task for task, _ in [*ours, *theirs]):
-        both = [key for key in ours.keys() | theirs.keys() if key[0] == task]
-        others = sum(ours.get(key) != theirs.get(key) for key in both)
-        if others:
-            yield Difference(match.name, f"samples.{task}", f"{len(both)} documents", f"{others} answered otherwise")
+    for task in dict.fromkeys(task for task, _ in [*samples, *other_samples]):
+        keys = [key for key in samples.keys() | other_samples.keys() if key[0] == task]
+        changed = sum(samples.get(key) != other_samples.get(key) for key in keys)
+        if changed:
+            counts = f"{len(keys)} documents", f"{changed} answered otherwise"
+            yield FieldDifference(match.name, f"samples.{task}", *counts)
 
 
-def _facts(row: Row) -> dict[str, Any]:
+def _fields(row: Row) -> dict[str, Any]:
     return row.model_dump(mode="python", exclude=set(TIMES | _NAMING))
 
 
-def _documents(run: RunDirectory, row: Row) -> dict[tuple[str, int], str]:
+def _samples(run: RunDirectory, row: Row) -> dict[tuple[str, int], str]:
     if not run.has_samples(row.cell):
         return {}
     return {(sample["task"], sample["doc"]): json.dumps(sample, sort_keys=True) for sample in run.samples(row.cell)}
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Nested data as `key.key` -> the shortest text that gives the same number back."""
+    """Nested data as pairs of a path (`key.key`) and a text; a number's text is the shortest that gives it back."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _flat(item, f"{path}.{key}" if path else str(key))

@@ -1,4 +1,4 @@
-"""Runs a suite: plans it, reduces, scores, and appends a row for every cell that has none yet."""
+"""Runs a suite: plans it, reduces, scores, and appends a row for each cell that has none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lrbench.reduction.delta import check_base
 from lrbench.reduction.plan import methods, swept_slots
 from lrbench.results.directory import RunDirectory
 from lrbench.run.executors import Executor, LocalExecutor
-from lrbench.run.manifest_writer import Manifest
+from lrbench.run.manifest_writer import ManifestWriter
 from lrbench.run.model_run import ModelSetup
 from lrbench.run.recorder import Interrupted, Progress, Recorder, RunResult, Stop
 from lrbench.run.selection import run_model
@@ -39,35 +39,35 @@ def run_suite(
     trust_remote_code: bool = False,
     stop: Stop | None = None,
 ) -> RunResult:
-    """Runs every cell of a suite that has no row yet.
+    """Runs every cell of a suite that has no row.
 
     Args:
-        suite: validated; what it says of dtype and limits defines the result.
-        registry: where its reducers come from.
-        out: the run's directory; made where missing.
-        progress: told what happens.
+        suite: the suite.
+        registry: the reducers.
+        out: the run's directory; created if missing.
+        progress: called with each step.
         device: instead of the suite's.
-        engine: one of `ENGINES`; how cells are scored, not what they score.
-        executor: where cells are computed; None: in this process. Whoever made it closes it.
-        force: score again what has a row.
-        retry_failed: score again what has a failed row.
-        trust_remote_code: lets the models whose suite asks for it run their repositories' own code.
-        stop: by which the run can be asked to end after what is at work.
+        engine: one of `ENGINES`. Engines score alike in different ways.
+        executor: computes the cells; None for this process. The caller closes it.
+        force: score all cells again.
+        retry_failed: score failed cells again.
+        trust_remote_code: lets models whose suite asks for it run their repositories' own code.
+        stop: for requesting the end of the run after the cell under way.
 
     Raises:
-        InputError: anything wrong with the suite, its models, tasks or plugins; or the directory holds another
-            suite's run, or another process is writing to it.
+        InputError: something is wrong with the suite, its models, tasks or plugins; the directory holds another
+            suite's run; or another process is writing to it.
         StorageError: the directory cannot be written to any more.
-        Interrupted: (a KeyboardInterrupt) after the rows of all finished cells are on disk; it has the counts.
+        Interrupted: (a KeyboardInterrupt) after the rows of all finished cells are on disk; has the counts.
     """
     started = time.perf_counter()
     built = methods(suite, registry)
     names = [method.reducer.name for method in built]
     plugin_files = [Path(registry.source(name)) for name in names if registry.is_file(name)]
     executor = executor or LocalExecutor()
-    present = device if executor.here else "cpu"  # other machines have their own devices
-    for spec in suite.models:  # a mistake in the last one is said before the first is scored
-        inventory = structure_of(spec, present, trust_remote_code=trust_remote_code)
+    required = device if executor.here else "cpu"  # workers have their own devices
+    for spec in suite.models:  # so that a mistake in the last one is reported before the first is scored
+        inventory = structure_of(spec, required, trust_remote_code=trust_remote_code)
         check_base(suite.delta, inventory, swept_slots(suite.sweep, inventory), trust_remote_code=trust_remote_code)
     directory = RunDirectory(out)
     result = RunResult(directory)
@@ -75,25 +75,25 @@ def run_suite(
         _refuse_other_suite(directory, suite.hash)
         if force:
             directory.drop_partial()
-        manifest = Manifest(directory, suite, built, registry)
+        manifest = ManifestWriter(directory, suite, built, registry)
         rows = {} if force else directory.rows()
         done = {key: row for key, row in rows.items() if row.status != "failed" or not retry_failed}
         recorder = Recorder(directory, manifest, result, progress, done, retry_failed, stop or Stop())
         for spec in suite.models:
-            recorder.stop.check()  # it may have been asked while the last model's weights were looked at
+            recorder.stop.check()  # it may have been requested while the last model's weights were verified
             model_run = executor.open(
                 ModelSetup(suite, spec, built, engine, device, trust_remote_code, progress.note, plugin_files)
             )
             with recorder.verified(model_run):
                 run_model(recorder, model_run)
-            del model_run  # nothing holds the model when the next one is loaded
+            del model_run  # frees the model before the next one is loaded
         directory.drop_partial()  # every cell of the plan has its row
     return result
 
 
 @contextmanager
 def _counted(result: RunResult, started: float) -> Iterator[None]:
-    """Times a run, and gives one that is interrupted its counts along."""
+    """Times a run, and adds the counts to its interruption."""
     try:
         yield
     except KeyboardInterrupt:
@@ -104,27 +104,27 @@ def _counted(result: RunResult, started: float) -> Iterator[None]:
 
 
 def structure_of(spec: ModelSpec, device: str | None = None, *, trust_remote_code: bool = False) -> Inventory:
-    """A model's slots without its weights, once its device is known to be there.
+    """A model's slots, read without its weights. Checks that the device exists.
 
     Raises:
-        SuiteError: it cannot be had, or has no chat template where the suite wants one; at the suite's line.
+        SuiteError: the model cannot be loaded, or lacks the chat template that the suite asks for; at the suite's line.
     """
     try:
         choose_device(device or spec.device)
         inventory = load_structure(spec, trust_remote_code=trust_remote_code)
-        templated = not spec.chat_template or has_chat_template(spec, trust_remote_code=trust_remote_code)
+        has_template = not spec.chat_template or has_chat_template(spec, trust_remote_code=trust_remote_code)
     except ModelError as error:
         raise spec.error_at(str(error)) from None
-    if not templated:
+    if not has_template:
         raise spec.error_at("the tokenizer has no chat template; leave it out, or take another model", "chat_template")
     return inventory
 
 
 def _refuse_other_suite(directory: RunDirectory, suite_hash: str) -> None:
     if not directory.manifest_file.exists():
-        # a screening keeps what it finds in `partial` before anything else is known
+        # a screening writes to `partial` before there is a manifest
         own = [".lock", "environments.jsonl", "partial"]
-        if (directory.path / "environments.jsonl").exists():  # the manifest was deleted before the first row
+        if (directory.path / "environments.jsonl").exists():  # the manifest was deleted, and there is no row yet
             own += ["samples"]
         if not directory.rows_file.exists() and any(path.name not in own for path in directory.path.iterdir()):
             raise InputError(f"{directory.path}: not empty, and not a run; choose another --out")
@@ -139,7 +139,7 @@ def _refuse_other_suite(directory: RunDirectory, suite_hash: str) -> None:
 
 @contextmanager
 def _exclusive(directory: RunDirectory) -> Iterator[None]:
-    """One process at a time writes to a run."""
+    """Lets one process at a time write to a run."""
     with ExitStack() as stack:
         try:
             stack.enter_context(directory.locked())

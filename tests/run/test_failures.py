@@ -169,7 +169,7 @@ def test_a_cell_that_spoils_the_model_fails_and_the_weights_are_loaded_again(mad
 
 def test_weights_that_were_changed_unseen_take_back_all_that_was_scored_since(made, wholes, tmp_path, monkeypatch):
     subject, heard = made(), Heard()
-    first = subject.run(tmp_path / "out", heard, stop=Stop(asked=False))
+    first = subject.run(tmp_path / "out", heard, stop=Stop(requested=False))
     kept = first.directory.rows_file.read_text().splitlines()[:1]
     first.directory.rows_file.write_text(kept[0] + "\n")
 
@@ -195,7 +195,7 @@ def test_answers_to_parts_that_were_given_on_changed_weights_are_dropped(made, w
 
     def spoil_and_stop():
         spoil()
-        stop.asked = True
+        stop.requested = True
 
     with at("answers kept", spoil_and_stop), pytest.raises(Interrupted):
         made(PARTS).run(tmp_path / "out", heard, stop=stop)
@@ -209,7 +209,7 @@ def test_the_weights_are_looked_at_after_a_stop_too(made, tmp_path, monkeypatch)
 
     def spoil_and_stop():
         spoil()
-        stop.asked = True
+        stop.requested = True
 
     with at("row made", spoil_and_stop), pytest.raises(Interrupted) as interrupted:
         made().run(tmp_path / "out", stop=stop)
@@ -289,7 +289,7 @@ def test_a_run_that_is_asked_to_stop_finishes_the_cell_at_work_and_goes_on_later
 
     def ask():
         assert stop.at_work
-        stop.asked = True
+        stop.requested = True
 
     with at("requests answered", ask), pytest.raises(Interrupted) as interrupted:
         subject.run(tmp_path / "out", stop=stop)

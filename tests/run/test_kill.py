@@ -64,7 +64,7 @@ def test_where_others_compute_the_end_of_a_job_lets_them_finish_and_the_second_o
     stop, executor, notes = Stop(at_work=True), InProcess(), []
     with stopped_by_signals(stop, executor, notes.append):
         os.kill(os.getpid(), signal.SIGTERM)
-        assert (stop.asked, executor.stopped, len(notes)) == (True, True, 1)
+        assert (stop.requested, executor.stopped, len(notes)) == (True, True, 1)
         with pytest.raises(KeyboardInterrupt) as raised:
             os.kill(os.getpid(), signal.SIGTERM)
     assert raised.type is KeyboardInterrupt

@@ -131,7 +131,7 @@ def test_a_stop_as_by_the_command_line_lets_every_worker_finish_its_cell(tmp_pat
     at_work = []
 
     def interrupted():
-        stop.asked = True
+        stop.requested = True
         executor.stop()
         at_work.extend(hand.name for hand in executor.hands if hand.share)
 
