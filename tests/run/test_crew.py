@@ -40,7 +40,7 @@ def hears(crew, *says):
     executor._crew, executor._notify = crew, notes.append
     for said in says:
         crew.says = [said]
-        executor._hear()
+        executor._listen()
     return notes
 
 

@@ -63,12 +63,12 @@ def test_the_rows_are_those_of_the_local_executor_also_when_a_process_and_a_node
     busy = {}
 
     def kill():
-        [hand, *_] = [hand for hand in executor.hands if hand.share]
+        [hand, *_] = [hand for hand in executor.hands if hand.chunk]
         busy["process"] = hand.name
         os.kill(hand.where["pid"], signal.SIGKILL)
 
     def remove():
-        [hand, *_] = [hand for hand in executor.hands if hand.share]
+        [hand, *_] = [hand for hand in executor.hands if hand.chunk]
         [node] = [node for node in cluster.list_all_nodes() if node.node_id == hand.where["node"]]
         busy["node"] = hand.name
         cluster.remove_node(node, allow_graceful=False)
@@ -133,14 +133,14 @@ def test_a_stop_as_by_the_command_line_lets_every_worker_finish_its_cell(tmp_pat
     def interrupted():
         stop.requested = True
         executor.stop()
-        at_work.extend(hand.name for hand in executor.hands if hand.share)
+        at_work.extend(hand.name for hand in executor.hands if hand.chunk)
 
     heard = Disturbed({6: interrupted})
     with pytest.raises(Interrupted) as error:
         run(suite, tmp_path / "out", executor=executor, heard=heard, stop=stop)
     assert len(at_work) == 2
     assert {hand.name for hand in executor.hands} >= set(at_work)  # none was ended with its cell unfinished
-    assert not any(hand.share for hand in executor.hands)
+    assert not any(hand.chunk for hand in executor.hands)
     assert error.value.result.computed == len(heard.rows) < 33
 
 

@@ -1,4 +1,4 @@
-"""The workers of a run on a Ray cluster: how many there is room for, where they are, what they say, which are lost."""
+"""The workers of a run on a Ray cluster: starts them, reads their messages, and detects lost ones."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from lrbench.run.executors.wire import unpack
 from lrbench.run.executors.worker import WAITING, Worker
 from lrbench.system.text import one_line
 
-ROUND = 0.5  # seconds to listen before something else is seen to
-RECOUNT = 5.0  # seconds between looks at how much room there is
+ROUND = 0.5  # seconds to wait for messages
+RECOUNT = 5.0  # seconds between two counts of the cluster's resources
 
 
 @dataclass(eq=False)
 class Hand:
-    """One worker, as far as it is known.
+    """One worker.
 
     Attributes:
         actor: Ray's handle.
-        where: host, process and node; None until it has been given a place.
-        opened: what it says of the model; None until it has it.
-        share: what it is working on; empty where it is idle.
-        stream: what it says while it works.
+        placing, opening: Ray's references to pending answers of `Worker.where` and `Worker.open`.
+        where: host, process and node; None until Ray has placed it.
+        opened: the answer of `Worker.open`; None until it has loaded the model.
+        chunk: the groups of cells that it works on; empty if it is idle.
+        stream: Ray's generator of its messages while it works.
     """
 
     actor: Any
@@ -34,17 +35,17 @@ class Hand:
     opening: Any
     where: dict[str, Any] | None = None
     opened: dict[str, Any] | None = None
-    share: list[Group[Any]] = field(default_factory=list)
+    chunk: list[Group[Any]] = field(default_factory=list)
     stream: Any = None
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The worker's name in messages."""
         return f"worker {self.where['pid']} on {self.where['host']}" if self.where else "a worker without a place"
 
-    def begin(self, share: list[Group[Any]], unit: str) -> None:
-        """Gives it something to do."""
-        self.share = share
+    def begin(self, chunk: list[Group[Any]], unit: str) -> None:
+        """Starts the work on a chunk; `unit` is the message with its cells."""
+        self.chunk = chunk
         self.stream = self.actor.work.options(
             num_returns="streaming", _generator_backpressure_num_objects=WAITING
         ).remote(unit)
@@ -52,10 +53,10 @@ class Hand:
 
 @dataclass(frozen=True)
 class Lost:
-    """A worker that is gone.
+    """A lost worker.
 
     Attributes:
-        died: its process did, and not the machine under it.
+        died: whether its process died, and not the whole machine.
     """
 
     hand: Hand
@@ -67,11 +68,12 @@ class Crew:
     """All workers of one run.
 
     Args:
-        workers: how many; None: as many as there is room for, machines that come later included.
-        cpus, gpus: of each; no number of GPUs: one, where the cluster has any and `device` is not the CPU.
+        workers: their number; None for as many as fit, on machines that join later as well.
+        cpus, gpus: of each worker. `gpus` None: one if the cluster has any and `device` is not the CPU.
 
     Attributes:
-        wary: new workers have failed to open the model again and again: none is added while others have it, or open it.
+        wary: whether new workers died repeatedly while they opened the model. None is then added as long as others
+            have the model or are opening it.
     """
 
     def __init__(self, workers: int | None, cpus: int, gpus: float | None, device: str | None) -> None:
@@ -89,16 +91,16 @@ class Crew:
 
     @property
     def needs(self) -> str:
-        """What a worker takes, in words."""
+        """A description of the resources that a worker needs."""
         gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
         return f"{self._cpus} CPU{gpus}"
 
     def room(self) -> int:
-        """How many workers the machines there are now could hold."""
+        """The number of workers that fit on the cluster now."""
         return room_for([node["Resources"] for node in self._nodes()], self._cpus, self.gpus)
 
     def open(self, order: str, at_most: int) -> None:
-        """Has a model opened by all workers, new ones and those that have another."""
+        """Lets all workers, present and future ones, open a model; at most `at_most` are needed."""
         self._order = order
         for hand in self.hands:
             hand.opened, hand.opening = None, hand.actor.open.remote(order)
@@ -106,7 +108,7 @@ class Crew:
         self.staff()
 
     def staff(self, at_most: int | None = None) -> None:
-        """Adds workers where there are fewer than there is room for, and than there is to do."""
+        """Adds workers up to the number that fit and the number that is needed."""
         at_most = self._at_most if at_most is None else at_most
         if self.wary and any(hand.where for hand in self.hands):
             return
@@ -122,9 +124,9 @@ class Crew:
             self.hands.append(Hand(actor, actor.where.remote(), actor.open.remote(self._order)))
 
     def listen(self) -> Iterator[tuple[Hand, str | Lost]]:
-        """What workers have said by now, waiting a little: answers to `open`, messages, or that one is lost.
+        """Waits a little, and yields the workers' new messages: answers of `open`, messages of `work`, and losses.
 
-        A lost worker is no longer among `hands`; another takes its place at the next `staff`.
+        Lost workers are removed from `hands`; the next `staff` replaces them.
         """
         refs = {}
         for hand in self.hands:
@@ -135,25 +137,25 @@ class Crew:
             time.sleep(ROUND / 10)
             return
         self._ray.wait(list(refs), num_returns=1, timeout=ROUND)
-        ready, _ = self._ray.wait(list(refs), num_returns=len(refs), timeout=0)  # no one's turn comes before another's
+        ready, _ = self._ray.wait(list(refs), num_returns=len(refs), timeout=0)  # at most one message of each
         for ref in ready:
             hand = refs[ref]
-            if hand not in self.hands:  # lost a moment ago, and said so
+            if hand not in self.hands:  # its loss was reported a moment ago
                 continue
             try:
-                said = self._said(hand, ref)
-                if said is None and hand.share and hand.stream is None:  # its last word was lost on its way
+                message = self._message(hand, ref)
+                if message is None and hand.chunk and hand.stream is None:  # its last message was lost
                     self._end(hand)
                     yield hand, Lost(hand, "it ended without a word", died=False)
                     continue
             except self._ray.exceptions.RayError as error:
                 yield hand, self._lose(hand, error)
                 continue
-            if said is not None:
-                yield hand, said
+            if message is not None:
+                yield hand, message
 
     def waited(self) -> float:
-        """Seconds for which no worker has had a place."""
+        """Seconds for which Ray has placed no worker."""
         if any(hand.where for hand in self.hands):
             self._without_since = None
             return 0.0
@@ -162,9 +164,9 @@ class Crew:
         return time.monotonic() - self._without_since
 
     def spoilt(self) -> Iterator[Hand | Lost]:
-        """Workers whose weights are not, to the last bit, what they loaded; and those that are lost as they look."""
-        asked = [(hand, hand.actor.intact.remote()) for hand in self.hands if hand.opened]
-        for hand, answer in asked:
+        """Workers whose weights are not bit-identical to the loaded ones, and workers that are lost meanwhile."""
+        answers = [(hand, hand.actor.intact.remote()) for hand in self.hands if hand.opened]
+        for hand, answer in answers:
             try:
                 if not self._ray.get(answer):
                     yield hand
@@ -172,17 +174,17 @@ class Crew:
                 yield self._lose(hand, error)
 
     def stop(self) -> None:
-        """Has every worker finish its cell and begin no other."""
+        """Lets every worker finish its cell and start no other."""
         for hand in self.hands:
-            if hand.share:
+            if hand.chunk:
                 hand.actor.stop.remote()
 
     def dismiss(self, only: Iterable[Hand] | None = None) -> None:
-        """Ends workers at once."""
+        """Kills workers; all of them by default."""
         for hand in list(self.hands if only is None else only):
             self._end(hand)
 
-    def _said(self, hand: Hand, ref: Any) -> str | None:
+    def _message(self, hand: Hand, ref: Any) -> str | None:
         if ref is hand.stream:
             try:
                 return self._ray.get(next(ref))
@@ -201,10 +203,10 @@ class Crew:
         text = " ".join(str(error).split())
         because = re.search(r"because (its .*?)(\.|$)", text)
         reason = because.group(1) if because else one_line(error)[:300]
-        if isinstance(error, exceptions.RayTaskError):  # not the process, but what it was to run
+        if isinstance(error, exceptions.RayTaskError):  # an error of the task, not of the process
             reason = str(error).strip().splitlines()[-1]
         node = hand.where["node"] if hand.where else None
-        gone = node is not None and node not in {one["NodeID"] for one in self._nodes()}
+        gone = node is not None and node not in {alive["NodeID"] for alive in self._nodes()}
         unreachable = isinstance(error, exceptions.ActorUnavailableError | exceptions.ObjectLostError)
         self._end(hand)
         self._counted = 0.0

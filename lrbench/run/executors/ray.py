@@ -1,4 +1,4 @@
-"""Cells on a Ray cluster: actors hold the model, this process hands out cells and alone writes what comes back.
+"""Computes cells on a Ray cluster: actors hold the model, and only this process assigns cells and writes rows.
 
 Ray is an extra (`pip install lrbench[ray]`); nothing else in lrbench imports it.
 """
@@ -19,7 +19,7 @@ from lrbench.errors import InputError, LrbenchError
 from lrbench.models.load import load_structure
 from lrbench.reduction.plan import make_plan
 from lrbench.run.executors.crew import Crew, Hand, Lost
-from lrbench.run.executors.remote import RemoteEngine, RemoteRun, check_same, open_remote, order_of, unit_of
+from lrbench.run.executors.remote import RemoteEngine, RemoteRun, differing_key, open_remote, order_of, unit_of
 from lrbench.run.executors.schedule import Group, Queue, cost_of
 from lrbench.run.executors.wire import pack, partials_from, scored_from, step_from, unpack
 from lrbench.run.recorder import Interrupted
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
     from lrbench.run.cell_scoring import Scored
     from lrbench.run.model_run import ModelRun, ModelSetup
 
-PATIENCE = 600.0  # seconds without any machine that has room for a worker
-_REFUSED = 3  # workers that die one after the other while they open the model
+PATIENCE = 600.0  # seconds to wait for a machine with room for a worker
+_REFUSED = 3  # consecutive workers that may die while they open the model
 
 
 @dataclass(frozen=True)
 class RayOptions:
-    """Which cluster, and what of it.
+    """The cluster, and the resources to use.
 
     Attributes:
-        address: `host:port`, or `auto`; None: the one this process belongs to (`RAY_ADDRESS`), else one of its own.
-        workers: how many; None: as many as there is room for.
-        cpus: of each worker, and its number of threads.
-        gpus: of each worker: a whole number, or a fraction of one. None: one where the cluster has any.
+        address: `host:port` or `auto`; None for the cluster of `RAY_ADDRESS`, or else a new one on this machine.
+        workers: their number; None for as many as fit.
+        cpus: of each worker, which uses as many threads.
+        gpus: of each worker: a whole number, or a fraction of one. None: one if the cluster has any.
     """
 
     address: str | None = None
@@ -66,7 +66,7 @@ class RayOptions:
 
 
 class RayExecutor:
-    """Workers on a Ray cluster. One model at a time is open on all of them."""
+    """Computes cells by workers on a Ray cluster. All of them have the same model open."""
 
     here = False
 
@@ -76,12 +76,12 @@ class RayExecutor:
         self._connected = self._stopping = False
         self._run: RemoteRun | None = None
         self._notify: Callable[[str], None] = lambda _: None
-        self._said: set[str] = set()
+        self._notes: set[str] = set()
         self._refused = 0
 
     @property
     def hands(self) -> Sequence[Hand]:
-        """The workers there are now."""
+        """The present workers."""
         return tuple(self._crew.hands) if self._crew is not None else ()
 
     def open(self, setup: ModelSetup) -> ModelRun:
@@ -99,12 +99,12 @@ class RayExecutor:
                     key,
                 )
         self._notify, self._run = notify, None
-        self._said.clear()
+        self._notes.clear()
         crew = self._crew or self._hire(setup.device or spec.device)
         order = order_of(setup, crew.gpus)
         structure = load_structure(spec, trust_remote_code=setup.trust_remote_code)
         plan = make_plan(suite, structure, setup.methods)
-        self._refused, crew.wary = 0, False  # it may be another model's fault
+        self._refused, crew.wary = 0, False  # the deaths may be due to the previous model
         crew.open(pack(order), at_most=sum(1 for _ in plan.groups()))
         several = f"{len(crew.hands)} workers" if len(crew.hands) > 1 else "one worker"
         notify(f"loading {spec.display_name} on {several}")
@@ -112,7 +112,7 @@ class RayExecutor:
         while opened is None:
             if self._stopping:
                 raise KeyboardInterrupt
-            self._hear()
+            self._listen()
             crew.staff()
             opened = next((hand.opened for hand in crew.hands if hand.opened), None)
         for note in opened["notes"]:
@@ -128,7 +128,7 @@ class RayExecutor:
         self._stopping = True
 
     def close(self) -> None:
-        """Ends the workers, and leaves the cluster if this executor went to it."""
+        """Ends the workers, and leaves the cluster if this executor joined it."""
         if self._crew is not None:
             self._crew.dismiss()
             self._crew = None
@@ -161,10 +161,10 @@ class RayExecutor:
             _refuse_silent(address)
         own: dict[str, Any] = {}
         if address is None and not os.environ.get("RAY_ADDRESS"):
-            address = "local"  # else Ray goes to whatever cluster somebody has started on this machine
+            address = "local"  # else Ray joins any cluster that runs on this machine
             own = {"include_dashboard": False}
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of our own reports to nobody
-            os.environ.setdefault("RAY_worker_niceness", "0")  # and works as this process does, not at 15
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of its own sends no usage statistics
+            os.environ.setdefault("RAY_worker_niceness", "0")  # and has this process's priority
         main = threading.current_thread() is threading.main_thread()
         handler = signal.getsignal(signal.SIGTERM)
         try:
@@ -174,128 +174,129 @@ class RayExecutor:
             raise InputError(f"{where}: no Ray cluster can be used: {one_line(error)}") from error
         finally:
             if main and handler is not None:
-                signal.signal(signal.SIGTERM, handler)  # Ray takes it for itself
+                signal.signal(signal.SIGTERM, handler)  # Ray replaces it
         self._connected = True
 
     def spoilt(self) -> Collection[str]:
-        """See `Workers.spoilt`. Of workers that were lost nobody knows; of one that is lost meanwhile, it is said."""
+        """See `Workers.spoilt`. Notifies of workers that are lost before they have verified their weights."""
         assert self._crew is not None
-        found = []
-        for one in self._crew.spoilt():
-            if isinstance(one, Lost):
-                self._notify(f"{one.hand.name}: lost ({one.reason}) before its weights were looked at")
+        names = []
+        for spoilt in self._crew.spoilt():
+            if isinstance(spoilt, Lost):
+                self._notify(f"{spoilt.hand.name}: lost ({spoilt.reason}) before its weights were verified")
             else:
-                found.append(one.name)
-        return found
+                names.append(spoilt.name)
+        return names
 
     def compute(self, run: RemoteRun, plan: Plan, keys: Mapping[Cell, str], engine: RemoteEngine) -> Iterator[Scored]:
-        """Hands out a plan's cells, and yields their rows as they come.
+        """Assigns a plan's cells to workers, and yields their rows as they arrive.
 
         Raises:
-            Interrupted: after the rows of the cells under way, where ^C was pressed in here or `stop` was called.
-            InputError: a worker has not the run's model, code or data.
-            LrbenchError: there have been no workers for long, or none can open the model.
+            Interrupted: after the rows of the cells under way, if ^C was pressed during the call or `stop` was called.
+            InputError: a worker's model, code or data is not the run's.
+            LrbenchError: there was no worker for too long, or none can open the model.
         """
         assert self._crew is not None
         crew = self._crew
-        work = _Work(run, plan, keys, engine, crew)
+        progress = _Progress(run, plan, keys, engine, crew)
         try:
             try:
-                while not (work.done or self._stopping):
-                    crew.staff(work.open_groups)
-                    self._hand_out(work)
-                    yield from self._heard(work)
+                while not (progress.done or self._stopping):
+                    crew.staff(progress.open_groups)
+                    self._assign(progress)
+                    yield from self._received(progress)
             except KeyboardInterrupt:
                 if self._stopping:  # the second one
                     raise
                 self._stopping = True
-            if not work.done:
+            if not progress.done:
                 self._notify("stopping: each worker finishes its cell; ^C again stops now")
                 crew.stop()
-                while work.under_way:
-                    yield from self._heard(work)
+                while progress.under_way:
+                    yield from self._received(progress)
                 raise Interrupted
         finally:
-            crew.dismiss(only=[hand for hand in crew.hands if hand.share])
+            crew.dismiss(only=[hand for hand in crew.hands if hand.chunk])
 
-    def _hand_out(self, work: _Work) -> None:
+    def _assign(self, progress: _Progress) -> None:
         assert self._crew is not None
-        ready = [hand for hand in self._crew.hands if hand.opened and not hand.share]
-        for hand in ready:
-            share = work.queue.take(len(self._crew.hands))
-            if not share:
+        idle = [hand for hand in self._crew.hands if hand.opened and not hand.chunk]
+        for hand in idle:
+            chunk = progress.queue.take(len(self._crew.hands))
+            if not chunk:
                 return
-            cells = [cell for group in share for cell in group.cells]
+            cells = [cell for group in chunk for cell in group.cells]
             assert hand.opened is not None
-            here = hand.opened["environment"]
-            if work.run.answers is not None:
-                work.run.answers.in_environment(here)
-            work.run.environment = here["hash"]
-            hand.begin(share, pack(unit_of(work.run, cells, work.keys, work.engine, here)))
+            environment = hand.opened["environment"]
+            if progress.run.answers is not None:
+                progress.run.answers.in_environment(environment)
+            progress.run.environment = environment["hash"]
+            unit = unit_of(progress.run, cells, progress.keys, progress.engine, environment)
+            hand.begin(chunk, pack(unit))
 
-    def _heard(self, work: _Work) -> Iterator[Scored]:
-        """The rows of one round of listening; those of cells that are given up, too."""
+    def _received(self, progress: _Progress) -> Iterator[Scored]:
+        """The rows of one round of messages, and of the cells that are given up."""
         rows: list[Scored] = []
 
-        def take(hand: Hand, message: Mapping[str, Any]) -> None:
-            rows.extend(self._taken(work, hand, message))
+        def handle(hand: Hand, message: Mapping[str, Any]) -> None:
+            rows.extend(self._rows(progress, hand, message))
 
-        lost = self._hear(take)
+        losses = self._listen(handle)
         yield from rows
-        for one in lost:
-            hand = one.hand
-            left = sum(work.is_open(cell) for group in hand.share for cell in group.cells)
-            given_up = work.queue.lost(hand.share, died=one.died)
-            hand.share = []
+        for loss in losses:
+            hand = loss.hand
+            left = sum(progress.is_open(cell) for group in hand.chunk for cell in group.cells)
+            given_up = progress.queue.lost(hand.chunk, died=loss.died)
+            hand.chunk = []
             if left:
-                self._notify(f"{hand.name}: lost ({one.reason}); its {left} cells go to others")
-            what = "workers died" if one.died else "workers were lost"
+                self._notify(f"{hand.name}: lost ({loss.reason}); its {left} cells go to others")
+            deaths = "workers died" if loss.died else "workers were lost"
             for cell in given_up:
-                reason = f"{what} on it again and again, last {hand.name}: {one.reason}"
-                yield work.run.given_up(cell, work.keys[cell], reason)
+                reason = f"{deaths} on it again and again, last {hand.name}: {loss.reason}"
+                yield progress.run.given_up(cell, progress.keys[cell], reason)
 
-    def _taken(self, work: _Work, hand: Hand, message: Mapping[str, Any]) -> Iterator[Scored]:
-        """What a worker's message comes to."""
-        kind, answers = message["kind"], work.run.answers
+    def _rows(self, progress: _Progress, hand: Hand, message: Mapping[str, Any]) -> Iterator[Scored]:
+        """Handles a worker's message; yields the row if it is a new one."""
+        kind, answers = message["kind"], progress.run.answers
         assert hand.opened is not None
         if kind == "row":
             scored = scored_from(message)
-            if work.queue.delivered(work.cells[scored.row.cell]):
+            if progress.queue.delivered(progress.cells[scored.row.cell]):
                 yield scored
         elif kind == "partial" and answers is not None:
             [partial] = partials_from([message["partial"]])
             answers.in_environment(hand.opened["environment"]).add(message["cell"], partial)
-        elif kind == "step" and work.run.report is not None:
-            work.run.report(step_from(message["step"]))
+        elif kind == "step" and progress.run.report is not None:
+            progress.run.report(step_from(message["step"]))
         elif kind == "note":
             self._say(message["text"])
         elif kind == "end":
-            hand.share, hand.stream = [], None
-            work.engine.described = message.get("engine") or work.engine.described
+            hand.chunk, hand.stream = [], None
+            progress.engine.described = message.get("engine") or progress.engine.described
             _raise(hand, message)
 
-    def _hear(self, take: Callable[[Hand, Mapping[str, Any]], None] | None = None) -> list[Lost]:
-        """One round: gives on what workers at work say, and returns those that were lost, with their shares."""
+    def _listen(self, handle: Callable[[Hand, Mapping[str, Any]], None] | None = None) -> list[Lost]:
+        """One round of messages: passes those of working workers to `handle`, and returns the lost workers."""
         assert self._crew is not None
         crew = self._crew
         lost = []
-        for hand, said in crew.listen():
-            if isinstance(said, Lost):
-                lost.append(said)
-                if hand.opened is None and said.died:
+        for hand, message in crew.listen():
+            if isinstance(message, Lost):
+                lost.append(message)
+                if hand.opened is None and message.died:
                     self._refused += 1
                     if self._refused >= _REFUSED:
-                        self._beware(said)
+                        self._beware(message)
             elif hand.opened is None:
-                if self._stopping:  # it comes too late, whatever it is
+                if self._stopping:  # the model is no longer needed
                     continue
-                opened = unpack(said)
+                opened = unpack(message)
                 _raise(hand, opened)
                 hand.opened, self._refused, crew.wary = opened, 0, False
                 if self._run is not None:
                     self._check(hand)
-            elif take is not None:
-                take(hand, unpack(said))
+            elif handle is not None:
+                handle(hand, unpack(message))
         if crew.waited() > PATIENCE:
             raise LrbenchError(
                 f"for {PATIENCE:.0f} s no machine of the cluster had {crew.needs} for a worker; the same command goes "
@@ -306,39 +307,43 @@ class RayExecutor:
         return lost
 
     def _beware(self, last: Lost) -> None:
-        """After deaths of workers that opened the model; raises LrbenchError where nobody else has or opens it."""
+        """Adds no more workers after several died while they opened the model.
+
+        Raises:
+            LrbenchError: no other worker has the model or opens it.
+        """
         assert self._crew is not None
-        words = (
+        problem = (
             f"{last.hand.name}: workers die while they open the model: {last.reason}; is there memory for it, and "
             "lrbench, on every machine? `ray logs` has more"
         )
         if not any(hand.where for hand in self._crew.hands):
-            raise LrbenchError(words)
+            raise LrbenchError(problem)
         if not self._crew.wary:
             self._crew.wary = True
-            self._say(f"{words}. The run goes on with the other workers")
+            self._say(f"{problem}. The run goes on with the other workers")
 
     def _check(self, hand: Hand) -> None:
         assert self._run is not None
         assert hand.opened is not None
-        what = check_same(hand.opened, self._run)
-        if what:
+        key = differing_key(hand.opened, self._run)
+        if key:
             raise InputError(
-                f"{hand.name}: its {what} is not the run's; are model, tasks and data the same on every machine?"
+                f"{hand.name}: its {key} is not the run's; are model, tasks and data the same on every machine?"
             )
 
     def _say(self, message: str) -> None:
-        """What several workers say is said once."""
-        if message not in self._said:
-            self._said.add(message)
+        """Notifies once of messages that several workers send."""
+        if message not in self._notes:
+            self._notes.add(message)
             self._notify(message)
 
 
 def _refuse_silent(address: str) -> None:
-    """Ray itself tries an address for minutes."""
+    """Refuses an address that does not answer, which Ray would try for minutes."""
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit():
-        return  # `auto`, or something that Ray knows better
+        return  # `auto`, or another form that Ray checks itself
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
@@ -348,8 +353,8 @@ def _refuse_silent(address: str) -> None:
         ) from None
 
 
-class _Work:
-    """A plan's cells at work."""
+class _Progress:
+    """The cells of a plan, on workers and waiting for them."""
 
     def __init__(self, run: RemoteRun, plan: Plan, keys: Mapping[Cell, str], engine: RemoteEngine, crew: Crew) -> None:
         self.run, self.keys, self.engine, self._crew = run, keys, engine, crew
@@ -365,17 +370,17 @@ class _Work:
 
     @property
     def under_way(self) -> bool:
-        """Whether any worker is at work."""
-        return any(hand.share for hand in self._crew.hands)
+        """Whether any worker computes."""
+        return any(hand.chunk for hand in self._crew.hands)
 
     @property
     def done(self) -> bool:
-        """Whether every cell has its row, and no worker has anything left to say."""
+        """Whether every cell has its row and no worker computes."""
         return self.queue.finished and not self.under_way
 
     @property
     def open_groups(self) -> int:
-        """How many workers could have something to do."""
+        """The number of groups with cells that have no row: at most so many workers are needed."""
         return sum(any(self.is_open(cell) for cell in group.cells) for group in self._groups)
 
     def is_open(self, cell: Cell) -> bool:
@@ -384,7 +389,7 @@ class _Work:
 
 
 def _raise(hand: Hand, answer: Mapping[str, Any]) -> None:
-    """The error that a worker answered, as this process's own."""
+    """Raises the error in a worker's answer, if there is one."""
     if "bug" in answer:
         failure = RuntimeError(f"{hand.name}: {answer['bug']}")
         failure.add_note(answer["traceback"])

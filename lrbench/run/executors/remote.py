@@ -1,4 +1,4 @@
-"""A model that workers hold, as a run's process sees it: its cells, their hashes and its tasks, without its weights."""
+"""A model that workers hold, in the run's own process: its cells, their hashes and its tasks, without its weights."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
 
 
 class Workers(Protocol):
-    """Those who hold the model, as a run sees them."""
+    """The workers that hold the model."""
 
     def compute(self, run: RemoteRun, plan: Plan, keys: Mapping[Cell, str], engine: RemoteEngine) -> Iterator[Scored]:
-        """Has cells reduced and scored on an engine's requests.
+        """Reduces and scores cells on an engine's requests.
 
         Raises:
-            Interrupted: the run is to stop; after the rows of the cells under way.
+            Interrupted: a stop was requested; after the rows of the cells under way.
         """
         ...
 
     def spoilt(self) -> Collection[str]:
-        """Names of those whose weights are not, to the last bit, what they loaded."""
+        """Names of the workers whose weights are not bit-identical to the loaded ones."""
         ...
 
 
@@ -65,7 +65,7 @@ def order_of(setup: ModelSetup, gpus: float) -> dict[str, Any]:
 
 
 class RemoteEngine(BaseEngine):
-    """An engine's requests. Workers have the engine itself, and say how it is after it has scored."""
+    """An engine's requests. The engine itself is on the workers, which describe it after it has scored."""
 
     def __init__(self, name: str, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -74,30 +74,30 @@ class RemoteEngine(BaseEngine):
         self.described: dict[str, Any] = {}
 
     def restricted(self, documents: Mapping[str, Collection[int]]) -> Self:
-        """As every engine's; remembers to what, so that a worker can do the same."""
+        """As `BaseEngine.restricted`; records the documents, so that a worker can restrict its engine likewise."""
         part = super().restricted(documents)
         chosen = {name: sorted(set(ids)) for name, ids in documents.items()}
         part.documents, part.described = (*self.documents, chosen), {}
         return part
 
     def describe(self) -> dict[str, Any]:
-        """What the last worker that has scored says of its engine; until then, what all of them have in common."""
+        """The description by the last worker that scored; before that, the common description of all engines."""
         return self.described or super().describe()
 
     def measure(self, job: Job) -> tuple[TaskScores, Samples]:
-        """Never asked. Raises EvaluationError."""
+        """Raises EvaluationError: never called here."""
         raise EvaluationError("this process holds no weights; cells are scored by workers")
 
 
 class RemoteBase(Base):
-    """What a run's process must know of a base that workers hold."""
+    """The base of a fine-tuned model that workers hold."""
 
     def __init__(self, opened: Mapping[str, Any]) -> None:
         self.label, self.source, self.weight_hash = opened["label"], opened["source"], opened["weight_hash"]
         self._changed = dict.fromkeys(opened["same"], False) | dict.fromkeys(opened["changed"], True)
 
     def differs(self, slot: WeightSlot) -> bool:
-        """Whether fine-tuning changed a slot's weight, as the first worker found. Raises ModelError for others."""
+        """Whether fine-tuning changed a slot's weight, by the first worker's answer. Raises ModelError for others."""
         if slot.name not in self._changed:
             raise ModelError(f"base {self.label}: {slot.name} was not compared; it is in no cell of the suite")
         return self._changed[slot.name]
@@ -108,9 +108,9 @@ class RemoteRun(ModelRun):
     """A model whose cells are computed elsewhere.
 
     Attributes:
-        workers: who computes them.
-        order: what they were told; see `order_of`.
-        answers: stores answers to parts of the requests.
+        workers: the workers that compute them.
+        order: the message that opened the model on them; see `order_of`.
+        answers: stores partial answers.
         report: called with each step of a worker's engine.
     """
 
@@ -124,19 +124,19 @@ class RemoteRun(ModelRun):
         self.numbers = count_parameters(self.loaded.model)
 
     def intact(self) -> bool:
-        """Whether every worker still has, to the last bit, the weights that it loaded."""
+        """Whether the weights of every worker are bit-identical to the loaded ones."""
         return not self.workers.spoilt()
 
     def connect(self, engine: BaseEngine, answers: AnswerStorage, report: Callable[[Step], None]) -> None:
-        """Notes where the workers' answers are stored; each worker names its own environment."""
+        """Sets the storage of the workers' partial answers; each worker has an environment of its own."""
         self.answers, self.report = answers, report
 
     def rows(
         self, plan: Plan, keys: Mapping[Cell, str], engine: BaseEngine | None = None, *, measure: bool = True
     ) -> Iterator[Scored]:
-        """Has a plan's cells reduced and scored; each is yielded as soon as it is known, in any order.
+        """Lets the workers reduce and score a plan's cells; yields each row as soon as it is known, in any order.
 
-        Workers measure what the suite measures.
+        Workers always measure what the suite measures.
         """
         engine = engine or self.engine
         assert isinstance(engine, RemoteEngine)
@@ -173,25 +173,26 @@ def open_remote(setup: ModelSetup, order: Mapping[str, Any], opened: Mapping[str
     return RemoteRun(setup, loaded, plan, tasks, engine, base, calibration, compositions, workers=workers, order=order)
 
 
-def unit_of(run: RemoteRun, cells: Sequence[Cell], keys: Mapping[Cell, str], engine: RemoteEngine, here: Any) -> Any:
-    """What a worker is given to do.
+def unit_of(
+    run: RemoteRun, cells: Sequence[Cell], keys: Mapping[Cell, str], engine: RemoteEngine, environment: Any
+) -> Any:
+    """The message that lets a worker compute cells.
 
     Args:
-        here: its environment: answers that were given in another do not count.
+        environment: the worker's; partial answers of other environments are not reused.
     """
-    partials = run.answers.in_environment(here) if run.answers is not None else None
-    known = {keys[cell]: partials.read(keys[cell]) for cell in cells} if partials is not None else {}
+    storage = run.answers.in_environment(environment) if run.answers is not None else None
+    partials = {keys[cell]: storage.read(keys[cell]) for cell in cells} if storage is not None else {}
     return {
         "cells": [cell_data(cell) for cell in cells],
         "keys": [keys[cell] for cell in cells],
         "documents": engine.documents,
         "setting": run.setting(engine),
-        "partials": {key: [partial_data(one) for one in found] for key, found in known.items() if found},
+        "partials": {key: list(map(partial_data, of_cell)) for key, of_cell in partials.items() if of_cell},
     }
 
 
-def check_same(opened: Mapping[str, Any], run: RemoteRun) -> str | None:
-    """What a worker has that is not the run's, in words; None where all is the same."""
-    mine = unpack(pack(run.setting()))
-    theirs = opened["setting"]
-    return next((key for key in mine if mine[key] != theirs.get(key)), None)
+def differing_key(opened: Mapping[str, Any], run: RemoteRun) -> str | None:
+    """The first key in which a worker's `setting` differs from the run's; None if they are equal."""
+    expected, setting = unpack(pack(run.setting())), opened["setting"]
+    return next((key for key in expected if expected[key] != setting.get(key)), None)

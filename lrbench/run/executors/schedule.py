@@ -1,4 +1,4 @@
-"""Which worker does which cells: shares of a plan that keep a frontier moving upward, and what becomes of lost ones.
+"""Assigns the cells of a plan to workers in chunks, and reassigns those of lost workers.
 
 Nothing here knows a cluster, or a clock.
 """
@@ -10,26 +10,26 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-#: Deaths of workers on one cell after which it is given up.
+#: A cell is given up after this many workers died on it.
 DEATHS = 3
-#: Machines lost under one cell after which it is given up: a cell that takes its whole machine down looks like that.
+#: A cell is given up after this many machines were lost while they worked on it, since it may crash its machine.
 LOSSES = 10
-#: A share is what is left, divided by this many for each worker: large at first, small at the end.
-SHARES = 2
+#: A chunk is the remaining cost divided by this number times the number of workers.
+CHUNKS_PER_WORKER = 2
 
 T = TypeVar("T", bound=Hashable)
 
 
 @dataclass(frozen=True, eq=False)
 class Group(Generic[T]):
-    """Cells that one worker does together, since they share the preparation of a decomposition.
+    """Cells that one worker computes together, because they share the preparation of a decomposition.
 
     Attributes:
-        cells: differing in the rank alone.
-        block: the first one edited.
-        cost: of them all, in blocks that are run.
-        weights: the same for groups that edit the same weights; what these share is then shared, too.
-        alone: nothing else goes with them: a worker died, and they are suspected.
+        cells: they differ only in the rank.
+        block: the first edited block.
+        cost: the number of blocks to run for all cells.
+        weights: equal for groups that edit the same weights, which one worker reads once.
+        alone: whether the group must not be combined with others, because a worker died on its cell.
     """
 
     cells: tuple[T, ...]
@@ -40,11 +40,12 @@ class Group(Generic[T]):
 
 
 class Queue(Generic[T]):
-    """Cells that are still to be done, in the plan's order.
+    """The cells that have no row yet, in the plan's order.
 
-    Shares are contiguous and taken from the front, so that each worker's frontier only moves upward, and what comes
-    first costs most. They shrink as less is left (guided self-scheduling, Polychronopoulos and Kuck 1987), so that
-    workers end together whatever their speeds; and they end between two weights where that is near.
+    Workers take chunks of consecutive groups from the front, so that each worker's frontier only moves upward and the
+    most expensive cells come first. The chunks shrink with the remaining cost (guided self-scheduling, Polychronopoulos
+    and Kuck 1987), so that workers of any speed finish at about the same time. A chunk ends between two weights if such
+    an end is near.
     """
 
     def __init__(self, groups: Iterable[Group[T]]) -> None:
@@ -55,7 +56,7 @@ class Queue(Generic[T]):
         self._losses: Counter[T] = Counter()
 
     def __bool__(self) -> bool:
-        """Whether any cell waits to be taken."""
+        """Whether a cell waits for a worker."""
         return bool(self._waiting)
 
     @property
@@ -68,12 +69,12 @@ class Queue(Generic[T]):
         return cell in self._open
 
     def take(self, workers: int) -> list[Group[T]]:
-        """The next share, where so many workers are at work; empty where nothing waits."""
+        """The next chunk for one of `workers` workers; empty if nothing waits."""
         if not self._waiting:
             return []
         if self._waiting[0].alone:
             return [self._waiting.pop(0)]
-        target = sum(group.cost for group in self._waiting) / (SHARES * max(workers, 1))
+        target = sum(group.cost for group in self._waiting) / (CHUNKS_PER_WORKER * max(workers, 1))
         count, cost, even = 1, self._waiting[0].cost, 0
         for group in self._waiting[1:]:
             if group.weights != self._waiting[count - 1].weights and cost >= target / 2:
@@ -84,26 +85,26 @@ class Queue(Generic[T]):
             count += 1
         else:
             even = count
-        share = self._waiting[: even or count]
+        chunk = self._waiting[: even or count]
         del self._waiting[: even or count]
-        return share
+        return chunk
 
     def delivered(self, cell: T) -> bool:
-        """Notes that a cell has its row. False where it had one already."""
-        known = cell in self._open
+        """Records that a cell has its row. False if it had one already."""
+        was_open = cell in self._open
         self._open.discard(cell)
-        return known
+        return was_open
 
-    def lost(self, share: Sequence[Group[T]], *, died: bool) -> list[T]:
-        """Puts back what a lost worker leaves of its share.
+    def lost(self, chunk: Sequence[Group[T]], *, died: bool) -> list[T]:
+        """Puts back the cells of a lost worker that have no row.
 
-        The first cell without a row is the one that was under way. Where the worker's process died, rather than the
-        machine under it, that cell may be the reason: it waits alone, so that the next death is surely its own.
+        The first of them was under way. If the worker's process died, and not the whole machine, this cell may be the
+        reason: it then waits as a group of its own, so that another death can only be due to it.
 
         Returns:
-            Cells that are given up, since workers have died on them too often, or far too many machines were lost.
+            Cells that are given up because too many workers died on them, or too many machines were lost.
         """
-        left = [cell for group in share for cell in group.cells if cell in self._open]
+        left = [cell for group in chunk for cell in group.cells if cell in self._open]
         given_up: list[T] = []
         suspect: list[T] = []
         if left:
@@ -116,10 +117,10 @@ class Queue(Generic[T]):
             elif died:
                 suspect.append(left.pop(0))
         back = [self._again([cell], alone=True) for cell in suspect]
-        together: dict[Group[T], list[T]] = {}
+        by_group: dict[Group[T], list[T]] = {}
         for cell in left:
-            together.setdefault(self._home[cell], []).append(cell)
-        back += [self._again(cells, alone=False) for cells in together.values()]
+            by_group.setdefault(self._home[cell], []).append(cell)
+        back += [self._again(cells, alone=False) for cells in by_group.values()]
         self._waiting[:0] = back
         return given_up
 
@@ -129,22 +130,22 @@ class Queue(Generic[T]):
 
 
 def cost_of(block: int | None, blocks: int) -> float:
-    """What scoring a cell costs, in blocks: those from the first edited one on, and one for the head and the rest."""
+    """The cost of scoring a cell, in blocks: those from the first edited one on, and one for the head and the rest."""
     return blocks - (block or 0) + 1
 
 
 def room_for(machines: Iterable[Mapping[str, float]], cpus: float, gpus: float) -> int:
-    """How many workers machines could hold.
+    """The number of workers that fit on the machines.
 
     Args:
-        machines: what each has: `CPU` and `GPU`.
-        cpus, gpus: of a worker; a worker with a fraction of a GPU is on one GPU, and one with several on one machine.
+        machines: the number of `CPU` and `GPU` of each.
+        cpus, gpus: of a worker. A fraction of a GPU is on one GPU; several GPUs are on one machine.
     """
     total = 0
     for machine in machines:
         fits = machine.get("CPU", 0) // cpus
         if gpus:
-            there = machine.get("GPU", 0)
-            fits = min(fits, there // gpus if gpus >= 1 else there * int(1 / gpus + 1e-9))
+            devices = machine.get("GPU", 0)
+            fits = min(fits, devices // gpus if gpus >= 1 else devices * int(1 / gpus + 1e-9))
         total += int(fits)
     return total

@@ -1,4 +1,4 @@
-"""What a run's process and its workers send each other: JSON, with numbers that come back exactly."""
+"""The messages between a run's process and its workers: JSON that preserves floating-point numbers exactly."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from lrbench.run.cell_scoring import Scored
 
 
 def pack(data: Any) -> str:
-    """Plain data as text; NaN and infinities too."""
+    """Plain data as text, NaN and infinities included."""
     return json.dumps(data, ensure_ascii=False)
 
 
 def unpack(text: str) -> Any:
-    """What `pack` was given."""
+    """The inverse of `pack`."""
     return json.loads(text)
 
 
@@ -42,10 +42,10 @@ def cell_data(cell: Cell) -> dict[str, Any]:
 
 
 def cell_from(data: Mapping[str, Any], methods: Mapping[str, Method], slots: Mapping[str, WeightSlot]) -> Cell:
-    """The cell that `cell_data` was given, of this process's methods and weights.
+    """The inverse of `cell_data`, with the methods and weights of this process.
 
     Raises:
-        KeyError: there is no such method or weight.
+        KeyError: a method or weight is unknown.
     """
     label = data["method"]
     own = {**methods, WITHOUT_UPDATE.label: methods.get(WITHOUT_UPDATE.label, WITHOUT_UPDATE)}
@@ -59,37 +59,37 @@ def cell_from(data: Mapping[str, Any], methods: Mapping[str, Method], slots: Map
         failure=data["failure"],
         seed=data["seed"],
         allocation=data["allocation"],
-        requests=tuple(request for one in data["requests"] if (request := _request_from(one)) is not None),
+        requests=tuple(request for item in data["requests"] if (request := _request_from(item)) is not None),
     )
 
 
 def scored_data(scored: Scored) -> dict[str, Any]:
-    """A row and its per-document scores."""
+    """A row and its per-document scores as plain data."""
     return {"row": scored.row.model_dump_json(by_alias=True), "samples": scored.samples}
 
 
 def scored_from(data: Mapping[str, Any]) -> Scored:
-    """What `scored_data` was given."""
+    """The inverse of `scored_data`."""
     return Scored(Row.model_validate_json(data["row"]), data["samples"])
 
 
 def partial_data(partial: Partial) -> dict[str, Any]:
-    """What one cell was answered of some queries."""
+    """A partial answer as plain data."""
     return asdict(partial)
 
 
 def partials_from(data: Sequence[Mapping[str, Any]]) -> list[Partial]:
-    """What `partial_data` was given, each time."""
-    return [Partial(**one) for one in data]
+    """The inverse of `partial_data`, for several."""
+    return [Partial(**entry) for entry in data]
 
 
 def step_data(step: Step) -> dict[str, Any]:
-    """What an engine has just done."""
+    """A step of an engine as plain data."""
     return asdict(step)
 
 
 def step_from(data: Mapping[str, Any]) -> Step:
-    """What `step_data` was given."""
+    """The inverse of `step_data`."""
     return Step(**data)
 
 

@@ -1,6 +1,6 @@
-"""A worker: one process on a cluster that holds a model, and reduces and scores the cells it is given.
+"""A worker: one process on a cluster that holds a model, and reduces and scores cells of it.
 
-It writes no row. What it is given and what it answers is JSON; see `lrbench.run.executors.wire`.
+It writes no rows. Its messages are JSON; see `lrbench.run.executors.wire`.
 """
 
 from __future__ import annotations
@@ -26,51 +26,51 @@ if TYPE_CHECKING:
     from lrbench.run.model_run import ModelRun
     from lrbench.suite.load import Suite
 
-#: Messages that may wait to be fetched; then scoring waits, so that a kill loses little.
+#: The maximum number of unread messages. Scoring waits for the reader, so that a killed worker loses little.
 WAITING = 64
 
 
 class _Stopped(BaseException):
-    """No other cell is wanted. As ^C, it passes by whoever catches errors."""
+    """Ends the scoring after a stop. A BaseException, so that no handler of errors catches it."""
 
 
 class Worker:
     """Holds one model at a time.
 
     Args:
-        threads: of torch and of the libraries under it.
+        threads: of torch and the libraries that it uses.
     """
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
         self._stopping = threading.Event()
-        self._opening = threading.Lock()  # the next model may be asked for while this one is still being loaded
+        self._opening = threading.Lock()  # the next model may be requested while this one is being loaded
         self._order: dict[str, Any] = {}
-        self._share: ModelRun | None = None
+        self._model_run: ModelRun | None = None
         self._environment: dict[str, Any] = {}
         self._part: tuple[str, BaseEngine] | None = None
-        self._said: list[str] = []
+        self._notes: list[str] = []
 
     def where(self) -> str:
-        """On which machine and in which process it is."""
+        """The worker's host, process and node."""
         import ray
 
         node = ray.get_runtime_context().get_node_id()
         return pack({"host": socket.gethostname(), "pid": os.getpid(), "node": node})
 
     def open(self, order: str) -> str:
-        """Opens a model, in place of the last one.
+        """Opens a model and closes the last one.
 
         Args:
-            order: which suite's, and how; see `lrbench.run.executors.remote.order_of`.
+            order: the model and how to open it; see `lrbench.run.executors.remote.order_of`.
 
         Returns:
-            What the run's process has to know of it; or `error`, in one line, where it cannot be had here.
+            A description of the opened model; or `error`, in one line, if it cannot be loaded on this machine.
         """
         with self._opening:
             self._order = unpack(order)
-            self._share = self._part = None  # before the next one takes its place in memory
-            self._said = []
+            self._model_run = self._part = None  # before the next one takes its place in memory
+            self._notes = []
             try:
                 self._use_threads()
                 return pack(self._opened())
@@ -78,12 +78,12 @@ class Worker:
                 return pack({"error": one_line(error), "input": isinstance(error, InputError)})
 
     def work(self, unit: str) -> Iterator[str]:
-        """Reduces and scores cells, and says what becomes of them as it happens.
+        """Reduces and scores cells, and yields a message for each row, partial answer, step and note.
 
-        A thread of its own computes, so that answers to parts of the requests are sent while a cell is under way.
+        A separate thread computes, so that partial answers are sent while a cell is under way.
 
         Args:
-            unit: cells with their hashes, on which documents, and what unfinished ones were answered before.
+            unit: the cells, the documents and earlier partial answers; see `lrbench.run.executors.remote.unit_of`.
         """
         messages: queue.Queue[dict[str, Any]] = queue.Queue(WAITING)
         thread = threading.Thread(target=self._compute, args=(unpack(unit), messages), daemon=True)
@@ -95,15 +95,15 @@ class Worker:
                 return
 
     def intact(self) -> bool:
-        """Whether the model's weights are, to the last bit, those that were loaded; else calibration is thrown away."""
-        return self._share is None or self._share.intact()
+        """As `ModelRun.intact`."""
+        return self._model_run is None or self._model_run.intact()
 
     def stop(self) -> None:
-        """Has the cell under way finished and no other begun."""
+        """Lets the cell under way finish and starts no other."""
         self._stopping.set()
 
     def _use_threads(self) -> None:
-        """For this thread: OpenMP counts by thread."""
+        """Sets the number of threads for the calling thread: OpenMP has a setting for each."""
         import torch
         from threadpoolctl import threadpool_limits
 
@@ -115,7 +115,6 @@ class Worker:
         from lrbench.reduction.plan import methods, swept_slots
         from lrbench.run.model_run import ModelSetup, open_model
         from lrbench.suite.load import suite_again
-        from lrbench.system.environment import environment
 
         order = self._order
         if order["lrbench"] != __version__:
@@ -132,37 +131,33 @@ class Worker:
         spec = suite.models[order["model"]]
         device = order["device"]
         if device is None and spec.device is None and spec.device_map is None and not order["gpus"]:
-            device = "cpu"  # a GPU that is here was not asked for, and may be another's
+            device = "cpu"  # a GPU of this machine was not reserved, and may be in use
         setup = ModelSetup(suite, spec, built, order["engine"], device, order["trust_remote_code"], self._notify)
-        share = open_model(setup)
-        self._share, engine = share, share.engine
-        self._environment = environment(
-            share.loaded.device, engine=engine.name, batch_size=engine.lm.batch_size,
-            frontier_memory=suite.frontier_memory,
-        )  # fmt: skip
-        share.environment = self._environment["hash"]
-        base = None
-        if share.base is not None:
-            slots = swept_slots(suite.sweep, share.loaded.inventory)
-            changed = sorted(slot.name for slot in slots if share.base.differs(slot))
-            base = {
-                "label": share.base.label, "source": share.base.source, "weight_hash": share.base.weight_hash,
+        model_run = open_model(setup)
+        self._model_run, engine = model_run, model_run.engine
+        self._environment = model_run.environment_of(engine)
+        model_run.environment = self._environment["hash"]
+        loaded, base, described_base = model_run.loaded, model_run.base, None
+        if base is not None:
+            slots = swept_slots(suite.sweep, loaded.inventory)
+            changed = sorted(slot.name for slot in slots if base.differs(slot))
+            described_base = {
+                "label": base.label, "source": base.source, "weight_hash": base.weight_hash,
                 "changed": changed, "same": sorted({slot.name for slot in slots} - set(changed)),
             }  # fmt: skip
-        loaded = share.loaded
         return {
             "source": loaded.source,
             "weight_hash": loaded.weight_hash,
             "config_hash": loaded.config_hash,
             "dtype": str(loaded.dtype).removeprefix("torch."),
-            "setting": share.setting(),
+            "setting": model_run.setting(),
             "environment": self._environment,
-            "base": base,
-            "notes": self._said,
+            "base": described_base,
+            "notes": self._notes,
         }
 
     def _notify(self, message: str) -> None:
-        self._said.append(message)
+        self._notes.append(message)
 
     def _compute(self, unit: Mapping[str, Any], messages: queue.Queue[dict[str, Any]]) -> None:
         end: dict[str, Any] = {"kind": "end"}
@@ -173,29 +168,29 @@ class Worker:
             pass
         except LrbenchError as error:
             end |= {"error": one_line(error), "input": isinstance(error, InputError)}
-        except BaseException as error:  # a thread's end is heard by nobody else
+        except BaseException as error:  # nothing else reports the errors of this thread
             end |= {"bug": one_line(error), "traceback": traceback.format_exc()}
         messages.put(end)
 
     def _score(self, unit: Mapping[str, Any], messages: queue.Queue[dict[str, Any]]) -> dict[str, Any]:
         from lrbench.reduction.plan import Plan
 
-        share = self._share
-        assert share is not None
+        model_run = self._model_run
+        assert model_run is not None
         engine = self._engine(unit["documents"])
-        methods = {method.label: method for method in share.setup.methods}
-        slots = {slot.name: slot for slot in share.loaded.inventory.slots}
+        methods = {method.label: method for method in model_run.setup.methods}
+        slots = {slot.name: slot for slot in model_run.loaded.inventory.slots}
         plan = Plan(tuple(cell_from(data, methods, slots) for data in unit["cells"]))
-        keys = share.keys(plan, engine)
-        for cell, asked in zip(plan.cells, unit["keys"], strict=True):
-            if keys[cell] != asked:
-                raise InputError(self._what_differs(unit["setting"], engine))
+        keys = model_run.keys(plan, engine)
+        for cell, key in zip(plan.cells, unit["keys"], strict=True):
+            if keys[cell] != key:
+                raise InputError(self._difference(unit["setting"], engine))
         engine.partials = _Relayed(messages, unit["partials"], self._stopping)
         engine.report = lambda step: self._report(step, messages)
-        if share.calibration is not None:
-            share.calibration.expect(plan.cells)
+        if model_run.calibration is not None:
+            model_run.calibration.expect(plan.cells)
         self._send_notes(messages)
-        for scored in () if self._stopping.is_set() else share.rows(plan, keys, engine):
+        for scored in () if self._stopping.is_set() else model_run.rows(plan, keys, engine):
             self._send_notes(messages)
             messages.put({"kind": "row", **scored_data(scored)})
             if self._stopping.is_set():
@@ -203,35 +198,35 @@ class Worker:
         return {} if self._stopping.is_set() else engine.describe()
 
     def _engine(self, documents: Sequence[Mapping[str, Sequence[int]]]) -> BaseEngine:
-        """On all the requests, or on the documents that remain after each restriction; the last such one is kept."""
-        assert self._share is not None
+        """The engine on all requests, or restricted to some documents. Keeps the last restricted one."""
+        assert self._model_run is not None
         if not documents:
-            return self._share.engine
-        asked = pack(documents)
-        if self._part is None or self._part[0] != asked:
+            return self._model_run.engine
+        key = pack(documents)
+        if self._part is None or self._part[0] != key:
             self._part = None
-            engine = self._share.engine
-            for chosen in documents:
-                engine = engine.restricted(chosen)
-            self._part = asked, engine
+            engine = self._model_run.engine
+            for restriction in documents:
+                engine = engine.restricted(restriction)
+            self._part = key, engine
         return self._part[1]
 
-    def _what_differs(self, setting: Mapping[str, Any], engine: BaseEngine) -> str:
-        assert self._share is not None
-        own = unpack(pack(self._share.setting(engine)))
-        what = next((key for key in own if own[key] != setting.get(key)), "calibration or base")
-        return f"its {what} is not the run's; are model, tasks and data the same on every machine?"
+    def _difference(self, setting: Mapping[str, Any], engine: BaseEngine) -> str:
+        assert self._model_run is not None
+        own = unpack(pack(self._model_run.setting(engine)))
+        key = next((key for key in own if own[key] != setting.get(key)), "calibration or base")
+        return f"its {key} is not the run's; are model, tasks and data the same on every machine?"
 
     def _report(self, step: Step, messages: queue.Queue[dict[str, Any]]) -> None:
         messages.put({"kind": "step", "step": step_data(step)})
 
     def _send_notes(self, messages: queue.Queue[dict[str, Any]]) -> None:
-        while self._said:
-            messages.put({"kind": "note", "text": self._said.pop(0)})
+        while self._notes:
+            messages.put({"kind": "note", "text": self._notes.pop(0)})
 
 
 class _Relayed:
-    """Partial answers: earlier ones come with the cells, new ones are sent off to be written."""
+    """Partial answers: earlier ones arrive with the cells, new ones are sent to the run's process."""
 
     def __init__(
         self,
@@ -242,11 +237,11 @@ class _Relayed:
         self._messages, self._known, self._stopping = messages, known, stopping
 
     def read(self, cell: str) -> list[Partial]:
-        """What the run's directory has of a cell."""
+        """The earlier partial answers of a cell."""
         return partials_from(self._known.get(cell, ()))
 
     def add(self, cell: str, partial: Partial) -> None:
-        """Sends more of a cell. Cells that are scored in parts all end at the end, so this is where to stop."""
+        """Sends a partial answer. Raises _Stopped after a stop, because cells in parts all finish at the very end."""
         self._messages.put({"kind": "partial", "cell": cell, "partial": partial_data(partial)})
         if self._stopping.is_set():
             raise _Stopped
