@@ -27,7 +27,7 @@ from rich.table import Table
 
 from lrbench.analysis.scored_run import ScoredRun
 from lrbench.results.directory import open_run
-from lrbench.run.selection.document_order import Course
+from lrbench.run.selection.document_order import DocumentOrder
 from lrbench.stats.betting import PairwiseElimination
 from lrbench.stats.metric_names import is_fraction, primary
 
@@ -59,7 +59,7 @@ def race(values: NDArray[np.float64], margin: float, alpha: float, block: int) -
     """The cell chosen, and how many document scores it took; of values (documents, cells) in the order given."""
     documents, cells = values.shape
     elimination, scored, start = PairwiseElimination(cells, documents, margin, alpha), 0, 0
-    for end in Course([[("task", index)] for index in range(documents)], {}, {}).ends(block):
+    for end in DocumentOrder([[("task", index)] for index in range(documents)], {}, {}).ends(block):
         if len(elimination.remaining) < 2:
             break
         elimination.observe(values[start:end][:, elimination.remaining])

@@ -122,7 +122,7 @@ def test_what_compositions_try_is_predicted_too(tmp_path, monkeypatch, computed,
 
     class UntilTest(Heard):
         def note(self, message):
-            if "what was chosen on" in message:
+            if "the chosen cells on" in message:
                 raise ChosenError
 
     heard = UntilTest()

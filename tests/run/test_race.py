@@ -13,7 +13,7 @@ from lrbench.evaluation.sweep.sweeper import Sweeper
 from lrbench.reports.render import renderer
 from lrbench.results.directory import RunDirectory
 from lrbench.results.rows import Score
-from lrbench.run.selection.document_order import Course, course_of
+from lrbench.run.selection.document_order import DocumentOrder, document_order_of
 from lrbench.run.selection.objective import Objective, objectives
 from lrbench.suite.load import load_suite
 from tests.run.test_select import frozen, question, write_task
@@ -297,7 +297,7 @@ def test_the_table_of_the_race_says_how_many_documents_each_line_is_of_and_compa
     assert f"In the race {stopped} of 9 rows stopped before the last document" in text
 
 
-# The course.
+# The order.
 
 
 def samples_of(values):
@@ -326,16 +326,16 @@ def test_a_course_gives_the_score_of_tasks_of_groups_and_of_the_mean(tmp_path):
     named = {"almanac_facts": facts_of, "almanac_agreement": ["almanac_agreement"], "asked": ["asked"]}
     for on_what in ("task", "mean"):
         for aim in objectives(requests, named, on_what):
-            course = course_of(aim, requests, baseline, samples_of(values), seed=0)
-            assert isinstance(course, Course)
-            units = len(course.units)
-            assert course.values(0, units, samples_of(values)).mean() == pytest.approx(aim.value(baseline))
-            assert sorted(key for unit in course.units for key in unit) == sorted(
+            order = document_order_of(aim, requests, baseline, samples_of(values), seed=0)
+            assert isinstance(order, DocumentOrder)
+            units = len(order.units)
+            assert order.values(0, units, samples_of(values)).mean() == pytest.approx(aim.value(baseline))
+            assert sorted(key for unit in order.units for key in unit) == sorted(
                 (task, index) for task in aim.tasks for index in requests.tasks[task].indices
             )
-            other = course_of(aim, requests, baseline, samples_of(values), seed=1)
-            assert [*course.units] != [*other.units]
-            assert course.units == course_of(aim, requests, baseline, samples_of(values), seed=0).units
+            other = document_order_of(aim, requests, baseline, samples_of(values), seed=1)
+            assert [*order.units] != [*other.units]
+            assert order.units == document_order_of(aim, requests, baseline, samples_of(values), seed=0).units
 
 
 def test_paraphrases_are_drawn_together(tmp_path):
@@ -345,15 +345,15 @@ def test_paraphrases_are_drawn_together(tmp_path):
     values = {"asked": dice.integers(0, 2, 40).astype(float).tolist()}
     baseline = row("baseline", scores={"asked": {"acc": Score(value=mean(values["asked"]), n=40)}})
     [aim] = objectives(requests, {"asked": ["asked"]}, "task")
-    course = course_of(aim, requests, baseline, samples_of(values), seed=0)
-    assert sorted(map(len, course.units)) == [3, 3, 3, 3, 3, 25]
-    assert course.bound == pytest.approx(25 / 40 * 6)
-    assert course.values(0, 6, samples_of(values)).mean() == pytest.approx(mean(values["asked"]))
+    order = document_order_of(aim, requests, baseline, samples_of(values), seed=0)
+    assert sorted(map(len, order.units)) == [3, 3, 3, 3, 3, 25]
+    assert order.bound == pytest.approx(25 / 40 * 6)
+    assert order.values(0, 6, samples_of(values)).mean() == pytest.approx(mean(values["asked"]))
 
 
 def test_blocks_grow_by_half_of_what_was_drawn_and_end_with_the_last_unit():
     def ends(units, first):
-        return Course([[("t", n)] for n in range(units)], {}, {}).ends(first)
+        return DocumentOrder([[("t", n)] for n in range(units)], {}, {}).ends(first)
 
     assert ends(100, 16) == [16, 32, 48, 72, 100]
     assert ends(5, 16) == [5]
@@ -369,10 +369,10 @@ def test_what_is_no_mean_of_values_between_zero_and_one_does_not_race_and_says_w
     aim = Objective("asked", {"asked": ["asked"]}, {})
 
     def why(scores, values=values, aim=aim):
-        return course_of(aim, requests, row("baseline", scores=scores), samples_of(values), seed=0)
+        return document_order_of(aim, requests, row("baseline", scores=scores), samples_of(values), seed=0)
 
     good = {"asked": {"acc": Score(value=0.5, n=8)}}
-    assert isinstance(why(good), Course)
+    assert isinstance(why(good), DocumentOrder)
     assert why({"asked": {"acc": Score(value=0.6, n=8)}}) == "the score on asked is no mean over documents"
     assert "between 0 and 1" in why({"asked": {"acc": Score(value=0.5, n=8)}}, {"asked": [2.0, -1.0] * 4})
     assert "no accuracy" in why({"asked": {"bleu": Score(value=0.5, n=8)}})

@@ -68,7 +68,7 @@ def test_cells_of_which_nothing_can_be_predicted_are_scored_and_that_is_said(don
     monarch = [row for row in _validation(folder) if row.label == "monarch"]
     assert {row.status for row in monarch} == {"ok"}
     assert {row.selection.predicted for row in monarch} == {None}
-    assert any("nothing can be predicted of 4 cells" in note for note in heard.notes)
+    assert any("no prediction for 4 cells" in note for note in heard.notes)
 
 
 def test_both_seeds_of_a_cell_stay_or_go(done):

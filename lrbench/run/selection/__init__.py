@@ -1,13 +1,13 @@
-"""How a model's cells come to be scored: all of them, or chosen on some documents and reported on others.
+"""Scores a model's cells: all of them, or those chosen on validation documents and reported on test documents.
 
-split.py      each task's documents, in two
-objective.py  what a choice is made by: a task's main metric, or the mean over tasks
-choice.py     the best of several candidates
-screen.py     which cells are scored at all
-greedy.py     edits composed block by block
-course.py     in which order a race takes documents
-race.py       cells that cannot be the choice are given up
-select.py     the protocol: choose on validation, report on test
+split.py           splits each task's documents into validation and test
+objective.py       the value that a choice maximises: a task's main metric, or the mean over tasks
+choice.py          chooses the best of several candidates
+screen.py          skips cells by a prediction from gradients
+greedy.py          composes edits block by block
+document_order.py  the order in which a race draws documents
+race.py            stops cells that cannot be chosen
+select.py          the whole protocol: chooses on validation documents, reports on test documents
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from lrbench.run.selection.select import run_selection
 
 
 def run_model(recorder: Recorder, model_run: ModelRun) -> None:
-    """Scores what the suite asks of one model, as the suite asks for it.
+    """Scores the cells of one model as the suite specifies.
 
     Raises:
-        SuiteError: there are too few documents for what the suite asks.
+        SuiteError: there are too few documents for the selection.
         KeyboardInterrupt: after the rows of all finished cells are on disk.
     """
     if model_run.suite.select is None:

@@ -1,4 +1,4 @@
-"""The best of several candidates, by what their rows say."""
+"""Chooses the best of several candidates by their rows."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from lrbench.run.selection.objective import Objective
 
 @dataclass(frozen=True)
 class Candidate:
-    """What can be chosen: a cell, or the same one at several seeds.
+    """A cell that can be chosen, with all its seeds.
 
     Attributes:
-        label: of its method; methods do not compete here, they are compared afterwards.
+        label: the method's. Each method has a choice of its own; methods are compared afterwards.
+        cells: one for each seed.
     """
 
     label: str
@@ -26,12 +27,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """The candidate chosen, and what it was judged by: means over its seeds.
+    """The chosen candidate and its values, each a mean over seeds.
 
     Attributes:
-        value: the objective's, larger is better.
-        log_loss: smaller is better; infinite where it is not known, None where there was nothing to break a tie of.
-        rows: of the chosen one's cells.
+        value: of the objective; larger is better.
+        log_loss: smaller is better; infinite if unknown, None if there was no tie to break.
+        rows: of the candidate's cells.
     """
 
     candidate: Candidate
@@ -41,20 +42,20 @@ class Choice:
 
 
 def is_reference(cell: Cell) -> bool:
-    """Whether a cell is what others are compared with: the baseline, or the base's own weights."""
+    """Whether other cells are compared with this one: the baseline, or the base's own weights."""
     return cell.method is None or cell.drops_updates
 
 
 def candidates(plan: Plan) -> list[Candidate]:
-    """A plan's, in its order: all its cells but the baseline, and the base's own where updates are reduced."""
-    alike: dict[Any, list[Cell]] = {}
+    """A plan's candidates, in its order: all cells but the references."""
+    by_identity: dict[Any, list[Cell]] = {}
     for cell in plan.cells:
         if cell.method is not None and not is_reference(cell):
             names = tuple(slot.name for slot in cell.slots)
             each = tuple((request.kind, request.value) for request in cell.requests)
             identity = (cell.method.label, cell.mode, names, tuple(cell.requested.items()), each)
-            alike.setdefault(identity, []).append(cell)
-    return [Candidate(identity[0], tuple(cells)) for identity, cells in alike.items()]
+            by_identity.setdefault(identity, []).append(cell)
+    return [Candidate(identity[0], tuple(cells)) for identity, cells in by_identity.items()]
 
 
 def choose(
@@ -63,36 +64,36 @@ def choose(
     rows: Mapping[Cell, Row],
     samples: Callable[[str], Iterable[Mapping[str, Any]]],
 ) -> Choice | None:
-    """The candidate with the largest value of the objective; None where none has one.
+    """The candidate with the largest value of the objective; None if no candidate has a value.
 
-    Of equals that with the least log-loss, then that of the smallest model, then the first. A candidate of which a
-    cell failed, or has no finite number, is not chosen.
+    Ties are broken by the smallest log-loss, then by the smallest model, then by the order of the plan. Candidates with
+    a failed cell or without a finite value are not chosen.
 
     Args:
-        samples: per-document scores by the cell's hash.
+        samples: returns the per-document scores of a cell, by its hash.
     """
     judged: list[tuple[float, Candidate, tuple[Row, ...]]] = []
     for candidate in among:
-        found = [rows[cell] for cell in candidate.cells if cell in rows]
-        if len(found) == len(candidate.cells) and all(row.status == "ok" for row in found):
-            value = _mean(objective.value(row) for row in found)
+        rows_of = tuple(rows[cell] for cell in candidate.cells if cell in rows)
+        if len(rows_of) == len(candidate.cells) and all(row.status == "ok" for row in rows_of):
+            value = _mean(objective.value(row) for row in rows_of)
             if math.isfinite(value):
-                judged.append((value, candidate, tuple(found)))
+                judged.append((value, candidate, rows_of))
     if not judged:
         return None
     largest = max(_rounded(value) for value, _, _ in judged)
-    equals = [one for one in judged if _rounded(one[0]) == largest]
-    if len(equals) == 1:
-        [(value, candidate, found_rows)] = equals
-        return Choice(candidate, value, None, found_rows)
-    losses = [_mean(objective.log_loss(samples(row.cell)) for row in of_one) for _, _, of_one in equals]
+    tied = [entry for entry in judged if _rounded(entry[0]) == largest]
+    if len(tied) == 1:
+        [(value, candidate, rows_of)] = tied
+        return Choice(candidate, value, None, rows_of)
+    losses = [_mean(objective.log_loss(samples(row.cell)) for row in rows_of) for _, _, rows_of in tied]
 
     def order(place: int) -> tuple[float, float, int]:
-        return _rounded(losses[place]), _mean(_keep(row) for row in equals[place][2]), place
+        return _rounded(losses[place]), _mean(_keep(row) for row in tied[place][2]), place
 
-    place = min(range(len(equals)), key=order)
-    value, candidate, found_rows = equals[place]
-    return Choice(candidate, value, losses[place], found_rows)
+    place = min(range(len(tied)), key=order)
+    value, candidate, rows_of = tied[place]
+    return Choice(candidate, value, losses[place], rows_of)
 
 
 def _keep(row: Row) -> float:
@@ -100,10 +101,10 @@ def _keep(row: Row) -> float:
 
 
 def _mean(values: Iterable[float]) -> float:
-    known = list(values)
-    return math.fsum(known) / len(known) if all(map(math.isfinite, known)) else max(known, key=abs)
+    numbers = list(values)
+    return math.fsum(numbers) / len(numbers) if all(map(math.isfinite, numbers)) else max(numbers, key=abs)
 
 
 def _rounded(value: float) -> float:
-    """So that sums in another order make no difference."""
+    """Rounded, so that the order of summation makes no difference."""
     return round(value, 12)

@@ -1,4 +1,4 @@
-"""A race's course: which documents are drawn together, in which order, and what each adds to an objective."""
+"""The order in which a race draws documents, and the contribution of each document to an objective."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ Key = tuple[str, int]
 
 
 @dataclass(frozen=True)
-class Course:
-    """An objective's documents in the order in which they are taken.
+class DocumentOrder:
+    """The documents of an objective, in random order.
+
+    The objective is the mean over units of the sum over their documents of `worth` times the document's value.
 
     Attributes:
-        units: documents that are drawn together.
-        worth: what a document adds to the objective where its value is 1, times the number of units: the objective is
-            the mean over units of what their documents are worth.
-        metrics: of each task that counts the metric that counts.
+        units: groups of documents that are drawn together.
+        worth: the weight of each document.
+        metrics: task -> the metric that gives its documents' values.
     """
 
     units: Sequence[Sequence[Key]]
@@ -39,45 +40,45 @@ class Course:
 
     @property
     def bound(self) -> float:
-        """The most that a unit can be worth."""
+        """The maximum value of a unit."""
         return max(math.fsum(self.worth[key] for key in unit) for unit in self.units)
 
     def values(self, start: int, end: int, samples: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
-        """What the units from `start` to `end` are worth by per-document scores of theirs, (units,)."""
-        known = {
+        """The values (units,) of the units from `start` to `end`, from per-document scores."""
+        values = {
             (sample["task"], sample["doc"]): float(sample["metrics"][self.metrics[sample["task"]]])
             for sample in samples
             if sample["task"] in self.metrics
         }
-        return np.array([math.fsum(self.worth[key] * known[key] for key in unit) for unit in self.units[start:end]])
+        return np.array([math.fsum(self.worth[key] * values[key] for key in unit) for unit in self.units[start:end]])
 
     def documents(self, start: int, end: int) -> dict[str, list[int]]:
-        """Task -> indices of the documents of the units from `start` to `end`."""
-        found: dict[str, list[int]] = {}
+        """Task -> indices of the documents in the units from `start` to `end`."""
+        indices: dict[str, list[int]] = {}
         for unit in self.units[start:end]:
             for task, document in unit:
-                found.setdefault(task, []).append(document)
-        return found
+                indices.setdefault(task, []).append(document)
+        return indices
 
     def ends(self, first: int) -> list[int]:
-        """Where blocks end: after `first` units, then each half as large as all before it together, to the last."""
+        """The ends of the blocks: the first has `first` units, each further one half as many as all before it."""
         ends = [min(first, len(self.units))]
         while ends[-1] < len(self.units):
             ends.append(min(len(self.units), ends[-1] + max(first, ends[-1] // 2)))
         return ends
 
 
-def course_of(
+def document_order_of(
     objective: Objective, requests: FrozenRequests, row: Row, samples: Sequence[Mapping[str, Any]], seed: int
-) -> Course | str:
-    """The course for an objective on some documents, or why there is none.
+) -> DocumentOrder | str:
+    """A random order of an objective's documents, or the reason why there can be no race.
 
-    There is one where the objective is a weighted mean over documents of values between 0 and 1, as accuracies are.
-    That is not taken on trust: the weights must give the score of `row` from its documents.
+    A race needs an objective that is a weighted mean over documents of values between 0 and 1, such as an accuracy.
+    This is verified: the weights must reproduce the score of `row` from its documents.
 
     Args:
-        requests: of the documents.
-        row, samples: of the baseline, on all of them.
+        requests: the documents.
+        row, samples: of the baseline, on all documents.
         seed: of the order.
     """
     chosen = {part: primary(row.scores[part]) for part in objective.parts if row.scores.get(part)}
@@ -91,25 +92,24 @@ def course_of(
     weights: dict[Key, float] = {}
     metrics: dict[str, str] = {}
     for part, metric in counting.items():
-        of_part = _task_weights(part, objective.parts[part], metric, requests)
-        for task, weight in of_part.items():
+        for task, weight in _task_weights(part, objective.parts[part], metric, requests).items():
             metrics[task] = metric
             indices = requests.tasks[task].indices
             weights |= {(task, index): weight / len(counting) / len(indices) for index in indices}
     units = _units(metrics, requests)
-    course = Course(units, {key: weight * len(units) for key, weight in weights.items()}, metrics)
+    order = DocumentOrder(units, {key: weight * len(units) for key, weight in weights.items()}, metrics)
     values = [sample["metrics"].get(metrics[sample["task"]]) for sample in samples if sample["task"] in metrics]
     if any(not isinstance(value, int | float) or not 0 <= value <= 1 for value in values):
         return f"{objective.name} has documents whose value is not between 0 and 1"
-    if abs(float(course.values(0, len(units), samples).mean()) - objective.value(row)) > 1e-9:
+    if abs(float(order.values(0, len(units), samples).mean()) - objective.value(row)) > 1e-9:
         return f"the score on {objective.name} is no mean over documents"
-    order = np.random.default_rng([seed, int(hashlib.sha256(objective.name.encode()).hexdigest()[:8], 16)])
-    shuffled = [units[place] for place in order.permutation(len(units))]
-    return Course(shuffled, course.worth, metrics)
+    generator = np.random.default_rng([seed, int(hashlib.sha256(objective.name.encode()).hexdigest()[:8], 16)])
+    shuffled = [units[place] for place in generator.permutation(len(units))]
+    return DocumentOrder(shuffled, order.worth, metrics)
 
 
 def _task_weights(part: str, tasks: Sequence[str], metric: str, requests: FrozenRequests) -> dict[str, float]:
-    """What share of a part's score each of its tasks has."""
+    """The weight of each task in the score of a task or group."""
     group: Group | None = requests.groups.get(part)
     rules = (group.aggregate_metric_list or []) if group is not None else []
     by_size = all(rule.weight_by_size for rule in rules if rule.metric == base_name(metric))
@@ -118,11 +118,11 @@ def _task_weights(part: str, tasks: Sequence[str], metric: str, requests: Frozen
 
 
 def _units(tasks: Mapping[str, str], requests: FrozenRequests) -> list[list[Key]]:
-    """Documents, those of one group together, whichever task they are of; in order of appearance."""
-    found: dict[Any, list[Key]] = {}
+    """The documents of tasks in order of appearance; those of one group together, also across tasks."""
+    units: dict[Any, list[Key]] = {}
     for task in tasks:
         frozen = requests.tasks[task]
         for index in frozen.indices:
             group = frozen.groups.get(index)
-            found.setdefault((task, index) if group is None else ("group", group, None), []).append((task, index))
-    return list(found.values())
+            units.setdefault((task, index) if group is None else ("group", group, None), []).append((task, index))
+    return list(units.values())

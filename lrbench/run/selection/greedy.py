@@ -1,4 +1,4 @@
-"""Composing edits: from the last block down, one decision a block, each accepted only where validation gains by it."""
+"""Composes edits: one decision for each block, last block first. An edit is accepted if validation improves."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from lrbench.run.selection.split import Split
 
 @dataclass
 class _Chain:
-    """A composition as far as it has come.
+    """The state of a composition.
 
     Attributes:
-        row: of what has been accepted, on validation; at first the baseline's.
-        tried: cells scored for it.
+        accepted: the cell with all accepted edits; None for the baseline.
+        row: its row on validation.
+        value, log_loss: the objective's value and the log-loss of this row.
+        tried: the number of cells scored so far.
     """
 
     accepted: Cell | None
@@ -32,13 +34,13 @@ class _Chain:
 
 
 def compose(
-    recorder: Recorder, model_run: ModelRun, split: Split, aim: Objective, composition: Composition, baseline: Row
+    recorder: Recorder, model_run: ModelRun, split: Split, objective: Objective, composition: Composition, baseline: Row
 ) -> tuple[Cell, Selection]:
-    """Decides block by block what is composed for one choice, and what the composition's row on test is to say.
+    """Composes edits for one objective; returns the composition, and the `selection` of its row on test.
 
-    At each block every edit that it offers is scored on top of what has been accepted. The best of them, by the
-    objective and then by log-loss, is accepted where it is better than what stands without it, and else the block
-    stays as it is. Rows alone decide, so that a run which is started again goes on from its last decision.
+    At each block, every candidate edit is scored together with the accepted ones. The best of them, by the objective
+    and then by log-loss, is accepted if it is better than no edit of this block. Only rows decide, so that a run that
+    is started again continues after its last decision.
 
     Args:
         baseline: the baseline's row on validation.
@@ -47,9 +49,9 @@ def compose(
         KeyboardInterrupt: after the rows of all finished cells are on disk.
     """
     samples = recorder.directory.samples
-    chain = _Chain(None, baseline, aim.value(baseline), aim.log_loss(samples(baseline.cell)))
+    chain = _Chain(None, baseline, objective.value(baseline), objective.log_loss(samples(baseline.cell)))
     engine = model_run.engine.restricted(split.validation)
-    if model_run.calibration is not None:  # so that one pass serves all blocks
+    if model_run.calibration is not None:  # so that one pass collects the statistics for all blocks
         levels = range(len(composition.levels))
         model_run.calibration.expect(cell for level in levels for cell in composition.trials(None, level))
     on_validation = Selection(split="validation", documents=split.sizes("validation"))
@@ -57,21 +59,21 @@ def compose(
         trials = Plan(tuple(composition.trials(chain.accepted, level)))
         rows = recorder.score(model_run, Scope(trials, engine, lambda _: on_validation))
         chain.tried += len(trials.cells)
-        choice = choose(candidates(trials), aim, rows, samples)
-        if choice is None:  # every edit of the block failed, and has its row
+        choice = choose(candidates(trials), objective, rows, samples)
+        if choice is None:  # every edit of the block failed
             continue
         [cell], [row] = choice.candidate.cells, choice.rows
-        log_loss = aim.log_loss(samples(row.cell))
+        log_loss = objective.log_loss(samples(row.cell))
         accepted = (choice.value, -log_loss) > (chain.value, -chain.log_loss)
         chain.decisions.append(Decision(cell=row.cell, weight=cell.slots[-1].name, accepted=accepted))
         if accepted:
             chain.accepted, chain.row, chain.value, chain.log_loss = cell, row, choice.value, log_loss
     return composition.composed(chain.accepted), Selection(
         split="test",
-        documents={task: len(split.test[task]) for task in aim.tasks},
-        chosen_for=aim.name,
+        documents={task: len(split.test[task]) for task in objective.tasks},
+        chosen_for=objective.name,
         candidates=chain.tried,
-        validated_on={task: len(split.validation[task]) for task in aim.tasks},
+        validated_on={task: len(split.validation[task]) for task in objective.tasks},
         validation_cells=[chain.row.cell],
         decisions=chain.decisions,
     )

@@ -1,4 +1,4 @@
-"""What a choice is made by: the main metric of one task, or the mean over tasks, and log-loss between equals."""
+"""The objective of a choice: the main metric of one task, or the mean over tasks; ties are broken by log-loss."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from lrbench.results.rows import Row
 from lrbench.stats.metric_names import base_name, lower_is_better, primary
 from lrbench.tasks.frozen_requests import FrozenRequests
 
-#: What a choice over all tasks is called, where others have a task's name.
+#: The name of the objective over all tasks; other objectives have a task's name.
 MEAN = "mean"
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What one choice is to be best at.
+    """The value that one choice maximises.
 
     Attributes:
         name: the task or group, or `MEAN`.
-        parts: the tasks and groups that count, each with the single tasks that it is made of.
-        higher: single task -> metric -> whether higher is better, as the tasks say.
+        parts: task or group that counts -> its single tasks.
+        higher: single task -> metric -> whether higher is better, as the task states.
     """
 
     name: str
@@ -33,22 +33,22 @@ class Objective:
 
     @property
     def tasks(self) -> list[str]:
-        """Single tasks whose documents it needs."""
+        """The single tasks of all parts."""
         return list(dict.fromkeys(task for tasks in self.parts.values() for task in tasks))
 
     def lower_is_better(self, part: str, metric: str) -> bool:
-        """Whether a smaller value of a part's metric is a better one."""
+        """Whether smaller values of a part's metric are better."""
         for task in self.parts[part]:
-            said = self.higher.get(task, {}).get(base_name(metric))
-            if isinstance(said, bool):
-                return not said
+            stated = self.higher.get(task, {}).get(base_name(metric))
+            if isinstance(stated, bool):
+                return not stated
         return lower_is_better(metric)
 
     def value(self, row: Row) -> float:
-        """How good a row is at it: larger is better, -inf where there is no number.
+        """The objective's value of a row: larger is better, -inf if there is none.
 
-        Of one task its main metric, with the sign turned where lower is better. Over several it is the score of the
-        leaderboard: the mean of accuracies, or, where no task has one, the geometric mean of perplexities.
+        For one task, its main metric, negated if lower is better. For several, the leaderboard's overall score: the
+        mean of accuracies, or the geometric mean of perplexities if no task has an accuracy.
         """
         metrics = {part: primary(row.scores[part]) for part in self.parts if row.scores.get(part)}
         if set(metrics) != set(self.parts):
@@ -66,31 +66,31 @@ class Objective:
         return -math.inf if math.isnan(value) else value
 
     def log_loss(self, samples: Iterable[Mapping[str, Any]]) -> float:
-        """Mean over documents of minus the log-likelihood of what is right; over parts, the mean of theirs.
+        """The mean over parts of the mean log-loss of their documents: minus the log-likelihood of the gold answer.
 
-        Of choices, of the right one; of a text, the whole. Infinite where no document has such a number, as where
-        texts are written.
+        For perplexity tasks, minus the log-likelihood of the whole text. Infinite if no document has a log-loss, as in
+        tasks that generate text.
         """
         losses: dict[str, list[float]] = defaultdict(list)
         for sample in samples:
             loss = document_loss(sample)
             if loss is not None:
                 losses[sample["task"]].append(loss)
-        of_parts = []
+        means = []
         for tasks in self.parts.values():
-            known = [loss for task in tasks for loss in losses.get(task, ())]
-            if known:
-                of_parts.append(math.fsum(known) / len(known))
-        return math.fsum(of_parts) / len(of_parts) if of_parts else math.inf
+            of_part = [loss for task in tasks for loss in losses.get(task, ())]
+            if of_part:
+                means.append(math.fsum(of_part) / len(of_part))
+        return math.fsum(means) / len(means) if means else math.inf
 
 
 def objectives(requests: FrozenRequests, named: Mapping[str, Sequence[str]], on: str) -> list[Objective]:
-    """What a suite chooses for.
+    """The objectives of a suite's choices.
 
     Args:
-        named: what the suite lists under `tasks`, with the single tasks that each stands for. A group with a score of
-            its own is one task; of a tag, a pattern or another group, each single task is one.
-        on: `task` for one choice each, `mean` for one in all.
+        named: entry of the suite's `tasks` -> its single tasks. A group with a score of its own counts as one task; of
+            tags, patterns and other groups, each single task counts.
+        on: `task` for one objective for each task, `mean` for a single one.
     """
     higher = {name: dict(frozen.task.higher_is_better()) for name, frozen in requests.tasks.items()}
     scored = {name for name, group in requests.groups.items() if group.has_aggregation}

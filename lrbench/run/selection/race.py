@@ -1,8 +1,9 @@
-"""Racing: in a selection, a cell is given up as soon as documents show that it cannot be the choice.
+"""Racing: in a selection, a cell is stopped as soon as documents show that it cannot be chosen.
 
-The validation documents of each objective come in a random order, block by block. After each block every method's cells
-are held against each other (`lrbench.stats.betting`); those given up are not scored any further. What is left has seen
-all documents in the end, and the choice is made among it alone. `docs/selection.md` says what is promised.
+The validation documents of each objective are drawn in random order, block by block. After each block the cells of each
+method are compared with each other (`lrbench.stats.betting`), and those that cannot be chosen are scored no further.
+The remaining cells are scored on all documents, and the choice is made among them. docs/selection.md states the
+guarantee.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from lrbench.run.cell_scoring import Scored
 from lrbench.run.model_run import ModelRun
 from lrbench.run.recorder import Recorder, Scope
 from lrbench.run.selection.choice import Candidate, candidates
-from lrbench.run.selection.document_order import Course, course_of
+from lrbench.run.selection.document_order import DocumentOrder, document_order_of
 from lrbench.run.selection.objective import Objective
 from lrbench.run.selection.split import Split
 from lrbench.stats.betting import PairwiseElimination
@@ -32,11 +33,11 @@ from lrbench.tasks.score import aggregate_samples
 
 @dataclass
 class _Seen:
-    """What is known of one cell.
+    """The results of one cell so far.
 
     Attributes:
-        row: of its first block, or of the one where it failed.
-        stopped: tasks of the objectives that it was given up for.
+        row: of its first block, or of the block in which it failed.
+        stopped: tasks of the objectives for which it was stopped.
     """
 
     row: Row | None = None
@@ -57,11 +58,7 @@ class _Seen:
 
 @dataclass
 class Race:
-    """All of a model's cells on the validation documents, for all objectives.
-
-    Args:
-        split: whose validation side they are scored on.
-    """
+    """The race among a model's cells on the validation documents of `split`, for all objectives."""
 
     recorder: Recorder
     model_run: ModelRun
@@ -71,7 +68,7 @@ class Race:
     spec: RaceSpec
 
     def run(self) -> dict[Cell, Row]:
-        """Every cell's row on validation; `Selection.stopped` says which saw not all of it."""
+        """Every cell's row on validation; `Selection.stopped` marks cells that were not scored on all documents."""
         sizes = self.split.sizes("validation")
 
         def selection(cell: Cell) -> Selection:
@@ -86,11 +83,11 @@ class Race:
 
     @cached_property
     def _engine(self) -> BaseEngine:
-        """On all validation documents."""
+        """Bound to all validation documents."""
         return self.model_run.engine.restricted(self.split.validation)
 
     def _rows(self, missing: Plan, keys: Mapping[Cell, str]) -> Iterator[Scored]:
-        """What has no row yet: references in full first, then the others as they came out of the race."""
+        """The missing rows: of references, on all documents, then of the others after their race."""
         plan, done = self.model_run.plan, self.recorder.done
         raced = [cell for candidate in candidates(plan) for cell in candidate.cells if not (cell.skip or cell.failure)]
         first = [cell for cell in missing.cells if cell not in raced]
@@ -112,128 +109,136 @@ class Race:
                 yield self._finished(cell, keys[cell], scorers)
 
     def _racing(self, raced: Sequence[Cell], wanted: Sequence[Cell]) -> set[str]:
-        """Labels of the methods that race: all of whose rows are wanted, or that were interrupted on the way.
+        """Labels of the methods that race: all of their rows are missing, or their race was interrupted.
 
-        Where a race is over and one of its cells is tried again, the others are not: what lost stays as it is.
+        A cell that is scored again after its race is over does not race: the rows of its competitors stay.
         """
         interrupted = self.recorder.directory.has_blocks()
         missing = set(wanted)
-        found: dict[str, list[bool]] = {}
+        by_label: dict[str, list[bool]] = {}
         for cell in raced:
             assert cell.method is not None
-            found.setdefault(cell.method.label, []).append(cell in missing)
-        return {label for label, absent in found.items() if all(absent) or (any(absent) and interrupted)}
+            by_label.setdefault(cell.method.label, []).append(cell in missing)
+        return {label for label, absent in by_label.items() if all(absent) or (any(absent) and interrupted)}
 
     def _race(self, objective: Objective, baseline: Row) -> None:
-        """Scores all candidates on an objective's documents, each for as long as it may be the choice."""
+        """Scores candidates on an objective's documents, each for as long as it can be chosen."""
         samples = self.recorder.directory.samples(baseline.cell)
-        course = course_of(objective, self._engine.requests, baseline, samples, self.select.seed)
-        fields = self._fields(course if isinstance(course, Course) else None)
+        order = document_order_of(objective, self._engine.requests, baseline, samples, self.select.seed)
+        contests = self._contests(order if isinstance(order, DocumentOrder) else None)
         whole = {task: self.split.validation[task] for task in objective.tasks}
-        if isinstance(course, str):
-            self.recorder.progress.note(f"no race for {objective.name}, every cell is scored in full: {course}")
-            self._block(fields, [[*range(len(of.candidates))] for of in fields], whole)
+        if isinstance(order, str):
+            self.recorder.progress.note(f"no race for {objective.name}, every cell is scored in full: {order}")
+            self._block(contests, [[*range(len(contest.candidates))] for contest in contests], whole)
             return
         start = 0
-        for end in course.ends(self.spec.block):
-            running = [of for of in fields if len(of.elimination.remaining) > 1]
+        for end in order.ends(self.spec.block):
+            running = [contest for contest in contests if len(contest.elimination.remaining) > 1]
             if not running:
                 break
-            self._block(running, [of.elimination.remaining.tolist() for of in running], course.documents(start, end))
-            for of in running:
-                of.judge(course, start, end, self._seen)
+            remaining = [contest.elimination.remaining.tolist() for contest in running]
+            self._block(running, remaining, order.documents(start, end))
+            for contest in running:
+                contest.judge(order, start, end, self._seen)
             start = end
-            left = sum(len(of.elimination.remaining) for of in fields)
-            total = sum(len(of.candidates) for of in fields)
+            left = sum(len(contest.elimination.remaining) for contest in contests)
+            total = sum(len(contest.candidates) for contest in contests)
             self.recorder.progress.note(
-                f"race for {objective.name}: {end:,} of {len(course.units):,} drawn, {left} of {total} cells are left"
+                f"race for {objective.name}: {end:,} of {len(order.units):,} drawn, {left} of {total} cells are left"
             )
-        counted = set(course.metrics)
-        beside = {task: documents for task, documents in whole.items() if task not in counted}
-        self._finish(fields, course, beside)
-        for of in fields:
-            for place in of.elimination.eliminated:
-                for cell in of.candidates[place].cells:
+        others = {task: documents for task, documents in whole.items() if task not in order.metrics}
+        self._finish(contests, order, others)
+        for contest in contests:
+            for place in contest.elimination.eliminated:
+                for cell in contest.candidates[place].cells:
                     self._seen[cell].stopped += objective.tasks
 
-    def _fields(self, course: Course | None) -> list[_Field]:
-        """The candidates of each method, which race against each other."""
+    def _contests(self, order: DocumentOrder | None) -> list[_Contest]:
+        """One contest for each method, among its candidates."""
         by_label: dict[str, list[Candidate]] = {}
         for candidate in candidates(self.model_run.plan):
-            known = [self._seen.get(cell) for cell in candidate.cells]
-            if all(seen is not None and not seen.failed for seen in known):
+            results = [self._seen.get(cell) for cell in candidate.cells]
+            if all(seen is not None and not seen.failed for seen in results):
                 by_label.setdefault(candidate.label, []).append(candidate)
-        population, bound = (len(course.units), course.bound) if course is not None else (1, 1.0)
+        population, bound = (len(order.units), order.bound) if order is not None else (1, 1.0)
         margin, alpha = self.spec.margin, self.spec.alpha
-        return [_Field(of, PairwiseElimination(len(of), population, margin, alpha, bound)) for of in by_label.values()]
+        return [
+            _Contest(rivals, PairwiseElimination(len(rivals), population, margin, alpha, bound))
+            for rivals in by_label.values()
+        ]
 
     def _block(
-        self, fields: Sequence[_Field], places: Sequence[Sequence[int]], documents: Mapping[str, Sequence[int]]
+        self, contests: Sequence[_Contest], places: Sequence[Sequence[int]], documents: Mapping[str, Sequence[int]]
     ) -> None:
-        """Scores some candidates of each field on some documents, in the order of the plan."""
+        """Scores the candidates at `places` of each contest on some documents, in the order of the plan."""
         chosen = {
             cell
-            for of, of_field in zip(fields, places, strict=True)
-            for place in of_field
-            for cell in of.candidates[place].cells
+            for contest, places_of in zip(contests, places, strict=True)
+            for place in places_of
+            for cell in contest.candidates[place].cells
             if not self._seen[cell].failed
         }
         cells = [cell for cell in self.model_run.plan.cells if cell in chosen]
         if cells and documents:
             engine = self.model_run.engine.restricted(documents)
             new = {cell for cell in cells if self._seen[cell].row is None}
-            first, others = ([cell for cell in cells if (cell in new) is asked] for asked in (True, False))
-            for part, measure in ((first, True), (others, False)):
+            for measure in (True, False):  # the first time only
+                part = [cell for cell in cells if (cell in new) is measure]
                 for cell, scored in self._session.block(part, engine, measure=measure):
                     self._seen[cell].add(scored)
 
-    def _finish(self, fields: Sequence[_Field], course: Course, beside: Mapping[str, Sequence[int]]) -> None:
-        """Scores on all documents whatever is left, and what was given up for a candidate that then failed."""
+    def _finish(self, contests: Sequence[_Contest], order: DocumentOrder, others: Mapping[str, Sequence[int]]) -> None:
+        """Scores the remaining candidates on all documents, and those that were eliminated by one that then failed.
+
+        Args:
+            others: documents of tasks that do not count for the objective's value.
+        """
         finished: set[tuple[int, int]] = set()
         while True:
             waiting: dict[int, list[tuple[int, int]]] = {}
-            for number, of in enumerate(fields):
-                for place in (*of.elimination.remaining.tolist(), *of.again):
+            for number, contest in enumerate(contests):
+                for place in (*contest.elimination.remaining.tolist(), *contest.again):
                     if (number, place) not in finished:
-                        waiting.setdefault(of.drawn[place], []).append((number, place))
+                        waiting.setdefault(contest.drawn[place], []).append((number, place))
             if not waiting:
                 return
             for drawn, places in waiting.items():
                 finished.update(places)
-                documents = {**course.documents(drawn, len(course.units)), **beside}
-                of_fields = [[place for n, place in places if n == number] for number in range(len(fields))]
-                self._block(fields, of_fields, documents)
-            for of in fields:
-                of.drop_failed(self._seen)
+                documents = {**order.documents(drawn, len(order.units)), **others}
+                places_of = [[place for n, place in places if n == number] for number in range(len(contests))]
+                self._block(contests, places_of, documents)
+            for contest in contests:
+                contest.drop_failed(self._seen)
 
-    def _finished(self, cell: Cell, key: str, known: dict[tuple[tuple[str, int], ...], FrozenRequests]) -> Scored:
-        """A cell's row of all that it was asked.
+    def _finished(self, cell: Cell, key: str, scorers: dict[tuple[tuple[str, int], ...], FrozenRequests]) -> Scored:
+        """A cell's row over all documents that it was scored on.
 
         Args:
-            known: requests of as many documents of each task, which come in one order.
+            scorers: a cache of restricted requests, by the number of documents of each task. Cells with equal numbers
+                have the same documents, since the order is the same for all.
         """
         seen = self._seen[cell]
         assert seen.row is not None
         if seen.failed:
             return Scored(seen.row.model_copy(update={"cell": key, "evaluate_seconds": seen.seconds}))
-        order = {task: place for place, task in enumerate(self._engine.requests.tasks)}
-        samples = sorted(seen.samples, key=lambda sample: (order[sample["task"]], sample["doc"]))
+        places = {task: place for place, task in enumerate(self._engine.requests.tasks)}
+        samples = sorted(seen.samples, key=lambda sample: (places[sample["task"]], sample["doc"]))
         documents: dict[str, list[int]] = {}
         for sample in samples:
             documents.setdefault(sample["task"], []).append(sample["doc"])
-        asked = {task: len(of_task) for task, of_task in documents.items()}
+        counts = {task: len(indices) for task, indices in documents.items()}
         whole = self.split.sizes("validation")
-        sizes = tuple(asked.items())
-        if sizes not in known:
-            known[sizes] = self._engine.requests.restricted(documents)
-        stopped = {task: asked.get(task, 0) for task in seen.stopped if asked.get(task, 0) < whole[task]}
+        sizes = tuple(counts.items())
+        if sizes not in scorers:
+            scorers[sizes] = self._engine.requests.restricted(documents)
+        stopped = {task: counts.get(task, 0) for task in seen.stopped if counts.get(task, 0) < whole[task]}
         row = seen.row.model_copy(
             update={
                 "cell": key,
                 "evaluate_seconds": seen.seconds,
-                "scores": aggregate_samples(known[sizes], samples),
+                "scores": aggregate_samples(scorers[sizes], samples),
                 "selection": Selection(
-                    split="validation", documents=asked, stopped=stopped or None, predicted=cell.predicted
+                    split="validation", documents=counts, stopped=stopped or None, predicted=cell.predicted
                 ),
             }
         )
@@ -241,12 +246,12 @@ class Race:
 
 
 @dataclass
-class _Field:
-    """One method's candidates in the race for one objective.
+class _Contest:
+    """The candidates of one method in the race for one objective. A place is an index into them.
 
     Attributes:
-        drawn: how many units each was scored on, by its place.
-        again: places of those that were given up for one that failed afterwards.
+        drawn: place -> the number of units that the candidate was scored on.
+        again: places of candidates that were eliminated by one that failed later.
     """
 
     candidates: list[Candidate]
@@ -257,26 +262,26 @@ class _Field:
     def __post_init__(self) -> None:
         self.drawn = dict.fromkeys(range(len(self.candidates)), 0)
 
-    def judge(self, course: Course, start: int, end: int, seen: Mapping[Cell, _Seen]) -> None:
-        """Takes in a block's values, and gives up what can be given up."""
+    def judge(self, order: DocumentOrder, start: int, end: int, seen: Mapping[Cell, _Seen]) -> None:
+        """Adds the values of a block, and eliminates candidates that cannot be chosen."""
         self.drop_failed(seen)
-        asked = {key for unit in course.units[start:end] for key in unit}
+        keys = {key for unit in order.units[start:end] for key in unit}
         columns = []
         for place in self.elimination.remaining.tolist():
             cells = self.candidates[place].cells
             of_cells = [
-                course.values(start, end, [s for s in seen[cell].samples if (s["task"], s["doc"]) in asked])
+                order.values(start, end, [s for s in seen[cell].samples if (s["task"], s["doc"]) in keys])
                 for cell in cells
             ]
             columns.append(np.mean(of_cells, axis=0))
             self.drawn[place] = end
         if columns:
             self.elimination.observe(np.stack(columns, axis=1))
-            if end < len(course.units):  # what has seen everything takes part in the choice
+            if end < len(order.units):  # after the last block the choice itself decides
                 self.elimination.eliminate()
 
     def drop_failed(self, seen: Mapping[Cell, _Seen]) -> None:
-        """Takes out candidates of which a cell failed; what was given up for them alone is in question again."""
+        """Removes candidates with a failed cell; those that only they eliminated are candidates again."""
         for place in (*self.elimination.remaining.tolist(), *self.again):
             if any(seen[cell].failed for cell in self.candidates[place].cells):
                 if place in self.again:

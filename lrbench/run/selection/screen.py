@@ -1,4 +1,4 @@
-"""Screening: only the cells that a first-order expansion of the loss makes most of are scored."""
+"""Screening: scores only the cells ranked highest by a first-order prediction of the loss."""
 
 from __future__ import annotations
 
@@ -29,64 +29,65 @@ Terms = dict[str, dict[str, Sensitivity]]  # task -> slot's name -> its sensitiv
 
 
 def screened(
-    recorder: Recorder, model_run: ModelRun, split: Split, aims: Sequence[Objective], spec: ScreenSpec
+    recorder: Recorder, model_run: ModelRun, split: Split, objectives: Sequence[Objective], spec: ScreenSpec
 ) -> Plan:
-    """The plan with what is predicted of its cells; all but the most promising ones of each method are skipped.
+    """The plan with predictions; all cells of each method but the most promising ones are skipped.
 
-    Cells stay whose change of loss cannot be predicted: where a rank is known only once factors are built, or is none
-    of the weight's; and those that a prediction says nothing about, since it holds for dropping singular components.
+    The prediction is that of dropping singular components. Cells without one are scored: their rank is known only after
+    the reduction, or is not a rank of the weight.
 
     Raises:
-        SuiteError: no document of some choice has an answer that is known to be right.
+        SuiteError: no document of an objective has a known gold answer.
     """
-    before = _as_before(recorder, model_run, split)
-    if before is not None:
-        return before
+    earlier = _earlier_plan(recorder, model_run, split)
+    if earlier is not None:
+        return earlier
     documents = {task: indices[: spec.documents] for task, indices in split.validation.items()}
     engine = model_run.engine.restricted(documents)
-    asked = right_answers(engine)
-    for aim in aims:
-        if not any(asked[task] for task in aim.tasks):
-            raise spec.error_at(f"{aim.name}: no answer is known to be right, so there is no loss; leave 'screen' out")
-    terms = _terms(recorder, model_run, engine.requests, asked)
-    predicted = {cell: _predicted(cell, aims, terms) for cell in model_run.plan.cells}
-    stays = _promising(model_run.plan, aims, predicted, spec.top)
+    answers = gold_answers(engine)
+    for objective in objectives:
+        if not any(answers[task] for task in objective.tasks):
+            raise spec.error_at(f"{objective.name}: no gold answer is known, so there is no loss; leave 'screen' out")
+    terms = _terms(recorder, model_run, engine.requests, answers)
+    predicted = {cell: _predicted(cell, objectives, terms) for cell in model_run.plan.cells}
+    promising = _promising(model_run.plan, objectives, predicted, spec.top)
     unknown = sum(predicted[cell] is None and _is_candidate(cell) for cell in model_run.plan.cells)
     if unknown:
-        recorder.progress.note(f"screening: nothing can be predicted of {unknown} cells; they are scored")
+        recorder.progress.note(f"screening: no prediction for {unknown} cells; they are scored")
     cells = []
     for cell in model_run.plan.cells:
         change = predicted[cell]
-        if change is not None and cell not in stays:
+        if change is not None and cell not in promising:
             text = ", ".join(f"{name} {value:+.3g}" for name, value in change.items())
             names = ", ".join(slot.name for slot in cell.slots[:3]) + (", ..." if len(cell.slots) > 3 else "")
-            why = f"screened out: log-loss is predicted to change by {text} nats a document ({names})"
-            cell = replace(cell, skip=why)
+            reason = f"screened out: log-loss is predicted to change by {text} nats a document ({names})"
+            cell = replace(cell, skip=reason)
         cells.append(replace(cell, predicted=change))
     return Plan(tuple(cells))
 
 
-def right_answers(engine: BaseEngine) -> dict[str, list[list[ScoredTokens]]]:
-    """Task -> of each document, the tokens of what is right: its right choice, its only continuation, or its text."""
+def gold_answers(engine: BaseEngine) -> dict[str, list[list[ScoredTokens]]]:
+    """Task -> token ids of each document's gold answer: its gold choice, its only continuation, or its whole text."""
     requests, longest = engine.requests, engine.lm.max_length
-    found: dict[str, dict[int, list[ScoredTokens]]] = {name: defaultdict(list) for name in requests.tasks}
+    answers: dict[str, dict[int, list[ScoredTokens]]] = {name: defaultdict(list) for name in requests.tasks}
     counts = Counter((instance.task_name, instance.doc_id) for instance in requests.pair_requests)
     for instance, (_, context, continuation) in zip(requests.pair_requests, requests.pairs, strict=True):
         gold = requests.tasks[instance.task_name].gold.get(instance.doc_id)
-        right = gold if isinstance(gold, list) else [gold]
-        if instance.idx == right[0] or (gold is None and counts[instance.task_name, instance.doc_id] == 1):
-            asked = _asked(context, continuation, longest)
-            found[instance.task_name][instance.doc_id].append(asked)
+        gold_choices = gold if isinstance(gold, list) else [gold]
+        if instance.idx == gold_choices[0] or (gold is None and counts[instance.task_name, instance.doc_id] == 1):
+            tokens = _scored_tokens(context, continuation, longest)
+            answers[instance.task_name][instance.doc_id].append(tokens)
     start = 0
     for instance, count in zip(requests.rolling_requests, requests.window_counts, strict=True):
         for _, context, continuation in requests.windows[start : start + count]:
-            found[instance.task_name][instance.doc_id].append(_asked(context, continuation, longest))
+            tokens = _scored_tokens(context, continuation, longest)
+            answers[instance.task_name][instance.doc_id].append(tokens)
         start += count
-    return {name: list(documents.values()) for name, documents in found.items()}
+    return {name: list(documents.values()) for name, documents in answers.items()}
 
 
-def _asked(context: Sequence[int], continuation: Sequence[int], longest: int) -> ScoredTokens:
-    """As lm-eval would give them to the model: cut from the left."""
+def _scored_tokens(context: Sequence[int], continuation: Sequence[int], longest: int) -> ScoredTokens:
+    """Truncated on the left, as by lm-eval."""
     tokens = [*context, *continuation][-(longest + 1) :]
     return ScoredTokens(torch.tensor(tokens), len(continuation))
 
@@ -95,29 +96,29 @@ def _terms(
     recorder: Recorder,
     model_run: ModelRun,
     requests: FrozenRequests,
-    asked: Mapping[str, Sequence[Sequence[ScoredTokens]]],
+    answers: Mapping[str, Sequence[Sequence[ScoredTokens]]],
 ) -> Terms:
-    """The sensitivities of every slot that is edited, task by task; kept on disk, so that a restart goes on alike."""
+    """The sensitivities of all edited slots for each task. Stored on disk, so that a restarted run uses the same."""
     slots = list(dict.fromkeys(slot for cell in model_run.plan.cells if _is_candidate(cell) for slot in cell.slots))
     model, code = (model_run.loaded.weight_hash, model_run.loaded.config_hash), code_hash("linalg", "reduction")
     made = json.dumps([*model, code, requests.hashes(), [slot.name for slot in slots]])
     name = f"screening-{hashlib.sha256(made.encode()).hexdigest()[:32]}"
     for entry in recorder.directory.partial(name):
-        return {task: {slot: _from_plain(one) for slot, one in of_task.items()} for task, of_task in entry.items()}
-    count = sum(map(len, asked.values()))
+        return {task: {slot: _from_plain(plain) for slot, plain in of_task.items()} for task, of_task in entry.items()}
+    count = sum(map(len, answers.values()))
     recorder.progress.note(f"screening: the gradient of the loss on {count} documents, for {len(slots)} weights")
-    found = {
+    terms = {
         task: sensitivities(model_run.loaded.model, slots, documents, recorder.progress.note)
-        for task, documents in asked.items()
+        for task, documents in answers.items()
         if documents
     }
-    plain = {task: {slot: _to_plain(one) for slot, one in of_task.items()} for task, of_task in found.items()}
+    plain = {task: {slot: _to_plain(term) for slot, term in of_task.items()} for task, of_task in terms.items()}
     recorder.directory.add_partial(name, plain)
-    return found
+    return terms
 
 
-def _predicted(cell: Cell, aims: Sequence[Objective], terms: Terms) -> dict[str, float] | None:
-    """Each choice's predicted change of log-loss; None where there is none."""
+def _predicted(cell: Cell, objectives: Sequence[Objective], terms: Terms) -> dict[str, float] | None:
+    """Objective -> predicted change of log-loss; None if there is no prediction."""
     if not _is_candidate(cell):
         return None
     assert cell.method is not None
@@ -127,42 +128,42 @@ def _predicted(cell: Cell, aims: Sequence[Objective], terms: Terms) -> dict[str,
             sensitivity = of_task[slot.name]
             try:
                 rank = closed_rank(cell.request_of(slot), cell.method.reducer, slot.about, sensitivity.singular_values)
-            except ReducerError:  # it will fail, and say so itself
+            except ReducerError:  # the cell will fail, and its row will have the reason
                 return None
             if rank is None or cell.method.reducer.rank_of != "weight" or slot.users > 1:
-                return None  # of a tied weight the gradient is that of all its users, and the edit is one's
+                return None  # the gradient of a tied weight is that of all its users, and the edit is that of one
             changes[task].append(sensitivity.change(rank))
     total = {task: sum(of_slots) for task, of_slots in changes.items()}
-    found = {}
-    for aim in aims:
-        parts = [[total[task] for task in tasks if task in total] for tasks in aim.parts.values()]
-        known = [sum(part) / len(part) for part in parts if part]
-        found[aim.name] = sum(known) / len(known)
-    return found
+    predicted = {}
+    for objective in objectives:
+        parts = [[total[task] for task in tasks if task in total] for tasks in objective.parts.values()]
+        means = [sum(part) / len(part) for part in parts if part]
+        predicted[objective.name] = sum(means) / len(means)
+    return predicted
 
 
 def _promising(
-    plan: Plan, aims: Sequence[Objective], predicted: Mapping[Cell, Mapping[str, float] | None], top: int
+    plan: Plan, objectives: Sequence[Objective], predicted: Mapping[Cell, Mapping[str, float] | None], top: int
 ) -> set[Cell]:
-    """The cells that are among the `top` of their method for some choice; seeds of one count once."""
-    stays: set[Cell] = set()
-    for aim in aims:
+    """The cells that are among the `top` candidates of their method for some objective."""
+    cells: set[Cell] = set()
+    for objective in objectives:
         of_label: dict[str, list[tuple[float, Candidate]]] = defaultdict(list)
         for candidate in candidates(plan):
             change = predicted[candidate.cells[0]]
             if change is not None:
-                of_label[candidate.label].append((change[aim.name], candidate))
-        for known in of_label.values():
-            best = sorted(known, key=lambda one: one[0])[:top]
-            stays.update(*(candidate.cells for _, candidate in best))
-    return stays
+                of_label[candidate.label].append((change[objective.name], candidate))
+        for changes in of_label.values():
+            best = sorted(changes, key=lambda entry: entry[0])[:top]
+            cells.update(*(candidate.cells for _, candidate in best))
+    return cells
 
 
-def _as_before(recorder: Recorder, model_run: ModelRun, split: Split) -> Plan | None:
-    """The plan as an earlier run screened it, where every cell has its row; else None."""
+def _earlier_plan(recorder: Recorder, model_run: ModelRun, split: Split) -> Plan | None:
+    """The plan as screened by an earlier run, if every cell has its row; else None."""
     race = model_run.suite.race
-    more = {"race": race.resolved()} if race is not None else None
-    keys = model_run.keys(model_run.plan, model_run.engine.restricted(split.validation), more)
+    definition = {"race": race.resolved()} if race is not None else None
+    keys = model_run.keys(model_run.plan, model_run.engine.restricted(split.validation), definition)
     rows = [recorder.done.get(keys[cell]) for cell in model_run.plan.cells]
     cells = []
     for cell, row in zip(model_run.plan.cells, rows, strict=True):
