@@ -155,7 +155,7 @@ def compare_rows(first: RunDirectory, second: RunDirectory, hashes: tuple[str, s
 
 def name_of(row: Row, run: ScoredRun) -> str:
     """Describes a cell: `svd keep 0.5, L4-7 mlp (12), seed 1`; in a selection, with its documents."""
-    documents = [f"on {row.selection.share}"] if row.selection is not None else []
+    documents = [f"on {row.selection.part}"] if row.selection is not None else []
     if row.reducer is None:
         return ", ".join([f"{row.model}, baseline", *documents])
     words = [f"{row.label or row.reducer} {row.setting}".strip(), describe(row.edits, run.blocks.get(row.model))]
@@ -216,7 +216,7 @@ def _names(first: RunDirectory, second: RunDirectory) -> tuple[str, str]:
 
 def _description(row: Row) -> Hashable:
     weights = tuple(sorted(edit.weight for edit in row.edits))
-    documents = row.selection.share if row.selection is not None else None
+    documents = row.selection.part if row.selection is not None else None
     request = tuple(sorted(row.requested.items())), row.allocation
     return row.model, row.label, request, weights, row.seed if row.reducer else None, documents
 

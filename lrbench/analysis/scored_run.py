@@ -43,7 +43,7 @@ def lines_of(rows: Iterable[Row]) -> list[ScoredLine]:
     groups: dict[Hashable, list[Row]] = {}
     for row in rows:
         weights = tuple(sorted(edit.weight for edit in row.edits))
-        documents = row.selection.share if row.selection is not None else None
+        documents = row.selection.part if row.selection is not None else None
         request = row.mode, tuple(row.requested.items()), row.allocation
         cell = (row.model, row.reducer, row.label, *request, weights, documents)
         group = groups.setdefault((*cell, 0), [])
@@ -145,7 +145,7 @@ class ScoredRun:
     def _tasks_of(self, row: Row) -> dict[str, TaskRecord]:
         """The manifest's task records for the documents of this row."""
         if row.selection is not None:
-            return self._parts.get((row.model, row.selection.share), {})
+            return self._parts.get((row.model, row.selection.part), {})
         return self._tasks.get(row.model, {})
 
     def leaves(self, task: str) -> list[str]:

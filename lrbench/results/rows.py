@@ -129,7 +129,7 @@ class Selection(Strict):
     stopped: dict[str, int] | None = None  # in a race: documents scored before the stop, by task
 
     @property
-    def share(self) -> str:
+    def part(self) -> str:
         """The name of the documents in the manifest: `validation`, `test`, or `test/TASK`."""
         return self.split if self.chosen_for is None else f"{self.split}/{self.chosen_for}"
 

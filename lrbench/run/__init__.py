@@ -1,1 +1,1 @@
-"""Runs a suite: scores what has no row yet, and writes it."""
+"""Runs a suite: scores the cells without a row, and writes their rows."""

@@ -41,7 +41,7 @@ def stopped_by_signals(
             raise Interrupted
         executor.stop()
         with suppress(RuntimeError):  # the signal may have interrupted printing
-            note("finishing what is at work; ^C again stops now")
+            note("finishing the cell under way; ^C again stops at once")
 
     if threading.current_thread() is not threading.main_thread():
         yield

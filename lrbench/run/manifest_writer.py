@@ -27,7 +27,7 @@ class Part:
     """Some of the documents that a model's cells are scored on.
 
     Attributes:
-        name: as `Selection.share`.
+        name: as `Selection.part`.
         engine: bound to these documents.
         setting: what defines the rows on these documents beside the cells themselves.
     """

@@ -170,7 +170,7 @@ def compute_again(
     if base is not None:
         _check_base(base, entry)
     definition = definition_of(cell, calibration, base)
-    part = entry if row.selection is None else entry.parts.get(row.selection.share, PartEntry())
+    part = entry if row.selection is None else entry.parts.get(row.selection.part, PartEntry())
     if not other_code and part.setting and cell.digest(**part.setting, **definition) != row.cell:
         made, now = again.manifest.lrbench, __version__
         raise InputError(

@@ -242,7 +242,7 @@ class Recorder:
         rows = [self.done[cell] for cell in cells]
         methods = ", ".join(dict.fromkeys(row.label for row in rows if row.label)) or "the engine"
         change = "the model's weights were changed unseen"
-        reason = f"{change} during this run (by one of {methods}, or by a task's code); no score of it stands"
+        reason = f"{change} during this run (by one of {methods}, or by a task's code); its scores are invalid"
         failed = [
             row.model_copy(update={"status": "failed", "reason": reason, "scores": {}, "inference": None})
             for row in rows
@@ -250,7 +250,9 @@ class Recorder:
         self.directory.append(*failed)
         self.done |= {row.cell: row for row in failed}
         self.result.failed += len(failed)
-        effect = f"{len(failed)} cells failed; --retry-failed scores them again" if failed else "no row stands on them"
+        effect = (
+            f"{len(failed)} cells failed; --retry-failed scores them again" if failed else "no row was scored with them"
+        )
         self.progress.note(f"{label}: {change}, by a method or a task's code: {effect}")
 
     def connect(self, model_run: ModelRun, engine: BaseEngine) -> RunPartials | None:
@@ -282,7 +284,7 @@ class Session:
         setting = model_run.setting(self.engine)
         self.part = None
         if scope.engine is not None and self.selections:
-            name = next(iter(self.selections.values())).share
+            name = next(iter(self.selections.values())).part
             self.part = Part(name, self.engine, setting | dict(scope.definition or {}))
         recorder.manifest.add_model(
             model_run.loaded, model_run.tasks, model_run.engine, model_run.setting(), list(self.keys.values()),

@@ -47,7 +47,7 @@ def run_suite(
         out: the run's directory; created if missing.
         progress: called with each step.
         device: instead of the suite's.
-        engine: one of `ENGINES`. Engines score alike in different ways.
+        engine: one of `ENGINES`, which differ in how they compute the same scores.
         executor: computes the cells; None for this process. The caller closes it.
         force: score all cells again.
         retry_failed: score failed cells again.

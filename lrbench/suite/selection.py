@@ -18,7 +18,7 @@ class SelectSpec(Spec):
     """A choice on some documents, reported on the others.
 
     Attributes:
-        validation: the share of each task's documents that the choice is made on.
+        validation: the fraction of each task's documents that the choice is made on.
         seed: of the split, and of the order in which a race takes documents.
         on: one choice for each `task` of the suite, or one for the `mean` over them.
     """

@@ -199,7 +199,9 @@ def test_answers_to_parts_that_were_given_on_changed_weights_are_dropped(made, w
 
     with at("answers kept", spoil_and_stop), pytest.raises(Interrupted):
         made(PARTS).run(tmp_path / "out", heard, stop=stop)
-    assert any("changed unseen, by a method or a task's code: no row stands on them" in note for note in heard.notes)
+    assert any(
+        "changed unseen, by a method or a task's code: no row was scored with them" in note for note in heard.notes
+    )
     assert not RunDirectory(tmp_path / "out").has_partial()
     assert facts(made(PARTS).run(tmp_path / "out", retry_failed=True).directory) == wholes[PARTS]
 

@@ -90,7 +90,7 @@ def test_control_c_once_finishes_the_cell_twice_stops_now_and_both_go_on(tmp_pat
         assert main(command) == 130
     said = capsys.readouterr()
     assert "Traceback" not in said.out + said.err
-    assert "finishing what is at work; ^C again stops now" in said.err
+    assert "finishing the cell under way; ^C again stops at once" in said.err
     finished = times == 1 and text is PLAIN
     last = said.err.splitlines()[-1]
     assert last.startswith(f"lrbench: interrupted; {int(finished)} cells done in ")
@@ -116,7 +116,7 @@ def test_control_c_while_the_weights_are_looked_at_lets_that_be_finished(tmp_pat
 
     monkeypatch.setattr(ModelRun, "intact", presses)
     assert main(["run", str(tmp_path / "suite.yaml"), "--out", str(tmp_path / "out")]) == 1
-    assert "finishing what is at work; ^C again stops now" in capsys.readouterr().err
+    assert "finishing the cell under way; ^C again stops at once" in capsys.readouterr().err
     assert intact == [False]
     assert {row.status for row in RunDirectory(tmp_path / "out").rows().values()} == {"failed"}
 

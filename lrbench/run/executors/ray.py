@@ -94,8 +94,8 @@ class RayExecutor:
         for key in ("race", "screen"):
             if getattr(suite, key) is not None:
                 raise suite.error_at(
-                    f"{key!r} is decided where the model is, and a Ray run's own process holds none; leave it out, or "
-                    "run with --executor local",
+                    f"{key!r} needs the model in the run's own process, and with Ray only the workers hold it; leave "
+                    "it out, or run with --executor local",
                     key,
                 )
         self._notify, self._run = notify, None
@@ -210,7 +210,7 @@ class RayExecutor:
                     raise
                 self._stopping = True
             if not progress.done:
-                self._notify("stopping: each worker finishes its cell; ^C again stops now")
+                self._notify("stopping: each worker finishes its cell; ^C again stops at once")
                 crew.stop()
                 while progress.under_way:
                     yield from self._received(progress)
