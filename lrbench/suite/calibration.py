@@ -26,7 +26,7 @@ class TextSpec(Spec):
     split: Text | None = None
     column: Text | None = None
     task: Text | None = None
-    _given: str | None = PrivateAttr(default=None)
+    _as_written: str | None = PrivateAttr(default=None)
 
     @model_validator(mode="before")
     @classmethod
@@ -35,19 +35,19 @@ class TextSpec(Spec):
 
     @model_validator(mode="after")
     def _one_source(self) -> TextSpec:
-        given = [kind for kind in ("file", "dataset", "task") if getattr(self, kind) is not None]
-        if len(given) != 1:
-            raise misplaced("calibration text is exactly one of file, dataset, task", *given[1:2], key=bool(given))
+        kinds = [kind for kind in ("file", "dataset", "task") if getattr(self, kind) is not None]
+        if len(kinds) != 1:
+            raise misplaced("calibration text is exactly one of file, dataset, task", *kinds[1:2], key=bool(kinds))
         for key in ("config", "split", "column"):
-            if getattr(self, key) is not None and not (given == ["dataset"] or (given == ["file"] and key == "column")):
-                raise misplaced(f"{key!r} does not go with {given[0]!r}", key, key=True)
+            if getattr(self, key) is not None and not (kinds == ["dataset"] or (kinds == ["file"] and key == "column")):
+                raise misplaced(f"{key!r} does not go with {kinds[0]!r}", key, key=True)
         return self
 
     def resolved(self) -> dict[str, Any]:
         """Plain data, with paths as they were given."""
         data = {key: value for key, value in self.model_dump().items() if value is not None}
-        if self._given is not None:
-            data["file" if self.file is not None else "dataset"] = self._given
+        if self._as_written is not None:
+            data["file" if self.file is not None else "dataset"] = self._as_written
         return data
 
 

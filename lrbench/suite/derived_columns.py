@@ -23,28 +23,28 @@ KINDS: tuple[Kind, ...] = ("mean", "retention")
 
 @dataclass(frozen=True)
 class Term:
-    """What a column is made of: a task by one of its metrics, or (then without one) perhaps an earlier mean.
+    """A component of a column: a task by one of its metrics, or the name of an earlier mean.
 
     Attributes:
-        metric: None for the one that stands for the task.
+        metric: None for the task's main metric, or for an earlier mean.
     """
 
     name: str
     metric: str | None = None
 
     @classmethod
-    def parse(cls, given: Any) -> Term:
+    def parse(cls, definition: Any) -> Term:
         """From `TASK` or `{TASK: METRIC}`. Raises ValueError: it is something else."""
-        if isinstance(given, str) and given:
-            return cls(given)
-        if isinstance(given, dict) and len(given) == 1:
-            [(name, metric)] = given.items()
+        if isinstance(definition, str) and definition:
+            return cls(definition)
+        if isinstance(definition, dict) and len(definition) == 1:
+            [(name, metric)] = definition.items()
             if isinstance(name, str) and isinstance(metric, str) and name and metric:
                 return cls(name, metric)
-        raise ValueError(f"a term is TASK or {{TASK: METRIC}}, not {given!r}")
+        raise ValueError(f"a term is TASK or {{TASK: METRIC}}, not {definition!r}")
 
     def resolved(self) -> str | dict[str, str]:
-        """As it is written."""
+        """As a suite writes it."""
         return self.name if self.metric is None else {self.name: self.metric}
 
 
@@ -57,18 +57,18 @@ class DerivedColumn:
     terms: tuple[Term, ...]
 
     @classmethod
-    def parse(cls, name: str, given: Any, above: Sequence[DerivedColumn] = ()) -> DerivedColumn:
+    def parse(cls, name: str, definition: Any, above: Sequence[DerivedColumn] = ()) -> DerivedColumn:
         """From `{mean: [TERM, ...]}` or `{retention: [TERM, ...]}`.
 
         Args:
             above: the columns before it.
 
         Raises:
-            ValueError: it is no such thing, has a term twice, or a retention for a term.
+            ValueError: it has another form, a term twice, or a retention as a term.
         """
-        if not isinstance(given, dict) or len(given) != 1 or next(iter(given)) not in KINDS:
-            raise ValueError(f"column {name!r} is {{mean: [...]}} or {{retention: [...]}}, not {given!r}")
-        [(kind, listed)] = given.items()
+        if not isinstance(definition, dict) or len(definition) != 1 or next(iter(definition)) not in KINDS:
+            raise ValueError(f"column {name!r} is {{mean: [...]}} or {{retention: [...]}}, not {definition!r}")
+        [(kind, listed)] = definition.items()
         if not isinstance(listed, list) or not listed:
             raise ValueError(f"column {name!r}: {kind} takes a list of terms, not {listed!r}")
         terms = tuple(Term.parse(term) for term in listed)
@@ -82,5 +82,5 @@ class DerivedColumn:
         return cls(name, kind, terms)
 
     def resolved(self) -> dict[str, Any]:
-        """As it is written."""
+        """As a suite writes it."""
         return {self.kind: [term.resolved() for term in self.terms]}

@@ -165,52 +165,56 @@ def _written(loc: KeyPath, document: Document) -> KeyPath:
 
 
 def _located(suite: Suite, document: Document, folder: Path, paths: Mapping[str, str] | None = None) -> Suite:
-    """The suite with its places noted and its paths made absolute: by `paths` (dotted place -> path) where they tell.
+    """The suite with absolute paths, each part knowing its place in the file.
+
+    Args:
+        folder: relative paths of the file start here; those of overrides, in the working directory.
+        paths: dotted place -> absolute path, which takes precedence.
 
     Raises:
-        SuiteError: a path that leads nowhere.
+        SuiteError: a path does not exist.
     """
 
-    def absolute(path: KeyPath, given: str | Path) -> Path:
+    def absolute(path: KeyPath, written: str | Path) -> Path:
         known = (paths or {}).get(".".join(map(str, path)))
         if known is not None:
             return Path(known)
         base = Path.cwd() if document.is_override(path) else folder
         try:
-            found = (base / Path(given).expanduser()).resolve()
-            found.exists()  # what follows asks again, and in other words
+            absolute_path = (base / Path(written).expanduser()).resolve()
+            absolute_path.exists()  # may raise; whether the path exists is checked by the callers
         except (OSError, ValueError, RuntimeError) as error:  # too long, a loop of links, no such home
             reason = getattr(error, "strerror", None) or one_line(error)
             raise document.error(path, f"a path that cannot be followed: {reason}; give another") from None
-        return found
+        return absolute_path
 
     _note_places(suite, (), document)
     task_paths, plugins = [], []
-    for index, given in enumerate(suite.task_paths):
-        task_paths.append(absolute(("task_paths", index), given))
+    for index, written in enumerate(suite.task_paths):
+        task_paths.append(absolute(("task_paths", index), written))
         if not task_paths[-1].is_dir():
             raise document.error(("task_paths", index), f"no such folder: {task_paths[-1]}")
-    for index, given in enumerate(suite.plugins):
-        plugins.append(absolute(("plugins", index), given))
+    for index, written in enumerate(suite.plugins):
+        plugins.append(absolute(("plugins", index), written))
         if not plugins[-1].exists():
             raise document.error(("plugins", index), f"no such plugin file or folder: {plugins[-1]}")
 
     def located_model(model: ModelSpec) -> ModelSpec:
-        found = {}
+        local_paths = {}
         for key in ("pretrained", "config", "tokenizer", "adapter"):
-            given = getattr(model, key)
-            if not isinstance(given, str):
+            written = getattr(model, key)
+            if not isinstance(written, str):
                 continue
             place = (*model.path, key)
-            local = absolute(place, given)
+            local = absolute(place, written)
             if local.exists():
-                found[key] = str(local)
-            elif given.startswith((".", "/", "~")) or ".".join(map(str, place)) in (paths or {}):
-                # what else may be a hub id
-                what = "no such checkpoint folder" if key == "pretrained" else f"no such {key}"
-                raise document.error(place, f"{what}: {local}")
-        located = model.model_copy(update=found)
-        located._given = {key: getattr(model, key) for key in found}
+                local_paths[key] = str(local)
+            elif written.startswith((".", "/", "~")) or ".".join(map(str, place)) in (paths or {}):
+                # anything else may be a hub id
+                kind = "checkpoint folder" if key == "pretrained" else key
+                raise document.error(place, f"no such {kind}: {local}")
+        located = model.model_copy(update=local_paths)
+        located._as_written = {key: getattr(model, key) for key in local_paths}
         return located
 
     def located_task(task: TaskSpec) -> TaskSpec:
@@ -219,9 +223,9 @@ def _located(suite: Suite, document: Document, folder: Path, paths: Mapping[str,
         file = absolute((*task.path, "data"), task.data)
         if not file.is_file():
             raise document.error((*task.path, "data"), f"no such file of documents: {file}")
-        found = task.model_copy(update={"data": str(file)})
-        found._given = task.data
-        return found
+        located = task.model_copy(update={"data": str(file)})
+        located._as_written = task.data
+        return located
 
     changes: dict[str, Any] = {
         "task_paths": tuple(task_paths),
@@ -238,7 +242,7 @@ def _located(suite: Suite, document: Document, folder: Path, paths: Mapping[str,
 
 
 def _note_places(spec: Spec, path: KeyPath, document: Document) -> None:
-    """Tells a mapping of the suite, and the mappings in it, where they were written."""
+    """Stores in each part of the suite its place in the document."""
     spec._path, spec._document = _written(path, document), document
     for key, value in spec:
         for index, part in enumerate(value) if isinstance(value, tuple) else [(None, value)]:
@@ -248,18 +252,18 @@ def _note_places(spec: Spec, path: KeyPath, document: Document) -> None:
 
 def _located_text(text: TextSpec, document: Document, absolute: Callable[[KeyPath, str], Path]) -> TextSpec:
     """Calibration text with its path made absolute. Raises SuiteError: no such file, or not a file of text."""
-    given = text.file or text.dataset
-    if given is None:
+    written = text.file or text.dataset
+    if written is None:
         return text
     spelled = document.data["calibration"]["text"]
     place = ("calibration", "text") if isinstance(spelled, str) else ("calibration", "text", "file")
     if text.file is None:
-        local = absolute(("calibration", "text", "dataset"), given)
+        local = absolute(("calibration", "text", "dataset"), written)
         if not local.is_dir():
             return text  # a hub id
         located = text.model_copy(update={"dataset": str(local)})
     else:
-        path = absolute(place, given)
+        path = absolute(place, written)
         if not path.is_file():
             raise document.error(place, f"no such file of calibration text: {path} (a data set is {{dataset: NAME}})")
         if path.suffix not in (".txt", ".jsonl"):
@@ -267,7 +271,7 @@ def _located_text(text: TextSpec, document: Document, absolute: Callable[[KeyPat
         if path.suffix == ".txt" and text.column is not None:
             raise document.error(("calibration", "text", "column"), "a .txt file has no 'column'", key=True)
         located = text.model_copy(update={"file": str(path)})
-    located._given = given
+    located._as_written = written
     return located
 
 

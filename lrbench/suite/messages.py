@@ -77,8 +77,8 @@ def suite_error(
         return {"extra_forbidden": 0, "missing": 2}.get(details["type"], 1), (place.line, place.column)
 
     # pydantic counts the valid entries of a list, so it also calls a list of one wrong entry too short
-    found = [details for details in error.errors() if not (details["type"] == "too_short" and details["input"])]
-    first = min(found, key=order)
+    candidates = [details for details in error.errors() if not (details["type"] == "too_short" and details["input"])]
+    first = min(candidates, key=order)
     return document.error(written(_path(first)), _message(first, written(_path(first)), models), key=_at_key(first))
 
 
@@ -123,4 +123,4 @@ def _message(details: ErrorDetails, path: KeyPath, models: Mapping[tuple[str, ..
 
 def _keys(models: Mapping[tuple[str, ...], type[BaseModel]], words: tuple[str, ...]) -> list[str]:
     keys = list(models[words].model_fields)
-    return keys if words else [key for one in keys for key in (["model", one] if one == "models" else [one])]
+    return keys if words else [key for name in keys for key in (["model", name] if name == "models" else [name])]

@@ -91,7 +91,7 @@ class ModelSpec(Spec):
     max_length: Count | None = None
     add_bos: StrictBool | None = None
     label: Text | None = None
-    _given: dict[str, str] = PrivateAttr(default_factory=dict)
+    _as_written: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSpec:
@@ -122,15 +122,15 @@ class ModelSpec(Spec):
         """The label, or what the suite calls the model."""
         if isinstance(self.config, dict):
             return self.label or f"random {self.config['model_type']}"
-        random = f"random {self._given.get('config', self.config)}" if self.config is not None else ""
-        return self.label or self.name or self._given.get("pretrained", self.pretrained) or random
+        random = f"random {self._as_written.get('config', self.config)}" if self.config is not None else ""
+        return self.label or self.name or self._as_written.get("pretrained", self.pretrained) or random
 
     def resolved(self) -> dict[str, Any]:
         """Plain data, with paths as they were given."""
         return (
             self.model_dump()
             | {"label": self.display_name, "trust_remote_code": self.trust_remote_code or None}
-            | self._given
+            | self._as_written
         )
 
 

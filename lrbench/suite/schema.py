@@ -58,7 +58,7 @@ class TaskSpec(Spec):
     limit: Count | None = None
     num_fewshot: Annotated[StrictInt, Field(ge=0)] | None = None
     data: Text | None = None
-    _given: str | None = PrivateAttr(default=None)
+    _as_written: str | None = PrivateAttr(default=None)
 
     @model_validator(mode="before")
     @classmethod
@@ -67,7 +67,7 @@ class TaskSpec(Spec):
 
     def resolved(self) -> dict[str, Any]:
         """Plain data, with the path as it was given."""
-        return self.model_dump() | ({"data": self._given} if self._given is not None else {})
+        return self.model_dump() | ({"data": self._as_written} if self._as_written is not None else {})
 
 
 class ReducerSpec(Spec):
@@ -196,8 +196,8 @@ class Suite(Spec):
                     "write 'keep', of each update",
                     "sweep", index, "rank", "keep_model", key=True,
                 )  # fmt: skip
-        for key, asked in (("inference", self.inference == "factored"), ("measure", "inference" in self.measure)):
-            if asked:
+        for key, used in (("inference", self.inference == "factored"), ("measure", "inference" in self.measure)):
+            if used:
                 raise misplaced(
                     f"{key!r} does not go with 'delta': factors of an update run beside the base's weight, not in its "
                     "place; leave one of them out",
@@ -261,7 +261,7 @@ class Suite(Spec):
 
     @property
     def repeats(self) -> tuple[int, ...]:
-        """The seeds of what draws at random: the list given, or so many from `seed` on."""
+        """The seeds of random reducers: the suite's list, or as many as it asks for, counted from `seed`."""
         if isinstance(self.seeds, tuple):
             return self.seeds
         return tuple(range(self.seed, self.seed + (self.seeds or 1)))
@@ -299,7 +299,7 @@ class Suite(Spec):
             **({"select": self.select.resolved()} if self.select is not None else {}),
             **({"race": self.race.resolved()} if self.race is not None else {}),
             **({"screen": self.screen.resolved()} if self.screen is not None else {}),
-            **({"derived": {one.name: one.resolved() for one in self.derived}} if self.derived else {}),
+            **({"derived": {column.name: column.resolved() for column in self.derived}} if self.derived else {}),
         }
 
     def local_paths(self) -> dict[str, str]:
@@ -314,23 +314,23 @@ class Suite(Spec):
         for index, model in enumerate(self.models):
             here |= {
                 f"models.{index}.{key}": str(getattr(model, key))
-                for key, given in model._given.items()
+                for key, given in model._as_written.items()
                 if getattr(model, key) != given
             }
         here |= {
             f"tasks.{index}.data": str(task.data)
             for index, task in enumerate(self.tasks)
-            if task._given is not None and task.data != task._given
+            if task._as_written is not None and task.data != task._as_written
         }
         if self.delta is not None:
             base = self.delta.base
             here |= {
                 f"delta.base.{key}": str(getattr(base, key))
-                for key, given in base._given.items()
+                for key, given in base._as_written.items()
                 if getattr(base, key) != given
             }
         text = self.calibration.text if self.calibration is not None else None
-        if text is not None and text._given is not None:
+        if text is not None and text._as_written is not None:
             key = "file" if text.file is not None else "dataset"
             here[f"calibration.text.{key}"] = str(getattr(text, key))
         return here

@@ -86,12 +86,12 @@ def derived_columns(value: Any) -> tuple[DerivedColumn, ...]:
         raise misplaced(
             f"'derived' maps names of columns to {{mean: [...]}} or {{retention: [...]}}, not {describe(value)}"
         )
-    found: list[DerivedColumn] = []
-    for name, given in value.items():
+    columns: list[DerivedColumn] = []
+    for name, definition in value.items():
         if not isinstance(name, str) or not name:
             raise misplaced(f"the name of a column is text, not {describe(name)}")
         try:
-            found.append(DerivedColumn.parse(name, given, found))
+            columns.append(DerivedColumn.parse(name, definition, columns))
         except ValueError as error:
             raise misplaced(str(error), name) from None
-    return tuple(found)
+    return tuple(columns)

@@ -31,15 +31,15 @@ class RankSpec(Spec):
 
     @model_validator(mode="after")
     def _one_kind(self) -> RankSpec:
-        given = [kind for kind in type(self).model_fields if getattr(self, kind) is not None]
-        if len(given) != 1:
+        kinds = [kind for kind in type(self).model_fields if getattr(self, kind) is not None]
+        if len(kinds) != 1:
             raise misplaced(
-                f"a rank is exactly one of {', '.join(type(self).model_fields)}", *given[1:2], key=bool(given)
+                f"a rank is exactly one of {', '.join(type(self).model_fields)}", *kinds[1:2], key=bool(kinds)
             )
-        values = getattr(self, given[0])
+        values = getattr(self, kinds[0])
         for index, value in enumerate(values):
             if value in values[:index]:
-                raise misplaced(f"{value:g} is listed twice", given[0], index)
+                raise misplaced(f"{value:g} is listed twice", kinds[0], index)
         return self
 
     @property
@@ -102,7 +102,7 @@ class SweepSpec(Spec):
 
     @property
     def shared_by(self) -> AllocationKind | None:
-        """How `keep_model` is shared out, `uniform` where nothing is said; None for other ranks."""
+        """How `keep_model` is allocated among the weights, `uniform` by default; None for other ranks."""
         return (self.allocation or "uniform") if self.rank.keep_model is not None else None
 
     def resolved(self) -> dict[str, Any]:

@@ -25,22 +25,22 @@ def free_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def check_room(label: str, numbers: int, dtype: torch.dtype, devices: Iterable[torch.device]) -> None:
+def check_room(label: str, parameters: int, dtype: torch.dtype, devices: Iterable[torch.device]) -> None:
     """Refuses a model that does not fit into the free memory of its devices.
 
     Args:
-        numbers: the count of parameters, tied ones once.
-        dtype: the dtype that they are loaded as.
+        parameters: how many the model has, tied ones counted once.
+        dtype: the dtype of the loaded weights.
 
     Raises:
         ModelError: too little memory is free; gives both sizes.
     """
     distinct = list(dict.fromkeys(devices))
-    need, free = numbers * dtype.itemsize, sum(map(free_bytes, distinct))
+    need, free = parameters * dtype.itemsize, sum(map(free_bytes, distinct))
     if need > free:
         names = ", ".join(map(str, distinct))
         raise ModelError(
-            f"{label}: its {numbers:,} parameters take {_gib(need)} in {str(dtype).removeprefix('torch.')}, and "
+            f"{label}: its {parameters:,} parameters take {_gib(need)} in {str(dtype).removeprefix('torch.')}, and "
             f"{names} {'has' if len(distinct) == 1 else 'have'} {_gib(free)} free; "
             "choose a smaller dtype, or a device or device_map with more memory"
         )
@@ -51,7 +51,7 @@ def _gib(size: int) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out. On a CPU torch raises a RuntimeError that only its text tells."""
+    """Whether an error is an out-of-memory error. On a CPU torch raises a RuntimeError, recognized by its text."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in ALLOCATOR_SAYS)

@@ -1,4 +1,4 @@
-"""On what machine and with which versions a row was made."""
+"""The hardware and software versions that a row was computed with."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import Any
 import lrbench.plugins
 from lrbench._version import __version__
 
-#: Packages whose code is in the way from weights and documents to scores.
+#: Packages whose code affects scores.
 PACKAGES = (
     *("torch", "transformers", "lm-eval", "datasets", "tokenizers", "accelerate", "numpy", "scipy", "safetensors"),
     *("peft", "jinja2", "evaluate", "sacrebleu"),
 )
 
-#: Variables that change numbers: threads and instruction sets by which sums are ordered, and precisions.
+#: Environment variables that can change results: threads and instruction sets (the order of sums), and precision.
 VARIABLES = (
     *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS"),
     *("OPENBLAS_CORETYPE", "ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA"),
@@ -33,8 +33,8 @@ def environment(device: Any = None, **execution: Any) -> dict[str, Any]:
     """Hardware and versions, with a short `hash` of them.
 
     Args:
-        device: a torch.device; None asks for the default one (the GPU where there is one).
-        execution: how cells are scored there: engine, batch size.
+        device: a torch.device; None for the GPU if there is one, else the CPU.
+        execution: further entries, such as the engine and the batch size.
     """
     import torch
 
@@ -63,13 +63,13 @@ def environment(device: Any = None, **execution: Any) -> dict[str, Any]:
 
 
 def in_words(entry: dict[str, Any]) -> str:
-    """One line for a caption: device, cores, versions that matter."""
+    """One line for a caption: device, cores, and the main versions."""
     packages = entry["packages"]
     versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", "transformers", "lm-eval"))
-    where = f"{entry['processor']}, {entry['cores']} cores"
+    hardware = f"{entry['processor']}, {entry['cores']} cores"
     if entry["device"] != "cpu":
-        where = f"{entry['device']} ({where})"
-    return f"{where}; lrbench {entry['lrbench']}, {versions}"
+        hardware = f"{entry['device']} ({hardware})"
+    return f"{hardware}; lrbench {entry['lrbench']}, {versions}"
 
 
 def _version(package: str) -> str | None:
@@ -98,7 +98,7 @@ def _git_state() -> dict[str, Any] | None:
 
 @functools.cache
 def _code_hash() -> str:
-    """SHA-256 (short) of lrbench's own Python files, built-in reducers included: what a commit does not tell."""
+    """SHA-256 (short) of lrbench's Python files and the built-in reducers, which may differ from the commit."""
     folder = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
     for package in (folder, Path(lrbench.plugins.__file__ or folder).resolve().parent):
@@ -108,17 +108,17 @@ def _code_hash() -> str:
 
 
 def _blas() -> list[str]:
-    """Libraries of linear algebra beside torch's own, with versions and the kernels that they chose."""
-    import scipy.linalg  # noqa: F401 - it brings its own, which counts whether it was used yet or not
+    """BLAS libraries beside torch's own, with their versions and selected kernels."""
+    import scipy.linalg  # noqa: F401 - loads scipy's own BLAS, so that it is always listed
     import threadpoolctl
 
-    libraries = [found for found in threadpoolctl.threadpool_info() if found["user_api"] == "blas"]
+    libraries = [library for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"]
     keys = ("internal_api", "version", "architecture")
-    return sorted({" ".join(str(found[key]) for key in keys if found.get(key)) for found in libraries})
+    return sorted({" ".join(str(library[key]) for key in keys if library.get(key)) for library in libraries})
 
 
 def _numerics(torch: Any) -> dict[str, Any]:
-    """Switches of torch by which it may take short cuts."""
+    """Settings that let torch compute with lower precision or in a varying order."""
     return {
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),

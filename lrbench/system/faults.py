@@ -1,7 +1,7 @@
-"""Named points of a durable write at which a test may interrupt it. A run itself passes them by.
+"""Named points at which a test may interrupt a durable write. They do nothing in a run.
 
-A point is a call `point("append.written", path)` at the place it names, and an entry of `POINTS`. A run that is killed
-there and started again must end with the rows of a run that never stopped; a test tries all points on all files.
+A point is a call such as `point("append.written", path)`, and an entry of `POINTS`. A run that is killed at a point and
+started again must end with the rows of an uninterrupted run; a test tries all points on all files.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 #: Set by a test; called with each point's name and the file.
 hook: Callable[[str, Path], None] | None = None
 
-#: The points, and what has been done by then.
+#: Each point, and the state of the file there.
 POINTS = {
     "write.opened": "an empty temporary file was made",
     "write.written": "the temporary file was written, perhaps not to the disk",

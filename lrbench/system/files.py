@@ -1,7 +1,7 @@
-"""Writing files so that a kill or a power cut never leaves half of one; the cache folder; locks between processes.
+"""Durable writes, which a kill or a power cut never leaves half done; the cache folder; locks between processes.
 
-A file or folder is written under another name beside its place, `.lrbench-*.tmp`, and then renamed. What a killed
-process leaves under such a name is never read.
+A file or folder is written under a temporary name in the same folder, `.lrbench-*.tmp`, and then renamed. Temporary
+files of killed processes are never read.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 def append(path: Path, line: str) -> None:
-    """Appends a line, or several, durably, after cutting off a last line that was never written to its end.
+    """Appends one or more lines durably. First removes an incomplete last line.
 
     Raises:
         OSError: it cannot be written.
@@ -108,7 +108,7 @@ def replace_folder(path: Path, new: Path, keep: Sequence[str] = ()) -> None:
     """Puts a temporary folder in the place of `path`, which may be missing.
 
     Args:
-        path: what becomes of `new`.
+        path: the final place of `new`.
         new: from `temporary_folder(path)`.
         keep: names in the old folder that are moved to the new one.
 
@@ -135,7 +135,7 @@ def replace_folder(path: Path, new: Path, keep: Sequence[str] = ()) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds a lock file, which stays; the lock itself is released when the process ends, however it ends.
+    """Holds a lock on a file, which is kept; the system releases the lock when the process ends, even if it is killed.
 
     Raises:
         Timeout: another process holds it.

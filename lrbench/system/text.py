@@ -1,4 +1,4 @@
-"""Text from elsewhere made harmless: shown in a terminal, a log or a table, or used as the name of a file."""
+"""Makes text of foreign origin safe to show in a terminal, log or table, or to use as a file name."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Iterable
 
 from lrbench.errors import LrbenchError
 
-_LONGEST = 2000  # of a message that is shown; a reason is read, and what is longer quotes the input at length
+_LONGEST = 2000  # characters of a message; a longer one quotes the input at length
 
-# CSI; OSC, DCS, SOS, PM and APC, with what they say; two-character sequences. The C1 forms of the first two as well.
+# CSI; OSC, DCS, SOS, PM and APC with their content; two-character sequences; the C1 forms of the first two.
 _ESCAPE_SEQUENCE = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"
     r"|\x1b[ -/]*[0-~]?"
@@ -19,10 +19,10 @@ _ESCAPE_SEQUENCE = re.compile(
 
 
 def printable(text: str) -> str:
-    """One line in which only visible characters and spaces are left; columns set by spaces stay where they are.
+    """One line of visible characters and spaces; columns aligned by spaces stay aligned.
 
-    Escape sequences go, with what they say; so do control, formatting and bidirectional characters, lone surrogates and
-    unassigned code points. Every other whitespace (tab, line break, no-break space) is one space.
+    Removes escape sequences with their content, control, formatting and bidirectional characters, lone surrogates and
+    unassigned code points. Every other whitespace character (tab, line break, no-break space) becomes a space.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -32,15 +32,14 @@ def printable(text: str) -> str:
 
 
 def clean(text: str) -> str:
-    """The same with its whitespace folded: single spaces, none at the ends."""
+    """As `printable`, with single spaces and none at the ends."""
     return " ".join(printable(text).split())
 
 
 def one_line(error: BaseException) -> str:
-    """An exception as one line: `Type: message` for those that are not ours.
+    """An exception as one line: the message of an `LrbenchError`, `Type: message` of any other.
 
-    Whitespace is folded, and what a terminal would act on is taken out: a message may quote a name from a model, a task
-    or a plugin. A very long one loses its middle.
+    The message is cleaned, since it may quote a name from a model, task or plugin. A very long one loses its middle.
     """
     text = clean(str(error))
     if len(text) > _LONGEST:
@@ -49,12 +48,12 @@ def one_line(error: BaseException) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the nearest of the known words, or `` where none is near."""
+    """`; did you mean 'x'?` for the nearest of the known words; empty if none is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-#: What Windows takes for a device, whatever the suffix.
+#: Names that Windows takes for devices, with any suffix.
 RESERVED = frozenset(
     {"con", "prn", "aux", "nul", *(f"{port}{digit}" for port in ("com", "lpt") for digit in range(10))}
 )
@@ -68,5 +67,5 @@ def is_reserved(name: str) -> bool:
 
 
 def is_plain(name: str) -> bool:
-    """Whether a name is one file's in any folder: letters, digits, `.`, `_`, `-`; 128 at most; no device."""
+    """Whether a name is a valid file name on every system: up to 128 letters, digits, `.`, `_`, `-`; no device."""
     return _PLAIN.fullmatch(name) is not None and not is_reserved(name)
