@@ -119,7 +119,7 @@ def _build(folder: str, names: Iterable[str]) -> dict[str, IndexEntry]:
 
 def _read(path: str) -> dict[str, Any]:
     with open(path, "rb") as file:
-        content = yaml.load(file, TaskLoader)
+        content = yaml.load(file, Loader=TaskLoader)
     if not isinstance(content, dict):
         raise TypeError(f"{path} is not a mapping")
     return {key: content[key] for key in _KEYS if key in content}

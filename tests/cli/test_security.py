@@ -104,8 +104,8 @@ def test_loaders_of_yaml_are_safe_ones(module, name):
     import yaml
 
     loader = getattr(importlib.import_module(module), name)
-    assert issubclass(loader, yaml.SafeLoader)
-    assert not issubclass(loader, yaml.FullLoader | yaml.UnsafeLoader)
+    assert issubclass(loader, yaml.constructor.SafeConstructor)
+    assert not issubclass(loader, yaml.constructor.FullConstructor)
 
 
 def refuse(*args, **kwargs):
