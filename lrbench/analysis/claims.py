@@ -44,7 +44,21 @@ class Claim:
 def claims(spectra: Sequence[SlotSpectrum]) -> tuple[Claim, ...]:
     """Evaluates all claims on these weights, without zero matrices, which have no spectrum."""
     known = [spectrum for spectrum in spectra if not spectrum.figures.zero]
-    return _energy(known), _qkv_share(known), _qkv_against_random(known), _low_rank(known)
+    share = _lowest(
+        known,
+        "qkv-lowest",
+        "Q, K and V are the matrices of the lowest effective rank.",
+        "effective rank over min(m, n), mean over a role's matrices",
+        {spectrum.weight: spectrum.figures.effective_rank / spectrum.figures.size for spectrum in known},
+    )
+    against_random = _lowest(
+        known,
+        "qkv-lowest-against-random",
+        "Q, K and V are the matrices of the lowest effective rank, each against a random matrix of its shape.",
+        "effective rank over that of the random matrix of the same shape, mean over a role's matrices",
+        {spectrum.weight: spectrum.against_random for spectrum in known},
+    )
+    return _energy(known), share, against_random, _low_rank(known)
 
 
 def _energy(spectra: Sequence[SlotSpectrum]) -> Claim:
@@ -55,7 +69,7 @@ def _energy(spectra: Sequence[SlotSpectrum]) -> Claim:
         "of Σσ²"
     )
     if not spectra:
-        return _unknown(name, statement, criterion, "there is no matrix with a spectrum")
+        return Claim(name, statement, criterion, None, "there is no matrix with a spectrum")
     count = len(spectra)
     at_20 = sum(spectrum.figures.rank_90 <= _top(spectrum, 0.2) for spectrum in spectra)
     at_10 = sum(spectrum.figures.rank_90 <= _top(spectrum, 0.1) for spectrum in spectra)
@@ -77,26 +91,6 @@ def _energy(spectra: Sequence[SlotSpectrum]) -> Claim:
     return Claim(name, statement, criterion, 2 * at_20 >= count, numbers, values)
 
 
-def _qkv_share(spectra: Sequence[SlotSpectrum]) -> Claim:
-    return _lowest(
-        spectra,
-        "qkv-lowest",
-        "Q, K and V are the matrices of the lowest effective rank.",
-        "effective rank over min(m, n), mean over a role's matrices",
-        {s.weight: s.figures.effective_rank / s.figures.size for s in spectra},
-    )
-
-
-def _qkv_against_random(spectra: Sequence[SlotSpectrum]) -> Claim:
-    return _lowest(
-        spectra,
-        "qkv-lowest-against-random",
-        "Q, K and V are the matrices of the lowest effective rank, each against a random matrix of its shape.",
-        "effective rank over that of the random matrix of the same shape, mean over a role's matrices",
-        {s.weight: s.against_random for s in spectra},
-    )
-
-
 def _lowest(
     spectra: Sequence[SlotSpectrum], name: str, statement: str, quantity: str, figure: Mapping[str, float]
 ) -> Claim:
@@ -108,9 +102,9 @@ def _lowest(
     }
     missing = [role for role in _QKV if role not in means]
     if missing:
-        return _unknown(name, statement, criterion, f"no matrix of role {', '.join(missing)} was measured")
+        return Claim(name, statement, criterion, None, f"no matrix of role {', '.join(missing)} was measured")
     if len(means) == len(_QKV):
-        return _unknown(name, statement, criterion, "no matrix of another role was measured")
+        return Claim(name, statement, criterion, None, "no matrix of another role was measured")
     answer = max(means[role] for role in _QKV) < min(mean for role, mean in means.items() if role not in _QKV)
     ascending = sorted(means.items(), key=lambda item: item[1])
     numbers = "ascending: " + ", ".join(f"{role} {_percent(mean)}" for role, mean in ascending)
@@ -125,7 +119,7 @@ def _low_rank(spectra: Sequence[SlotSpectrum]) -> Claim:
         "matrix of the same shape"
     )
     if not spectra:
-        return _unknown(name, statement, criterion, "there is no matrix with a spectrum")
+        return Claim(name, statement, criterion, None, "there is no matrix with a spectrum")
     ratios = [spectrum.against_random for spectrum in spectra]
     low, below, count = sum(ratio <= LOW for ratio in ratios), sum(ratio < 1 for ratio in ratios), len(ratios)
     numbers = (
@@ -141,10 +135,6 @@ def _low_rank(spectra: Sequence[SlotSpectrum]) -> Claim:
 
 def _top(spectrum: SlotSpectrum, fraction: float) -> int:
     return max(int(spectrum.figures.size * fraction), 1)
-
-
-def _unknown(name: str, statement: str, criterion: str, reason: str) -> Claim:
-    return Claim(name, statement, criterion, None, reason)
 
 
 def _spread(fractions: Sequence[float]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lrbench.cli.options import count
 from lrbench.cli.output import write
 
 # A copy of lrbench.reports.render.FORMATS, so that --help stays fast; a test compares them.
@@ -31,7 +32,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", metavar="FILE", type=Path, help="write to a file instead of the screen")
     parser.add_argument(
-        "--top", metavar="N", type=_positive, help="the first N rows of each setting; with --sort, of the table"
+        "--top", metavar="N", type=count, help="the first N rows of each setting; with --sort, of the table"
     )
     parser.add_argument(
         "--validation",
@@ -79,10 +80,3 @@ def _joined(args: Sequence[str]) -> list[str]:
         else:
             joined.append(arg)
     return joined
-
-
-def _positive(text: str) -> int:
-    number = int(text) if text.isdecimal() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
-    return number

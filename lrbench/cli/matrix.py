@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrbench.cli import output
-from lrbench.cli.options import load_registry
+from lrbench.cli.options import count, load_registry, whole_number
 from lrbench.errors import InputError, PluginError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--key", metavar="NAME", help="the array's name, if a .npz or .safetensors holds several")
     ranks = parser.add_mutually_exclusive_group()
     for kind, metavar, parse, text in (
-        ("rank", "K", _count, "ranks"),
+        ("rank", "K", count, "ranks"),
         ("keep", "B", _fraction, "the largest rank whose stored parameters are at most B times the matrix's"),
         ("fraction", "F", _fraction, "int(min(m, n) F)"),
         ("energy", "E", _fraction, "the smallest rank with that fraction of the energy"),
@@ -46,7 +46,8 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a plugin file (repeatable)")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1 ... (default: the GPU where there is one)")
-    parser.add_argument("--seed", metavar="N", type=_seed, default=0, help="of random draws; default: %(default)s")
+    seed = whole_number(range(2**63), "a whole number from 0 to 2^63 - 1")
+    parser.add_argument("--seed", metavar="N", type=seed, default=0, help="of random draws; default: %(default)s")
     output.add_options(parser)
     parser.set_defaults(run=run)
 
@@ -129,17 +130,3 @@ def _fraction(text: str) -> float:
 
 def _error(text: str) -> float:
     return _number(text, lambda value: 0 <= value < math.inf, "a number from 0 up")
-
-
-def _count(text: str) -> int:
-    return _whole(text, range(1, 2**63), "a whole number above zero")
-
-
-def _seed(text: str) -> int:
-    return _whole(text, range(2**63), "a whole number from 0 to 2^63 - 1")
-
-
-def _whole(text: str, allowed: range, expected: str) -> int:
-    if not text.isdecimal() or len(text) > 19 or int(text) not in allowed:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
-    return int(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,6 +48,20 @@ def fast_imports() -> Iterator[None]:
     finally:
         gc.freeze()  # modules are not garbage
         gc.enable()
+
+
+def whole_number(allowed: range, expected: str) -> Callable[[str], int]:
+    """Parses an option that is a whole number in a range."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or len(text) > 19 or int(text) not in allowed:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+        return int(text)
+
+    return parse
+
+
+count = whole_number(range(1, 2**63), "a whole number above zero")
 
 
 def load_registry(*files: Iterable[str | Path]) -> Registry:

@@ -13,6 +13,7 @@ from lrbench.reduction.calibration.sources import read_text
 from lrbench.reduction.delta import check_base
 from lrbench.reduction.greedy_plan import Composition, compositions_in_words, make_compositions
 from lrbench.reduction.plan import Cell, Method, Plan, make_plan, methods, swept_slots
+from lrbench.reports.render.number_format import by_reason
 from lrbench.run.inputs import default_directory
 from lrbench.run.model_run import tasks_of
 from lrbench.run.runner import structure_of
@@ -191,11 +192,8 @@ def _slot_lines(model: ModelPlan) -> Iterator[str]:
     if model.missing_roles:
         yield f"  not found: {', '.join(model.missing_roles)}"
     for title, weights in (("only by glob", inventory.unnamed), ("not editable", inventory.left_out)):
-        reasons: dict[str, list[str]] = {}
-        for name, reason in weights:
-            reasons.setdefault(reason, []).append(name)
-        for reason, names in reasons.items():
-            yield f"  {title}: {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} ({reason})"
+        for line in by_reason(weights):
+            yield f"  {title}: {line}"
 
 
 def _cell_lines(model: ModelPlan) -> Iterator[str]:

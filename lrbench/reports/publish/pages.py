@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterable
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -14,7 +14,9 @@ from markupsafe import Markup
 from lrbench.analysis.scored_run import split_suffix
 from lrbench.reports.publish.tables import Head
 from lrbench.reports.render.number_format import clean
+from lrbench.reports.render.templating import html
 
+_FOLDER = Path(__file__).parent
 ASSETS = ("site.css", "theme.js", "site.js", "figures.js")
 
 #: Allows only scripts and styles from the site's own folder (`file:` for a site opened from disk, which has no origin).
@@ -38,7 +40,7 @@ def render(template: str, depth: int = 0, **values: Any) -> bytes:
 
 def asset(name: str) -> bytes:
     """A file in `assets/`."""
-    return (resources.files("lrbench.reports.publish") / "assets" / name).read_bytes()
+    return (_FOLDER / "assets" / name).read_bytes()
 
 
 def data(value: Any) -> Markup:
@@ -49,24 +51,13 @@ def data(value: Any) -> Markup:
 
 @functools.cache
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("lrbench.reports.publish"),
-        undefined=jinja2.StrictUndefined,
-        finalize=_cleaned,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = html(_FOLDER / "templates", trailing_newline=False)
     environment.filters |= {
         "data": data, "lines": _lines, "percent": _percent, "plural": _plural, "figure": _figure, "signed": _signed,
         "same": _same, "heads": _heads, "groupby_kept": _groups, "list_of": list, "joined": _joined,
         "split_suffix": split_suffix,
     }  # fmt: skip
     return environment
-
-
-def _cleaned(value: Any) -> Any:
-    return clean(value) if type(value) is str else value
 
 
 def _lines(text: str) -> Markup:

@@ -91,6 +91,17 @@ def remarks(board: Leaderboard) -> list[str]:
     return notes
 
 
+def by_reason(names: Iterable[tuple[str, str]]) -> list[str]:
+    """(name, reason) pairs with one line per reason: `NAME and 3 more (REASON)`."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in names:
+        reasons.setdefault(reason, []).append(name)
+    return [
+        f"{first}{f' and {len(others)} more' if others else ''} ({reason})"
+        for reason, (first, *others) in reasons.items()
+    ]
+
+
 def failure(entry: Entry) -> dict[str, str]:
     """A cell that was not scored: `name`, `status`, `reason`."""
     words = (str(entry.values[name] or "") for name in ("model", "method", "setting", "edited"))

@@ -13,7 +13,7 @@ from lrbench.analysis.claims import Claim
 from lrbench.analysis.spectra import NAMES, SlotSpectrum, by_group, summary
 from lrbench.reports.render.document import Heading, Listing, Part, Table, TextReport, csv_text
 from lrbench.reports.render.json import finite
-from lrbench.reports.render.number_format import MISSING
+from lrbench.reports.render.number_format import MISSING, by_reason
 from lrbench.system.environment import in_words
 
 _HEADINGS = {
@@ -71,8 +71,7 @@ def document(report: SpectrumReport, per_slot: bool = False) -> TextReport:
     zero = sum(spectrum.figures.zero for spectrum in report.spectra)
     if zero:
         parts.append(f"{zero} {_matrices(zero)} of zeros: no spectrum, rank 0; not in the claims.")
-    for why, names in _reasons(report.left_out).items():
-        parts.append(f"Not measured: {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} ({why}).")
+    parts += [f"Not measured: {names}." for names in by_reason(report.left_out)]
     parts.append(f"Computed on {in_words(report.environment)}.")
     return TextReport(title, parts)
 
@@ -187,13 +186,6 @@ def _shapes(members: Sequence[SlotSpectrum]) -> str:
     if len(counts) == 1:
         return str(members[0].shape)
     return ", ".join(f"{shape} ({count})" for shape, count in counts.items())
-
-
-def _reasons(left_out: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
-    reasons: dict[str, list[str]] = {}
-    for name, reason in left_out:
-        reasons.setdefault(reason, []).append(name)
-    return reasons
 
 
 def _matrices(count: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
@@ -102,21 +101,17 @@ def latex() -> jinja2.Environment:
 
 
 @functools.cache
-def html() -> jinja2.Environment:
-    """The HTML environment; values are cleaned of control characters and escaped."""
+def html(folder: Path = _FOLDER, trailing_newline: bool = True) -> jinja2.Environment:
+    """An HTML environment; values are cleaned of control characters and escaped."""
     return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER),
+        loader=jinja2.FileSystemLoader(folder),
         undefined=jinja2.StrictUndefined,
-        finalize=_cleaned,
+        finalize=lambda value: clean(value) if type(value) is str else value,
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
-        keep_trailing_newline=True,
+        keep_trailing_newline=trailing_newline,
     )
-
-
-def _cleaned(value: Any) -> Any:
-    return clean(value) if type(value) is str else value
 
 
 def _is_latin(char: str) -> bool:
