@@ -33,9 +33,8 @@ class ASVD(lrbench.LowRankReducer):
     def prepare(self, weight: torch.Tensor, ranks: Sequence[int], context: lrbench.Context) -> lrbench.Prepared:
         """One SVD serves every rank."""
         size = context.statistics["absmean"].double()  # (n,)
-        s = size.clamp(min=1e-6 * float(size.max())).pow(
-            self.alpha
-        )  # (n,), positive, so that unused inputs are fitted too
+        # (n,), positive, so that unused inputs are fitted too
+        s = size.clamp(min=1e-6 * float(size.max())).pow(self.alpha)
         return self.truncations(linalg.WeightedSpectrum(weight, s))
 
 

@@ -98,12 +98,12 @@ class _Sampled(lrbench.Prepared):
     def __init__(self, weight: torch.Tensor, context: lrbench.Context) -> None:
         self.W, generator = weight, context.generator  # (m, n)
         self.U, self.V = _singular_vectors(weight, context)  # (m, s), (n, s)
-        self.for_rows = torch.rand(weight.shape[0], generator=generator, dtype=torch.float64).to(weight.device)
-        self.for_columns = torch.rand(weight.shape[1], generator=generator, dtype=torch.float64).to(weight.device)
+        self.row_uniforms = torch.rand(weight.shape[0], generator=generator, dtype=torch.float64).to(weight.device)
+        self.column_uniforms = torch.rand(weight.shape[1], generator=generator, dtype=torch.float64).to(weight.device)
 
     def at_rank(self, rank: int) -> lrbench.CUR:
-        columns = linalg.weighted_sample(linalg.leverage_scores(self.V[:, :rank]), self.for_columns, rank)
-        rows = linalg.weighted_sample(linalg.leverage_scores(self.U[:, :rank]), self.for_rows, rank)
+        columns = linalg.weighted_sample(linalg.leverage_scores(self.V[:, :rank]), self.column_uniforms, rank)
+        rows = linalg.weighted_sample(linalg.leverage_scores(self.U[:, :rank]), self.row_uniforms, rank)
         return _Nested(self.W, columns, rows).at_rank(rank)
 
 

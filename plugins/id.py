@@ -10,7 +10,7 @@ from lrbench import linalg
 
 
 class InterpolativeDecomposition(lrbench.Reducer):
-    """W ≈ P [I; T] W[I, :], k rows of W and least-squares coefficients T for the rest; or the same on columns.
+    """W ≈ P [I; T] W[I, :]: k rows of W, and the other rows as least-squares combinations of them; or columns likewise.
 
     `selection` selects the skeleton:
 
@@ -23,12 +23,12 @@ class InterpolativeDecomposition(lrbench.Reducer):
 
     `calibrated: true` uses the output error, with H = E[x xᵀ] = L Lᵀ. Rows are selected from W L, and coefficients
     minimize E‖W x − Ŵ x‖²: the same method with the Gram matrix W H Wᵀ. Columns are selected from W diag(sqrt(H_jj)),
-    with unchanged coefficients, which are best for W and for W L.
+    with unchanged coefficients, which are the least-squares coefficients for W and for W L alike.
 
     Cheng, Gimbutas, Martinsson, Rokhlin, "On the compression of low rank matrices", 2005; Dong, Martinsson, "Simpler is
     better", 2021 (arXiv 2104.05877), for LU. The bound is that of QR with column pivoting, in Gu, Eisenstat, "Efficient
-    algorithms for computing a strong rank-revealing QR factorization", 1996. Their exchange of pivots, not done here,
-    improves it to sqrt(1 + f² k (m − k)) sigma_{k+1} for some f > 1.
+    algorithms for computing a strong rank-revealing QR factorization", 1996. Their exchange of pivots, which is not
+    implemented here, improves it to sqrt(1 + f² k (m − k)) sigma_{k+1} for some f > 1.
     """
 
     name = "id"
@@ -46,9 +46,8 @@ class InterpolativeDecomposition(lrbench.Reducer):
         if self.side not in ("rows", "columns", "auto"):
             raise ValueError(f"side must be rows, columns or auto, not {self.side!r}")
         broken = {"monotone", "nested"} if self.selection == "cpqr" else set()
-        broken |= (
-            {"permutes"} if self.selection != "cholesky" else set()
-        )  # a sketch depends on the order of the columns
+        # A sketch depends on the order of the columns.
+        broken |= {"permutes"} if self.selection != "cholesky" else set()
         broken |= {"transposes"} if self.side != "auto" else set()
         gained = {self.side} if self.side != "auto" else set()
         if self.calibrated:
@@ -70,9 +69,8 @@ class InterpolativeDecomposition(lrbench.Reducer):
             H = context.statistics["second_moment"]  # (n, n)
             return _Calibrated(A, side, H, context.once(linalg.root, H), max(ranks), self.selection, context.generator)
         if self.selection == "cholesky":
-            short = (
-                m <= n if side == "rows" else n < m
-            )  # the Gram matrix of the shorter side is shared with other methods
+            # The Gram matrix of the shorter side is shared with other methods.
+            short = m <= n if side == "rows" else n < m
             G = context.once(linalg.short_gram, weight) if short else None  # A Aᵀ (a, a)
             return _Greedy(A, side, max(ranks), G)
         return _Sketched(A, side, max(ranks), self.selection, context.generator)

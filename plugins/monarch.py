@@ -51,9 +51,8 @@ class Monarch(lrbench.Reducer):
         if self.blocks == "auto":
             return [BlockLayout(m, n, J, K) for J in _powers_of_two(m) for K in _powers_of_two(n)]
         J, K = (self.blocks, self.blocks) if isinstance(self.blocks, int) else self.blocks
-        return [
-            BlockLayout(m, n, min(J, m), min(K, n))
-        ]  # the minimum, since warm-up uses a small matrix; see `supports`
+        # The minimum, since warm-up uses a small matrix; see `supports`.
+        return [BlockLayout(m, n, min(J, m), min(K, n))]
 
     def stored_numbers(self, shape: tuple[int, int], rank: int) -> int:
         """r J K (L + I) for the layout with the fewest blocks, an upper bound for the others."""
@@ -104,8 +103,8 @@ class BlockLayout:
     def cut(self, W: torch.Tensor) -> torch.Tensor:
         """The blocks of W (m, n), padded with zeros: (J, K, L, I)."""
         J, K, L, I = self.J, self.K, self.L, self.I  # noqa: E741
-        whole = pad(W, (0, K * I - self.n, 0, J * L - self.m))  # (L J, K I)
-        return whole.reshape(L, J, K, I).permute(1, 2, 0, 3)
+        padded = pad(W, (0, K * I - self.n, 0, J * L - self.m))  # (L J, K I)
+        return padded.reshape(L, J, K, I).permute(1, 2, 0, 3)
 
 
 class _Blocks(lrbench.Prepared):

@@ -54,8 +54,8 @@ class _Nested(lrbench.Prepared):
         self.order = scores.argsort(descending=True, stable=True)[:rank]  # (k,)
         if selection == "pivots":
             pivots = linalg.pivoted_cholesky(norms[:, None] * H * norms, rank, overwrite=True).pivots  # (p,), p <= k
-            rest = self.order[~torch.isin(self.order, pivots)]  # for columns of zeros, which no pivot falls on
-            self.order = torch.cat([pivots, rest])[:rank]
+            unselected = self.order[~torch.isin(self.order, pivots)]  # for columns of zeros, which no pivot falls on
+            self.order = torch.cat([pivots, unselected])[:rank]
         self.refit = linalg.FeatureRefit(weight, H, self.order)
 
     def at_rank(self, rank: int) -> lrbench.ColumnSubset:

@@ -51,11 +51,11 @@ class _Sketched(lrbench.Prepared):
         self.oversample, self.power = reducer.oversample, reducer.power_iterations
         self.squares = float(torch.linalg.vector_norm(weight, dtype=torch.float64)) ** 2  # ‖A‖²
         shape, columns = (self.A.shape[0], self.A.shape[1]), self.columns(rank)
-        quick = reducer.algorithm == "gram" or (
+        use_gram = reducer.algorithm == "gram" or (
             reducer.algorithm == "auto" and linalg.gram_pays(shape, columns, self.power)
         )
-        self.algorithm = "gram" if quick else "sketch"
-        if quick and not self._by_gram(weight, columns, rank, context):
+        self.algorithm = "gram" if use_gram else "sketch"
+        if use_gram and not self._by_gram(weight, columns, rank, context):
             self.algorithm = "sketch"
         if self.algorithm == "sketch":
             self._by_sketch(columns, context)
@@ -102,8 +102,8 @@ class _Sketched(lrbench.Prepared):
 
     def _tail(self, rank: int) -> float:
         """‖A − Q (QᵀA)_k‖ = sqrt(‖A‖² − ‖(QᵀA)_k‖²), with the absolute accuracy of ‖A‖²."""
-        kept = self.eigenvectors(self.columns(rank))[0][:rank]  # (k,)
-        return max(self.squares - float(kept.double().sum()), 0.0) ** 0.5
+        eigenvalues = self.eigenvectors(self.columns(rank))[0][:rank]  # (k,)
+        return max(self.squares - float(eigenvalues.double().sum()), 0.0) ** 0.5
 
     def errors(self, ranks: Sequence[int]) -> list[float]:
         return [self._error(rank) for rank in ranks]

@@ -129,43 +129,43 @@ class _ByRows:
 
     def __init__(self, row: Callable[[Tensor], Tensor]) -> None:
         self._row = row
-        self._done: list[Tensor] = []
+        self._panels: list[Tensor] = []
 
     def row(self, p: Tensor, panel: Tensor) -> Tensor:
         value = self._row(p)
-        for columns in (*self._done, panel):
+        for columns in (*self._panels, panel):
             value = value - columns.T @ columns.index_select(1, p)[:, 0]
         return value
 
     def advance(self, panel: Tensor, keep: Tensor) -> bool:
-        self._done.append(panel)
+        self._panels.append(panel)
         return False
 
 
 def _factorize(source: _Explicit | _ByRows, diagonal: Tensor, rank: int, floor: float, block: int) -> PivotedCholesky:
     size = len(diagonal)
-    left = diagonal.clamp(min=0)  # (alive,) diagonal of the Schur complement; zero at chosen rows
-    total = left.sum()
-    alive = torch.arange(size, device=left.device)
-    rounding = float(left.max()) * size * torch.finfo(left.dtype).eps if size else 0.0
+    schur = diagonal.clamp(min=0)  # (alive,) diagonal of the Schur complement; zero at chosen rows
+    total = schur.sum()
+    alive = torch.arange(size, device=schur.device)
+    rounding = float(schur.max()) * size * torch.finfo(schur.dtype).eps if size else 0.0
     lowest = floor * float(total)
 
-    factor = left.new_zeros(min(rank, size), size)
+    factor = schur.new_zeros(min(rank, size), size)
     pivots: list[Tensor] = []
     traces = [total[None]]
     done = 0
     while done < len(factor):
         width = min(block, len(factor) - done)
-        panel = left.new_zeros(width, len(alive))
-        local = torch.zeros(width, dtype=torch.int64, device=left.device)
-        heights, tails = left.new_zeros(width), left.new_zeros(width)
+        panel = schur.new_zeros(width, len(alive))
+        local = torch.zeros(width, dtype=torch.int64, device=schur.device)
+        heights, tails = schur.new_zeros(width), schur.new_zeros(width)
         for j in range(width):  # few small kernels, without a wait of the host for the device
-            p = torch.argmax(left, 0, keepdim=True, out=local[j : j + 1])  # (1,)
-            height = torch.index_select(left, 0, p, out=heights[j : j + 1])
+            p = torch.argmax(schur, 0, keepdim=True, out=local[j : j + 1])  # (1,)
+            height = torch.index_select(schur, 0, p, out=heights[j : j + 1])
             torch.mul(source.row(p, panel[:j]), height.rsqrt(), out=panel[j])
-            left.addcmul_(panel[j], panel[j], value=-1)
-            left.index_fill_(0, p, 0.0)
-            torch.sum(left, 0, keepdim=True, out=tails[j : j + 1])
+            schur.addcmul_(panel[j], panel[j], value=-1)
+            schur.index_fill_(0, p, 0.0)
+            torch.sum(schur, 0, keepdim=True, out=tails[j : j + 1])
         # The first pivot at rounding level, or trace under the floor, ends the factorization; later pivots are dropped.
         tails = tails.clamp(min=0)
         good = (heights > rounding) & (torch.cat([traces[-1][-1:], tails])[:-1] > lowest)
@@ -180,12 +180,12 @@ def _factorize(source: _Explicit | _ByRows, diagonal: Tensor, rank: int, floor: 
         if taken < width:
             break
         if done < len(factor):
-            living = torch.ones(len(alive), dtype=torch.bool, device=left.device)
+            living = torch.ones(len(alive), dtype=torch.bool, device=schur.device)
             living[local] = False
             # Rows chosen in earlier blocks may still be here, as zeros.
-            keep = (living & (left > 0)).nonzero().flatten()
+            keep = (living & (schur > 0)).nonzero().flatten()
             if source.advance(panel, keep):
-                alive, left = alive[keep], left[keep]
+                alive, schur = alive[keep], schur[keep]
                 if not len(alive):
                     break
     return PivotedCholesky(pivots=torch.cat([*pivots, alive[:0]]), factor=factor[:done], traces=torch.cat(traces))

@@ -52,8 +52,8 @@ def _libraries(size: int) -> Iterator[tuple[Any, Any]]:
 
 def symmetric_product(W: Tensor, dtype: torch.dtype) -> Tensor:
     """W Wᵀ (m, m) for W (m, n) on the CPU, in float32 or float64: computes one triangle and copies it to the other."""
-    whole = W.dtype == dtype and (W.is_contiguous() or W.T.is_contiguous())
-    size = max(W.shape[1], 1) if whole else max(_CHUNK, len(W) // 2)
+    direct = W.dtype == dtype and (W.is_contiguous() or W.T.is_contiguous())
+    size = max(W.shape[1], 1) if direct else max(_CHUNK, len(W) // 2)
     G = torch.zeros(len(W), len(W), dtype=dtype)
     with _libraries(len(W)) as (blas, _):
         product = blas.dsyrk if dtype == torch.float64 else blas.ssyrk
@@ -61,8 +61,10 @@ def symmetric_product(W: Tensor, dtype: torch.dtype) -> Tensor:
             A = part.to(dtype)
             # A C-ordered (m, n) is a Fortran-ordered (n, m): both memory layouts are passed without a copy.
             a, transposed = (A.numpy(), 0) if A.T.is_contiguous() else (A.contiguous().numpy().T, 1)
-            done = product(1.0, a, beta=1.0, c=G.numpy().T, trans=transposed, lower=0, overwrite_c=1)
-            G = torch.from_numpy(done.T)  # the same memory; the lower triangle in C order is the upper in Fortran order
+            result = product(1.0, a, beta=1.0, c=G.numpy().T, trans=transposed, lower=0, overwrite_c=1)
+            G = torch.from_numpy(
+                result.T
+            )  # the same memory; the lower triangle in C order is the upper in Fortran order
     for start in range(0, len(G), _MIRRORED):
         end = min(start + _MIRRORED, len(G))
         corner = G[start:end, start:end]

@@ -44,9 +44,9 @@ class RowPivots:
         """
         if k > self.trusted:
             raise ValueError(f"the Gram gives coefficients up to rank {self.trusted}, not {k}; use RowRefit")
-        lead = self.factor[:k].index_select(1, self.order[:k]).triu()  # (k, k) L_kᵀ
-        rest = self.factor[:k].index_select(1, others)  # (k, m - k)
-        return torch.linalg.solve_triangular(lead, rest, upper=True).T
+        leading = self.factor[:k].index_select(1, self.order[:k]).triu()  # (k, k) L_kᵀ
+        trailing = self.factor[:k].index_select(1, others)  # (k, m - k)
+        return torch.linalg.solve_triangular(leading, trailing, upper=True).T
 
 
 def greedy_rows(W: Tensor, rank: int, G: Tensor | None = None) -> RowPivots:
@@ -74,11 +74,11 @@ def greedy_rows(W: Tensor, rank: int, G: Tensor | None = None) -> RowPivots:
     while len(order) < rank:
         missing = rank - len(order)
         if m <= n or G is not None:
-            own = G is None or len(order) > 0
-            schur = gram(residual) if own else G
+            recomputed = G is None or len(order) > 0
+            schur = gram(residual) if recomputed else G
             assert schur is not None
             algorithm = faster_algorithm(schur, missing) if not len(order) else algorithm
-            step = pivoted_cholesky(schur, missing, floor=GATE**2, overwrite=own)
+            step = pivoted_cholesky(schur, missing, floor=GATE**2, overwrite=recomputed)
         else:  # the Gram of the longer side would be larger than W
             residual = residual.double()
             step = pivoted_cholesky_by_rows(
@@ -104,10 +104,10 @@ def greedy_rows(W: Tensor, rank: int, G: Tensor | None = None) -> RowPivots:
         if errors[-1] <= rounding:
             break
     if len(order) < rank:
-        free = torch.ones(m, dtype=torch.bool, device=W.device)
-        free[order] = False
+        unselected = torch.ones(m, dtype=torch.bool, device=W.device)
+        unselected[order] = False
         errors.extend([errors[-1]] * (rank - len(order)))
-        order = torch.cat([order, free.nonzero().flatten()[: rank - len(order)]])
+        order = torch.cat([order, unselected.nonzero().flatten()[: rank - len(order)]])
     if rank == m:
         errors[-1] = 0.0
     return RowPivots(order=order, errors=errors, factor=factor, algorithm=algorithm)

@@ -53,9 +53,9 @@ class RowRefit:
 
         A difference of squares, accurate to 1e-8 of ‖W‖.
         """
-        taken = self._WQ.square().sum(0)  # (r,)
-        rest = max(self._norm**2 - float(taken.sum()), 0.0)
-        tails = torch.cat([taken.flip(0).cumsum(0).flip(0), taken.new_zeros(1)]) + rest  # (r + 1,)
+        captured = self._WQ.square().sum(0)  # (r,)
+        remainder = max(self._norm**2 - float(captured.sum()), 0.0)
+        tails = torch.cat([captured.flip(0).cumsum(0).flip(0), captured.new_zeros(1)]) + remainder  # (r + 1,)
         errors: list[float] = tails.sqrt().tolist()
         return errors + [errors[-1]] * (len(self._order) + 1 - len(errors))
 

@@ -41,8 +41,8 @@ def output_error(W: Tensor, approximation: Tensor, H: Tensor) -> float:
     def size(E: Tensor) -> float:
         return float(((E @ H64) * E).sum().clamp(min=0).sqrt())
 
-    whole, lost = size(W.double()), size(W.double() - approximation.double())
-    return lost / whole if whole else lost
+    total, lost = size(W.double()), size(W.double() - approximation.double())
+    return lost / total if total else lost
 
 
 class WeightedSpectrum:

@@ -370,9 +370,9 @@ class Cost:
 
 def _with_allocation(reduction: Reduction, request: RankRequest, cost: Cost) -> Reduction:
     """Records the allocated rank and the time that the allocation took."""
-    whole = request == WHOLE
-    edit = reduction.edit.model_copy(update={"allocated": "whole" if whole else int(request.value)})
-    seconds = cost.curve + (cost.preparation if whole else 0.0)
+    unreduced = request == WHOLE
+    edit = reduction.edit.model_copy(update={"allocated": "whole" if unreduced else int(request.value)})
+    seconds = cost.curve + (cost.preparation if unreduced else 0.0)
     return dataclasses.replace(reduction, edit=edit, allocate_seconds=seconds)
 
 

@@ -73,9 +73,9 @@ def method(text: str, registry: Registry) -> Method:
     Raises:
         PluginError: no such reducer or parameter, a wrong value, or malformed text.
     """
-    name, colon, rest = text.partition(":")
+    name, colon, settings = text.partition(":")
     params = {}
-    for part in _split(rest) if colon else ():
+    for part in _split(settings) if colon else ():
         key, equals, value = part.partition("=")
         if not equals or not key.strip() or key.strip() in params:
             raise PluginError(f"--reducer {text}: write NAME:param=value,param=value, each parameter once")

@@ -132,16 +132,16 @@ def time_once(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int) ->
     output: Any = model(input_ids=prompts, use_cache=True, **last)
     token = output.logits[:, -1:].argmax(-1)
     synchronize(prompts.device)
-    read = time.perf_counter() - started
+    prefill = time.perf_counter() - started
     cache = getattr(output, "past_key_values", None)
     if cache is None:
-        return read, None
+        return prefill, None
     started = time.perf_counter()
     for _ in range(new_tokens):
         output = model(input_ids=token, past_key_values=cache, use_cache=True)
         cache, token = output.past_key_values, output.logits[:, -1:].argmax(-1)
     synchronize(prompts.device)
-    return read, time.perf_counter() - started
+    return prefill, time.perf_counter() - started
 
 
 def _peak(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int) -> int:

@@ -103,25 +103,25 @@ def options_by_construction(
     Args:
         parameters: of the whole model.
     """
-    slot, whole = job.slot, job.slot.size
+    slot, full_size = job.slot, job.slot.size
     ranks = [rank for rank, size in worthwhile_ranks(job.method.reducer, slot.about) if size is not None]
     if not ranks:
-        just_below = RankRequest("keep", (whole - 1) / whole)
+        just_below = RankRequest("keep", (full_size - 1) / full_size)
         largest = find_rank(just_below, job.method.reducer, slot.about, None, job.weight, preparation.prepared)
         ranks = list(range(1, largest + 1))
-    count = math.ceil(2 * whole / (TOLERANCE * parameters))
+    count = math.ceil(2 * full_size / (TOLERANCE * parameters))
     built: dict[int, tuple[float, int]] = {}
     for rank in _spread(ranks, max(_LEAST_BUILT, count), power=1):
         factors = job.at_rank(preparation, rank)[0]
         size, loss = factors.stored_numbers, measure.of_factors(factors)
-        if size < whole and (size not in built or loss < built[size][0]):
+        if size < full_size and (size not in built or loss < built[size][0]):
             built[size] = loss, rank
-    sizes = np.array([*sorted(built), whole], dtype=np.int64)
-    kept = tuple(built[size][1] for size in sorted(built))
+    sizes = np.array([*sorted(built), full_size], dtype=np.int64)
+    ranks_kept = tuple(built[size][1] for size in sorted(built))
     curve = np.array([built[size][0] for size in sorted(built)])
-    if measure.on_text is not None and kept:
-        curve = _on_text(job, preparation, kept, sizes, curve, measure.on_text)
-    return RankOptions(kept, Options(sizes, np.append(curve, 0.0)))
+    if measure.on_text is not None and ranks_kept:
+        curve = _on_text(job, preparation, ranks_kept, sizes, curve, measure.on_text)
+    return RankOptions(ranks_kept, Options(sizes, np.append(curve, 0.0)))
 
 
 def largest_rank(job: WeightJob, sized: RankOptions | None) -> int:

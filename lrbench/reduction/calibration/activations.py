@@ -109,64 +109,64 @@ class Activations:
             notify("calibration: this model's blocks cannot be run one by one; making complete passes")
         self._overhead = time.perf_counter() - started
 
-    def collect(self, wanted: Mapping[str, frozenset[str]]) -> Iterator[Collected]:
+    def collect(self, kinds: Mapping[str, frozenset[str]]) -> Iterator[Collected]:
         """Yields the statistics of inputs block by block.
 
         The seconds of a pass are divided equally among its inputs, those of the setup among all inputs.
 
         Args:
-            wanted: name of an input -> kinds of statistics.
+            kinds: name of an input -> kinds of statistics.
         """
-        inputs = [self.survey.inputs[name] for name in self.survey.inputs if name in wanted]
+        inputs = [self.survey.inputs[name] for name in self.survey.inputs if name in kinds]
         common, self._overhead = self._overhead / max(1, len(inputs)), 0.0
         if self.whole:
-            for group in self._groups(inputs, wanted):
-                yield from self._pass(group, wanted, common, self._whole)
+            for group in self._groups(inputs, kinds):
+                yield from self._pass(group, kinds, common, self._complete_pass)
         else:
-            yield from self._by_blocks(inputs, wanted, common)
+            yield from self._by_blocks(inputs, kinds, common)
 
     def _by_blocks(
-        self, inputs: list[Input], wanted: Mapping[str, frozenset[str]], common: float
+        self, inputs: list[Input], kinds: Mapping[str, frozenset[str]], common: float
     ) -> Iterator[Collected]:
         states: list[torch.Tensor | None] = [None] * len(self._batches)
         outside = [entry for entry in inputs if entry.layer is None]
         last = len(self._passes.blocks) - 1 if outside else max((entry.layer or 0 for entry in inputs), default=-1)
-        idle = 0.0  # seconds of blocks without wanted inputs, charged to the next ones
+        idle = 0.0  # seconds of blocks without requested inputs, charged to the next ones
         for block in range(last + 1):
-            groups = self._groups([entry for entry in inputs if entry.layer == block], wanted) or [[]]
+            groups = self._groups([entry for entry in inputs if entry.layer == block], kinds) or [[]]
             for number, group in enumerate(groups, 1):
                 moves_on = number == len(groups)
 
                 def step(index: int, batch: Batch, block: int = block, moves_on: bool = moves_on) -> None:
-                    out = self._passes.states(batch, block, self._here(states[index]), block + 1)
+                    out = self._passes.states(batch, block, self._on_device(states[index]), block + 1)
                     if moves_on:
-                        states[index] = self._kept(out)
+                        states[index] = self._stored(out)
 
                 started = time.perf_counter()
-                yield from self._pass(group, wanted, common + idle / max(1, len(group)), step)
+                yield from self._pass(group, kinds, common + idle / max(1, len(group)), step)
                 idle = 0.0 if group else idle + time.perf_counter() - started
         blocks = len(self._passes.blocks)
-        for group in self._groups(outside, wanted):
+        for group in self._groups(outside, kinds):
 
             def end(index: int, batch: Batch) -> None:
-                self._passes.head_inputs(batch, blocks, self._here(states[index]))
+                self._passes.head_inputs(batch, blocks, self._on_device(states[index]))
 
-            yield from self._pass(group, wanted, common + idle / len(group), end)
+            yield from self._pass(group, kinds, common + idle / len(group), end)
             idle = 0.0
 
-    def _whole(self, index: int, batch: Batch) -> None:
+    def _complete_pass(self, index: int, batch: Batch) -> None:
         self._passes.head_inputs(batch, 0, None)
 
     def _pass(
         self,
         group: Sequence[Input],
-        wanted: Mapping[str, frozenset[str]],
+        kinds: Mapping[str, frozenset[str]],
         common: float,
         step: Callable[[int, Batch], None],
     ) -> Iterator[Collected]:
         """Runs one step on all windows and sums over the inputs of `group`."""
         started = time.perf_counter()
-        sums = {entry.name: Moments(entry.features, wanted[entry.name], entry.device) for entry in group}
+        sums = {entry.name: Moments(entry.features, kinds[entry.name], entry.device) for entry in group}
         failures: dict[str, str] = {}
         with _listening(group, sums, failures):
             for index, batch in enumerate(self._batches):
@@ -179,13 +179,13 @@ class Activations:
             moments = sums.pop(entry.name)
             yield Collected(entry, None if failure else moments, seconds, failure)
 
-    def _groups(self, inputs: Sequence[Input], wanted: Mapping[str, frozenset[str]]) -> list[list[Input]]:
+    def _groups(self, inputs: Sequence[Input], kinds: Mapping[str, frozenset[str]]) -> list[list[Input]]:
         """Groups inputs so that each group's sums fit into memory; at least one input per group."""
         budget = free_bytes(self._device) * _MEMORY_FRACTION
         groups: list[list[Input]] = []
         used = 0.0
         for entry in inputs:
-            size = sum(bytes_of(kind, entry.features) for kind in wanted[entry.name])
+            size = sum(bytes_of(kind, entry.features) for kind in kinds[entry.name])
             if not groups or used + size > budget:
                 groups.append([])
                 used = 0
@@ -193,14 +193,14 @@ class Activations:
             used += size
         return groups
 
-    def _kept(self, states: torch.Tensor) -> torch.Tensor:
+    def _stored(self, states: torch.Tensor) -> torch.Tensor:
         """Hidden states, moved to the CPU if those of all windows do not fit on the GPU."""
         size = states.numel() * states.element_size() * len(self._batches)
         if states.is_cuda and size > free_bytes(states.device) * _MEMORY_FRACTION:
             return states.cpu()
         return states
 
-    def _here(self, states: torch.Tensor | None) -> torch.Tensor | None:
+    def _on_device(self, states: torch.Tensor | None) -> torch.Tensor | None:
         return states if states is None else states.to(self._device)
 
     def _blocks_run_alone(self, first: Batch) -> bool:

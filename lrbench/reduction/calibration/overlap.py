@@ -65,8 +65,8 @@ def find_evaluated_document(passages: Sequence[str], requests: FrozenRequests) -
         try:
             documents = list(_documents(frozen))
         except Exception as error:  # task templates and functions may raise anything
-            what = "its documents cannot be compared with the calibration text"
-            raise TaskError(f"task {name!r}: {what}: {one_line(error)}") from error
+            problem = "its documents cannot be compared with the calibration text"
+            raise TaskError(f"task {name!r}: {problem}: {one_line(error)}") from error
         for document, texts in documents:
             if any(index.hold(text) for text in texts):
                 return name, document
