@@ -120,14 +120,10 @@ class Reduced:
                 after its reduction; then it is not restored.
             ModelError: `lora` requires a low-rank update, and the edit is none.
         """
-        from lrbench.export import FORMATS
-        from lrbench.export.dense import write_dense
+        from lrbench.export import FORMATS, write
         from lrbench.export.exported_model import ExportedModel
-        from lrbench.export.factored import write_factored
-        from lrbench.export.peft_adapter import write_adapter
 
-        writers = dict(zip(FORMATS, (write_dense, write_factored, write_adapter), strict=True))
-        if format not in writers:
+        if format not in FORMATS:
             raise InputError(f"format={format!r}: choose one of {', '.join(FORMATS)}")
         if self._restored:
             raise InputError("this edit has been restored; export it before, or reduce again")
@@ -140,7 +136,7 @@ class Reduced:
             tokenizer=tokenizer, inventory=self._inventory, slots=self._slots, reductions=self._reductions,
             made="lrbench.reduce(...)",
         )  # fmt: skip
-        writers[format](exported, Path(directory))
+        write(exported, Path(directory), format)
 
     def _refuse_changed(self) -> None:
         """Raises InputError if a weight changed after the reduction, since the export would be of another model."""

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # replaces characters that the terminal cannot show
             stream.reconfigure(errors="replace")
     debug = "--debug" in arguments  # also accepted after the verb
-    args = parser().parse_args([argument for argument in arguments if argument != "--debug"])
+    args = parser().parse_args(_joined([argument for argument in arguments if argument != "--debug"]))
     try:
         return args.run(args)
     except LrbenchError as error:
@@ -76,3 +76,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"lrbench: {one_line(error)} (this is a bug in lrbench; --debug shows where)", file=sys.stderr)
         return 1
+
+
+def _joined(args: Sequence[str]) -> list[str]:
+    """Joins `--sort -keep` to `--sort=-keep`, where argparse would see an option `-keep`."""
+    joined: list[str] = []
+    for arg in args:
+        if joined and joined[-1] == "--sort" and arg.startswith("-") and not arg.startswith("--"):
+            joined[-1] = f"--sort={arg}"
+        else:
+            joined.append(arg)
+    return joined

@@ -10,9 +10,7 @@ from typing import Any
 
 from lrbench.cli.output import say
 from lrbench.errors import InputError
-
-# A copy of lrbench.export.FORMATS, so that --help stays fast; a test compares them.
-_FORMATS = ("dense", "factored", "lora")
+from lrbench.export import FORMATS, write
 
 
 def add_parser(subparsers: Any) -> None:
@@ -26,7 +24,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("run_directory", metavar="RUN", type=Path, help="a run directory (it holds rows.jsonl)")
     parser.add_argument("cell", metavar="CELL", help="a cell's hash, or an unambiguous prefix")
     parser.add_argument("directory", metavar="DIR", type=Path, help="the folder to write; must not exist, or be empty")
-    parser.add_argument("--format", choices=_FORMATS, default="dense",
+    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0],
                         help="dense: a checkpoint for transformers; factored: factors and the other weights, for "
                              "lrbench.load; lora: a PEFT adapter, for low-rank updates (default: dense)")  # fmt: skip
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1 ... (default: the suite's, else the GPU)")
@@ -43,11 +41,8 @@ def run(args: argparse.Namespace) -> int:
     """Writes the export and prints its path and size."""
     if args.run_directory.is_file():
         raise InputError(f"{args.run_directory}: a file; give the run's directory, {args.run_directory.parent}")
-    from lrbench.export.dense import write_dense
     from lrbench.export.exported_model import ExportedModel
-    from lrbench.export.factored import write_factored
     from lrbench.export.folder import refuse_occupied
-    from lrbench.export.peft_adapter import write_adapter
     from lrbench.results.directory import open_run
     from lrbench.run.recompute import compute_again
 
@@ -59,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     command = ["lrbench", "export", args.run_directory.name, recomputed.row.cell[:10], "DIR", "--format", args.format]
     exported = ExportedModel.of_cell(recomputed, directory, made=shlex.join(command))
-    {"dense": write_dense, "factored": write_factored, "lora": write_adapter}[args.format](exported, args.directory)
+    write(exported, args.directory, args.format)
     size = sum(file.stat().st_size for file in args.directory.rglob("*.safetensors"))
     say(f"{args.directory}: {args.format}, {size / 1e6:.1f} MB of weights; described in its README.md")
     return 0

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from lrbench.analysis.leaderboard import Leaderboard
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lrbench.analysis.leaderboard import Leaderboard
 
 #: Format -> module, imported at first use.
 FORMATS = {
