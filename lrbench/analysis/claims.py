@@ -44,7 +44,7 @@ class Claim:
 def claims(spectra: Sequence[SlotSpectrum]) -> tuple[Claim, ...]:
     """Evaluates all claims on these weights, without zero matrices, which have no spectrum."""
     known = [spectrum for spectrum in spectra if not spectrum.figures.zero]
-    share = _lowest(
+    of_full_rank = _lowest(
         known,
         "qkv-lowest",
         "Q, K and V are the matrices of the lowest effective rank.",
@@ -58,7 +58,7 @@ def claims(spectra: Sequence[SlotSpectrum]) -> tuple[Claim, ...]:
         "effective rank over that of the random matrix of the same shape, mean over a role's matrices",
         {spectrum.weight: spectrum.against_random for spectrum in known},
     )
-    return _energy(known), share, against_random, _low_rank(known)
+    return _energy(known), of_full_rank, against_random, _low_rank(known)
 
 
 def _energy(spectra: Sequence[SlotSpectrum]) -> Claim:
