@@ -1,4 +1,4 @@
-"""The bundled models: what they are called, and where they lie. Known without torch."""
+"""Names and folders of the bundled models; does not import torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a suite may say of the text that calibrated methods see."""
+"""The suite's `calibration`: the text on which calibrated methods compute statistics."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from lrbench.suite.messages import misplaced
 
 
 class TextSpec(Spec):
-    """Where calibration text comes from: exactly one of a file, a data set and a task.
+    """The source of calibration text: exactly one of a file, a data set and a task.
 
     Attributes:
         file: .txt, or .jsonl with the text under `column`; absolute once located.
-        dataset, config, split: as `datasets.load_dataset` takes them; a folder relative to the suite where it exists.
-        column: that holds the text, of a .jsonl file or a data set.
-        task: an lm-eval task or group, whose training split is taken.
+        dataset, config, split: arguments of `datasets.load_dataset`; a data set may be a folder relative to the suite.
+        column: name of the text column of a .jsonl file or a data set.
+        task: an lm-eval task or group, whose training split is used.
     """
 
     file: Text | None = None
@@ -44,7 +44,7 @@ class TextSpec(Spec):
         return self
 
     def resolved(self) -> dict[str, Any]:
-        """Plain data, with paths as they were given."""
+        """Plain data, with paths as written in the suite."""
         data = {key: value for key, value in self.model_dump().items() if value is not None}
         if self._as_written is not None:
             data["file" if self.file is not None else "dataset"] = self._as_written
@@ -52,13 +52,14 @@ class TextSpec(Spec):
 
 
 class CalibrationSpec(Spec):
-    """What calibrated methods see of the model's inputs.
+    """The sample of text on which calibrated methods compute statistics.
 
     Attributes:
         name: bundled text; instead of `text`.
-        text: where the text comes from.
-        samples, length: how many windows, of how many tokens; None for 512, or the model's own where that is less.
-        seed: places the windows.
+        text: the source of the text.
+        samples: number of windows.
+        length: tokens per window; None for 512, or the model's maximum if that is smaller.
+        seed: of the windows' random positions.
         damping: added to the diagonal of second moments, in units of its mean.
     """
 
@@ -77,7 +78,7 @@ class CalibrationSpec(Spec):
 
     @property
     def source(self) -> str:
-        """The key that says where the text comes from."""
+        """The key that names the source of the text, `name` or `text`."""
         return "name" if self.text is None else "text"
 
     def resolved(self) -> dict[str, Any]:

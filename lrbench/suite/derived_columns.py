@@ -1,14 +1,13 @@
-"""Columns made of a row's scores: the mean of several, and how much of the baseline's is retained.
+"""Columns computed from a row's scores: the mean of several, and the fraction of the baseline's that is retained.
 
     derived:
       mcq: {mean: [boolq, {arc_easy: acc_norm}, ...]}
       retained: {retention: [wikitext2_tokens, mcq, ...]}
 
-A term is a task (by the metric that stands for it), `{TASK: METRIC}`, or the name of a mean that stands above. Both
-kinds are LowRankArena's (github.com/Zishan-Shao/lowrankarena): its MCQ average is the unweighted mean of seven
-accuracies; its quality retention the mean, over two perplexities, that average and two tasks of mathematics, of the
-ratio to the dense model's: ours / dense where higher is better, dense / ours where lower is. Ratios above 1 are not cut
-off.
+A term is a task (by its main metric), `{TASK: METRIC}`, or the name of an earlier mean. Both kinds come from
+LowRankArena (github.com/Zishan-Shao/lowrankarena). Its MCQ average is the unweighted mean of seven accuracies. Its
+quality retention is a mean of ratios to the dense model: reduced / dense if higher is better, dense / reduced if lower
+is better; the mean is over two perplexities, the MCQ average and two mathematics tasks. Ratios above 1 are not clipped.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class Term:
 
     @classmethod
     def parse(cls, definition: Any) -> Term:
-        """From `TASK` or `{TASK: METRIC}`. Raises ValueError: it is something else."""
+        """Parses `TASK` or `{TASK: METRIC}`. Raises ValueError: another form."""
         if isinstance(definition, str) and definition:
             return cls(definition)
         if isinstance(definition, dict) and len(definition) == 1:
@@ -44,13 +43,13 @@ class Term:
         raise ValueError(f"a term is TASK or {{TASK: METRIC}}, not {definition!r}")
 
     def resolved(self) -> str | dict[str, str]:
-        """As a suite writes it."""
+        """As written in a suite."""
         return self.name if self.metric is None else {self.name: self.metric}
 
 
 @dataclass(frozen=True)
 class DerivedColumn:
-    """A column made of others."""
+    """A column computed from others."""
 
     name: str
     kind: Kind
@@ -58,13 +57,13 @@ class DerivedColumn:
 
     @classmethod
     def parse(cls, name: str, definition: Any, above: Sequence[DerivedColumn] = ()) -> DerivedColumn:
-        """From `{mean: [TERM, ...]}` or `{retention: [TERM, ...]}`.
+        """Parses `{mean: [TERM, ...]}` or `{retention: [TERM, ...]}`.
 
         Args:
-            above: the columns before it.
+            above: the earlier columns.
 
         Raises:
-            ValueError: it has another form, a term twice, or a retention as a term.
+            ValueError: another form, a term twice, or a retention as a term.
         """
         if not isinstance(definition, dict) or len(definition) != 1 or next(iter(definition)) not in KINDS:
             raise ValueError(f"column {name!r} is {{mean: [...]}} or {{retention: [...]}}, not {definition!r}")
@@ -82,5 +81,5 @@ class DerivedColumn:
         return cls(name, kind, terms)
 
     def resolved(self) -> dict[str, Any]:
-        """As a suite writes it."""
+        """As written in a suite."""
         return {self.kind: [term.resolved() for term in self.terms]}

@@ -1,4 +1,4 @@
-"""The kinds of values that a suite's keys take, and what they refuse."""
+"""Types of values in a suite, with their checks."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from lrbench.system.text import did_you_mean, is_reserved
 
 
 def one_or_many(value: Any) -> Any:
-    """A list as it is, anything else as a list of one."""
+    """A list unchanged; any other value as a list with this entry."""
     return value if isinstance(value, list) else [value]
 
 
 def each_once(values: tuple[str, ...]) -> tuple[str, ...]:
-    """Refuses what is listed twice."""
+    """Refuses a value listed twice."""
     for index, value in enumerate(values):
         if value in values[:index]:
             raise ValueError(f"{value!r} is listed twice")
@@ -41,20 +41,20 @@ def each_once(values: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _known_weight(word: str) -> str:
-    """Refuses what can be no role, group, LASER name, parameter name or glob in any model."""
+    """Refuses a word that cannot be a role, group, LASER name, parameter name or glob in any model."""
     known = [*ROLES, *GROUPS, *ALIASES]
     if word in known or any(mark in word for mark in "*?["):
         return word
-    # a parameter's name has dots, and so have roles: `mlp.dwon` is the one, `lm_head.weight` the other
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if "." not in word or (near and word.count(".") == 1 and not word.endswith((".weight", ".bias"))):
+    # Names of parameters and of roles have dots: `mlp.dwon` is a misspelt role, `lm_head.weight` a parameter.
+    nearest = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if "." not in word or (nearest and word.count(".") == 1 and not word.endswith((".weight", ".bias"))):
         hint = did_you_mean(word, known) or f"; known: {', '.join(known)}, or a glob on parameter names"
         raise ValueError(f"unknown role {word!r}{hint}")
     return word
 
 
 def directory_name(name: str) -> str:
-    """Refuses what cannot be the name of a run's directory on every system."""
+    """Refuses a name that some operating system does not allow for a directory."""
     if is_reserved(name):
         raise ValueError(f"the suite's name {name!r} is a device on Windows, whatever follows; choose another")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
@@ -66,7 +66,7 @@ def directory_name(name: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Refuses what a terminal or a file system would act on: control characters, and those that turn the direction."""
+    """Refuses control characters and characters that change the direction of text."""
     for char in text:
         if unicodedata.category(char) == "Cc" or char in _TURNING:
             raise ValueError(f"{describe(text)[:80]} has the character U+{ord(char):04X} in it; take it out")
@@ -86,13 +86,13 @@ Text = Annotated[StrictStr, Field(min_length=1), AfterValidator(visible)]
 FilePath = Annotated[Path, BeforeValidator(_path_text)]
 Count = Annotated[StrictInt, Field(ge=1, lt=2**63)]
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**63)]
-Share = Annotated[StrictFloat, Field(gt=0, le=1, allow_inf_nan=False)]
-Shares = Annotated[tuple[Share, ...], Field(min_length=1), BeforeValidator(one_or_many)]
+Fraction = Annotated[StrictFloat, Field(gt=0, le=1, allow_inf_nan=False)]
+Fractions = Annotated[tuple[Fraction, ...], Field(min_length=1), BeforeValidator(one_or_many)]
 Weight = Annotated[Text, Field(), BeforeValidator(lambda word: _known_weight(word) if isinstance(word, str) else word)]
 
 
 def memory(value: Any) -> Any:
-    """`auto`, or GiB."""
+    """Checks a memory budget: `auto`, or GiB."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if value is None or value == "auto":
         return "auto"
@@ -101,11 +101,11 @@ def memory(value: Any) -> Any:
     raise ValueError(f"'frontier_memory' takes auto, or GiB as a number above 0, not {describe(value)}")
 
 
-MOST_SEEDS = 10_000  # each is a row for each cell of a method that draws
+MOST_SEEDS = 10_000  # each adds a row for each cell of a random method
 
 
 def seed_list(value: Any) -> int | tuple[int, ...] | None:
-    """How many, or which; refuses all else."""
+    """Checks seeds: their number, or a list of them."""
     if value is None or (type(value) is int and 1 <= value <= MOST_SEEDS):
         return value
     if type(value) is int and value > MOST_SEEDS:
@@ -121,7 +121,7 @@ def seed_list(value: Any) -> int | tuple[int, ...] | None:
 
 
 class Spec(BaseModel):
-    """A mapping in a suite, which knows where it was written. Unknown keys are refused."""
+    """A mapping in a suite, with its place in the file. Unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     _path: KeyPath = PrivateAttr(default=())
@@ -133,5 +133,5 @@ class Spec(BaseModel):
         return self._path
 
     def error_at(self, message: str, *keys: str | int) -> SuiteError:
-        """The error that shows `message` at the line of this mapping, or of a key in it; to be raised by the caller."""
+        """A `SuiteError` with the line of this mapping, or of a key in it, for the caller to raise."""
         return self._document.error((*self._path, *keys), message)

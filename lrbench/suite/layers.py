@@ -1,4 +1,4 @@
-"""Which decoder blocks a sweep goes over: `all`, `3`, `-1`, `[0, 3]`, `"4-7"`, `"last 2"`, `"first half"`."""
+"""The decoder blocks of a sweep: `all`, `3`, `-1`, `[0, 3]`, `"4-7"`, `"last 2"`, `"first half"`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Layers:
     """A choice of decoder blocks, which becomes indices once the model's number of blocks is known.
 
     Attributes:
-        kind: `all`; `indices` (`numbers` as given, negative from the end); `range` (`numbers` = first and last, both
+        kind: `all`; `indices` (`numbers`, negative ones from the end); `range` (`numbers` = first and last, both
             included); `first` and `last` with `numbers` = a count, or with `part`.
         part: `half`, `third` or `quarter`; rounded up, so that halves of an odd number share the middle block.
     """
@@ -29,10 +29,10 @@ class Layers:
 
     @classmethod
     def parse(cls, value: Any) -> Layers:
-        """Reads one of the forms.
+        """Parses a choice of layers.
 
         Raises:
-            ValueError: not one of them.
+            ValueError: another form.
         """
         if isinstance(value, Layers):
             return value
@@ -76,7 +76,7 @@ class Layers:
         return f"{self.kind} {self.part or self.numbers[0]}"
 
     def resolve(self, count: int) -> list[int]:
-        """The indices of the chosen blocks of a model that has `count`, ascending, each once.
+        """The indices of the chosen blocks of a model with `count` blocks, ascending and distinct.
 
         Raises:
             ValueError: a block that the model does not have.

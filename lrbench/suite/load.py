@@ -1,4 +1,4 @@
-"""A suite file -> a validated, frozen `Suite` that still knows where everything in it was written."""
+"""Reads a suite file into a validated, frozen `Suite`; each part of it knows its line and column in the file."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def find_suite(name_or_path: str | Path) -> Path:
         path.stat()
     except FileNotFoundError:
         pass
-    except (OSError, ValueError) as error:  # too long, a NUL, a folder that may not be looked into
+    except (OSError, ValueError) as error:  # a name too long or with a NUL, a folder without permission
         raise InputError(f"{name[:80]}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if path.is_file() or (name not in known and (path.suffix in (".yaml", ".yml") or len(path.parts) != 1)):
         return path
@@ -87,13 +87,13 @@ def load_suite(
     Args:
         source: a file, the name of a bundled suite, or a mapping with a suite's keys, where reducers may be classes.
         overrides: `dotted.path=YAML` each, or a mapping from dotted paths to values, applied in order. Relative paths
-            in them, and in a mapping, are relative to the working directory; those in a file to the file's folder.
-        limit: at most that many documents of each task.
+            in overrides and in a mapping start at the working directory, those in a file at the file's folder.
+        limit: the largest number of documents of each task.
         dtype: for every model, instead of the suite's.
 
     Raises:
         SuiteError: the file, the mapping or an override is wrong; one line, `file:line:column: message`.
-        InputError: no such bundled suite, a limit below 1, or another dtype than a suite may name.
+        InputError: no such bundled suite, a limit below 1, or a dtype that suites do not accept.
     """
     if isinstance(source, Mapping):
         document, path = read_mapping(source), Path.cwd() / "suite"
@@ -109,16 +109,17 @@ def load_suite(
 
 
 def suite_again(data: Mapping[str, Any], file: Path, paths: Mapping[str, str], *, with_tasks: bool = True) -> Suite:
-    """The suite that a manifest holds.
+    """The suite stored in a manifest.
 
     Args:
-        data: what `Suite.resolved` gave.
+        data: the result of `Suite.resolved`.
         file: the manifest, for errors.
-        paths: what `Suite.local_paths` gave.
-        with_tasks: whether its task folders are needed, and so must be there.
+        paths: the result of `Suite.local_paths`.
+        with_tasks: whether its task folders are needed and must exist.
 
     Raises:
-        SuiteError: a file or folder that the suite named is gone, or another version of lrbench wrote the manifest.
+        SuiteError: a file or folder named in the suite no longer exists, or another version of lrbench wrote the
+            manifest.
     """
     document = Document(str(file), dict(data), values={(): Place(str(file))})
     if not with_tasks:
@@ -134,7 +135,7 @@ def _validated(document: Document, path: Path) -> Suite:
 
 
 def _normalised(document: Document, path: Path) -> dict[str, Any]:
-    """The data with `model` as a list of one, and the file's stem for a name."""
+    """The data with `model` as a list with one entry, and the file's stem as the default name."""
     data = dict(document.data)
     if "model" in data and "models" in data:
         first, second = sorted(("model", "models"), key=lambda key: document.place((key,), key=True))
@@ -153,7 +154,7 @@ def _normalised(document: Document, path: Path) -> dict[str, Any]:
 
 
 def _written(loc: KeyPath, document: Document) -> KeyPath:
-    """From a place in the validated data to the place in the file."""
+    """The path in the file of a path in the validated data."""
     match loc:
         case ("models", int(), *rest) if "model" in document.data:
             return ("model", *rest)
@@ -165,25 +166,25 @@ def _written(loc: KeyPath, document: Document) -> KeyPath:
 
 
 def _located(suite: Suite, document: Document, folder: Path, paths: Mapping[str, str] | None = None) -> Suite:
-    """The suite with absolute paths, each part knowing its place in the file.
+    """The suite with absolute paths; each part stores its place in the file.
 
     Args:
-        folder: relative paths of the file start here; those of overrides, in the working directory.
-        paths: dotted place -> absolute path, which takes precedence.
+        folder: start of the file's relative paths; those of overrides start at the working directory.
+        paths: dotted place -> absolute path, used instead of the written one.
 
     Raises:
         SuiteError: a path does not exist.
     """
 
     def absolute(path: KeyPath, written: str | Path) -> Path:
-        known = (paths or {}).get(".".join(map(str, path)))
-        if known is not None:
-            return Path(known)
+        stored = (paths or {}).get(".".join(map(str, path)))
+        if stored is not None:
+            return Path(stored)
         base = Path.cwd() if document.is_override(path) else folder
         try:
             absolute_path = (base / Path(written).expanduser()).resolve()
-            absolute_path.exists()  # may raise; whether the path exists is checked by the callers
-        except (OSError, ValueError, RuntimeError) as error:  # too long, a loop of links, no such home
+            absolute_path.exists()  # may raise; callers check whether the path exists
+        except (OSError, ValueError, RuntimeError) as error:  # a path too long, a loop of links, an unknown home folder
             reason = getattr(error, "strerror", None) or one_line(error)
             raise document.error(path, f"a path that cannot be followed: {reason}; give another") from None
         return absolute_path
@@ -210,7 +211,7 @@ def _located(suite: Suite, document: Document, folder: Path, paths: Mapping[str,
             if local.exists():
                 local_paths[key] = str(local)
             elif written.startswith((".", "/", "~")) or ".".join(map(str, place)) in (paths or {}):
-                # anything else may be a hub id
+                # any other spelling may be a hub id
                 kind = "checkpoint folder" if key == "pretrained" else key
                 raise document.error(place, f"no such {kind}: {local}")
         located = model.model_copy(update=local_paths)

@@ -1,4 +1,4 @@
-"""A suite as Python data: its places are those of the mapping, and reducers may stand in it as classes."""
+"""A suite as a Python mapping; errors name the place in the mapping, and reducers may be classes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from lrbench.suite.yaml_reader import MAX_DEPTH, Document, KeyPath, Place
 
 
 def read_mapping(data: Mapping[str, Any]) -> Document:
-    """A document of a mapping with a suite's keys; the mapping itself is left as it is.
+    """A document from a mapping with a suite's keys; the mapping is not changed.
 
     Raises:
-        SuiteError: a value that is no plain data and no reducer, at its place: `suite['tasks'][0]: ...`.
+        SuiteError: a value is neither plain data nor a reducer; names its place: `suite['tasks'][0]: ...`.
     """
     document = Document("suite", None)
     document.data = _Reader(document, "suite").plain(data, ())
@@ -42,13 +42,13 @@ def override(document: Document, changes: Mapping[str, Any]) -> None:
 
 
 class _Reader:
-    """Copies values into a document and notes their places."""
+    """Copies values into a document and records their places."""
 
     def __init__(self, document: Document, root: str) -> None:
         self._document, self._root = document, root
 
     def plain(self, value: Any, path: KeyPath) -> Any:
-        """A value as YAML would give it: dicts, lists, text, numbers, booleans and None."""
+        """A value as a YAML reader returns it: dicts, lists, text, numbers, booleans and None."""
         place = Place(self._root + "".join(f"[{step!r}]" for step in path))
         self._document.values[path] = place
         if len(path) > MAX_DEPTH:
@@ -90,4 +90,4 @@ class _Reader:
 
     def _named(self, reducer: type[Reducer]) -> str:
         self._document.classes.append(reducer)
-        return reducer.name or reducer.__qualname__  # the registry refuses one without a name
+        return reducer.name or reducer.__qualname__  # the registry refuses a reducer without a name

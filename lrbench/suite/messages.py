@@ -1,4 +1,4 @@
-"""From pydantic's errors to the one line a person needs: `file:line:column: message`."""
+"""Turns pydantic's errors into one line for the user: `file:line:column: message`."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ _BOUNDS = {
 
 
 def misplaced(message: str, *at: str | int, key: bool = False) -> PydanticCustomError:
-    """An error for a validator to raise; its place is that of the model, followed by the steps `at`.
+    """An error for a validator to raise, placed at the model's path followed by the steps `at`.
 
     Args:
         message: the whole message.
-        at: keys and indices from the model to the culprit.
-        key: whether the culprit is the key rather than the value at that place.
+        at: keys and indices from the model to the wrong entry.
+        key: whether the key at that place is wrong, not its value.
     """
     return PydanticCustomError("misplaced", "{message}", {"message": message, "at": at, "key": key})
 
@@ -60,23 +60,23 @@ def suite_error(
     written: Callable[[KeyPath], KeyPath],
     models: Mapping[tuple[str, ...], type[BaseModel]],
 ) -> SuiteError:
-    """The first of pydantic's errors, in the order in which a person would want to know.
+    """The most useful of pydantic's errors.
 
     An unknown key comes first, since a misspelt key is also a missing one; then wrong values in the order of the file;
     then missing keys.
 
     Args:
-        error: what pydantic says.
-        document: knows the places.
-        written: from a place in the validated data to the place in the file.
-        models: the model at each place, indices left out; for the keys it knows.
+        error: pydantic's errors.
+        document: has the place of each value.
+        written: maps a path in the validated data to its path in the file.
+        models: the model at each path without indices; gives the known keys.
     """
 
     def order(details: ErrorDetails) -> tuple[int, tuple[int, int]]:
         place = document.place(written(_path(details)), key=_at_key(details))
         return {"extra_forbidden": 0, "missing": 2}.get(details["type"], 1), (place.line, place.column)
 
-    # pydantic counts the valid entries of a list, so it also calls a list of one wrong entry too short
+    # pydantic counts the valid entries of a list, so it also reports a list with a single, wrong entry as too short
     candidates = [details for details in error.errors() if not (details["type"] == "too_short" and details["input"])]
     first = min(candidates, key=order)
     return document.error(written(_path(first)), _message(first, written(_path(first)), models), key=_at_key(first))
@@ -108,8 +108,8 @@ def _message(details: ErrorDetails, path: KeyPath, models: Mapping[tuple[str, ..
         return f"{name!r} takes {_EXPECTED[kind]}{example}, not {describe(value)}{quote}"
     if kind in _BOUNDS:
         word, bound = _BOUNDS[kind]
-        shown = f"{context[bound]:g}" if context[bound] != 2**63 else "2**63"
-        return f"{name!r} must be {word} {shown}, not {describe(value)}"
+        limit = f"{context[bound]:g}" if context[bound] != 2**63 else "2**63"
+        return f"{name!r} must be {word} {limit}, not {describe(value)}"
     if kind in ("too_short", "string_too_short"):
         return f"{name!r} must not be empty"
     if kind == "string_too_long":

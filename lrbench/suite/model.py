@@ -1,4 +1,4 @@
-"""How a suite names a model, and the base of a fine-tuned one."""
+"""The suite's `model` and `delta`: a model, and the base of a fine-tuned model."""
 
 from __future__ import annotations
 
@@ -53,26 +53,26 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class ModelSpec(Spec):
-    """One model: the bundled one by `name`, any other by `pretrained`, or random weights by `config`.
+    """One model: bundled (`name`), any other (`pretrained`), or with random weights (`config`).
 
     Attributes:
         name: a bundled model.
-        pretrained: a folder (absolute where the suite named one relative to itself) or a hub id.
+        pretrained: a folder (made absolute if relative to the suite) or a hub id.
         revision: of the hub id.
-        config: an architecture for random weights: its settings with `model_type`, or a file, folder, hub id or
-            bundled model that has them.
+        config: an architecture for random weights: settings with `model_type`, or the file, folder, hub id or bundled
+            model to read them from.
         seed: of the random weights; None for 0.
-        tokenizer: a folder, hub id or bundled model; None for the model's own, with random weights the bundled one's.
-        adapter: a PEFT adapter, folder or hub id, that is merged into the weights.
-        dtype: what the weights are loaded as; `auto` is what the checkpoint says.
+        tokenizer: a folder, hub id or bundled model; None for the model's own (random weights: the bundled one's).
+        adapter: a PEFT adapter (folder or hub id) to merge into the weights.
+        dtype: of the loaded weights; `auto` is that of the checkpoint.
         device: None for the engine's choice.
         device_map: for models larger than one GPU: `auto`, `balanced`, or module -> device; instead of `device`.
         attn_implementation: of transformers; None for the model's default.
-        trust_remote_code: whether the model's repository may run its own code; the command line must say so too.
-        chat_template: whether prompts go through the tokenizer's chat template.
-        max_length: tokens; None for the model's own.
-        add_bos: whether a BOS token is put in front; None for the tokenizer's own habit.
-        label: how tables call it; None for the name or path.
+        trust_remote_code: whether the model's repository may run its own code; the command line must allow it too.
+        chat_template: whether the tokenizer's chat template is applied to prompts.
+        max_length: in tokens; None for the model's own.
+        add_bos: whether to prepend a BOS token; None for the tokenizer's default.
+        label: the model's name in tables; None for the name or path.
     """
 
     name: Text | None = None
@@ -119,14 +119,14 @@ class ModelSpec(Spec):
 
     @property
     def display_name(self) -> str:
-        """The label, or what the suite calls the model."""
+        """The label, else the model's name in the suite."""
         if isinstance(self.config, dict):
             return self.label or f"random {self.config['model_type']}"
         random = f"random {self._as_written.get('config', self.config)}" if self.config is not None else ""
         return self.label or self.name or self._as_written.get("pretrained", self.pretrained) or random
 
     def resolved(self) -> dict[str, Any]:
-        """Plain data, with paths as they were given."""
+        """Plain data, with paths as written in the suite."""
         return (
             self.model_dump()
             | {"label": self.display_name, "trust_remote_code": self.trust_remote_code or None}
@@ -135,11 +135,11 @@ class ModelSpec(Spec):
 
 
 class DeltaSpec(Spec):
-    """That updates are reduced: what fine-tuning added to the weights of `base`.
+    """Reduce updates: the differences between fine-tuned weights and those of `base`.
 
     Attributes:
-        base: the model before: as a model is written, or the name of a bundled one, a path or hub id alone. Its weights
-            alone are read, as the dtype of the fine-tuned model.
+        base: the model before fine-tuning: a model's mapping, or just a bundled name, path or hub id. Only its weights
+            are read, in the dtype of the fine-tuned model.
     """
 
     base: ModelSpec
@@ -153,20 +153,20 @@ class DeltaSpec(Spec):
 
     @model_validator(mode="after")
     def _weights_alone(self) -> DeltaSpec:
-        usual = {name: field.default for name, field in ModelSpec.model_fields.items()}
-        for key in _OF_RUNNING:
-            if getattr(self.base, key) != usual[key]:
+        defaults = {name: field.default for name, field in ModelSpec.model_fields.items()}
+        for key in _EXECUTION_KEYS:
+            if getattr(self.base, key) != defaults[key]:
                 raise misplaced(
                     f"{key!r} does not go with a base, which is read and not run; leave it out", "base", key, key=True
                 )
         return self
 
     def resolved(self) -> dict[str, Any]:
-        """Plain data, with paths as they were given."""
-        return {"base": {key: value for key, value in self.base.resolved().items() if key not in _OF_RUNNING}}
+        """Plain data, with paths as written in the suite."""
+        return {"base": {key: value for key, value in self.base.resolved().items() if key not in _EXECUTION_KEYS}}
 
 
-#: What of a model says how it runs, and so nothing of a base.
-_OF_RUNNING = (
+#: Keys of a model that only matter when it runs, which a base does not.
+_EXECUTION_KEYS = (
     *("tokenizer", "dtype", "device", "device_map", "attn_implementation", "chat_template", "max_length", "add_bos"),
 )

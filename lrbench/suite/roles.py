@@ -1,8 +1,8 @@
-"""What a weight does in its block, read from where it stands: the only place that knows how models name things.
+"""The role of a weight in its block, from its module path. All knowledge of models' naming schemes is here.
 
 A role is recognised by the path of a module inside its decoder block (`self_attn.q_proj`, `mlp.dense_4h_to_h`, `fc1`).
-Fused projections are recognised as such; `lrbench.models.families` knows their parts. Routers are recognised so that
-they are left alone.
+Fused projections are recognised as such; `lrbench.models.families` knows their parts. Routers are recognised so
+that they are never edited.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ MLP = ("mlp.gate", "mlp.up", "mlp.down")
 ROLES = (*ATTENTION, *MLP, "head", "embed")
 GROUPS = {"attn": ATTENTION, "mlp": MLP, "all": (*ATTENTION, *MLP)}
 
-#: LASER's names -> roles, the first that the model has counts.
+#: LASER's names -> roles; the first role that the model has is used.
 ALIASES = {
     "q_proj": ("attn.q",),
     "k_proj": ("attn.k",),

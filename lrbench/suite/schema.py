@@ -1,4 +1,4 @@
-"""What a suite may say: its keys, their types, their defaults. `lrbench.suite.load` reads files into it."""
+"""The keys of a suite, with their types and defaults. `lrbench.suite.load` reads files into these classes."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ from lrbench.system.text import did_you_mean
 if TYPE_CHECKING:
     from lrbench.reducers.base import Reducer
 
-#: The label of the row that has the base's own weights, where updates are reduced.
+#: With `delta`, the label of the row of the base's own weights.
 BASE = "base"
 
 
 class TaskSpec(Spec):
-    """One lm-eval task or group, with its options; None leaves them to the task.
+    """One lm-eval task or group, with its options; None for the task's own setting.
 
     Attributes:
-        data: a file that is read instead of the task's documents; absolute once located.
+        data: a file whose documents replace the task's; absolute after loading.
     """
 
     task: Text
@@ -66,12 +66,12 @@ class TaskSpec(Spec):
         return {"task": value} if isinstance(value, str) else value
 
     def resolved(self) -> dict[str, Any]:
-        """Plain data, with the path as it was given."""
+        """Plain data, with the path as written in the suite."""
         return self.model_dump() | ({"data": self._as_written} if self._as_written is not None else {})
 
 
 class ReducerSpec(Spec):
-    """One reducer with parameters; `label` tells several of the same apart, and is the name by default."""
+    """One reducer with parameters; `label` distinguishes several uses of a reducer, and is its name by default."""
 
     name: Text
     params: dict[str, Any] = Field(default_factory=dict)
@@ -94,7 +94,7 @@ class ReducerSpec(Spec):
         return {"name": name, "label": params.pop("label", name), "params": params}
 
     def parameter_error(self, message: str, parameter: str | None) -> SuiteError:
-        """As `error_at`, at the line of a parameter; of the reducer itself for None."""
+        """As `error_at`, at the line of a parameter, or of the reducer for None."""
         return self.error_at(message, self.name, parameter) if parameter else self.error_at(message)
 
     def resolved(self) -> dict[str, Any]:
@@ -103,25 +103,25 @@ class ReducerSpec(Spec):
 
 
 class Suite(Spec):
-    """What is to be measured. Made by `load_suite`.
+    """The definition of a benchmark run. Made by `load_suite`.
 
     Attributes:
-        name: also names the run's directory.
+        name: part of the name of the run's directory.
         models: one or several.
         task_paths, plugins: folders of task YAML, plugin files: absolute.
         tasks, reducers, sweep: at least one of each.
-        calibration: for reducers that need statistics of the model's inputs; None where none does.
-        delta: the base whose updates are reduced; None where weights themselves are.
+        calibration: text for reducers that need statistics of a weight's inputs; None if none does.
+        delta: the base model, if fine-tuning updates are reduced; None if the weights themselves are.
         seed: of the reducers' random draws.
-        seeds: with which cells of reducers that draw at random are repeated; None for `seed` alone.
-        batch_size: rows a forward pass; None for the engine's choice.
-        frontier_memory: GiB that states kept between cells may take; `auto` for what suits the free memory.
-        inference: whether edited weights are multiplied as matrices, or through their factors where they can be.
-        measure: what is measured beside the scores.
-        select: how the cells that are reported are chosen; None where all are reported.
-        race: when cells stop that cannot be the choice; None where all are scored in full.
-        screen: which cells are scored at all; None for all.
-        derived: columns that tables make of the scores.
+        seeds: cells of random reducers are repeated with each of them; None for `seed` alone.
+        batch_size: sequences per forward pass; None for the engine's choice.
+        frontier_memory: largest size of hidden states cached between cells, in GiB; `auto` depends on the free memory.
+        inference: edited weights run as dense matrices, or through their factors where possible.
+        measure: measurements beside the scores.
+        select: how reported cells are chosen; None if all are reported.
+        race: when to stop scoring cells that cannot be the choice; None if all are scored in full.
+        screen: which cells are scored; None for all.
+        derived: columns of tables, computed from the scores.
     """
 
     name: Annotated[Text, AfterValidator(directory_name)]
@@ -175,7 +175,7 @@ class Suite(Spec):
         return self
 
     @model_validator(mode="after")
-    def _text_to_share_out_by(self) -> Suite:
+    def _text_to_allocate_by(self) -> Suite:
         for index, sweep in enumerate(self.sweep):
             if sweep.allocation in CALIBRATED and self.calibration is None:
                 raise misplaced(
@@ -192,12 +192,12 @@ class Suite(Spec):
         for index, sweep in enumerate(self.sweep):
             if sweep.rank.keep_model is not None:
                 raise misplaced(
-                    "'keep_model' does not go with 'delta': an update has no numbers of the model's own to share out; "
-                    "write 'keep', of each update",
+                    "'keep_model' does not go with 'delta': an update is not part of the model's size; "
+                    "write 'keep', the fraction of each update",
                     "sweep", index, "rank", "keep_model", key=True,
                 )  # fmt: skip
-        for key, used in (("inference", self.inference == "factored"), ("measure", "inference" in self.measure)):
-            if used:
+        for key, active in (("inference", self.inference == "factored"), ("measure", "inference" in self.measure)):
+            if active:
                 raise misplaced(
                     f"{key!r} does not go with 'delta': factors of an update run beside the base's weight, not in its "
                     "place; leave one of them out",
@@ -226,17 +226,17 @@ class Suite(Spec):
                 continue
             if self.select is None:
                 raise misplaced(
-                    "'mode: greedy' decides on validation documents what it composes; it needs 'select' in the suite",
+                    "'mode: greedy' chooses edits on validation documents; it needs 'select' in the suite",
                     "sweep", index, "mode",
                 )  # fmt: skip
             if self.delta is not None:
                 raise misplaced("'mode: greedy' does not go with 'delta'; take another mode", "sweep", index, "mode")
             labels = sweep.reducers or tuple(reducer.label for reducer in self.reducers)
-            twice = next((label for label in labels if label in composed), None)
-            if twice is not None:
+            repeated = next((label for label in labels if label in composed), None)
+            if repeated is not None:
                 raise misplaced(
-                    f"{twice!r} is composed by another sweep already, and each method has one composition for each "
-                    "choice; name other 'reducers', such as the same one under another label",
+                    f"{repeated!r} is already composed by another sweep, and each method has one composition per "
+                    "choice; name other 'reducers', such as the same reducer under another label",
                     "sweep", index, "mode",
                 )  # fmt: skip
             composed.update(labels)
@@ -246,14 +246,14 @@ class Suite(Spec):
     def _screen_of_a_selection(self) -> Suite:
         if self.screen is not None and self.select is None:
             raise misplaced(
-                "'screen' looks at validation documents, so that those reported stay unseen; it needs 'select'",
+                "'screen' uses validation documents, so that test documents stay unseen; it needs 'select'",
                 "screen",
                 key=True,
             )
         if self.screen is not None and self.delta is not None:
             raise misplaced(
-                "'screen' predicts what dropping components of a weight does, not of an update; with 'delta', leave "
-                "it out",
+                "'screen' predicts the effect of dropping components of a weight, not of an update; leave it out with "
+                "'delta'",
                 "screen",
                 key=True,
             )
@@ -261,24 +261,24 @@ class Suite(Spec):
 
     @property
     def repeats(self) -> tuple[int, ...]:
-        """The seeds of random reducers: the suite's list, or as many as it asks for, counted from `seed`."""
+        """The seeds of random reducers: the suite's list, or consecutive ones from `seed` on."""
         if isinstance(self.seeds, tuple):
             return self.seeds
         return tuple(range(self.seed, self.seed + (self.seeds or 1)))
 
     @property
     def hash(self) -> str:
-        """Short SHA-256 of what the suite asks; names the run's directory.
+        """Short SHA-256 of the suite's definition; part of the name of the run's directory.
 
-        How it is executed (`device`, `device_map`, `batch_size`, `frontier_memory`) does not count: a run goes on
-        elsewhere, or with smaller batches. Nor do `derived` columns, which tables make of what is scored.
-        Nor does what is left out, so that a key that a later version knows leaves the hashes of older suites alone.
+        Excludes how it is executed (`device`, `device_map`, `batch_size`, `frontier_memory`), so that a run can
+        continue elsewhere or with smaller batches, and `derived` columns, which tables compute from scores. Excludes
+        keys without a value, so that a key added in a later version does not change the hashes of older suites.
         """
         text = json.dumps(_defining(self.resolved()), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def resolved(self) -> dict[str, Any]:
-        """The suite as plain JSON data, defaults filled in, paths as given; a valid suite itself."""
+        """The suite as plain JSON data with defaults and with paths as written; itself a valid suite."""
         data = self._document.data
         return {
             "name": self.name,
@@ -303,45 +303,45 @@ class Suite(Spec):
         }
 
     def local_paths(self) -> dict[str, str]:
-        """Where the relative paths in `resolved` lead on this machine: dotted place -> absolute path."""
+        """The paths in `resolved` on this machine: dotted place -> absolute path."""
         resolved = self.resolved()
-        here = {
+        absolute = {
             f"{key}.{index}": str(path)
             for key in ("task_paths", "plugins")
             for index, path in enumerate(getattr(self, key))
             if str(path) != resolved[key][index]
         }
         for index, model in enumerate(self.models):
-            here |= {
+            absolute |= {
                 f"models.{index}.{key}": str(getattr(model, key))
-                for key, given in model._as_written.items()
-                if getattr(model, key) != given
+                for key, written in model._as_written.items()
+                if getattr(model, key) != written
             }
-        here |= {
+        absolute |= {
             f"tasks.{index}.data": str(task.data)
             for index, task in enumerate(self.tasks)
             if task._as_written is not None and task.data != task._as_written
         }
         if self.delta is not None:
             base = self.delta.base
-            here |= {
+            absolute |= {
                 f"delta.base.{key}": str(getattr(base, key))
-                for key, given in base._as_written.items()
-                if getattr(base, key) != given
+                for key, written in base._as_written.items()
+                if getattr(base, key) != written
             }
         text = self.calibration.text if self.calibration is not None else None
         if text is not None and text._as_written is not None:
             key = "file" if text.file is not None else "dataset"
-            here[f"calibration.text.{key}"] = str(getattr(text, key))
-        return here
+            absolute[f"calibration.text.{key}"] = str(getattr(text, key))
+        return absolute
 
     @property
     def classes(self) -> Sequence[type[Reducer]]:
-        """Reducers that the suite was given as classes, by whose names it calls them."""
+        """Reducers passed as classes; the suite's data has their names."""
         return self._document.classes
 
     def place(self, path: KeyPath) -> Place:
-        """Where the value at `path` was written, as `("sweep", 0, "layers")`, or the nearest thing around it."""
+        """The place of the value at `path`, such as `("sweep", 0, "layers")`, or of the nearest enclosing value."""
         return self._document.place(path)
 
 

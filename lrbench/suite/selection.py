@@ -1,4 +1,4 @@
-"""What a suite may say of how the cells that are reported are chosen."""
+"""The suite's `select`, `race` and `screen`: how reported cells are chosen; and its `derived` columns."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Inside = Annotated[StrictFloat, Field(gt=0, lt=1, allow_inf_nan=False)]
 
 
 class SelectSpec(Spec):
-    """A choice on some documents, reported on the others.
+    """Choose cells on validation documents and report them on the others, the test documents.
 
     Attributes:
-        validation: the fraction of each task's documents that the choice is made on.
-        seed: of the split, and of the order in which a race takes documents.
-        on: one choice for each `task` of the suite, or one for the `mean` over them.
+        validation: fraction of each task's documents used for the choice.
+        seed: of the split and of a race's order of documents.
+        on: one choice per `task`, or one by the `mean` over tasks.
     """
 
     validation: Inside = 0.2
@@ -33,12 +33,12 @@ class SelectSpec(Spec):
 
 
 class RaceSpec(Spec):
-    """When a cell stops before all validation documents.
+    """When scoring of a cell stops before all validation documents.
 
     Attributes:
-        alpha: with at most this probability the choice is worse than the best cell by `margin` or more.
+        alpha: bound on the probability that the choice is worse than the best cell by `margin` or more.
         margin: of accuracy, on the validation documents.
-        block: documents of the first block; each further one is half as large as all before it together.
+        block: documents in the first block; each further block is half as large as all earlier ones together.
     """
 
     alpha: Inside = 0.05
@@ -51,12 +51,12 @@ class RaceSpec(Spec):
 
 
 class ScreenSpec(Spec):
-    """Which cells are worth scoring, as a first-order expansion of the loss says.
+    """Which cells are scored, by a first-order expansion of the loss.
 
     Attributes:
-        by: `gradient`: what the gradient of the loss in the singular values predicts.
-        documents: of each task's validation documents, so many at most.
-        top: cells of each method, for each choice, that are scored; the others are skipped.
+        by: `gradient`: the change of the loss predicted by its gradient in the singular values.
+        documents: at most this many of each task's validation documents.
+        top: number of cells scored per method and choice; the others are skipped.
     """
 
     by: Literal["gradient"] = "gradient"
@@ -74,12 +74,12 @@ class ScreenSpec(Spec):
 
 
 def switched_on(value: Any) -> Any:
-    """`true` stands for all defaults, `false` for leaving the key out."""
+    """Replaces `true` by an empty mapping (all defaults), `false` by None (key left out)."""
     return {} if value is True else None if value is False else value
 
 
 def derived_columns(value: Any) -> tuple[DerivedColumn, ...]:
-    """`{NAME: {mean: [TERM, ...]}, ...}`, each made of tasks and of the means before it."""
+    """Parses `{NAME: {mean: [TERM, ...]}, ...}`; terms are tasks and earlier means."""
     if value is None:
         return ()
     if not isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What a suite may say of its sweeps: which weights, by which reducers, to which ranks."""
+"""The suite's `sweep`: which weights are reduced, by which reducers, to which ranks."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, InstanceOf, StrictFloat, model_validator
 
 from lrbench.reducers.ranks import AllocationKind, RankKind, RankRequest
-from lrbench.suite.fields import Count, Shares, Spec, Text, Weight, one_or_many
+from lrbench.suite.fields import Count, Fractions, Spec, Text, Weight, one_or_many
 from lrbench.suite.layers import Layers
 from lrbench.suite.messages import misplaced
 
 
 class RankSpec(Spec):
-    """Ranks of a sweep: exactly one kind, with one value or several."""
+    """Ranks of a sweep: values of exactly one kind."""
 
-    fraction: Shares | None = None
+    fraction: Fractions | None = None
     rank: Annotated[tuple[Count, ...], Field(min_length=1), BeforeValidator(one_or_many)] | None = None
-    keep: Shares | None = None
-    energy: Shares | None = None
+    keep: Fractions | None = None
+    energy: Fractions | None = None
     error: (
         Annotated[
             tuple[Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)], ...],
@@ -27,7 +27,7 @@ class RankSpec(Spec):
         ]
         | None
     ) = None
-    keep_model: Shares | None = None
+    keep_model: Fractions | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> RankSpec:
@@ -44,13 +44,13 @@ class RankSpec(Spec):
 
     @property
     def kind(self) -> RankKind:
-        """The kind that is given."""
+        """The kind of these ranks."""
         kinds: tuple[RankKind, ...] = ("fraction", "rank", "keep", "energy", "error", "keep_model")
         return next(kind for kind in kinds if getattr(self, kind) is not None)
 
     @property
     def requests(self) -> tuple[RankRequest, ...]:
-        """One request a value, in the order given."""
+        """One request per value, in the order written."""
         return tuple(RankRequest(self.kind, value) for value in getattr(self, self.kind))
 
     def resolved(self) -> dict[str, Any]:
@@ -63,11 +63,11 @@ class SweepSpec(Spec):
 
     Attributes:
         mode: `each` slot alone, each `layer` as a whole, all `together`, or a `greedy` composition of single edits.
-        layers: which decoder blocks.
+        layers: the edited decoder blocks.
         weights: roles, groups, LASER names, globs on parameter names.
-        rank: which ranks.
-        reducers: labels; None for all of the suite's.
-        allocation: how the numbers of `keep_model` are shared out among weights; None where it is left out.
+        rank: the ranks of each edit.
+        reducers: labels; None for all reducers of the suite.
+        allocation: how the parameters of `keep_model` are allocated to weights; None if left out.
     """
 
     mode: Literal["each", "layer", "together", "greedy"] = "each"
@@ -85,16 +85,16 @@ class SweepSpec(Spec):
         return value
 
     @model_validator(mode="after")
-    def _shared_out(self) -> SweepSpec:
+    def _allocated(self) -> SweepSpec:
         if self.rank.keep_model is not None and self.mode != "together":
             raise misplaced(
-                f"'keep_model' is the size of the whole model, which weights edited together share; write "
+                f"'keep_model' is the size of the whole model, a budget for weights edited together; write "
                 f"'mode: together' instead of {self.mode!r}, or 'keep'",
                 "rank", "keep_model", key=True,
             )  # fmt: skip
         if self.allocation is not None and self.rank.keep_model is None:
             raise misplaced(
-                f"'allocation' shares out the numbers of 'keep_model', and these ranks are by {self.rank.kind!r}; "
+                f"'allocation' allocates the parameters of 'keep_model', and these ranks are by {self.rank.kind!r}; "
                 "leave it out, or write 'rank: {keep_model: 0.8}'",
                 "allocation", key=True,
             )  # fmt: skip

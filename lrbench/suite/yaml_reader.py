@@ -1,8 +1,8 @@
-"""YAML that remembers where each value stood, read without YAML 1.1's surprises.
+"""Reads YAML with the place of each value, and without YAML 1.1's surprises.
 
 PyYAML reads `1e-3` as a string, `10:30` as 630, `010` as 8, `no` as False, and lets the last of two equal keys win.
-Here plain scalars follow YAML 1.2's core schema, less its octal and hexadecimal numbers: what is not clearly a
-decimal number, `true`, `false` or null stays a string, and a schema that wants a number then refuses it.
+Here plain scalars follow YAML 1.2's core schema without octal and hexadecimal numbers: a scalar that is not a decimal
+number, `true`, `false` or null is a string, and a schema that requires a number refuses it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from lrbench.system.text import did_you_mean, one_line
 if TYPE_CHECKING:
     from lrbench.reducers.base import Reducer
 
-#: Where a value is in the data: keys and list indices from the root.
+#: The path of a value in the data: keys and list indices from the root.
 KeyPath = tuple[str | int, ...]
 
-_MAX_BYTES = 200_000  # PyYAML takes a second for them
+_MAX_BYTES = 200_000  # which PyYAML reads in a second
 _MAX_NODES = 10_000  # aliases of aliases grow exponentially
 MAX_DEPTH = 64
 _TAG = "tag:yaml.org,2002:"
@@ -38,11 +38,11 @@ _FLOAT = re.compile(
 
 
 class _TooMuch(yaml.MarkedYAMLError):
-    """YAML that is in order, and no suite."""
+    """Valid YAML that is too large or too deep for a suite."""
 
 
 class _SuiteLoader(yaml.SafeLoader):
-    """Composes nodes, and stops where there are too many, or they are nested too deeply: both are read lazily."""
+    """Composes nodes lazily, and stops when they are too many or nested too deeply."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's way to give a class its own
     _depth = _count = 0
@@ -72,7 +72,7 @@ _SuiteLoader.add_implicit_resolver(_TAG + "merge", re.compile(r"<<\Z"), ["<"])
 
 
 class Place(NamedTuple):
-    """Where something was written; line and column from 1, or 0 where it was not in a file (`--set key=value`)."""
+    """A place in a file; line and column count from 1, and are 0 outside a file (`--set key=value`)."""
 
     file: str
     line: int = 0
@@ -94,8 +94,8 @@ class Document:
         data: dicts, lists, strings, numbers, booleans and None; no two places share an object.
         values: the place of each value.
         keys: the place of each key of a mapping.
-        overridden: the paths that `override` has set.
-        classes: reducers that stood in the data as classes; their names stand there now.
+        overridden: the paths set by `override`.
+        classes: reducers passed as classes, which `data` has by name.
     """
 
     file: str
@@ -106,7 +106,7 @@ class Document:
     classes: list[type[Reducer]] = field(default_factory=list)
 
     def place(self, path: KeyPath, *, key: bool = False) -> Place:
-        """The place of the value (or the key) at `path`, or of the nearest thing around it that was written."""
+        """The place of the value (or the key) at `path`, or of the nearest enclosing value with a place."""
         if key and path in self.keys:
             return self.keys[path]
         while path not in self.values and path:
@@ -114,7 +114,7 @@ class Document:
         return self.values.get(path, Place(self.file, 1, 1))
 
     def error(self, path: KeyPath, message: str, *, key: bool = False) -> SuiteError:
-        """The error that says `message` at the place of `path`; to be raised by the caller."""
+        """A `SuiteError` with `message` and the place of `path`, for the caller to raise."""
         return SuiteError(message, *self.place(path, key=key))
 
     def is_override(self, path: KeyPath) -> bool:
@@ -188,7 +188,7 @@ def read_yaml(path: Path) -> Document:
         raise SuiteError("is a directory; give the suite file in it", file)
     try:
         with path.open("rb") as opened:
-            raw = opened.read(_MAX_BYTES + 1)  # of a device there is no end
+            raw = opened.read(_MAX_BYTES + 1)  # a device has no end
     except FileNotFoundError:
         raise SuiteError("no such file", file) from None
     except OSError as error:
@@ -254,7 +254,7 @@ def describe(value: Any) -> str:
 
 
 def unknown_key(key: str, known: list[str]) -> str:
-    """The message for a key that a mapping may not have."""
+    """The message for an unknown key of a mapping."""
     head, colon, tail = key.partition(":")
     if colon and head in known:  # {keep:0.5} is one key in YAML
         return f"unknown key {key!r}; write '{head}: {tail}', with a space after the colon"
@@ -262,7 +262,7 @@ def unknown_key(key: str, known: list[str]) -> str:
 
 
 class _Builder:
-    """Turns nodes into plain data and notes their places."""
+    """Turns nodes into plain data and records their places."""
 
     def __init__(self, document: Document, in_file: bool) -> None:
         self.document, self.in_file = document, in_file
@@ -311,12 +311,12 @@ class _Builder:
     def collect(
         self, node: yaml.Node, own: dict[str, Any], merged: dict[str, Any], above: frozenset[int] = frozenset()
     ) -> None:
-        """Sorts a mapping's pairs into its own and those of its `<<`, where the first to give a key wins."""
+        """Collects a mapping's own pairs and those merged by `<<`, of which the first for a key is used."""
         if not isinstance(node, yaml.MappingNode):
             raise self.error("`<<` takes a mapping or a list of mappings", node.start_mark)
         if id(node) in above:
             raise self.error(_CYCLE, node.start_mark)
-        self.nodes += len(node.value) if above else 0  # what is merged is read again wherever it is
+        self.nodes += len(node.value) if above else 0  # merged mappings are read again at each use
         if self.nodes > _MAX_NODES:
             raise self.error(_TOO_MANY, node.start_mark)
         merges: yaml.Node | None = None
@@ -336,10 +336,10 @@ class _Builder:
                 raise self.error(f"duplicate key {key!r}{where}; keep one", key_node.start_mark)
             own[key] = (key_node, value_node)
         for source in self.sources(merges):
-            theirs: dict[str, Any] = {}
+            direct: dict[str, Any] = {}
             inherited: dict[str, Any] = {}
-            self.collect(source, theirs, inherited, above | {id(node)})
-            for key, pair in (inherited | theirs).items():
+            self.collect(source, direct, inherited, above | {id(node)})
+            for key, pair in (inherited | direct).items():
                 merged.setdefault(key, pair)
 
     @staticmethod
@@ -379,7 +379,7 @@ def _tagged(node: yaml.Node) -> str:
     return f"tag {node.tag!r} is not allowed here: plain data only; leave it out"
 
 
-#: What PyYAML says, and what to do about it.
+#: Part of PyYAML's message -> advice.
 _REMEDIES = {
     "mapping values are not allowed": "quote a value that has a colon in it, and indent a key as those beside it",
     "sequence entries are not allowed": "begin a list on a line of its own",

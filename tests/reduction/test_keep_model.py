@@ -383,7 +383,7 @@ SWEEP = "[{mode: %s, weights: [mlp], rank: {%s}%s}]"
     [
         (SWEEP % ("each", "keep_model: 0.8", ""), "", "7:45: 'keep_model' is the size of the whole model"),
         (SWEEP % ("layer", "keep_model: 0.8", ""), "", "write 'mode: together' instead of 'layer', or 'keep'"),
-        (SWEEP % ("together", "keep: 0.8", ", allocation: error"), "", "7:61: 'allocation' shares out the numbers of"),
+        (SWEEP % ("together", "keep: 0.8", ", allocation: error"), "", "7:61: 'allocation' allocates the parameters"),
         (SWEEP % ("together", "keep_model: 0.8", ", allocation: eror"), "", "'eror'; did you mean 'error'?"),
         (SWEEP % ("together", "keep_model: 1.1", ""), "", "'keep_model' must be at most 1, not 1.1"),
         (SWEEP % ("together", "keep_model: [0.8, 0.8]", ""), "", "0.8 is listed twice"),

@@ -146,13 +146,13 @@ def test_after_all_decisions_the_model_is_the_original(tmp_path, monkeypatch):
 
 def test_a_composition_needs_documents_to_decide_on(tmp_path):
     text = "\n".join(line for line in SUITE.splitlines() if not line.startswith("select"))
-    with pytest.raises(SuiteError, match=r"suite\.yaml:8:11: 'mode: greedy' decides on validation documents"):
+    with pytest.raises(SuiteError, match=r"suite\.yaml:8:11: 'mode: greedy' chooses edits on validation documents"):
         load_suite(write_suite(tmp_path, text))
 
 
 def test_a_method_is_composed_by_one_sweep_of_a_suite(tmp_path):
     twice = SUITE.replace("select:", "  - {mode: greedy, layers: [7], weights: [mlp.up], rank: {keep: 0.5}}\nselect:")
-    with pytest.raises(SuiteError, match=r"suite\.yaml:\d+:\d+: 'svd' is composed by another sweep already"):
+    with pytest.raises(SuiteError, match=r"suite\.yaml:\d+:\d+: 'svd' is already composed by another sweep"):
         load_suite(write_suite(tmp_path, twice))
 
 

@@ -121,7 +121,7 @@ def test_a_run_that_is_done_screens_nothing_again_and_one_that_was_killed_goes_o
 
 def test_screening_needs_documents_that_are_not_reported(tmp_path):
     text = "\n".join(line for line in SUITE.splitlines() if not line.startswith("select"))
-    with pytest.raises(SuiteError, match=r"suite\.yaml:\d+:\d+: 'screen' looks at validation documents"):
+    with pytest.raises(SuiteError, match=r"suite\.yaml:\d+:\d+: 'screen' uses validation documents"):
         load_suite(write_suite(tmp_path, text))
 
 
