@@ -185,5 +185,5 @@ def test_a_table_says_how_many_were_screened_out_and_lists_none_of_them(done):
 
 def test_a_screening_does_not_go_with_updates(tmp_path):
     text = SUITE.replace("select:", "delta: {base: almanac}\nselect:")
-    with pytest.raises(SuiteError, match="'screen' predicts what dropping components of a weight does"):
+    with pytest.raises(SuiteError, match="'screen' predicts the effect of dropping components"):
         load_suite(write_suite(tmp_path, text))
