@@ -1,8 +1,8 @@
-"""Shards of one suite become one run.
+"""Merges shards of one suite into one run.
 
-A shard is a run directory that holds some of a suite's rows, made on some machine. Rows are facts: a cell cannot have
-two sets of scores, so two that differ are an error that shows both, and nothing is averaged or overruled. Of a cell
-that failed here and was scored there, the scored row counts.
+A shard is a run directory with some of a suite's rows. If two shards have different scores for a cell, merging is
+refused with an error that shows both rows; nothing is averaged. If a cell failed in one shard and was scored in
+another, the scored row is kept.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _OWN = frozenset(
     }
 )
 _RANK = {"ok": 2, "skipped": 1, "failed": 0}
-#: What every shard of a suite says of a model alike, however and wherever it was scored.
+#: Entries of a model in the manifest that must be equal in all shards of a suite.
 _OF_MODELS = ("weight_hash", "config_hash", "dtype", "numbers", "blocks", "cells")
 
 
 @dataclass(frozen=True)
 class _Placed:
-    """A row, where it was read, and the shard it is of."""
+    """A row with its shard and its line in the shard's file."""
 
     row: Row
     shard: RunDirectory
@@ -53,12 +53,12 @@ class _Placed:
 
 @dataclass
 class Merged:
-    """What merging did.
+    """The result of merging.
 
     Attributes:
-        directory: the run that there is now.
-        rows: how many cells it has rows of, by status.
-        missing: cells of the suite that no shard has.
+        directory: the merged run.
+        rows: number of cells with a row, by status.
+        missing: number of cells of the suite without a row in any shard.
     """
 
     directory: RunDirectory
@@ -73,19 +73,19 @@ class Merged:
 
 
 def merge(shards: Sequence[Path], out: Path) -> Merged:
-    """Makes one run of several of the same suite.
+    """Merges several runs of the same suite into one.
 
-    Merging again, with the result among the shards or not, changes nothing. The new directory appears whole, or, where
-    anything is wrong, not at all. A run of the same suite that is there already is one of the shards, and is replaced;
-    tables made of it are left out, and files that are not lrbench's are kept.
+    Merging again, with or without the result among the shards, changes nothing. The new directory appears complete,
+    or not at all after an error. A run of the same suite that exists at `out` counts as a shard and is replaced:
+    its tables are dropped, and files that are not lrbench's are kept.
 
     Args:
         shards: run directories.
         out: the directory to make.
 
     Raises:
-        InputError: a shard is no run, or given twice; two are of different suites, models or data; or two rows of a
-            cell have different scores: shows both, with file and line.
+        InputError: a shard is not a run, or is listed twice; shards have different suites, models or data; or two rows
+            of a cell have different scores (the message shows both, with file and line).
     """
     places = [path.resolve() for path in shards]
     repeated = next((path for path, place in zip(shards, places, strict=True) if places.count(place) > 1), None)
@@ -93,7 +93,7 @@ def merge(shards: Sequence[Path], out: Path) -> Merged:
         raise InputError(f"{repeated}: this run is given twice; give each shard once")
     runs = [open_run(path) for path in places]
     if RunDirectory(out).rows_file.exists() and out.resolve() not in [run.path for run in runs]:
-        runs.insert(0, open_run(out.resolve()))  # what it has is not lost
+        runs.insert(0, open_run(out.resolve()))  # its rows are kept
     elif out.exists() and not out.is_dir():
         raise InputError(f"--out: {out} is a file; give a directory")
     elif out.is_dir() and not RunDirectory(out).rows_file.exists() and any(out.iterdir()):
@@ -109,7 +109,7 @@ def merge(shards: Sequence[Path], out: Path) -> Merged:
 
 
 def _one_manifest(runs: Sequence[RunDirectory]) -> dict[str, Any]:
-    """The manifest of all; its models are those of any, in the suite's order."""
+    """The merged manifest, with the models of all shards in the suite's order."""
     manifests = [(run.manifest_file, run.manifest()) for run in runs]
     file, first = manifests[0]
     models: dict[str, tuple[Path, dict[str, Any]]] = {}
@@ -127,7 +127,7 @@ def _one_manifest(runs: Sequence[RunDirectory]) -> dict[str, Any]:
             )
         for model in manifest.get("models") or ():
             earlier_file, earlier = models.setdefault(model["label"], (other_file, model))
-            if "parts" in earlier or "parts" in model:  # what is chosen from them is known only at the end
+            if "parts" in earlier or "parts" in model:  # the chosen cells are known only at the end of a run
                 models[model["label"]] = earlier_file, _with_all_cells(earlier, model)
                 model = {**model, "cells": earlier.get("cells")}
             for key in _OF_MODELS:
@@ -137,21 +137,25 @@ def _one_manifest(runs: Sequence[RunDirectory]) -> dict[str, Any]:
                         f"{other_file}: model {model['label']!r} is not that of {earlier_file}: they differ in {at}; "
                         "its rows are of other cells"
                     )
-    asked = (first.get("suite") or {}).get("models")
-    labels = [str(model.get("label")) for model in asked if isinstance(model, dict)] if isinstance(asked, list) else []
-    found = [models[label][1] for label in (*labels, *models) if label in models]
-    found = list({model["label"]: model for model in found}.values())
+    suite_models = (first.get("suite") or {}).get("models")
+    labels = (
+        [str(model.get("label")) for model in suite_models if isinstance(model, dict)]
+        if isinstance(suite_models, list)
+        else []
+    )
+    entries = [models[label][1] for label in (*labels, *models) if label in models]
+    entries = list({model["label"]: model for model in entries}.values())
     tasks: list[Any] = next((manifest["tasks"] for _, manifest in manifests if manifest.get("tasks")), [])
-    cells = [cell for model in found for cell in model.get("cells") or ()] or list(
+    cells = [cell for model in entries for cell in model.get("cells") or ()] or list(
         dict.fromkeys(cell for _, manifest in manifests for cell in manifest.get("cells") or ())
     )
-    return {**first, "tasks": tasks, "models": found, "cells": cells}
+    return {**first, "tasks": tasks, "models": entries, "cells": cells}
 
 
-def _with_all_cells(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """The entry of a model whose suite chooses, with the cells, and the documents they are scored on, of both."""
-    cells = dict.fromkeys([*one.get("cells", ()), *other.get("cells", ())])
-    return {**one, "parts": {**other.get("parts", {}), **one.get("parts", {})}, "cells": list(cells)}
+def _with_all_cells(entry: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """A model's manifest entry with the cells and documents of both entries, for suites with `select`."""
+    cells = dict.fromkeys([*entry.get("cells", ()), *other.get("cells", ())])
+    return {**entry, "parts": {**other.get("parts", {}), **entry.get("parts", {})}, "cells": list(cells)}
 
 
 def _sources(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,24 +165,24 @@ def _sources(manifest: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _first_difference(one: Any, other: Any, path: str = "") -> str:
-    """Where nested data first differs, with both values; empty where it does not."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        for key in dict.fromkeys([*one, *other]):
-            found = _first_difference(one.get(key), other.get(key), f"{path}.{key}" if path else str(key))
-            if found:
-                return found
+def _first_difference(left: Any, right: Any, path: str = "") -> str:
+    """The path of the first difference in nested data, with both values; empty if the data are equal."""
+    if isinstance(left, dict) and isinstance(right, dict):
+        for key in dict.fromkeys([*left, *right]):
+            difference = _first_difference(left.get(key), right.get(key), f"{path}.{key}" if path else str(key))
+            if difference:
+                return difference
         return ""
-    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+    if isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
         return next(
             (
-                found
-                for i, (a, b) in enumerate(zip(one, other, strict=True))
-                if (found := _first_difference(a, b, f"{path}[{i}]"))
+                difference
+                for i, (a, b) in enumerate(zip(left, right, strict=True))
+                if (difference := _first_difference(a, b, f"{path}[{i}]"))
             ),
             "",
         )
-    return "" if one == other else f"{path} ({_short(one)} and {_short(other)})"
+    return "" if left == right else f"{path} ({_short(left)} and {_short(right)})"
 
 
 def _short(value: Any) -> str:
@@ -187,27 +191,27 @@ def _short(value: Any) -> str:
 
 
 def _one_of_each(runs: Sequence[RunDirectory]) -> dict[str, _Placed]:
-    """One row a cell: scored before skipped before failed; of equals the first shard's."""
-    found: dict[str, _Placed] = {}
+    """One row per cell: a scored row before a skipped before a failed one; among equals, the first shard's."""
+    rows: dict[str, _Placed] = {}
     for run in runs:
         for placed in _placed(run):
             cell = placed.row.cell
-            earlier = found.setdefault(cell, placed)
+            earlier = rows.setdefault(cell, placed)
             if earlier is placed:
                 continue
             if placed.row.status == earlier.row.status == "ok":
                 _refuse_conflict(earlier, placed)
                 if placed.samples.is_file() and not earlier.samples.is_file():
-                    found[cell] = placed
+                    rows[cell] = placed
             elif _RANK[placed.row.status] > _RANK[earlier.row.status]:
-                found[cell] = placed
-    return found
+                rows[cell] = placed
+    return rows
 
 
 def _placed(run: RunDirectory) -> Iterator[_Placed]:
     """The last row of each cell, with its line."""
     lines: dict[str, int] = {}
-    rows = run.rows()  # refuses what is no row
+    rows = run.rows()  # checks every line
     with run.rows_file.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.endswith(b"\n"):
@@ -216,35 +220,35 @@ def _placed(run: RunDirectory) -> Iterator[_Placed]:
         yield _Placed(row, run, lines[cell])
 
 
-def _refuse_conflict(one: _Placed, other: _Placed) -> None:
-    for task in dict.fromkeys([*one.row.scores, *other.row.scores]):
-        metrics = one.row.scores.get(task, {}), other.row.scores.get(task, {})
+def _refuse_conflict(first: _Placed, second: _Placed) -> None:
+    for task in dict.fromkeys([*first.row.scores, *second.row.scores]):
+        metrics = first.row.scores.get(task, {}), second.row.scores.get(task, {})
         for metric in dict.fromkeys([*metrics[0], *metrics[1]]):
             a, b = (side.get(metric) for side in metrics)
-            same = a is not None and b is not None and repr((a.value, a.n)) == repr((b.value, b.n))
-            if not same:
+            equal = a is not None and b is not None and repr((a.value, a.n)) == repr((b.value, b.n))
+            if not equal:
                 values = [repr(score.value) if score is not None else "no score" for score in (a, b)]
-                apart = one.row.environment != other.row.environment
+                apart = first.row.environment != second.row.environment
                 raise InputError(
-                    f"{one.place} and {other.place}: two rows of cell {one.row.cell}, with {task} {metric} "
+                    f"{first.place} and {second.place}: two rows of cell {first.row.cell}, with {task} {metric} "
                     f"{values[0]} and {values[1]}{', scored in different environments' if apart else ''}; "
                     "take one of them out"
                 )
 
 
 def _environments(runs: Sequence[RunDirectory]) -> list[dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+    environments: dict[str, dict[str, Any]] = {}
     for run in runs:
         for key, entry in run.environments().items():
-            if found.setdefault(key, entry) != entry:
+            if environments.setdefault(key, entry) != entry:
                 raise InputError(f"{run.path / 'environments.jsonl'}: environment {key} is another one elsewhere")
-    return list(found.values())
+    return list(environments.values())
 
 
 def _write(
     out: Path, manifest: dict[str, Any], environments: Sequence[dict[str, Any]], chosen: Sequence[_Placed]
 ) -> None:
-    """Beside `out` first, then in its place: whoever looks sees the old directory or the whole new one."""
+    """Writes a folder beside `out`, then renames it: readers see the old directory or the complete new one."""
     out = out.absolute()
     try:
         with files.temporary_folder(out) as new:
@@ -260,8 +264,8 @@ def _write(
             _lines(new / "rows.jsonl", (placed.row.model_dump_json(by_alias=True) for placed in chosen))
             if not out.exists():
                 files.replace_folder(out, new)
-            elif _digest(out) != _digest(new):  # else files keep their times
-                with RunDirectory(out).locked():  # a run would write its next rows to the folder that is taken away
+            elif _digest(out) != _digest(new):  # else files keep their modification times
+                with RunDirectory(out).locked():  # a run in progress would write its next rows to the replaced folder
                     files.replace_folder(out, new, [path.name for path in out.iterdir() if path.name not in _OWN])
     except files.Timeout:
         raise InputError(f"--out: {out}: lrbench is running a suite here; wait for it") from None
@@ -274,7 +278,7 @@ def _lines(path: Path, lines: Iterator[str]) -> None:
 
 
 def _digest(folder: Path) -> str:
-    """Of what a run consists of; tables that were made from it are not part of it."""
+    """SHA-256 of a run's files, without the tables made from them."""
     digest = hashlib.sha256()
     parts = [folder / "manifest.json", folder / "environments.jsonl", folder / "rows.jsonl"]
     for path in (*parts, *sorted((folder / "samples").glob("*.jsonl"))):
