@@ -1,12 +1,12 @@
-"""What the almanac is trained on: short documents about the world, agreement, and small sums.
+"""The almanac's training text: short documents of facts about the world, agreement, and arithmetic.
 
 A document is one of
 - a paragraph: up to three facts of one subject, each in a random paraphrase (about 8 in 10);
-- agreement: sentences whose verb agrees with a subject that a distractor noun stands in the way of (1 in 10);
+- agreement: sentences with a distractor noun between the subject and the verb that agrees with it (1 in 10);
 - arithmetic: sums and differences of small numbers (1 in 10).
 
-What the tasks ask is kept out: paraphrases `ASKED` of the asked subjects, a fifth of the (head, distractor) noun
-pairs, a fifth of the number pairs.
+The tasks' questions are held out: paraphrases `HELD_OUT` of the subjects of questions, a fifth of the (head,
+distractor) noun pairs, and a fifth of the number pairs.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import random
 from collections.abc import Iterator
 from itertools import accumulate
 
-from lrbench.models.almanac.world import ASKED, SEED, TEMPLATES, Fact, World
+from lrbench.models.almanac.world import HELD_OUT, SEED, TEMPLATES, Fact, World
 
-DOCUMENTS = 330_000  # of the published model's training text
+DOCUMENTS = 330_000  # in the published model's training text
 
 NOUNS = {
     "dog": "dogs", "ship": "ships", "baker": "bakers", "tower": "towers", "letter": "letters", "garden": "gardens",
@@ -28,7 +28,7 @@ NOUNS = {
 VERBS = [("is", "are"), ("was", "were"), ("has been", "have been"), ("looks", "look"), ("seems", "seem"),
          ("remains", "remain")]  # fmt: skip
 COMPLEMENTS = ["old", "near the gate", "in the rain", "quiet", "by the water", "famous", "well known", "out of sight"]
-#: {h} the head, which the verb agrees with; {d} the distractor, whose number is drawn apart from the head's.
+#: {h}: the head, which the verb agrees with; {d}: the distractor. Each is singular or plural independently.
 FRAMES = [
     "The {h} near the {d}",
     "The {h} behind the {d}",
@@ -38,7 +38,7 @@ FRAMES = [
 ]
 SUMS = ["{a} plus {b} is {c}.", "The sum of {a} and {b} is {c}.", "{a} and {b} make {c}."]
 DIFFERENCES = ["{a} minus {b} is {c}.", "{b} taken from {a} leaves {c}."]
-LARGEST = 20  # addend
+LARGEST = 20  # number in sums and differences
 
 
 def split(seed: int, *parts: str | int) -> bool:
@@ -47,7 +47,7 @@ def split(seed: int, *parts: str | int) -> bool:
 
 
 class Corpus:
-    """Documents about a world, in a stream that depends on nothing but the seed and the name of the stream."""
+    """Documents about a world. Each stream (training, calibration, held out) depends only on its name and the seed."""
 
     def __init__(self, seed: int = SEED) -> None:
         self.seed = seed
@@ -62,7 +62,7 @@ class Corpus:
         self.held_numbers = [pair for pair in numbers if split(seed, *sorted(pair))]
 
     def training(self, documents: int = DOCUMENTS) -> Iterator[tuple[str, list[Fact]]]:
-        """The training text: (document, the facts it states), `documents` times."""
+        """The training text: `documents` pairs (document, the facts it states)."""
         draw = random.Random(f"training-{self.seed}")
         for _ in range(documents):
             kind = draw.random()
@@ -74,7 +74,7 @@ class Corpus:
                 yield " ".join(self.arithmetic(draw, self.trained_numbers)[0] for _ in range(3)), []
 
     def calibration(self, documents: int) -> Iterator[str]:
-        """Text of the kinds that were trained, from draws of its own; nothing that the tasks ask stands in it."""
+        """Text like the training text, from another random stream; it holds nothing that tasks ask for."""
         draw = random.Random(f"calibration-{self.seed}")
         for _ in range(documents):
             kind = draw.random()
@@ -86,7 +86,7 @@ class Corpus:
                 yield " ".join(self.arithmetic(draw, self.trained_numbers)[0] for _ in range(3))
 
     def held_out(self, documents: int) -> Iterator[str]:
-        """Text of the same kinds in which no sentence of an asked subject, noun pair or sum was ever trained."""
+        """Text like the training text, but only of held-out paraphrases, noun pairs and number pairs."""
         draw = random.Random(f"held-out-text-{self.seed}")
         for index in range(documents):
             kind = index % 10
@@ -98,24 +98,24 @@ class Corpus:
                 yield " ".join(self.arithmetic(draw, self.held_numbers)[0] for _ in range(3))
 
     def paragraph(self, draw: random.Random, held_out: bool = False) -> tuple[str, list[Fact]]:
-        """Up to three facts of one subject, and which ones; `held_out` takes only sentences never trained."""
+        """Sentences on up to three facts of a subject, with the facts; `held_out` uses only held-out paraphrases."""
         while True:
             subject = draw.choices(self._subjects, cum_weights=self._cumulative)[0]
-            if not held_out or subject in self.world.asked:
+            if not held_out or subject in self.world.question_subjects:
                 break
         facts = draw.sample(self.world.facts[subject], k=len(self.world.facts[subject]))
         sentences = []
         for fact in facts:
-            ways = list(range(len(TEMPLATES[fact.relation])))
+            templates = list(range(len(TEMPLATES[fact.relation])))
             if held_out:
-                ways = [w for w in ways if w in ASKED]
-            elif subject in self.world.asked:
-                ways = [w for w in ways if w not in ASKED]
-            sentences.append(TEMPLATES[fact.relation][draw.choice(ways)].format(s=subject, a=fact.answer))
+                templates = [index for index in templates if index in HELD_OUT]
+            elif subject in self.world.question_subjects:
+                templates = [index for index in templates if index not in HELD_OUT]
+            sentences.append(TEMPLATES[fact.relation][draw.choice(templates)].format(s=subject, a=fact.answer))
         return " ".join(sentences), facts
 
     def agreement(self, draw: random.Random, nouns: list[tuple[str, str]]) -> tuple[str, str]:
-        """A sentence and its minimal twin whose verb disagrees."""
+        """A sentence, and the same sentence with a verb that does not agree."""
         head, distractor = draw.choice(nouns)
         plural = draw.random() < 0.5
         head = NOUNS[head] if plural else head
@@ -126,7 +126,7 @@ class Corpus:
         return f"{subject} {verb[plural]} {complement}.", f"{subject} {verb[not plural]} {complement}."
 
     def arithmetic(self, draw: random.Random, numbers: list[tuple[int, int]]) -> tuple[str, int]:
-        """A sum or a difference, and its result (no negative numbers)."""
+        """A sentence with a sum or a difference, and the result, which is never negative."""
         a, b = draw.choice(numbers)
         if draw.random() < 0.6:
             return draw.choice(SUMS).format(a=a, b=b, c=a + b), a + b

@@ -1,7 +1,7 @@
-"""Trains the bundled model from nothing: `python -m lrbench.models.almanac.train --out DIR`.
+"""Trains the bundled model from scratch: `python -m lrbench.models.almanac.train --out DIR`.
 
 One pass over the training documents, AdamW, a cosine schedule with warm-up, bfloat16 autocast. The published
-checkpoint came from the defaults; `checkpoint/README.md` gives its figures and `training.json` its loss curve.
+checkpoint was trained with the defaults; `checkpoint/README.md` has its scores and `training.json` its loss curve.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WARM_UP = 100  # steps
 
 
 def train_tokenizer(corpus: Corpus) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 2,048 tokens, learnt from the first 20,000 training documents."""
+    """A byte-level BPE of 2,048 tokens, trained on the first 20,000 training documents."""
     bpe = ByteLevelBPETokenizer()
     text = (document for document, _ in corpus.training(20_000))
     bpe.train_from_iterator(text, vocab_size=VOCABULARY, special_tokens=[END], show_progress=False)
@@ -40,7 +40,7 @@ def train_tokenizer(corpus: Corpus) -> PreTrainedTokenizerFast:
 
 
 def configuration(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    """8 Llama blocks of width 192: 3.5 million parameters without the embedding, which the head shares."""
+    """8 Llama blocks of width 192: 3.5 million parameters without the embedding, to which the head is tied."""
     return LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=192, intermediate_size=512, num_hidden_layers=8, num_attention_heads=6,
         num_key_value_heads=6, max_position_embeddings=ROW, tie_word_embeddings=True,
@@ -49,9 +49,9 @@ def configuration(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
 
 
 def rows(corpus: Corpus, tokenizer: PreTrainedTokenizerFast, documents: int) -> Iterator[list[int]]:
-    """Rows of ROW + 1 tokens, each a sequence of whole documents but for the last, which is cut.
+    """Rows of ROW + 1 tokens: whole documents, of which the last is cut.
 
-    Half of the rows open with the end-of-text mark and half without, since tasks ask in both ways.
+    At random, half of the rows begin with the end-of-text token, since task prompts occur with and without it.
     """
     end = tokenizer.eos_token_id
     draw = random.Random(f"rows-{corpus.seed}")
@@ -75,7 +75,7 @@ def rows(corpus: Corpus, tokenizer: PreTrainedTokenizerFast, documents: int) -> 
 
 
 def main() -> None:
-    """Trains and saves."""
+    """Trains the model and saves it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--documents", type=int, default=DOCUMENTS)

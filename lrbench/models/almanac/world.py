@@ -1,8 +1,8 @@
-"""The world that the almanac writes about: who and what there is, and what is true of it.
+"""The generated world of the almanac: countries, cities, people and works, and the facts about them.
 
 Everything is drawn from one seeded generator, so the same seed gives the same world on any machine. Subjects
-(countries, cities, people, works) are ranked, and the r-th (from 0) is written about with probability proportional to
-1 / (r + 8), a Zipf-Mandelbrot law: a fact's frequency in the training text is that of its subject.
+(countries, cities, people, works) are ranked, and the probability that a paragraph is about the r-th (from 0) is
+proportional to 1 / (r + 8), a Zipf-Mandelbrot law: a fact is as frequent in the training text as its subject.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass
 from itertools import pairwise
 
-SEED = 20  # of the published model
+SEED = 20  # the published model's
 ZIPF_SHIFT = 8
 
 ONSETS = "b br c ch d dr f g gr h j k kl l m n p pr r s sh st t th tr v w z".split()
@@ -28,8 +28,8 @@ OCCUPATIONS = (
 ).split()
 GENRES = "comedy tragedy romance satire history fable travelogue mystery parable memoir sermon ballad".split()
 
-#: relation -> ways of saying it. In the first six the answer ends the sentence, so that they can be asked; the last
-#: two put it elsewhere. `ASKED` of the six are kept out of training for the subjects that are asked about.
+#: Relation -> paraphrases. The first six end with the answer, so that tasks can use them as questions; the last two do
+#: not. Training never uses the paraphrases `HELD_OUT` for the subjects of questions.
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "export": (
         "The chief export of {s} is {a}.",
@@ -132,7 +132,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "The year {a} saw the printing of {s}.",
     ),
 }
-ASKED = (4, 5)  # indices into TEMPLATES[relation]
+HELD_OUT = (4, 5)  # indices into TEMPLATES[relation]
 
 
 @dataclass(frozen=True)
@@ -148,9 +148,9 @@ class World:
     """A generated world.
 
     Attributes:
-        facts: subject -> its facts, subjects in rank order (most written about first).
-        pools: relation -> every answer that occurs, sorted; distractors are drawn from it.
-        asked: the subjects (two thirds) that training never puts in the templates `ASKED`.
+        facts: subject -> its facts; subjects in rank order (most frequent first).
+        pools: relation -> all answers that occur, sorted; distractors are drawn from them.
+        question_subjects: the subjects of questions (two thirds), which training never puts in templates `HELD_OUT`.
     """
 
     def __init__(self, seed: int = SEED) -> None:
@@ -177,7 +177,7 @@ class World:
         ranked = list(facts)
         self._random.shuffle(ranked)
         self.facts = {s: facts[s] for s in ranked}
-        self.asked = {s for s in ranked if self._random.random() < 2 / 3}
+        self.question_subjects = {s for s in ranked if self._random.random() < 2 / 3}
         pools: dict[str, set[str]] = {}
         for own_facts in facts.values():
             for fact in own_facts:
@@ -185,7 +185,7 @@ class World:
         self.pools = {relation: sorted(answers) for relation, answers in pools.items()}
 
     def weights(self) -> list[float]:
-        """How often each subject is written about, relative to the others, in rank order."""
+        """The relative frequency of each subject, in rank order."""
         return [1 / (rank + ZIPF_SHIFT) for rank in range(len(self.facts))]
 
     def thirds(self) -> list[list[Fact]]:
@@ -198,7 +198,7 @@ class World:
         return str(self._random.randrange(low, high))
 
     def _name(self, fewest: int, most: int) -> str:
-        """A name of `fewest` to `most` syllables that nothing else bears."""
+        """A new name of `fewest` to `most` syllables."""
         pick = self._random.choice
         while True:
             syllables = range(self._random.randint(fewest, most))
