@@ -26,7 +26,7 @@ def add_parser(subparsers: Any) -> None:
         "for 90 and 99 % of the energy of every weight, compared with a random matrix of the same shape; and whether "
         "common claims about trained weights hold for this model.",
     )  # fmt: skip
-    parser.add_argument("model", metavar="MODEL", help="a bundled model, a checkpoint folder, or a hub id")
+    parser.add_argument("model", metavar="MODEL", help="a bundled model, a checkpoint folder, a GGUF file, or a hub id")
     parser.add_argument("--revision", metavar="R", help="of a hub id")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: the checkpoint's")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1 ... (default: the GPU where there is one)")
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def model_spec(name: str, revision: str | None, dtype: str | None) -> ModelSpec:
-    """The suite entry for MODEL: a bundled name, a folder, or a hub id.
+    """The suite entry for MODEL: a bundled name, a folder, a GGUF file, or a hub id.
 
     Raises:
         ModelError: a revision of a bundled model, or a misspelt bundled name.
@@ -88,12 +88,16 @@ def model_spec(name: str, revision: str | None, dtype: str | None) -> ModelSpec:
     from lrbench.suite.load import ModelSpec
 
     if not name:
-        raise ModelError("MODEL is empty; give a bundled model, a checkpoint folder, or a hub id")
+        raise ModelError("MODEL is empty; give a bundled model, a checkpoint folder, a GGUF file, or a hub id")
     known = bundled()
     if name in known:
         if revision is not None:
             raise ModelError(f"--revision: {name} is bundled and has no revisions")
         return ModelSpec(name=name, dtype=dtype or "auto")  # type: ignore[arg-type]
+    if name.endswith(".gguf"):
+        if revision is not None:
+            raise ModelError(f"--revision: {name} is a file and has no revisions")
+        return ModelSpec(gguf=name, dtype=dtype or "auto")  # type: ignore[arg-type]
     hint = did_you_mean(name, known) if "/" not in name and not Path(name).exists() else ""
     if hint:
         raise ModelError(f"no folder and no bundled model {name!r}{hint}")

@@ -91,6 +91,7 @@ def card(exported: ExportedModel, form: str, description: Description | None = N
         f"`{_plain(exported.base)}` with {_edited_weights(exported)} replaced by a "
         f"decomposition ({escape(describe(edits, len(exported.inventory.blocks)))}), "
         f"made by lrbench {__version__}.",
+        _stored(exported),
         "## What it scored" if row is not None and row.scores else "",
         _scores(exported),
         "## What was edited",
@@ -114,6 +115,15 @@ def _edited_weights(exported: ExportedModel) -> str:
     if exported.delta is None:
         return f"{len(exported.edits)} weight{plural}"
     return f"the update{plural} of {len(exported.edits)} weight{plural} from `{_plain(exported.delta.name)}`"
+
+
+def _stored(exported: ExportedModel) -> str:
+    if exported.stored is None:
+        return ""
+    return (
+        f"The baseline's matrices are stored as {escape(exported.stored)} in a GGUF file. They were dequantized to "
+        f"{str(exported.model.dtype).removeprefix('torch.')} before anything was edited, and count as dense parameters."
+    )
 
 
 def _front_matter(exported: ExportedModel, form: str) -> str:

@@ -29,7 +29,7 @@ class DeltaBase:
         folder: the local folder; None for a hub id.
         revision: of a hub id; the commit if it is known.
         base: the base's weights.
-        whole: whether loading `name` gives these weights; false for a merged adapter and for random weights.
+        whole: whether loading `name` gives these weights; false for a merged adapter, random weights, and a GGUF file.
     """
 
     name: str
@@ -55,6 +55,7 @@ class ExportedModel:
         suite: the suite as plain data; empty if there was none.
         environment: the hardware and versions of the scoring; empty if it was not scored.
         made: the command or call that made the export, in one line.
+        stored: how the GGUF file of the baseline stores its matrices, as `Q4_1`; None if it comes of another file.
     """
 
     base: str
@@ -69,6 +70,7 @@ class ExportedModel:
     environment: Mapping[str, Any] = field(default_factory=dict)
     made: str = ""
     delta: DeltaBase | None = None
+    stored: str | None = None
 
     @property
     def edits(self) -> list[Edit]:
@@ -83,7 +85,8 @@ class ExportedModel:
         if again.base is not None and again.suite.delta is not None:
             spec, source = again.suite.delta.base, again.base.source
             revision = source.get("commit") or source.get("revision")
-            delta = DeltaBase(*_place(spec), revision, again.base, spec.adapter is None and spec.config is None)
+            whole = spec.adapter is None and spec.config is None and spec.gguf is None
+            delta = DeltaBase(*_place(spec), revision, again.base, whole)
         return cls(
             base=name,
             delta=delta,
@@ -97,6 +100,7 @@ class ExportedModel:
             suite=again.resolved_suite,
             environment=run.environments().get(again.row.environment, {}),
             made=made,
+            stored=again.loaded.source.get("stored"),
         )
 
     def config(self) -> PreTrainedConfig:
@@ -117,10 +121,12 @@ class ExportedModel:
 
 
 def _place(spec: ModelSpec) -> tuple[str, Path | None]:
-    """A model's name, and its local folder if it has one."""
+    """A model's name, and its local folder (of a GGUF file by itself, the file) if it has one."""
     folder = None
     if spec.name is not None:
         folder = bundled()[spec.name]
     elif spec.pretrained is not None and Path(spec.pretrained).is_dir():
         folder = Path(spec.pretrained)
+    elif spec.gguf is not None and spec.pretrained is None:
+        folder = Path(spec.gguf)
     return spec.name or (folder.name if folder is not None else spec.pretrained or spec.display_name), folder

@@ -11,7 +11,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from lrbench.errors import ModelError
-from lrbench.models.source import failing, quietly
+from lrbench.models.loading_errors import failing, quietly
 from lrbench.system.text import one_line
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")

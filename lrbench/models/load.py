@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from lrbench.errors import ModelError
 from lrbench.models.adapter import find_adapter, merge_adapter
+from lrbench.models.loading_errors import failing, quietly, refuse_gaps
 from lrbench.models.slots import Inventory, count_parameters, find_slots
-from lrbench.models.source import Source, declared_causality, failing, find, quietly, read_tokenizer, structure
+from lrbench.models.source import Source, declared_causality, find, read_tokenizer, structure
 from lrbench.suite.bundled import bundled
 from lrbench.system.device import check_room
 from lrbench.system.text import one_line
@@ -119,7 +120,7 @@ def load_weights(
                 use_safetensors=True,  # pickles can run code
             )  # fmt: skip
             model, loading_info = loaded
-            _refuse_gaps(source, loading_info)
+            refuse_gaps(source.label, loading_info)
         if getattr(model, "_hf_peft_config_loaded", False):
             raise ModelError(f"{source.label}: holds an adapter beside the model; name it under 'adapter'")
         if device_map is None:
@@ -226,18 +227,6 @@ def _random_weights(spec: ModelSpec, source: Source, dtype: torch.dtype | None) 
         )
 
 
-def _refuse_gaps(source: Source, loading_info: dict[str, Any]) -> None:
-    """Refuses a checkpoint that lacks weights; transformers would draw them at random and only warn."""
-    missing = sorted(loading_info["missing_keys"])
-    wrong = sorted(str(key[0]) for key in loading_info["mismatched_keys"])
-    for names, fault in ((missing, "has no"), (wrong, "has another shape of")):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise ModelError(
-                f"{source.label}: the checkpoint {fault} {names[0]}{more}; is it one of a causal language model?"
-            )
-
-
 def _refuse_offloaded(source: Source, model: PreTrainedModel) -> None:
     """Refuses offloaded weights: accelerate loads them anew in each forward pass, so they cannot be edited."""
     offloaded = [name for name, parameter in model.named_parameters() if parameter.is_meta]
@@ -278,6 +267,7 @@ def describe_source(spec: ModelSpec, source: Source, device_map: str | dict[str,
         "revision": source.revision,
     }
     optional = {
+        "gguf": resolved["gguf"], "stored": source.gguf.stored if source.gguf is not None else None,
         "commit": source.commit, "config": resolved["config"], "seed": (spec.seed or 0) if source.random else None,
         "tokenizer": resolved["tokenizer"], "adapter": resolved["adapter"], "device_map": device_map,
         "attn_implementation": spec.attn_implementation, "trust_remote_code": source.trusted or None,

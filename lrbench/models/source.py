@@ -1,25 +1,15 @@
-"""Finds a model: bundled, in a folder, on the hub, or random from a configuration; errors become one line."""
+"""Finds a model: bundled, in a folder, a GGUF file, on the hub, or random; errors become one line."""
 
 from __future__ import annotations
 
 import difflib
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import (
-    GatedRepoError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -29,11 +19,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as hf_logging
 
 from lrbench.errors import ModelError
+from lrbench.models.gguf_checkpoint import GgufCheckpoint, dense_checkpoint
+from lrbench.models.loading_errors import failing, quietly
 from lrbench.suite.bundled import bundled
-from lrbench.system.text import did_you_mean, one_line
+from lrbench.system.text import did_you_mean
 
 if TYPE_CHECKING:
     from lrbench.suite.load import ModelSpec
@@ -50,6 +41,7 @@ class Source:
         random: whether weights are drawn instead of loaded.
         trusted: whether code in its repository may run.
         config: transformers' configuration.
+        gguf: the checkpoint in `where`, if it was made of a GGUF file.
     """
 
     where: str
@@ -58,16 +50,18 @@ class Source:
     random: bool
     trusted: bool
     config: PreTrainedConfig
+    gguf: GgufCheckpoint | None = None
 
     @property
     def label(self) -> str:
         """The model's name in messages."""
-        return f"{self.where} at revision {self.revision}" if self.revision else self.where
+        name = str(self.gguf.file) if self.gguf is not None else self.where
+        return f"{name} at revision {self.revision}" if self.revision else name
 
     @property
     def pinned(self) -> str | None:
-        """The commit, or the revision if the commit is unknown."""
-        return self.commit or self.revision
+        """The commit to load from `where`, or the revision if the commit is unknown."""
+        return None if self.gguf is not None else self.commit or self.revision
 
 
 def find(spec: ModelSpec, *, trust_remote_code: bool) -> Source:
@@ -79,8 +73,10 @@ def find(spec: ModelSpec, *, trust_remote_code: bool) -> Source:
 
     Raises:
         ModelError: the name is unknown, the model is missing or cannot be downloaded, it is no causal language model,
-            its configuration is invalid, or it needs code that is not trusted.
+            its configuration is invalid, or it needs code that is not trusted; or its GGUF file cannot be converted.
     """
+    if spec.gguf is not None:
+        return _find_gguf(spec)
     where, revision = _place(spec)
     if spec.trust_remote_code and not trust_remote_code:
         raise ModelError(
@@ -153,6 +149,10 @@ def read_tokenizer(spec: ModelSpec, source: Source) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: there is none, or the model's vocabulary is too small for it.
     """
+    if source.gguf is not None and source.gguf.no_tokenizer is not None and spec.tokenizer is None:
+        raise ModelError(
+            f"{source.label}: its tokenizer cannot be read: {source.gguf.no_tokenizer}; name another under 'tokenizer'"
+        )
     where, revision = (str(bundled()["almanac"]), None) if source.random else (source.where, source.pinned)
     if spec.tokenizer is not None:
         where, revision = str(bundled().get(spec.tokenizer, spec.tokenizer)), None
@@ -170,37 +170,6 @@ def read_tokenizer(spec: ModelSpec, source: Source) -> PreTrainedTokenizerBase:
             "give a larger vocab_size, or another 'tokenizer'"
         )
     return tokenizer
-
-
-@contextmanager
-def failing(where: str, revision: str | None = None) -> Iterator[None]:
-    """Converts any exception of transformers (OSError, ValueError, ImportError, ...) to a ModelError of one line.
-
-    Raises:
-        ModelError: in place of any other exception.
-    """
-    try:
-        yield
-    except ModelError:
-        raise
-    except Exception as error:
-        raise ModelError(_reason(where, revision, error)) from error
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Hides transformers' progress bars and the hub's messages on retries."""
-    shown = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    hub = logging.getLogger("huggingface_hub")
-    level = hub.level
-    hub.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        hub.setLevel(level)
-        if shown:
-            hf_logging.enable_progress_bar()
 
 
 def declared_causality(model: PreTrainedModel) -> set[bool]:
@@ -243,16 +212,41 @@ def _place(spec: ModelSpec) -> tuple[str, str | None]:
         return str(folders[spec.name]), None
     assert spec.pretrained is not None
     folder = Path(spec.pretrained)
+    if folder.is_file():
+        raise ModelError(f"{folder}: a file; 'pretrained' takes a checkpoint folder, and 'gguf' a GGUF file")
     if folder.is_dir():
         if (folder / "adapter_config.json").is_file():
             raise ModelError(
                 f"{folder}: holds a PEFT adapter; name its base under 'pretrained', and this folder under 'adapter'"
             )
         if not (folder / "config.json").is_file():
-            raise ModelError(f"{folder}: has no config.json; is it a checkpoint folder?")
+            names = sorted(file.name for file in folder.glob("*.gguf"))
+            hint = f"; for a GGUF file in it, write `gguf: {names[0]}` too" if names else "; is it a checkpoint folder?"
+            raise ModelError(f"{folder}: has no config.json{hint}")
         if spec.revision is not None:
             raise ModelError(f"{folder}: a folder has no revisions; leave 'revision' out")
     return spec.pretrained, spec.revision
+
+
+def _find_gguf(spec: ModelSpec) -> Source:
+    """The dense checkpoint of a GGUF file: a file by itself, in a folder, or in a repository of the hub."""
+    assert spec.gguf is not None
+    commit = None
+    if spec.pretrained is None or Path(spec.pretrained).is_dir():
+        file = Path(spec.pretrained or "", spec.gguf)
+        if not file.is_file():
+            raise ModelError(f"{file}: no such GGUF file")
+        if spec.revision is not None:
+            raise ModelError(f"{file}: a local file has no revisions; leave 'revision' out")
+    else:
+        with failing(spec.pretrained, spec.revision), quietly():
+            file = Path(hf_hub_download(spec.pretrained, spec.gguf, revision=spec.revision))
+        commit = file.parents[len(Path(spec.gguf).parts) - 1].name
+    dtype = getattr(torch, "float32" if spec.dtype == "auto" else spec.dtype)
+    with failing(str(file)), quietly():
+        gguf = dense_checkpoint(file, dtype)
+        config = AutoConfig.from_pretrained(gguf.folder)
+    return Source(str(gguf.folder), spec.revision, commit, random=False, trusted=False, config=config, gguf=gguf)
 
 
 def _commit(where: str, revision: str | None) -> str | None:
@@ -281,54 +275,3 @@ def _configured(settings: dict[str, Any]) -> PreTrainedConfig:
             if {**without.to_dict(), key: settings[key]} == config.to_dict():
                 raise ModelError(f"a random {kind}: its configuration has no {key!r}; did you mean {near[0]!r}?")
     return config
-
-
-def _reason(where: str, revision: str | None, error: Exception) -> str:
-    """One line that explains an error, by its chain of exceptions."""
-    chain: list[BaseException] = []
-    step: BaseException | None = error
-    while step is not None and step not in chain:
-        chain.append(step)
-        step = step.__cause__ or step.__context__
-    text = one_line(error)
-    local = Path(where).exists()
-    if not local and where.startswith((".", "/", "~")):
-        return f"{where}: no such folder"
-    if "trust_remote_code" in text:
-        return (
-            f"{where}: its architecture is code in its repository, which runs only with 'trust_remote_code: true' "
-            "in the suite and --trust-remote-code on the command line"
-        )
-    if "for this kind of AutoModel" in text:
-        return f"{where}: not a causal language model: {text.partition('Model type should')[0].strip()}"
-    if "safetensors" in text and "no file named" in text:
-        return (
-            f"{where}: its weights are not stored as safetensors, and pickles (.bin, .pt) are not read: they can "
-            "run any code; convert them where you trust them: "
-            "AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
-        )
-    if local or where.startswith("a random "):
-        return f"{where}: cannot be loaded: {text}"
-
-    def caused_by(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(step, kinds) for step in chain)
-
-    if caused_by(GatedRepoError):
-        return (
-            f"{where}: gated on the Hugging Face hub; accept its terms at https://huggingface.co/{where}, "
-            "then `hf auth login`"
-        )
-    if caused_by(RevisionNotFoundError):
-        return f"{where}: the Hugging Face hub has no revision {revision or 'main'!r} of it"
-    if caused_by(RepositoryNotFoundError):
-        return (
-            f"{where}: not a local folder, and the Hugging Face hub has no such model, or not for you "
-            "(`hf auth login` where it is private)"
-        )
-    if caused_by(LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) or "couldn't connect" in text:
-        label = f"{where} at revision {revision}" if revision else where
-        return (
-            f"{label}: not a local folder, and the Hugging Face hub cannot be reached, nor is it in the cache; "
-            f"go online, or download it and give its folder: {text}"
-        )
-    return f"{where}: not a local folder, and the Hugging Face hub did not give it: {text}"

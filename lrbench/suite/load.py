@@ -202,17 +202,17 @@ def _located(suite: Suite, document: Document, folder: Path, paths: Mapping[str,
 
     def located_model(model: ModelSpec) -> ModelSpec:
         local_paths = {}
-        for key in ("pretrained", "config", "tokenizer", "adapter"):
+        for key in ("pretrained", "gguf", "config", "tokenizer", "adapter"):
             written = getattr(model, key)
-            if not isinstance(written, str):
+            if not isinstance(written, str) or (key == "gguf" and model.pretrained is not None):
                 continue
             place = (*model.path, key)
             local = absolute(place, written)
             if local.exists():
                 local_paths[key] = str(local)
-            elif written.startswith((".", "/", "~")) or ".".join(map(str, place)) in (paths or {}):
+            elif key == "gguf" or written.startswith((".", "/", "~")) or ".".join(map(str, place)) in (paths or {}):
                 # any other spelling may be a hub id
-                kind = "checkpoint folder" if key == "pretrained" else key
+                kind = {"pretrained": "checkpoint folder", "gguf": "GGUF file"}.get(key, key)
                 raise document.error(place, f"no such {kind}: {local}")
         located = model.model_copy(update=local_paths)
         located._as_written = {key: getattr(model, key) for key in local_paths}

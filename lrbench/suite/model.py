@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -53,18 +54,19 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class ModelSpec(Spec):
-    """One model: bundled (`name`), any other (`pretrained`), or with random weights (`config`).
+    """One model: bundled (`name`), any other (`pretrained`, `gguf`), or with random weights (`config`).
 
     Attributes:
         name: a bundled model.
         pretrained: a folder (made absolute if relative to the suite) or a hub id.
+        gguf: a GGUF file to dequantize: its name in `pretrained`, or a path (made absolute likewise).
         revision: of the hub id.
         config: an architecture for random weights: settings with `model_type`, or the file, folder, hub id or bundled
             model to read them from.
         seed: of the random weights; None for 0.
         tokenizer: a folder, hub id or bundled model; None for the model's own (random weights: the bundled one's).
         adapter: a PEFT adapter (folder or hub id) to merge into the weights.
-        dtype: of the loaded weights; `auto` is that of the checkpoint.
+        dtype: of the loaded weights; `auto` is that of the checkpoint, and float32 for a GGUF file.
         device: None for the engine's choice.
         device_map: for models larger than one GPU: `auto`, `balanced`, or module -> device; instead of `device`.
         attn_implementation: of transformers; None for the model's default.
@@ -77,6 +79,7 @@ class ModelSpec(Spec):
 
     name: Text | None = None
     pretrained: Text | None = None
+    gguf: Text | None = None
     revision: Text | None = None
     config: Annotated[Any, BeforeValidator(_configuration)] = None
     seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] | None = None
@@ -95,13 +98,16 @@ class ModelSpec(Spec):
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSpec:
-        if [self.name, self.pretrained, self.config].count(None) != 2:
+        if [self.name, self.pretrained or self.gguf, self.config].count(None) != 2:
             raise misplaced(
                 "a model has either 'name' (a bundled one) or 'pretrained' (a path or hub id), or 'config' for "
-                "random weights"
+                "random weights, or 'gguf' (a file)"
             )
         if self.revision is not None and self.pretrained is None:
-            raise misplaced(f"a {'bundled' if self.name else 'random'} model has no 'revision'", "revision")
+            kind = "bundled model" if self.name else "random model" if self.config else "GGUF file without 'pretrained'"
+            raise misplaced(f"a {kind} has no 'revision'", "revision")
+        if self.trust_remote_code and self.gguf is not None:
+            raise misplaced("a GGUF file has no code; leave 'trust_remote_code' out", "trust_remote_code", key=True)
         if self.seed is not None and self.config is None:
             raise misplaced("a model's 'seed' is that of random weights; it goes with 'config'", "seed")
         if self.attn_implementation is not None and "/" in self.attn_implementation:
@@ -123,7 +129,8 @@ class ModelSpec(Spec):
         if isinstance(self.config, dict):
             return self.label or f"random {self.config['model_type']}"
         random = f"random {self._as_written.get('config', self.config)}" if self.config is not None else ""
-        return self.label or self.name or self._as_written.get("pretrained", self.pretrained) or random
+        gguf = Path(self.gguf).name.removesuffix(".gguf") if self.gguf is not None else None
+        return self.label or self.name or gguf or self._as_written.get("pretrained", self.pretrained) or random
 
     def resolved(self) -> dict[str, Any]:
         """Plain data, with paths as written in the suite."""
@@ -149,7 +156,7 @@ class DeltaSpec(Spec):
     def _from_text(cls, value: Any) -> Any:
         if not isinstance(value, str):
             return value
-        return {"name" if value in bundled() else "pretrained": value}
+        return {"name" if value in bundled() else "gguf" if value.endswith(".gguf") else "pretrained": value}
 
     @model_validator(mode="after")
     def _weights_alone(self) -> DeltaSpec:

@@ -133,13 +133,24 @@ def replace_folder(path: Path, new: Path, keep: Sequence[str] = ()) -> None:
         raise
 
 
+def sync_folder(folder: Path) -> None:
+    """Puts all files of a folder on disk, so that none is empty after a power cut once the folder has been renamed."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+
+
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
     """Holds a lock on a file, which is kept; the system releases the lock when the process ends, even if it is killed.
 
+    Args:
+        wait: until no other process holds it.
+
     Raises:
-        Timeout: another process holds it.
+        Timeout: another process holds it, and `wait` is false.
         OSError: the file cannot be made or locked.
     """
-    with FileLock(path, timeout=0):
+    with FileLock(path, timeout=-1 if wait else 0):
         yield

@@ -219,9 +219,9 @@ def test_reading_a_suite_imports_no_torch(suite_file):
          "{pretrained: org/name}, not 'almanac' (a string)"),
         ({"l2": "model: [{name: almanac}]"}, "suite.yaml:2:8: 'model' takes one model; for several write 'models'"),
         ({"l2": "model: {}"}, "suite.yaml:2:8: a model has either 'name' (a bundled one) or 'pretrained' (a path or "
-         "hub id), or 'config' for random weights"),
+         "hub id), or 'config' for random weights, or 'gguf' (a file)"),
         ({"l2": "model: {name: a, pretrained: b}"}, "suite.yaml:2:8: a model has either 'name' (a bundled one) or "
-         "'pretrained' (a path or hub id), or 'config' for random weights"),
+         "'pretrained' (a path or hub id), or 'config' for random weights, or 'gguf' (a file)"),
         ({"l2": "model: {name: a, revision: b}"}, "suite.yaml:2:28: a bundled model has no 'revision'"),
         ({"l2": "model: {name: a, dtype: float23}"},
          "suite.yaml:2:25: unknown dtype 'float23'; did you mean 'float32'?"),
@@ -240,7 +240,7 @@ def test_reading_a_suite_imports_no_torch(suite_file):
         ({"l2": "model: {config: 3}"}, "suite.yaml:2:17: 'config' takes settings, or a file or name that has them, "
          "not 3"),
         ({"l2": "model: {config: {model_type: llama}, pretrained: a}"}, "suite.yaml:2:8: a model has either 'name' (a "
-         "bundled one) or 'pretrained' (a path or hub id), or 'config' for random weights"),
+         "bundled one) or 'pretrained' (a path or hub id), or 'config' for random weights, or 'gguf' (a file)"),
         ({"l2": "model: {config: {model_type: llama}, revision: b}"},
          "suite.yaml:2:48: a random model has no 'revision'"),
         ({"l2": "model: {name: a, seed: 3}"}, "suite.yaml:2:24: a model's 'seed' is that of random weights; it goes "
