@@ -23,19 +23,20 @@ from lrbench.results.rows import Row
 from lrbench.system import files
 from lrbench.system.text import one_line
 
-_OWN = frozenset(
+_RUN_FILES = frozenset(
     {
         *("manifest.json", "environments.jsonl", "rows.jsonl", "samples", "partial", ".lock"),
         *("leaderboard.md", "leaderboard.csv", "leaderboard.json"),
     }
 )
-_RANK = {"ok": 2, "skipped": 1, "failed": 0}
+#: Of two rows of a cell, that of the higher status is kept.
+_PRECEDENCE = {"ok": 2, "skipped": 1, "failed": 0}
 #: Entries of a model in the manifest that must be equal in all shards of a suite.
-_OF_MODELS = ("weight_hash", "config_hash", "dtype", "numbers", "blocks", "cells")
+_COMMON_KEYS = ("weight_hash", "config_hash", "dtype", "numbers", "blocks", "cells")
 
 
 @dataclass(frozen=True)
-class _Placed:
+class _ShardRow:
     """A row with its shard and its line in the shard's file."""
 
     row: Row
@@ -98,17 +99,17 @@ def merge(shards: Sequence[Path], out: Path) -> Merged:
         raise InputError(f"--out: {out} is a file; give a directory")
     elif out.is_dir() and not RunDirectory(out).rows_file.exists() and any(out.iterdir()):
         raise InputError(f"--out: {out} is not empty, and not a run; give another directory")
-    manifest = _one_manifest(runs)
-    rows = _one_of_each(runs)
+    manifest = _merged_manifest(runs)
+    rows = _merged_rows(runs)
     environments = _environments(runs)
     order = {cell: place for place, cell in enumerate(manifest["cells"])}
-    chosen = sorted(rows.values(), key=lambda placed: order.get(placed.row.cell, len(order)))
-    _write(out, manifest, environments, chosen)
-    counts = {status: sum(placed.row.status == status for placed in chosen) for status in ("ok", "failed", "skipped")}
+    ordered = sorted(rows.values(), key=lambda shard_row: order.get(shard_row.row.cell, len(order)))
+    _write(out, manifest, environments, ordered)
+    counts = {status: sum(entry.row.status == status for entry in ordered) for status in ("ok", "failed", "skipped")}
     return Merged(RunDirectory(out), counts, sum(cell not in rows for cell in order))
 
 
-def _one_manifest(runs: Sequence[RunDirectory]) -> dict[str, Any]:
+def _merged_manifest(runs: Sequence[RunDirectory]) -> dict[str, Any]:
     """The merged manifest, with the models of all shards in the suite's order."""
     manifests = [(run.manifest_file, run.manifest()) for run in runs]
     file, first = manifests[0]
@@ -123,19 +124,19 @@ def _one_manifest(runs: Sequence[RunDirectory]) -> dict[str, Any]:
         at = _first_difference(_sources(first), _sources(manifest))
         if at:
             raise InputError(
-                f"{other_file}: other reducers than {file}: they differ in {at}; run the shards with one version"
+                f"{other_file}: other reducers than {file}: they differ in {at}; run all shards with the same version"
             )
         for model in manifest.get("models") or ():
             earlier_file, earlier = models.setdefault(model["label"], (other_file, model))
             if "parts" in earlier or "parts" in model:  # the chosen cells are known only at the end of a run
                 models[model["label"]] = earlier_file, _with_all_cells(earlier, model)
                 model = {**model, "cells": earlier.get("cells")}
-            for key in _OF_MODELS:
+            for key in _COMMON_KEYS:
                 if earlier.get(key) != model.get(key):
                     at = _first_difference({key: earlier.get(key)}, {key: model.get(key)})
                     raise InputError(
-                        f"{other_file}: model {model['label']!r} is not that of {earlier_file}: they differ in {at}; "
-                        "its rows are of other cells"
+                        f"{other_file}: model {model['label']!r} differs from that of {earlier_file} in {at}; "
+                        "merge only runs of the same model"
                     )
     suite_models = (first.get("suite") or {}).get("models")
     labels = (
@@ -168,21 +169,14 @@ def _sources(manifest: Mapping[str, Any]) -> dict[str, Any]:
 def _first_difference(left: Any, right: Any, path: str = "") -> str:
     """The path of the first difference in nested data, with both values; empty if the data are equal."""
     if isinstance(left, dict) and isinstance(right, dict):
-        for key in dict.fromkeys([*left, *right]):
-            difference = _first_difference(left.get(key), right.get(key), f"{path}.{key}" if path else str(key))
-            if difference:
-                return difference
-        return ""
-    if isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
-        return next(
-            (
-                difference
-                for i, (a, b) in enumerate(zip(left, right, strict=True))
-                if (difference := _first_difference(a, b, f"{path}[{i}]"))
-            ),
-            "",
-        )
-    return "" if left == right else f"{path} ({_short(left)} and {_short(right)})"
+        keys = dict.fromkeys([*left, *right])
+        children = [(f"{path}.{key}" if path else str(key), left.get(key), right.get(key)) for key in keys]
+    elif isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
+        children = [(f"{path}[{i}]", a, b) for i, (a, b) in enumerate(zip(left, right, strict=True))]
+    else:
+        return "" if left == right else f"{path} ({_short(left)} and {_short(right)})"
+    differences = (_first_difference(a, b, child) for child, a, b in children)
+    return next(filter(None, differences), "")
 
 
 def _short(value: Any) -> str:
@@ -190,25 +184,25 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _one_of_each(runs: Sequence[RunDirectory]) -> dict[str, _Placed]:
+def _merged_rows(runs: Sequence[RunDirectory]) -> dict[str, _ShardRow]:
     """One row per cell: a scored row before a skipped before a failed one; among equals, the first shard's."""
-    rows: dict[str, _Placed] = {}
+    rows: dict[str, _ShardRow] = {}
     for run in runs:
-        for placed in _placed(run):
-            cell = placed.row.cell
-            earlier = rows.setdefault(cell, placed)
-            if earlier is placed:
+        for shard_row in _rows_of_shard(run):
+            cell = shard_row.row.cell
+            earlier = rows.setdefault(cell, shard_row)
+            if earlier is shard_row:
                 continue
-            if placed.row.status == earlier.row.status == "ok":
-                _refuse_conflict(earlier, placed)
-                if placed.samples.is_file() and not earlier.samples.is_file():
-                    rows[cell] = placed
-            elif _RANK[placed.row.status] > _RANK[earlier.row.status]:
-                rows[cell] = placed
+            if shard_row.row.status == earlier.row.status == "ok":
+                _refuse_conflict(earlier, shard_row)
+                if shard_row.samples.is_file() and not earlier.samples.is_file():
+                    rows[cell] = shard_row
+            elif _PRECEDENCE[shard_row.row.status] > _PRECEDENCE[earlier.row.status]:
+                rows[cell] = shard_row
     return rows
 
 
-def _placed(run: RunDirectory) -> Iterator[_Placed]:
+def _rows_of_shard(run: RunDirectory) -> Iterator[_ShardRow]:
     """The last row of each cell, with its line."""
     lines: dict[str, int] = {}
     rows = run.rows()  # checks every line
@@ -217,10 +211,10 @@ def _placed(run: RunDirectory) -> Iterator[_Placed]:
             if line.endswith(b"\n"):
                 lines[from_json(line)["cell"]] = number
     for cell, row in rows.items():
-        yield _Placed(row, run, lines[cell])
+        yield _ShardRow(row, run, lines[cell])
 
 
-def _refuse_conflict(first: _Placed, second: _Placed) -> None:
+def _refuse_conflict(first: _ShardRow, second: _ShardRow) -> None:
     for task in dict.fromkeys([*first.row.scores, *second.row.scores]):
         metrics = first.row.scores.get(task, {}), second.row.scores.get(task, {})
         for metric in dict.fromkeys([*metrics[0], *metrics[1]]):
@@ -232,7 +226,7 @@ def _refuse_conflict(first: _Placed, second: _Placed) -> None:
                 raise InputError(
                     f"{first.place} and {second.place}: two rows of cell {first.row.cell}, with {task} {metric} "
                     f"{values[0]} and {values[1]}{', scored in different environments' if apart else ''}; "
-                    "take one of them out"
+                    "remove one of them"
                 )
 
 
@@ -241,12 +235,15 @@ def _environments(runs: Sequence[RunDirectory]) -> list[dict[str, Any]]:
     for run in runs:
         for key, entry in run.environments().items():
             if environments.setdefault(key, entry) != entry:
-                raise InputError(f"{run.path / 'environments.jsonl'}: environment {key} is another one elsewhere")
+                raise InputError(
+                    f"{run.path / 'environments.jsonl'}: environment {key} differs from that of another shard; restore "
+                    "the file"
+                )
     return list(environments.values())
 
 
 def _write(
-    out: Path, manifest: dict[str, Any], environments: Sequence[dict[str, Any]], chosen: Sequence[_Placed]
+    out: Path, manifest: dict[str, Any], environments: Sequence[dict[str, Any]], rows: Sequence[_ShardRow]
 ) -> None:
     """Writes a folder beside `out`, then renames it: readers see the old directory or the complete new one."""
     out = out.absolute()
@@ -256,17 +253,17 @@ def _write(
             run.write_manifest(manifest)
             _lines(new / "environments.jsonl", (json.dumps(entry, ensure_ascii=False) for entry in environments))
             (new / "samples").mkdir()
-            for placed in chosen:
-                if placed.samples.is_symlink():  # a shard from someone else may link to any file of this machine
-                    raise InputError(f"{placed.samples}: a link; put the file there itself")
-                if placed.samples.is_file():
-                    shutil.copyfile(placed.samples, new / "samples" / placed.samples.name)
-            _lines(new / "rows.jsonl", (placed.row.model_dump_json(by_alias=True) for placed in chosen))
+            for shard_row in rows:
+                if shard_row.samples.is_symlink():  # a shard of another user may link to any file of this machine
+                    raise InputError(f"{shard_row.samples}: a link; replace it by the file itself")
+                if shard_row.samples.is_file():
+                    shutil.copyfile(shard_row.samples, new / "samples" / shard_row.samples.name)
+            _lines(new / "rows.jsonl", (shard_row.row.model_dump_json(by_alias=True) for shard_row in rows))
             if not out.exists():
                 files.replace_folder(out, new)
             elif _digest(out) != _digest(new):  # else files keep their modification times
                 with RunDirectory(out).locked():  # a run in progress would write its next rows to the replaced folder
-                    files.replace_folder(out, new, [path.name for path in out.iterdir() if path.name not in _OWN])
+                    files.replace_folder(out, new, [path.name for path in out.iterdir() if path.name not in _RUN_FILES])
     except files.Timeout:
         raise InputError(f"--out: {out}: lrbench is running a suite here; wait for it") from None
     except OSError as error:
