@@ -46,7 +46,7 @@ def test_a_frame_has_the_lines_and_columns_of_the_csv(board):
 def test_accuracy_against_size_is_a_figure_that_a_notebook_shows(board):
     pytest.importorskip("altair")
     first = board.figures()[0]
-    assert first.title == "Accuracy against what is kept"
+    assert first.title == "Accuracy against stored parameters"
     assert first._repr_svg_().startswith("<svg")
 
 

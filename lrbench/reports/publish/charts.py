@@ -205,7 +205,7 @@ def _keep(board: Leaderboard, entries: Sequence[Entry], model: str, names: Names
         of_kind = [point for point in points if point.better == better]
         if all(point.baseline for point in of_kind):
             continue
-        title = f"{name} against what is kept"
+        title = f"{name} against stored parameters"
         caption = (
             "Each point is an edited model, with one standard error to either side"
             f"{' (of the logarithm)' if keep.is_logarithmic(of_kind) else ''}. The stepped line joins the "

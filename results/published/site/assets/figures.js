@@ -1,5 +1,5 @@
-// Puts an interactive chart in the place of each still one when it comes into view. Nothing is fetched: the charts are
-// in the page, Vega is a file beside it, and its interpreter needs no eval.
+// Replaces each static chart by an interactive one when it comes into view. Nothing is fetched: the charts are in the
+// page, Vega is a local file, and its interpreter needs no eval.
 "use strict";
 (() => {
   const looks = JSON.parse(document.getElementById("looks").textContent);

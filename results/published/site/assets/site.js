@@ -1,12 +1,12 @@
-// The page works without this: it adds colours by choice, sorting, filters, and columns shown and hidden.
+// Optional: adds a choice of colours, sorting, filters, and the selection of columns.
 "use strict";
 (() => {
   const $ = (selector, from = document) => from.querySelector(selector);
   const $$ = (selector, from = document) => [...from.querySelectorAll(selector)];
   const asked = new URLSearchParams(location.search);
 
-  // What is chosen stands in the address, so that a view can be shared. Where a browser refuses that for files on a
-  // disk, it is kept as long as the page.
+  // The selection is stored in the address, so that a view can be shared. If a browser refuses that for local files, it
+  // lasts as long as the page.
   function remember(name, values) {
     asked.delete(name);
     for (const value of values) asked.append(name, value);
@@ -25,7 +25,7 @@
     else document.documentElement.dataset.theme = known;
     theme.dataset.now = known;
     $("span", theme).textContent = known[0].toUpperCase() + known.slice(1);
-    theme.setAttribute("aria-label", "Colours: " + (known === "auto" ? "as the system has them" : known));
+    theme.setAttribute("aria-label", "Colours: " + (known === "auto" ? "system" : known));
     for (const link of $$("a[href]:not([download])")) {
       const href = link.getAttribute("href");
       if (href.startsWith("#") || !/\.html(\?|#|$)/.test(href)) continue;
@@ -137,7 +137,7 @@
     }
   }
 
-  // The pinned row stands right below the header, however tall that is.
+  // Places the pinned row right below the header, whatever its height.
   function measure() {
     for (const { heads } of sections) {
       const table = heads[0].closest("table");

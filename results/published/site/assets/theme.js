@@ -1,4 +1,4 @@
-// Before anything is painted: the colours that the address asks for.
+// Sets the colours given in the address before anything is painted.
 "use strict";
 {
   const theme = new URLSearchParams(location.search).get("theme");
