@@ -79,6 +79,7 @@ def dense_checkpoint(file: Path, dtype: torch.dtype) -> GgufCheckpoint:
         folder = _folder(file, dtype)
         if not folder.exists():
             with files.locked(folder.with_suffix(".lock"), wait=True):
+                files.remove_leftovers(folder.parent)
                 if not folder.exists():
                     _make(file, dtype, folder)
         about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
@@ -96,7 +97,8 @@ def _folder(file: Path, dtype: torch.dtype) -> Path:
     """The checkpoint's place, of which the parent is made."""
     versions = f"{transformers.__version__} {importlib.metadata.version('gguf')}"
     made_from = (_digest(file), str(dtype), versions, Path(__file__).read_text(encoding="utf-8"))
-    folder = files.cache_root() / "gguf" / hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:32]
+    key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:32]
+    folder = files.cache_root() / "gguf" / key / "checkpoint"
     folder.parent.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -226,7 +228,7 @@ def _read_model(file: Path, folder: Path, config: PreTrainedConfig, dtype: torch
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, config=config, gguf_file=str(file.resolve()), dtype=dtype, output_loading_info=True,
-            quantization_config=GgufConfig(dequantize=True),
+            quantization_config=GgufConfig(dequantize=True), ignore_mismatched_sizes=True,
         )  # fmt: skip
     model, loading_info = loaded
     refuse_gaps(str(file), loading_info)

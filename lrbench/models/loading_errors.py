@@ -38,18 +38,24 @@ def failing(where: str, revision: str | None = None) -> Iterator[None]:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Hides transformers' progress bars and the hub's messages on retries."""
+    """Hides transformers' progress bars and tables of faulty weights, and the hub's messages on retries."""
     shown = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
-    hub = logging.getLogger("huggingface_hub")
+    hub, loading = logging.getLogger("huggingface_hub"), logging.getLogger("transformers.modeling_utils")
     level = hub.level
     hub.setLevel(logging.ERROR)
+    loading.addFilter(_no_report)  # at another level it would tell more
     try:
         yield
     finally:
         hub.setLevel(level)
+        loading.removeFilter(_no_report)
         if shown:
             hf_logging.enable_progress_bar()
+
+
+def _no_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
 
 
 def refuse_gaps(label: str, loading_info: dict[str, Any]) -> None:

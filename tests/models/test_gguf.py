@@ -10,13 +10,14 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import lrbench.models.source
 from lrbench.cli import main
 from lrbench.errors import InputError, ModelError
 from lrbench.models import gguf_checkpoint
 from lrbench.models.base_model import load_base
+from lrbench.models.gguf_header import read_header
 from lrbench.models.load import bundled, has_chat_template, load, load_structure
 from lrbench.models.slots import count_parameters
 from lrbench.results.directory import open_run
@@ -190,8 +191,11 @@ def test_a_conversion_that_is_stopped_leaves_nothing_that_is_taken_for_a_checkpo
         patched.setattr(files, "sync_folder", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             load_structure(ModelSpec(gguf=str(plain)))
-    assert not list(files.cache_root().glob("gguf/*/"))
+    [place] = files.cache_root().glob("gguf/*/")
+    assert not (place / "checkpoint").exists()
+    (place / ".lrbench-killed.tmp" / "new").mkdir(parents=True)  # as a killed process leaves it
     assert load_structure(ModelSpec(gguf=str(plain))).slots
+    assert {path.name for path in place.iterdir()} == {"checkpoint", "checkpoint.lock"}
 
 
 def test_a_cache_folder_that_cannot_be_written_is_named(plain, tmp_path, monkeypatch):
@@ -325,9 +329,20 @@ def test_a_file_without_gguf_installed_says_how_to_install_it(plain, monkeypatch
     )
 
 
-def test_a_file_that_lacks_a_weight_is_refused_rather_than_filled_with_random_numbers(tmp_path):
+def test_a_file_that_lacks_a_weight_is_refused_rather_than_filled_with_random_numbers(tmp_path, capfd):
     message = refusal(write_gguf(tmp_path / "a.gguf", left_out="blk.3.ffn_up.weight"))
     assert "the checkpoint has no model.layers.3.mlp.up_proj.weight" in message
+    other = write_gguf(tmp_path / "b.gguf", metadata={"llama.feed_forward_length": 500})
+    assert "parameters more than the LlamaForCausalLM" in refusal(other)
+    other = write_gguf(tmp_path / "b.gguf", metadata={"llama.feed_forward_length": 513})
+    assert "the checkpoint has another shape of model.layers.0.mlp.down_proj.weight and 23 more" in refusal(other)
+    assert "REPORT" not in capfd.readouterr().err
+
+
+def test_a_sliding_window_that_the_file_states_is_applied(tmp_path):
+    file = write_gguf(tmp_path / "a.gguf", architecture="phi3", metadata={"phi3.attention.sliding_window": 64})
+    assert AutoConfig.for_model("phi3").sliding_window is None
+    assert gguf_checkpoint._read_config(file, read_header(file), tmp_path).sliding_window == 64
 
 
 def test_a_file_of_which_transformers_would_drop_something_is_refused(tmp_path):
