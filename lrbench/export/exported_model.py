@@ -129,4 +129,6 @@ def _place(spec: ModelSpec) -> tuple[str, Path | None]:
         folder = Path(spec.pretrained)
     elif spec.gguf is not None and spec.pretrained is None:
         folder = Path(spec.gguf)
-    return spec.name or (folder.name if folder is not None else spec.pretrained or spec.display_name), folder
+    return spec.name or (
+        Path(spec.gguf or folder).name if folder is not None else spec.pretrained or spec.display_name
+    ), folder
