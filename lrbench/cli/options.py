@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,11 @@ def add_suite_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
         help="change the suite, as in --set sweep.0.rank.keep=[0.5] (repeatable)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--datasets", metavar="ROOT",
+        help="a folder of saved data sets, DATASET/CONFIG/SPLIT, read before the hub is asked "
+             "(default: the suite's, else $LRBENCH_DATASETS)",
     )  # fmt: skip
     parser.add_argument(
         "--trust-remote-code", action="store_true",
@@ -77,4 +83,5 @@ def read_suite(name: str, args: argparse.Namespace) -> Suite:
     """The suite called `name`, with the command line's changes. Raises InputError if it is missing or invalid."""
     from lrbench.run import inputs
 
-    return inputs.read_suite(name, args.overrides, limit=args.limit, dtype=args.dtype)
+    overrides = [*args.overrides, *([f"datasets={json.dumps(args.datasets)}"] if args.datasets is not None else [])]
+    return inputs.read_suite(name, overrides, limit=args.limit, dtype=args.dtype)

@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
 
     for value, option in (
         (args.overrides, "--set"), (args.limit, "--limit"), (args.dtype, "--dtype"),
-        (args.dry_run, "--dry-run"),
+        (args.dry_run, "--dry-run"), (args.datasets, "--datasets"),
     ):  # fmt: skip
         if value:
             raise InputError(f"--from-manifest repeats a run unchanged; leave {option} out")

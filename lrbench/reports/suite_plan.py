@@ -20,6 +20,7 @@ from lrbench.run.runner import structure_of
 from lrbench.suite.load import ModelSpec, RaceSpec, SelectSpec, Suite
 from lrbench.suite.roles import ROLES
 from lrbench.system.text import printable
+from lrbench.tasks.saved_datasets import datasets_from
 from lrbench.tasks.task_set import TaskSet
 
 
@@ -155,7 +156,8 @@ def plan_suite(
     tasks = tasks_of(suite)
     text = None
     if suite.calibration is not None:
-        text = read_text(suite.calibration, suite.task_paths, tasks.tasks, notify)
+        with datasets_from(suite.datasets):
+            text = read_text(suite.calibration, suite.task_paths, tasks.tasks, notify)
     inventories = [(spec, structure_of(spec, device, trust_remote_code=trust_remote_code)) for spec in suite.models]
     models = []
     for spec, inventory in inventories:

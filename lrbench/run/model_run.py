@@ -33,6 +33,7 @@ from lrbench.suite.load import ModelSpec, Suite
 from lrbench.system.environment import environment
 from lrbench.system.text import did_you_mean, one_line
 from lrbench.tasks.load import load_tasks
+from lrbench.tasks.saved_datasets import datasets_from
 from lrbench.tasks.task_set import TaskSet
 
 
@@ -301,7 +302,8 @@ def calibration_of(setup: ModelSetup, loaded: LoadedModel, plan: Plan, engine: B
     if suite.calibration is None or not needed:
         return None
     longest = engine.lm.max_length
-    return prepare(suite.calibration, suite.task_paths, loaded, engine.requests, longest, setup.notify)
+    with datasets_from(suite.datasets):
+        return prepare(suite.calibration, suite.task_paths, loaded, engine.requests, longest, setup.notify)
 
 
 def tasks_of(suite: Suite) -> TaskSet:
@@ -311,7 +313,8 @@ def tasks_of(suite: Suite) -> TaskSet:
         SuiteError: a task cannot be loaded, or a derived column names an unknown task; at the suite's line.
     """
     try:
-        tasks = load_tasks(suite.tasks, suite.task_paths)
+        with datasets_from(suite.datasets):
+            tasks = load_tasks(suite.tasks, suite.task_paths)
     except TaskError as error:
         raise suite.error_at(str(error), *getattr(error.spec, "path", ("tasks",))) from None
     known = [*tasks.named, *tasks.groups, *tasks.tasks]

@@ -29,6 +29,7 @@ from lrbench.results.directory import RunDirectory
 from lrbench.results.manifest import Manifest, ModelEntry, PartEntry, parse
 from lrbench.results.rows import Edit, Row
 from lrbench.suite.load import BASE, ModelSpec, Suite, suite_again
+from lrbench.tasks.saved_datasets import datasets_from
 
 #: Relative tolerance of errors: other machines sum in another order.
 TOLERANCE = 1e-3
@@ -165,7 +166,8 @@ def compute_again(
         cell = _cell_of(row, make_plan(again.suite, loaded.inventory, again.methods).cells, again.suite.seed)
     calibration, text = None, again.suite.calibration
     if cell.calibrated and text is not None:
-        calibration = prepare_again(text, again.suite.task_paths, loaded, entry.calibration["length"], _silent)
+        with datasets_from(again.suite.datasets):
+            calibration = prepare_again(text, again.suite.task_paths, loaded, entry.calibration["length"], _silent)
     base = base_of(again.suite.delta, loaded, _silent, trust_remote_code=trust_remote_code)
     if base is not None:
         _check_base(base, entry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -25,6 +26,9 @@ __all__ = [
     "SelectSpec", "Suite",
     "SweepSpec", "TaskSpec", "TextSpec", "bundled_suites", "find_suite", "load_suite", "narrowed", "suite_again",
 ]  # fmt: skip
+
+#: The environment variable with the default of a suite's `datasets`.
+DATASETS = "LRBENCH_DATASETS"
 
 _MODELS: dict[tuple[str, ...], type[BaseModel]] = {
     (): Suite,
@@ -124,6 +128,9 @@ def suite_again(data: Mapping[str, Any], file: Path, paths: Mapping[str, str], *
     document = Document(str(file), dict(data), values={(): Place(str(file))})
     if not with_tasks:
         document.data["task_paths"] = []
+    root = paths.get("datasets", data.get("datasets"))
+    if root is not None and not Path(root).is_dir() and (not with_tasks or os.environ.get(DATASETS)):
+        del document.data["datasets"]
     return _located(_validated(document, file), document, file.parent, paths)
 
 
@@ -145,7 +152,7 @@ def _normalised(document: Document, path: Path) -> dict[str, Any]:
         if isinstance(model, list):
             raise document.error(("model",), "'model' takes one model; for several write 'models'")
         data["models"] = [model]
-    for key in ("task_paths", "plugins", "calibration", "delta", "select", "race", "screen"):
+    for key in ("task_paths", "plugins", "datasets", "calibration", "delta", "select", "race", "screen"):
         if data.get(key, "") is None:
             del data[key]
     if data.get("name") is None:
@@ -199,6 +206,13 @@ def _located(suite: Suite, document: Document, folder: Path, paths: Mapping[str,
         plugins.append(absolute(("plugins", index), written))
         if not plugins[-1].exists():
             raise document.error(("plugins", index), f"no such plugin file or folder: {plugins[-1]}")
+    root = suite.datasets and absolute(("datasets",), suite.datasets)
+    if root is not None and not root.is_dir():
+        raise document.error(("datasets",), f"no such folder of data sets: {root}")
+    if root is None and (setting := os.environ.get(DATASETS)):
+        root = Path(setting).expanduser().absolute()
+        if not root.is_dir():
+            raise InputError(f"{DATASETS}: no such folder of data sets: {root}")
 
     def located_model(model: ModelSpec) -> ModelSpec:
         local_paths = {}
@@ -222,7 +236,7 @@ def _located(suite: Suite, document: Document, folder: Path, paths: Mapping[str,
         if task.data is None:
             return task
         file = absolute((*task.path, "data"), task.data)
-        if not file.is_file():
+        if not file.exists():
             raise document.error((*task.path, "data"), f"no such file of documents: {file}")
         located = task.model_copy(update={"data": str(file)})
         located._as_written = task.data
@@ -231,6 +245,7 @@ def _located(suite: Suite, document: Document, folder: Path, paths: Mapping[str,
     changes: dict[str, Any] = {
         "task_paths": tuple(task_paths),
         "plugins": tuple(plugins),
+        "datasets": root,
         "models": tuple(map(located_model, suite.models)),
         "tasks": tuple(map(located_task, suite.tasks)),
     }

@@ -51,7 +51,7 @@ class TaskSpec(Spec):
     """One lm-eval task or group, with its options; None for the task's own setting.
 
     Attributes:
-        data: a file whose documents replace the task's; absolute after loading.
+        data: a file or saved data set whose documents replace the task's; absolute after loading.
     """
 
     task: Text
@@ -109,6 +109,8 @@ class Suite(Spec):
         name: part of the name of the run's directory.
         models: one or several.
         task_paths, plugins: folders of task YAML, plugin files: absolute.
+        datasets: the folder of saved data sets that is read before the hub is asked: absolute; default
+            `$LRBENCH_DATASETS`.
         tasks, reducers, sweep: at least one of each.
         calibration: text for reducers that need statistics of a weight's inputs; None if none does.
         delta: the base model, if fine-tuning updates are reduced; None if the weights themselves are.
@@ -128,6 +130,7 @@ class Suite(Spec):
     models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
     task_paths: tuple[FilePath, ...] = ()
     plugins: tuple[FilePath, ...] = ()
+    datasets: FilePath | None = None
     tasks: Annotated[tuple[TaskSpec, ...], Field(min_length=1)]
     reducers: Annotated[tuple[ReducerSpec, ...], Field(min_length=1)]
     sweep: Annotated[tuple[SweepSpec, ...], Field(min_length=1)]
@@ -270,9 +273,10 @@ class Suite(Spec):
     def hash(self) -> str:
         """Short SHA-256 of the suite's definition; part of the name of the run's directory.
 
-        Excludes how it is executed (`device`, `device_map`, `batch_size`, `frontier_memory`), so that a run can
-        continue elsewhere or with smaller batches, and `derived` columns, which tables compute from scores. Excludes
-        keys without a value, so that a key added in a later version does not change the hashes of older suites.
+        Excludes how it is executed (`device`, `device_map`, `batch_size`, `frontier_memory`, `datasets`), so that a run
+        can continue elsewhere or with smaller batches, and `derived` columns, which tables compute from scores.
+        Excludes keys without a value, so that a key added in a later version does not change the hashes of older
+        suites.
         """
         text = json.dumps(_defining(self.resolved()), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -285,6 +289,7 @@ class Suite(Spec):
             "models": [model.resolved() for model in self.models],
             "task_paths": list(data.get("task_paths") or ()),
             "plugins": list(data.get("plugins") or ()),
+            **({"datasets": data.get("datasets") or str(self.datasets)} if self.datasets is not None else {}),
             "tasks": [task.resolved() for task in self.tasks],
             "reducers": [reducer.resolved() for reducer in self.reducers],
             "sweep": [sweep.resolved() for sweep in self.sweep],
@@ -311,6 +316,8 @@ class Suite(Spec):
             for index, path in enumerate(getattr(self, key))
             if str(path) != resolved[key][index]
         }
+        if self.datasets is not None and str(self.datasets) != resolved["datasets"]:
+            absolute["datasets"] = str(self.datasets)
         for index, model in enumerate(self.models):
             absolute |= {
                 f"models.{index}.{key}": str(getattr(model, key))
@@ -347,6 +354,6 @@ class Suite(Spec):
 
 def _defining(data: Any) -> Any:
     if isinstance(data, dict):
-        execution = ("device", "device_map", "batch_size", "frontier_memory", "derived")
+        execution = ("device", "device_map", "batch_size", "frontier_memory", "datasets", "derived")
         return {key: _defining(value) for key, value in data.items() if value is not None and key not in execution}
     return [_defining(value) for value in data] if isinstance(data, list) else data

@@ -13,6 +13,7 @@ import datasets
 
 from lrbench.errors import TaskError
 from lrbench.system.text import one_line
+from lrbench.tasks.saved_datasets import load_dataset
 
 NEEDED = ("case_id", "requested_rewrite", "paraphrase_prompts")
 WHAT = (
@@ -26,7 +27,7 @@ _MADE: WeakKeyDictionary[datasets.Dataset, datasets.Dataset] = WeakKeyDictionary
 
 def from_hub(path: str, **_: Any) -> dict[str, datasets.Dataset]:
     """All splits of a data set together as the split `test`; lm-eval also passes the task's metadata."""
-    return {"test": datasets.concatenate_datasets(list(datasets.load_dataset(path).values()))}
+    return {"test": datasets.concatenate_datasets(list(load_dataset(path).values()))}
 
 
 def documents(records: datasets.Dataset) -> datasets.Dataset:

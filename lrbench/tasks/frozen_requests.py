@@ -25,6 +25,7 @@ from lrbench.errors import TaskError
 from lrbench.system.text import one_line
 from lrbench.tasks.containment import OTHER_SEED, contained
 from lrbench.tasks.documents import gold_answers, groups_of
+from lrbench.tasks.saved_datasets import origin_of
 from lrbench.tasks.task_set import TaskSet
 from lrbench.tasks.token_windows import REQUEST, TokenPerplexity, window_pair
 
@@ -192,6 +193,7 @@ class FrozenRequests:
                 "truncated": frozen.truncated,
                 "higher_is_better": dict(frozen.task.higher_is_better()),
                 **({"window": frozen.task.length} if isinstance(frozen.task, TokenPerplexity) else {}),
+                "data": origin_of(frozen.task),
                 "hashes": self.hashes()[name],
             }
             for name, frozen in self.tasks.items()

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks._yaml_loader import load_yaml
@@ -19,6 +20,8 @@ from lrbench.tasks.data import with_data
 from lrbench.tasks.folders import BUNDLED, PROTOCOLS, check_folders, with_absolute_data
 from lrbench.tasks.lm_eval_index import IndexEntry, lm_eval_folder, lm_eval_index
 from lrbench.tasks.names import is_pattern, suggestion
+from lrbench.tasks.prompt_fields import check_fields
+from lrbench.tasks.saved_datasets import saved_datasets
 from lrbench.tasks.task_set import RequestedTask, TaskSet
 from lrbench.tasks.token_windows import TokenPerplexity
 
@@ -29,7 +32,7 @@ def load_tasks(specs: Iterable[RequestedTask], folders: Sequence[Path] = ()) -> 
     lm-eval's own tasks count only if a name is missing in the folders.
 
     Args:
-        specs: objects with `task`, `limit` and `num_fewshot`, and optionally `data`, a file with the documents.
+        specs: objects with `task`, `limit` and `num_fewshot`, and optionally `data`, where the documents are.
         folders: folders of task YAML beside the bundled ones. They are code, and trusted.
 
     Raises:
@@ -145,7 +148,7 @@ def _use_absolute_data(name: str, index: dict[str, Entry], own: dict[str, Path])
 
 
 def _use_data(name: str, file: Path, index: dict[str, Entry]) -> None:
-    """Replaces a task's entry by one whose documents come from `file`."""
+    """Replaces a task's entry by one whose documents come from `file`, which may be a folder."""
     if is_pattern(name):
         raise TaskError(f"tasks {name!r}: 'data' is for a single task; name it")
     entry = index[name]
@@ -158,12 +161,19 @@ def _use_data(name: str, file: Path, index: dict[str, Entry]) -> None:
 
 
 def _load(name: str, manager: TaskManager, own: dict[str, Path]) -> dict[str, Any]:
+    begun: list[ConfigurableTask] = []
     try:
         _use_absolute_data(name, manager.task_index, own)
-        return dict(manager.load([name]))
+        with saved_datasets() as begun:
+            parts = dict(manager.load([name]))
+        for task in parts["tasks"].values():
+            check_fields(task)
+        return parts
     except LrbenchError:
         raise
     except Exception as error:  # lm-eval, datasets and the task's code may raise anything
+        if begun:
+            check_fields(begun[-1], error)
         place = f" ({own[name]})" if name in own else ""
         if isinstance(error, IndexError):
             raise TaskError(f"task {name!r}{place}: it has no documents") from error

@@ -12,6 +12,7 @@ from lm_eval.api.task import Task
 
 from lrbench.errors import TaskError
 from lrbench.system.text import one_line
+from lrbench.tasks.saved_datasets import origin_of
 from lrbench.tasks.token_windows import TokenPerplexity
 
 if TYPE_CHECKING:
@@ -65,7 +66,15 @@ class TaskSet:
         documents = sum(min(self.limits[name] or sys.maxsize, len(self.tasks[name].eval_docs)) for name in names)
         shots = sorted({self.tasks[name].get_config("num_fewshot") for name in names})
         tasks = f"{len(names)} tasks, " if len(names) > 1 else ""
-        return f"{tasks}{documents:,} documents, {' or '.join(map(str, shots))}-shot"
+        counts = f"{tasks}{documents:,} documents, {' or '.join(map(str, shots))}-shot"
+        replaced: dict[str, None] = {}
+        for origin in (origin_of(self.tasks[name]) for name in names):
+            for key, missing in origin.get("missing", {}).items():
+                kind, split = (
+                    ("split", origin["split"]) if key == "scored" else ("examples of split", origin["examples"])
+                )
+                replaced[f"{kind} {split!r} in place of {missing!r}"] = None
+        return ", ".join([counts, *replaced])
 
 
 def cut_into_windows(tasks: TaskSet, lm: HFLM) -> TaskSet:

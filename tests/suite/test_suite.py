@@ -201,8 +201,8 @@ def test_reading_a_suite_imports_no_torch(suite_file):
             "suite.yaml:14:12: unknown key 'keep:0.5'; write 'keep: 0.5', with a space after the colon",
         ),
         ({"l15": "xyz: {}"}, "suite.yaml:15:1: unknown key 'xyz'; known keys: name, model, models, task_paths, "
-         "plugins, tasks, reducers, sweep, calibration, delta, seed, seeds, batch_size, frontier_memory, inference, "
-         "measure, select, race, screen, derived"),
+         "plugins, datasets, tasks, reducers, sweep, calibration, delta, seed, seeds, batch_size, frontier_memory, "
+         "inference, measure, select, race, screen, derived"),
         ({"l15": "name: again"}, "suite.yaml:15:1: duplicate key 'name' (first at line 1, column 1); keep one"),
         (
             {"l8": "  - rsvd: {oversample: 8, oversample: 9}"},

@@ -223,6 +223,9 @@ def test_data_takes_the_place_of_every_split(tmp_path):
         "dataset_name": None,
         "dataset_kwargs": {"data_files": {"validation": str(tmp_path / "mine.csv")}},
         "training_split": None,
+        "validation_split": None,
+        "test_split": "validation",
+        "fewshot_config": None,
     }
     with pytest.raises(TaskError, match="'hubs' has neither a test nor a validation split"):
         with_data({"task": "hubs", "training_split": "train"}, tmp_path / "mine.csv")
@@ -232,7 +235,7 @@ def test_data_takes_the_place_of_every_split(tmp_path):
     ("task", "name", "message"),
     [
         ("counterfact", "nowhere.json", r"task 'counterfact': data file not found: .*nowhere\.json"),
-        ("counterfact", "notes.md", r"task 'counterfact': data must be a file of \.csv, .*; not 'notes\.md'"),
+        ("counterfact", "notes.md", r"task 'counterfact': data must be a file of \.arrow, \.csv, .*; not 'notes\.md'"),
         ("counterfact", "notes", "not 'notes'"),
         ("almanac_facts", "rows.jsonl", "with documents in files, but it has several tasks"),
         ("almanac_facts_*", "rows.jsonl", "tasks 'almanac_facts_\\*': 'data' is for a single task; name it"),

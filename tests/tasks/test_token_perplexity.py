@@ -263,9 +263,12 @@ def test_a_tokenizer_that_fails_is_an_error_of_the_task(almanac, tmp_path, monke
 
 def test_rows_without_text_are_an_error_that_says_what_they_have(almanac, tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"content": "x", "id": 1}) + "\n")
-    tasks = load_tasks([spec("text_tokens", data=tmp_path / "rows.jsonl")])
+    (tmp_path / "gaps.jsonl").write_text('{"text": "x", "id": 1}\n{"text": null, "id": 2}\n')
 
-    with pytest.raises(TaskError, match="document 0: no text under 'text'; it has content, id"):
+    with pytest.raises(TaskError, match="reads 'text', which its documents lack; they have content, id"):
+        load_tasks([spec("text_tokens", data=tmp_path / "rows.jsonl")])
+    tasks = load_tasks([spec("text_tokens", data=tmp_path / "gaps.jsonl")])
+    with pytest.raises(TaskError, match="document 1: no text under 'text'; it has text, id"):
         engine(almanac, tasks)
 
 
