@@ -85,6 +85,8 @@ def leaderboard(
     """
     if top is not None and (type(top) is not int or top < 1):
         raise InputError(f"top={top!r}: must be a whole number above zero")
+    if sort is not None and not isinstance(sort, str):
+        raise InputError(f"sort={sort!r}: must be a column's name")
     if isinstance(runs, Results | str | Path):
         runs = [runs]
     if not isinstance(runs, Iterable):

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lrbench.api.run import paths_of, suite_of
+from lrbench.api.arguments import path_of, paths_of
+from lrbench.api.run import suite_of
 from lrbench.reports.progress import TerminalProgress
 from lrbench.reports.suite_plan import SuitePlan, plan_suite
 from lrbench.run.inputs import load_registry
@@ -39,8 +40,9 @@ def plan(
     """
     described = suite_of(suite, reducers, overrides, limit, dtype)
     with TerminalProgress() as progress:
-        registry = load_registry([*described.plugins, *paths_of(plugins)], progress.note, described.classes)
+        registry = load_registry([*described.plugins, *paths_of("plugins", plugins)], progress.note, described.classes)
         return plan_suite(
             described, registry, progress.note,
-            directory=Path(out) if out is not None else None, device=device, trust_remote_code=trust_remote_code,
+            directory=path_of("out", out) if out is not None else None,
+            device=device, trust_remote_code=trust_remote_code,
         )  # fmt: skip

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lrbench.analysis.edit_summary import describe, optimal_error, ranks, relative_error
 from lrbench.analysis.scored_run import ScoredRun
+from lrbench.api.arguments import path_of
 from lrbench.errors import InputError
 from lrbench.results.directory import open_run
 from lrbench.results.rows import Row
@@ -83,7 +84,7 @@ def read_results(run: str | Path) -> Results:
     Raises:
         InputError: the directory holds no run, or its files cannot be read.
     """
-    directory = open_run(Path(run))
+    directory = open_run(path_of("run", run))
     return Results(ScoredRun(directory, directory.path.name).rows.values(), directory.path)
 
 

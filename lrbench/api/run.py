@@ -8,6 +8,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+from lrbench.api.arguments import path_of, paths_of
 from lrbench.api.results import Results, read_results
 from lrbench.errors import InputError
 from lrbench.evaluation import ENGINES
@@ -68,6 +69,9 @@ def run(
     if engine not in ENGINES:
         raise InputError(f"engine={engine!r}: choose one of {', '.join(ENGINES)}")
     resolved = suite_of(suite, reducers, overrides, limit, dtype)
+    directory = path_of("out", out) if out is not None else default_directory(resolved)
+    if not isinstance(executor, str) and (isinstance(executor, type) or not hasattr(executor, "open")):
+        raise InputError(f"executor: must be a name or an executor, not {type(executor).__name__}")
     stop = Stop()
     with ExitStack() as opened:
         if isinstance(executor, str):
@@ -76,10 +80,10 @@ def run(
             name = resolved.classes[0].name
             raise InputError(f"{name}: a class of this process cannot be sent to others; write it in a plugin file")
         progress = opened.enter_context(TerminalProgress())
-        registry = load_registry([*resolved.plugins, *paths_of(plugins)], progress.note, resolved.classes)
+        registry = load_registry([*resolved.plugins, *paths_of("plugins", plugins)], progress.note, resolved.classes)
         opened.enter_context(stopped_by_signals(stop, executor, progress.note, [signal.SIGINT]))
         result = run_suite(
-            resolved, registry, Path(out) if out is not None else default_directory(resolved),
+            resolved, registry, directory,
             progress=progress, device=device, engine=engine, executor=executor, force=force,
             retry_failed=retry_failed, trust_remote_code=trust_remote_code, stop=stop,
         )  # fmt: skip
@@ -97,6 +101,12 @@ def suite_of(
     """The suite described by the arguments of `run`. Raises InputError if it is invalid."""
     if isinstance(reducers, str | Mapping | Reducer | type):
         reducers = [reducers]
+    if reducers is not None and not isinstance(reducers, Iterable):
+        raise InputError(f"reducers: must be a list of reducers, not {type(reducers).__name__}")
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise InputError(
+            "overrides: must be a mapping such as {'sweep.0.rank.keep': [0.5]}, not " + type(overrides).__name__
+        )
     changes = {**(overrides or {}), **({"reducers": list(reducers)} if reducers is not None else {})}
     if isinstance(suite, Suite):
         if changes:
@@ -107,11 +117,6 @@ def suite_of(
             f"suite: must be a file, a bundled suite's name, a mapping or a Suite, not {type(suite).__name__}"
         )
     return read_suite(suite, changes, limit=limit, dtype=dtype)
-
-
-def paths_of(plugins: str | Path | Iterable[str | Path]) -> list[str | Path]:
-    """Plugin files as a list; `plugins` may be a single path."""
-    return [plugins] if isinstance(plugins, str | Path) else list(plugins)
 
 
 def _executor(name: str) -> Executor:

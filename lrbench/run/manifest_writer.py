@@ -42,6 +42,9 @@ class ManifestWriter:
 
     A model's entry by an earlier run of the same suite stays until this run reaches the model, so that a run that fails
     removes nothing from the tables.
+
+    Attributes:
+        changed: labels of the methods whose code is not that of an earlier run in the directory.
     """
 
     def __init__(self, directory: RunDirectory, suite: Suite, methods: Sequence[Method], registry: Registry) -> None:
@@ -61,6 +64,8 @@ class ManifestWriter:
             "tasks": earlier.get("tasks", []),
             "reducers": [_of_method(method, registry) for method in methods],
         }
+        hashes = {entry.get("label"): entry.get("source_hash") for entry in earlier.get("reducers") or ()}
+        self.changed = [m.label for m in methods if hashes.get(m.label, m.source_hash) != m.source_hash]
 
     def add_model(
         self,

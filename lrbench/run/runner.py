@@ -78,6 +78,9 @@ def run_suite(
         manifest = ManifestWriter(directory, suite, built, registry)
         rows = {} if force else directory.rows()
         done = {key: row for key, row in rows.items() if row.status != "failed" or not retry_failed}
+        if rows and manifest.changed:
+            labels = ", ".join(manifest.changed)
+            progress.note(f"{labels}: the code has changed since the rows were made; the cells are scored again")
         recorder = Recorder(directory, manifest, result, progress, done, retry_failed, stop or Stop())
         for spec in suite.models:
             recorder.stop.check()  # it may have been requested while the last model's weights were verified
@@ -107,10 +110,15 @@ def structure_of(spec: ModelSpec, device: str | None = None, *, trust_remote_cod
     """A model's slots, read without its weights. Checks that the device exists.
 
     Raises:
-        SuiteError: the model cannot be loaded, or lacks the chat template that the suite asks for; at the suite's line.
+        ModelError: `device` does not exist.
+        SuiteError: the model cannot be loaded, its device does not exist, or it lacks the chat template that the suite
+            asks for; at the suite's line.
     """
+    if device is not None:
+        choose_device(device)
     try:
-        choose_device(device or spec.device)
+        if device is None:
+            choose_device(spec.device)
         inventory = load_structure(spec, trust_remote_code=trust_remote_code)
         has_template = not spec.chat_template or has_chat_template(spec, trust_remote_code=trust_remote_code)
     except ModelError as error:

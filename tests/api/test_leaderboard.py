@@ -66,6 +66,7 @@ def test_several_runs_have_a_column_that_tells_them_apart_and_top_keeps_the_firs
         ("nowhere", {}, "no run here"),
         (lrbench.Results(), {}, "Results names no run"),
         (RUN, {"sort": "sise"}, "sise"),
+        (RUN, {"sort": 3}, "sort=3: must be a column's name"),
         (RUN, {"top": 0}, "a whole number above zero"),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 
 import lrbench
 from lrbench.errors import InputError, SuiteError
+from lrbench.run.executors import LocalExecutor
 from lrbench.suite.load import load_suite
 from tests.support.slow_cases import slow_cases
 from tests.support.suites import write_suite
@@ -96,14 +97,21 @@ class Taken(FirstColumns):
         ({}, {"limit": 0}, "limit 0: must be a whole number"),
         ({}, {"dtype": "float8"}, "dtype 'float8': must be one of"),
         ({}, {"engine": "fast"}, "engine='fast': choose one of sweep"),
+        ({}, {"device": "gpu"}, "device 'gpu' cannot be used here"),
         ({}, {"executor": "slurm"}, "executor='slurm': choose one of local, ray"),
+        ({}, {"executor": object()}, "executor: must be a name or an executor, not object"),
+        ({}, {"executor": LocalExecutor}, "executor: must be a name or an executor, not type"),
+        ({}, {"overrides": ["seed=1"]}, "overrides: must be a mapping such as {'sweep.0.rank.keep': [0.5]}, not list"),
+        ({}, {"reducers": 3}, "reducers: must be a list of reducers, not int"),
+        ({}, {"plugins": None}, "plugins: must be a path, not NoneType"),
+        ({}, {"out": 3}, "out: must be a path, not int"),
         ({}, {"reducers": [Taken]}, "the reducer name 'svd' is taken by"),
         ({}, {"reducers": [Nameless]}, "Nameless"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_nothing_is_computed(tmp_path, changes, arguments, words):
     with pytest.raises(InputError, match=re.escape(words)) as raised:
-        lrbench.run({**SUITE, **changes}, out=tmp_path / "run", **arguments)
+        lrbench.run({**SUITE, **changes}, **{"out": tmp_path / "run", **arguments})
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "run").exists()
 
@@ -115,3 +123,5 @@ def test_a_suite_is_refused_overrides_and_another_thing_is_no_suite():
         lrbench.run(3)
     with pytest.raises(SuiteError, match="no such file"):
         lrbench.run("nowhere.yaml")
+    with pytest.raises(InputError, match="run: must be a path, not NoneType"):
+        lrbench.read_results(None)

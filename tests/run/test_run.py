@@ -482,8 +482,10 @@ def test_rows_of_a_plugin_as_it_was_stay_on_file_but_leave_the_plan(tmp_path):
     suite = write_suite(tmp_path, reducers="[raises]", layers="[5]", rank="{rank: 8}")
     run(suite, tmp_path / "out", plugin)
     plugin.write_text(source.replace("weight.clone()", "weight + 0"))
-    result = run(suite, tmp_path / "out", plugin)
+    heard = Heard()
+    result = run(suite, tmp_path / "out", plugin, heard=heard)
     assert (result.computed, result.reused) == (1, 1)
+    assert "raises: the code has changed since the rows were made; the cells are scored again" in heard.notes
     assert len(result.directory.rows()) == 3
     assert len(result.directory.manifest()["cells"]) == 2
 
