@@ -273,8 +273,9 @@ def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tupl
 
 
 def _differing_flat(first: Mapping[str, str], second: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    keys = dict.fromkeys([*first, *second])
-    return [(key, first.get(key, ""), second.get(key, "")) for key in keys if first.get(key) != second.get(key)]
+    """Keys with different values. A missing key equals null: an older version of lrbench did not write it."""
+    keys = [key for key in dict.fromkeys([*first, *second]) if first.get(key, "null") != second.get(key, "null")]
+    return [(key, first.get(key, ""), second.get(key, "")) for key in keys]
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

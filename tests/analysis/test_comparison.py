@@ -99,6 +99,15 @@ def test_the_same_run_differs_in_nothing(pair, tmp_path):
     assert "There are none on record." in text
 
 
+def test_a_key_that_an_older_version_did_not_write_equals_null(tmp_path):
+    suites = {"old": {"seed": 0}, "new": {"seed": 0, "gguf": None, "limit": 5}}
+    runs = [
+        run_of(tmp_path / name, [(row("base"), {"t": BASE})], {"suite": suite, "models": [{"label": "almanac"}]})
+        for name, suite in suites.items()
+    ]
+    assert compare_runs(*runs).other_differences == [("suite", "limit", "", "5")]
+
+
 def test_scores_of_other_documents_are_not_paired(tmp_path):
     def with_documents(path, name, cell, correct):
         tasks = {"t": {"hashes": {"documents": name}}}
