@@ -17,17 +17,18 @@ from pathlib import Path
 from filelock import FileLock
 from filelock import Timeout as Timeout
 
+from lrbench.errors import InputError
 from lrbench.system.faults import point
 
 _PREFIX, _SUFFIX = ".lrbench-", ".tmp"
 
 
 def cache_root() -> Path:
-    """`$LRBENCH_CACHE`, else `~/.cache/lrbench`. Raises OSError if that is unset and the user has no home folder."""
+    """`$LRBENCH_CACHE`, else `~/.cache/lrbench`. Raises InputError if that is unset and the user has no home folder."""
     try:
         return Path(os.environ.get("LRBENCH_CACHE") or "~/.cache/lrbench").expanduser()
     except RuntimeError:
-        raise FileNotFoundError("there is no home folder for the cache; set LRBENCH_CACHE to a folder") from None
+        raise InputError("there is no home folder for the cache; set LRBENCH_CACHE to a folder") from None
 
 
 def write(path: Path, content: str | bytes) -> None:

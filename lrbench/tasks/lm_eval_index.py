@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from lrbench.errors import InputError
 from lrbench.system import files
 
 _SKIPPED = {"__pycache__", ".ipynb_checkpoints"}  # folders, as in lm-eval
@@ -70,13 +71,13 @@ def read_index(folder: Path, version: str) -> dict[str, IndexEntry]:
     """
     listing = sorted(_listing(str(folder)))
     key = repr((version, listing)).encode() + Path(__file__).read_bytes()
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, InputError):  # InputError: there is no cache folder
         checksum, _, index = _stored(folder).read_bytes().partition(b"\n")
         if checksum == _checksum(key, index):
             return _entries(index)
     names = [name for name, *_ in listing if name.endswith(".yaml")]
     index = json.dumps(_build(str(folder), names), default=str).encode()
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, InputError):
         _stored(folder).parent.mkdir(parents=True, exist_ok=True)
         files.write(_stored(folder), _checksum(key, index) + b"\n" + index)
     return _entries(index)

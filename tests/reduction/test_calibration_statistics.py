@@ -2,6 +2,7 @@
 
 import json
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -344,6 +345,16 @@ def test_a_cache_that_cannot_be_written_is_said_at_once(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("LRBENCH_CACHE", str(tmp_path / "file"))
     with pytest.raises(InputError, match="set LRBENCH_CACHE"):
+        cache.Cache({}, print)
+
+
+def test_without_a_home_folder_a_cache_says_what_to_set(monkeypatch):
+    def no_home(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("LRBENCH_CACHE", raising=False)
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    with pytest.raises(InputError, match="no home folder for the cache; set LRBENCH_CACHE to a folder"):
         cache.Cache({}, print)
 
 
