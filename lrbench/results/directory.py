@@ -128,13 +128,13 @@ class RunDirectory:
 
     def partial(self, cell: str) -> list[Any]:
         """The entries of `add_partial` for a cell. Lines that are not JSON are skipped: their part is scored again."""
-        found = []
+        entries = []
         for line in _whole_lines(self._partial_file(cell)):
             try:
-                found.append(from_json(line))
+                entries.append(from_json(line))
             except ValueError:
                 continue
-        return found
+        return entries
 
     def add_partial(self, cell: str, entry: dict[str, Any]) -> None:
         """Stores part of an unfinished cell durably. Numbers, NaN and infinities are read back exactly."""
@@ -200,16 +200,16 @@ class RunDirectory:
             InputError: a line is not JSON; names file and line.
         """
         path = self.samples_file(cell)
-        found = []
+        documents = []
         for number, line in enumerate(_whole_lines(path), 1):
             try:
-                found.append(from_json(line))
+                documents.append(from_json(line))
             except ValueError as error:
                 raise InputError(
                     f"{path}:{number}: not a document's scores: {one_line(error)}; delete the file to do without, or "
                     "score the cell again with --force"
                 ) from None
-        return found
+        return documents
 
 
 def open_run(path: Path) -> RunDirectory:

@@ -71,7 +71,7 @@ class ModelRun:
         calibration: None if no cell of the plan needs one.
         compositions: the greedy sweeps.
         environment: hash of the hardware and versions; set before the first row is made.
-        numbers: the model's parameters.
+        parameters: the number of the model's parameters.
         integrity: compares the weights with those that were loaded.
         here: whether cells are computed in this process, where a request to stop takes effect between two of them.
     """
@@ -85,12 +85,12 @@ class ModelRun:
     calibration: Calibration | None = None
     compositions: Sequence[Composition] = ()
     environment: str = ""
-    numbers: int = field(init=False)
+    parameters: int = field(init=False)
     integrity: ModelIntegrity = field(init=False)
     here: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        self.numbers = count_parameters(self.loaded.model)
+        self.parameters = count_parameters(self.loaded.model)
         self.integrity = ModelIntegrity(self.loaded.model)
 
     @property
@@ -233,7 +233,7 @@ class ModelRun:
         }
         if cell.method is not None:
             extra = self.base.extra_parameters(cell.slots) if self.base is not None else None
-            measured |= sizes(cell.slots, reductions, self.numbers, extra)
+            measured |= sizes(cell.slots, reductions, self.parameters, extra)
         else:
             measured |= {"keep_targets": 1.0, "keep_model": 1.0, "compression_ratio": 1.0}
         if outcome.error is not None:

@@ -121,7 +121,7 @@ class RemoteRun(ModelRun):
     here: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        self.numbers = count_parameters(self.loaded.model)
+        self.parameters = count_parameters(self.loaded.model)
 
     def intact(self) -> bool:
         """Whether the weights of every worker are bit-identical to the loaded ones."""
