@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from lrbench.models.load import LoadedModel
-from lrbench.tasks.frozen_requests import FrozenRequests, TokenPair
+from lrbench.tasks.frozen_requests import FrozenRequests
+from lrbench.tasks.tokenization import TokenPair
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,7 @@ from lrbench.tasks.documents import gold_answers, groups_of
 from lrbench.tasks.saved_datasets import origin_of
 from lrbench.tasks.task_set import TaskSet
 from lrbench.tasks.token_windows import REQUEST, TokenPerplexity, window_pair
-
-#: (context, continuation) as text, context token ids, continuation token ids, as HFLM scores them
-TokenPair = tuple[tuple[str, str] | None, list[int], list[int]]
+from lrbench.tasks.tokenization import TokenPair, encode, token_pairs
 
 #: keys of a task's config that define its metrics
 SCORED_BY = (
@@ -261,21 +259,23 @@ def _tokenise(frozen: FrozenTask, requests: FrozenRequests, lm: HFLM) -> None:
     for kind in dict.fromkeys(instance.request_type for instance in frozen.instances):
         instances = [i for i in frozen.instances if i.request_type == kind for _ in range(i.repeats or 1)]
         if kind == "loglikelihood":
-            pairs = _tokenised_pairs(instances, lm)
+            pairs = token_pairs(instances, lm)
             _check_pairs(frozen, instances, pairs, lm.max_length)
             requests.pairs += pairs
             requests.pair_requests += instances
             tokens += [pair[1:] for pair in pairs]
         elif kind in ("loglikelihood_rolling", REQUEST):
-            for instance in instances:
-                windows = [window_pair(instance)] if kind == REQUEST else _rolling_windows(instance.args[0], lm)
+            cut = kind == REQUEST
+            texts = [] if cut else encode([instance.args[0] for instance in instances], lm)
+            for place, instance in enumerate(instances):
+                windows = [window_pair(instance)] if cut else _rolling_windows(texts[place], lm)
                 requests.windows += windows
                 requests.window_counts.append(len(windows))
                 tokens += [window[1:] for window in windows]
             requests.rolling_requests += instances
         elif kind == "generate_until":
             requests.prompts += instances
-            prompts = [lm.tok_encode(instance.args[0]) for instance in instances]
+            prompts = encode([instance.args[0] for instance in instances], lm)
             _check_prompts(frozen, instances, prompts, lm)
             tokens += [(prompt, []) for prompt in prompts]
         else:
@@ -284,26 +284,10 @@ def _tokenise(frozen: FrozenTask, requests: FrozenRequests, lm: HFLM) -> None:
     frozen.tokens_hash = _hash(tokens)
 
 
-def _tokenised_pairs(instances: list[Instance], lm: HFLM) -> list[TokenPair]:
-    """The token pairs that lm-eval's `loglikelihood` passes to the model."""
-    captured: list[TokenPair] = []
-
-    def capture(pairs: list[TokenPair], **_: Any) -> list[tuple[float, bool]]:
-        captured.extend(pairs)
-        return [(0.0, False)] * len(pairs)
-
-    lm._loglikelihood_tokens = capture
-    try:
-        lm.loglikelihood(instances, disable_tqdm=True)
-    finally:
-        del lm._loglikelihood_tokens
-    return captured
-
-
-def _rolling_windows(text: str, lm: HFLM) -> list[TokenPair]:
+def _rolling_windows(tokens: list[int], lm: HFLM) -> list[TokenPair]:
     """The windows of a text as in lm-eval's `loglikelihood_rolling`, which predict each token once."""
     windows = get_rolling_token_windows(
-        token_list=lm.tok_encode(text), prefix_token=lm.prefix_token_id, max_seq_len=lm.max_length, context_len=1
+        token_list=tokens, prefix_token=lm.prefix_token_id, max_seq_len=lm.max_length, context_len=1
     )
     return [(None, *make_disjoint_window(window)) for window in windows]
 

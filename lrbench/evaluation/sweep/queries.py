@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lrbench.errors import EvaluationError
-from lrbench.tasks.frozen_requests import TokenPair
+from lrbench.tasks.tokenization import TokenPair
 
 
 @dataclass(frozen=True, eq=False)
