@@ -66,7 +66,7 @@ class TableRow:
 
 
 @dataclass(frozen=True)
-class LeaderboardTable:
+class SplitTable:
     """All rows of one model on one split of the documents.
 
     Attributes:
@@ -92,7 +92,7 @@ class LeaderboardTable:
 class Page:
     """The leaderboard page: its tables and the options of its menus."""
 
-    tables: list[LeaderboardTable]
+    tables: list[SplitTable]
     marks: str
     remarks: list[str]
 
@@ -139,7 +139,7 @@ def page(
         key_of: model's name -> anchor.
         reported: the part of the board that is reported; None: all of it.
     """
-    tables: list[LeaderboardTable] = []
+    tables: list[SplitTable] = []
     for model, split in by_model_and_split([*board.entries, *board.failures]):
         part = model, split
         entries = [(index, entry) for index, entry in enumerate(board.entries) if entry.model_and_split == part]
@@ -155,7 +155,7 @@ def page(
             opens = bool(lines) and not entry.baseline and lines[-1].entry.values["setting"] != setting
             lines.append(TableRow(entry, page_of(entry.run, entry.row.cell), cells, opens))
         tables.append(
-            LeaderboardTable(
+            SplitTable(
                 model=clean(model),
                 key=key_of(f"{model}-{split}") if others else of_model,
                 of_model=of_model,
