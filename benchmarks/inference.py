@@ -302,7 +302,7 @@ def _shape(text: str) -> tuple[int, int]:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks/inference.py", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--shapes", type=_shape, nargs="+", help=f"of W, out x in; default: {' '.join(SHAPES)}")
-    parser.add_argument("--keeps", type=float, nargs="+", help="numbers kept over dense ones")
+    parser.add_argument("--keeps", type=float, nargs="+", help="stored over dense parameters")
     parser.add_argument("--tokens", type=int, nargs="+", help="multiplied at once; default: 1 and 512")
     parser.add_argument("--types", choices=TYPES, nargs="+", default=TYPES, help="of factors")
     parser.add_argument("--widths", type=int, nargs="*", help="of the blocks; default: 1024 and 2048; none: no blocks")

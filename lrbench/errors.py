@@ -1,4 +1,4 @@
-"""What can go wrong, as exceptions that know how to show themselves.
+"""The exceptions that lrbench raises; each message is the line that a user sees.
 
     LrbenchError               anything lrbench reports in one line; `exit_code` says how the process ends
     ├── InputError             bad input: nothing was computed (exit 2)
@@ -8,8 +8,8 @@
     │   └── TaskError          a task cannot be found, read or built
     ├── ReducerError           a reducer failed on one weight: the cell is a failed row (exit 1)
     ├── EvaluationError        scoring one cell failed: a failed row (exit 1)
-    │   └── SpoiltModelError   and left the model another than it was
-    └── StorageError           the disk does not take what is to be kept (exit 1)
+    │   └── SpoiltModelError   and the model is no longer the loaded one
+    └── StorageError           a run's directory cannot be written (exit 1)
 
 Every message says where, what, and what to do, in one line.
 """
@@ -53,7 +53,7 @@ class ModelError(InputError):
 
 
 class TaskError(InputError):
-    """A task cannot be found, read or built. `spec` is what the suite says of it, where that is known."""
+    """A task cannot be found, read or built. `spec`: its entry in the suite, if known."""
 
     spec: object = None
 
@@ -67,10 +67,10 @@ class EvaluationError(LrbenchError):
 
 
 class SpoiltModelError(EvaluationError):
-    """What was done to the model was not, or not all, undone: nothing can be scored with it as it is.
+    """An edit of the model was not undone completely; the model must be loaded again before it is scored.
 
     Attributes:
-        cell: hash of the one that was at work; empty where that is not known.
+        cell: hash of the cell under way; empty if unknown.
     """
 
     cell = ""
