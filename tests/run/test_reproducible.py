@@ -134,6 +134,20 @@ def test_numbers_alone_decide_the_exit_code(small, tmp_path, capsys, monkeypatch
     assert "edits[0].rank: 28 -> 29" in capsys.readouterr().out.replace("19 -> 20", "28 -> 29")
 
 
+def test_other_code_with_the_same_results_is_no_difference_although_chosen_cells_have_other_names(tmp_path, capsys):
+    write_parts(tmp_path)
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(MINE)
+    text = PLAIN.replace("[svd]", "[mine]") + "plugins: [./mine.py]\nselect: {validation: 0.5}\n"
+    first = Subject(tmp_path, text).run(tmp_path / "first").directory
+    assert any(row.selection and row.selection.validation_cells for row in first.rows().values())
+    plugin.write_text(MINE.replace("* 1.5", "* (3 / 2)"))
+    assert main(["run", "--from-manifest", str(tmp_path / "first"), "--out", "second"]) == 0
+    out = capsys.readouterr().out
+    assert "reducers[mine].source_hash" in out
+    assert "bit-identical, 0 different." in out
+
+
 def test_a_plugin_that_has_moved_can_be_named(small, tmp_path, capsys):
     shutil.move(tmp_path / "mine.py", tmp_path / "elsewhere.py")
     command = ["run", "--from-manifest", str(small), "--out", "second"]
