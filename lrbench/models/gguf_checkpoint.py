@@ -1,7 +1,7 @@
 """A GGUF file as a dense checkpoint in lrbench's cache folder; transformers dequantizes the file once.
 
-Everything else sees an ordinary checkpoint folder. It is named by a hash of the file's content, the dtype, and all that
-converts it: the versions of transformers and gguf, and this module.
+The folder is an ordinary checkpoint for the rest of lrbench. Its name is a hash of the file's content, the dtype, and
+the converting code: the versions of transformers and gguf, and this module.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ _DIGITS_APART = {"smollm", "starcoder", "refact", "command-r"}
 
 @dataclass(frozen=True)
 class GgufCheckpoint:
-    """A dense checkpoint that was made of a GGUF file.
+    """A dense checkpoint made from a GGUF file.
 
     Attributes:
         file: the GGUF file.
         folder: the checkpoint.
-        stored: how the file stores matrices, such as `Q4_1, Q8_0`.
-        no_tokenizer: why the folder has no tokenizer; None if it has one.
+        stored: the types in which the file stores matrices, such as `Q4_1, Q8_0`.
+        no_tokenizer: the reason why the folder has no tokenizer; None if it has a tokenizer.
     """
 
     file: Path
@@ -64,7 +64,7 @@ def dense_checkpoint(file: Path, dtype: torch.dtype) -> GgufCheckpoint:
     """The dense checkpoint of a GGUF file, from the cache folder or made now.
 
     Raises:
-        ModelError: a package is missing, transformers cannot read the file or would drop something of it, or memory
+        ModelError: a package is missing, transformers cannot read the whole file, or memory
             or the cache folder does not suffice.
     """
     check_magic(file)
@@ -94,7 +94,7 @@ def dense_checkpoint(file: Path, dtype: torch.dtype) -> GgufCheckpoint:
 
 
 def _folder(file: Path, dtype: torch.dtype) -> Path:
-    """The checkpoint's place, of which the parent is made."""
+    """The folder of the checkpoint, which need not exist; makes its parent."""
     versions = f"{transformers.__version__} {importlib.metadata.version('gguf')}"
     made_from = (_digest(file), str(dtype), versions, Path(__file__).read_text(encoding="utf-8"))
     key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:32]
@@ -104,7 +104,7 @@ def _folder(file: Path, dtype: torch.dtype) -> Path:
 
 
 def _digest(file: Path) -> str:
-    """SHA-256 of a file, which is remembered until the file's size or time of change is another."""
+    """SHA-256 of a file, cached until the file's size or modification time changes."""
     path, status = str(file.resolve()), file.stat()
     seen = [path, status.st_size, status.st_mtime_ns]
     note = files.cache_root() / "gguf" / f"{hashlib.sha256(path.encode()).hexdigest()[:32]}.json"
@@ -164,12 +164,12 @@ def _read_config(file: Path, header: Header, folder: Path) -> PreTrainedConfig:
 
 
 def _restore_rotation(file: Path, header: Header, config: PreTrainedConfig) -> None:
-    """Puts into the configuration how Llama 3 scales its rotary frequencies, which transformers drops.
+    """Adds Llama 3's scaling of rotary frequencies to the configuration, which transformers does not read from GGUF.
 
     llama.cpp stores the divisor of each frequency as the tensor `rope_freqs.weight`.
 
     Raises:
-        ModelError: they are scaled in another way, which transformers drops as well.
+        ModelError: the frequencies are scaled in another way, which transformers does not read either.
     """
     from gguf import GGUFReader
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS

@@ -25,12 +25,12 @@ from lrbench.system.text import did_you_mean
 def _configuration(value: Any) -> Any:
     if isinstance(value, dict):
         if not isinstance(value.get("model_type"), str):
-            raise misplaced("a 'config' names its architecture: {model_type: llama, hidden_size: 64, ...}")
+            raise misplaced("a 'config' needs a model_type: {model_type: llama, hidden_size: 64, ...}")
         if not all(isinstance(key, str) for key in value):
             raise misplaced("the keys of a 'config' are strings")
         return value
     if value is not None and (not isinstance(value, str) or not value):
-        raise misplaced(f"'config' takes settings, or a file or name that has them, not {describe(value)}")
+        raise misplaced(f"'config' takes settings, or the name of a model or file with settings, not {describe(value)}")
     return value
 
 
@@ -109,14 +109,14 @@ class ModelSpec(Spec):
         if self.trust_remote_code and self.gguf is not None:
             raise misplaced("a GGUF file has no code; leave 'trust_remote_code' out", "trust_remote_code", key=True)
         if self.seed is not None and self.config is None:
-            raise misplaced("a model's 'seed' is that of random weights; it goes with 'config'", "seed")
+            raise misplaced("a model's 'seed' draws random weights; it goes with 'config'", "seed")
         if self.attn_implementation is not None and "/" in self.attn_implementation:
             raise misplaced(
-                "a kernel of the hub is code that nobody here has read; give one of transformers' own (sdpa, eager)",
+                "a kernel of the hub is untrusted code; name an implementation of transformers' own (sdpa, eager)",
                 "attn_implementation",
             )
         if self.device is not None and self.device_map is not None:
-            raise misplaced("'device' or 'device_map', not both", "device_map", key=True)
+            raise misplaced("a model has 'device' or 'device_map', not both", "device_map", key=True)
         if self.device_map is not None and self.config is not None:
             raise misplaced(
                 "random weights go to one 'device'; 'device_map' is for checkpoints", "device_map", key=True
@@ -142,7 +142,7 @@ class ModelSpec(Spec):
 
 
 class DeltaSpec(Spec):
-    """Reduce updates: the differences between fine-tuned weights and those of `base`.
+    """Reduces updates: the differences between fine-tuned weights and those of `base`.
 
     Attributes:
         base: the model before fine-tuning: a model's mapping, or just a bundled name, path or hub id. Only its weights
@@ -164,7 +164,7 @@ class DeltaSpec(Spec):
         for key in _EXECUTION_KEYS:
             if getattr(self.base, key) != defaults[key]:
                 raise misplaced(
-                    f"{key!r} does not go with a base, which is read and not run; leave it out", "base", key, key=True
+                    f"{key!r} does not go with a base, which is never run; leave it out", "base", key, key=True
                 )
         return self
 

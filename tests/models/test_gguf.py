@@ -259,7 +259,7 @@ def test_a_file_of_the_hub_is_read_at_its_commit(plain, tmp_path, monkeypatch):
         ("{gguf: FILE, revision: main}", "a GGUF file without 'pretrained' has no 'revision'"),
         ("{pretrained: FOLDER, gguf: almanac.gguf, revision: main}", "a local file has no revisions"),
         ("{gguf: FILE, trust_remote_code: true}", "a GGUF file has no code"),
-        ("{gguf: FILE, seed: 1}", "a model's 'seed' is that of random weights"),
+        ("{gguf: FILE, seed: 1}", "a model's 'seed' draws random weights"),
         ("{gguf: FOLDER/other.gguf}", "no such GGUF file: FOLDER/other.gguf"),
         ("{pretrained: FOLDER, gguf: other.gguf}", "FOLDER/other.gguf: no such GGUF file"),
         ("{pretrained: FILE}", "FILE: a file; 'pretrained' takes a checkpoint folder, and 'gguf' a GGUF file"),

@@ -235,18 +235,18 @@ def test_reading_a_suite_imports_no_torch(suite_file):
          "; did you mean 'trust_remote_code'?"),
         ({"l2": "model: {pretrained: a, trust_remote_code: yes please}"},
          "suite.yaml:2:43: 'trust_remote_code' takes true or false, not 'yes please' (a string)"),
-        ({"l2": "model: {config: {hidden_size: 3}}"}, "suite.yaml:2:17: a 'config' names its architecture: "
+        ({"l2": "model: {config: {hidden_size: 3}}"}, "suite.yaml:2:17: a 'config' needs a model_type: "
          "{model_type: llama, hidden_size: 64, ...}"),
-        ({"l2": "model: {config: 3}"}, "suite.yaml:2:17: 'config' takes settings, or a file or name that has them, "
-         "not 3"),
+        ({"l2": "model: {config: 3}"}, "suite.yaml:2:17: 'config' takes settings, or the name of a model or file "
+         "with settings, not 3"),
         ({"l2": "model: {config: {model_type: llama}, pretrained: a}"}, "suite.yaml:2:8: a model has either 'name' (a "
          "bundled one) or 'pretrained' (a path or hub id), or 'config' for random weights, or 'gguf' (a file)"),
         ({"l2": "model: {config: {model_type: llama}, revision: b}"},
          "suite.yaml:2:48: a random model has no 'revision'"),
-        ({"l2": "model: {name: a, seed: 3}"}, "suite.yaml:2:24: a model's 'seed' is that of random weights; it goes "
+        ({"l2": "model: {name: a, seed: 3}"}, "suite.yaml:2:24: a model's 'seed' draws random weights; it goes "
          "with 'config'"),
-        ({"l2": "model: {pretrained: a, device: cpu, device_map: auto}"}, "suite.yaml:2:37: 'device' or 'device_map', "
-         "not both"),
+        ({"l2": "model: {pretrained: a, device: cpu, device_map: auto}"}, "suite.yaml:2:37: a model has 'device' or "
+         "'device_map', not both"),
         ({"l2": "model: {config: {model_type: llama}, device_map: auto}"}, "suite.yaml:2:38: random weights go to one "
          "'device'; 'device_map' is for checkpoints"),
         ({"l2": "model: {pretrained: a, device_map: atuo}"}, "suite.yaml:2:36: unknown device_map 'atuo'; did you mean "
