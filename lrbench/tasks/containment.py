@@ -1,4 +1,4 @@
-"""Contains lm-eval's side effects on the process: seeds, log lines, progress bars."""
+"""Contains lm-eval's side effects on the process (seeds, log lines, progress bars), and compiles its templates once."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import logging
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
+from unittest import mock
 
+import lm_eval.utils
 import numpy as np
 import torch
 from tqdm.std import tqdm
@@ -15,6 +18,9 @@ from tqdm.std import tqdm
 from lrbench.system.isolation import random_state_kept
 
 CHATTY = ("lm_eval", "transformers", "datasets", "huggingface_hub", "accelerate", "evaluate")
+
+#: lm-eval alone compiles a template again for every document: most of the time of building requests and scores
+_compiled = lru_cache(maxsize=4096)(lm_eval.utils.env.from_string)
 
 #: the default seeds of lm-eval's `simple_evaluate`, needed to reproduce its scores
 PYTHON_SEED, OTHER_SEED = 0, 1234
@@ -26,7 +32,7 @@ def contained() -> Iterator[None]:
 
     Entered anew for each cell, so that generation by sampling does not depend on earlier cells.
     """
-    with random_state_kept(), _silence(), _no_bars():
+    with random_state_kept(), _silence(), _no_bars(), mock.patch.object(lm_eval.utils.env, "from_string", _compiled):
         random.seed(PYTHON_SEED)
         np.random.seed(OTHER_SEED)
         torch.manual_seed(OTHER_SEED)

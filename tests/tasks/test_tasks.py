@@ -2,13 +2,16 @@ import json
 import random
 import subprocess
 import sys
+from functools import lru_cache
 from types import SimpleNamespace
 
+import lm_eval.utils
 import numpy as np
 import pytest
 import torch
 
 from lrbench.errors import TaskError
+from lrbench.tasks import containment
 from lrbench.tasks.containment import contained
 from lrbench.tasks.lm_eval_index import lm_eval_index
 from lrbench.tasks.load import load_tasks
@@ -248,3 +251,15 @@ def test_lm_evals_seeds_do_not_leak():
     assert (random.random(), np.random.rand(), torch.rand(1)) == expected
     with contained():
         assert (random.random(), np.random.rand(), torch.rand(1)) == first
+
+
+def test_a_template_is_compiled_once_for_all_documents(monkeypatch):
+    compiled = []
+    from_string = lm_eval.utils.env.from_string
+    monkeypatch.setattr(containment, "_compiled", lru_cache(lambda text: compiled.append(text) or from_string(text)))
+
+    with contained():
+        assert [lm_eval.utils.apply_template("{{ n }}!", {"n": n}) for n in range(3)] == ["0!", "1!", "2!"]
+
+    assert compiled == ["{{ n }}!"]
+    assert lm_eval.utils.env.from_string == from_string
