@@ -286,8 +286,9 @@ def open_model(setup: ModelSetup) -> ModelRun:
     broken = first_non_finite(loaded.model)
     if broken:  # cells that reduce this weight name it in their rows; the others fail without naming it
         notify(f"{spec.display_name}: {broken}; repair the checkpoint")
-    notify("building requests")
+    notify("reading tasks")
     tasks = tasks_of(suite)
+    notify("building requests")
     memory = None if suite.frontier_memory == "auto" else suite.frontier_memory
     engine = make_engine(setup.engine, loaded, tasks, spec, suite.batch_size, notify, memory)
     calibration = calibration_of(setup, loaded, plan, engine)

@@ -67,6 +67,8 @@ def run_suite(
     executor = executor or LocalExecutor()
     required = device if executor.here else "cpu"  # workers have their own devices
     for spec in suite.models:  # so that a mistake in the last one is reported before the first is scored
+        if spec.gguf is not None:
+            progress.note(f"reading the GGUF file of {spec.display_name}; it is made dense once")
         inventory = structure_of(spec, required, trust_remote_code=trust_remote_code)
         check_base(suite.delta, inventory, swept_slots(suite.sweep, inventory), trust_remote_code=trust_remote_code)
     directory = RunDirectory(out)

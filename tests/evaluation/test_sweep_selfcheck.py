@@ -7,11 +7,13 @@ from lrbench.evaluation.sweep.answers import Tally
 from lrbench.evaluation.sweep.forward_patching import Trace
 from lrbench.evaluation.sweep.masks import Masks
 from lrbench.evaluation.sweep.partial_forward import PartialForward
+from lrbench.evaluation.sweep.prefix_trees import Costs, grow
 from lrbench.evaluation.sweep.queries import Query
+from lrbench.evaluation.sweep.selfcheck import SHORT, choose, cut_fork, length_limits
 from lrbench.evaluation.sweep.sweeper import Sweeper
 from lrbench.models.slots import find_slots
 from lrbench.system.device import is_out_of_memory
-from tests.support.tiny_models import plainly, query, same, some_queries, swept, tiny
+from tests.support.tiny_models import VOCABULARY, plainly, query, same, some_queries, swept, tiny
 
 QUERIES = some_queries(1)
 
@@ -67,6 +69,87 @@ def test_a_sliding_window_that_is_not_in_the_mask_is_noticed(family, monkeypatch
     monkeypatch.setattr(Masks, "_near", lambda self, depths: depths[:, :, None] >= 0)
 
     assert falls_back(tiny(family), "differ by").mode == "padded"
+
+
+def long_queries(count=60, length=150):
+    """Documents of many tokens, each with two choices."""
+    random = np.random.default_rng(5)
+    contexts = [random.integers(1, VOCABULARY, length).tolist() for _ in range(count)]
+    return [query(context, [token, 5, 7]) for context in contexts for token in (3, 4)]
+
+
+def test_a_long_sliding_window_that_is_not_in_the_mask_is_noticed(monkeypatch):
+    monkeypatch.setattr(Masks, "_near", lambda self, depths: depths[:, :, None] >= 0)
+
+    assert falls_back(tiny("mistral", sliding_window=100), "differ by", queries=long_queries(8)).mode == "padded"
+
+
+def test_rows_that_are_padded_without_a_mask_are_checked_too(model):
+    """The first position of a row sees the length of the longest row, if the model makes its own mask."""
+    forward = model.forward
+
+    def sees_padding(input_ids, *args, attention_mask=None, **options):
+        rows = input_ids.shape[0]
+        if attention_mask is None and rows > 1:
+            input_ids = input_ids.clone()
+            input_ids[:, 0] = input_ids.shape[1]
+        return forward(input_ids, *args, attention_mask=attention_mask, **options)
+
+    model.forward = sees_padding
+    queries = [query([0], range(1, 60)), *long_queries(3, length=300)]
+
+    assert falls_back(model, "differ by", "differ by", "differ by", queries=queries).mode == "none"
+
+
+def test_the_check_computes_less_than_a_tenth_of_a_pass(model):
+    queries = long_queries(250)
+    positions = []
+    for block in find_slots(model).blocks:
+        block.mlp.register_forward_pre_hook(lambda _, args: positions.append(args[0].shape[:-1].numel()))
+    sweeper = Sweeper(model, queries)
+    check, positions[:] = sum(positions), []
+
+    swept(sweeper, queries)
+
+    assert 0 < 10 * check < sum(positions)
+
+
+def test_queries_are_cut_to_few_tokens_and_stay_beyond_a_limit_that_they_exceed():
+    queries = long_queries(length=150)
+    order = sorted(range(len(queries)), key=lambda index: queries[index].key)
+    trees = list(grow(queries, order, Costs(1.0, 0.0, 1000)))
+
+    cut, beyond = choose(queries, trees, {200}), choose(queries, trees, {100, 30, 200})
+
+    assert max(len(one.tokens) for one in cut) == SHORT
+    assert sorted({len(one.tokens) for one in beyond}) == [SHORT, 100 + SHORT]
+    for one in (*cut, *beyond):
+        tokens = [*one.tokens.tolist(), int(one.targets[-1])]
+        assert tokens[-len(one.targets) :] == one.targets.tolist()
+        assert any(str(tokens)[1:-1] in str([*q.tokens.tolist(), *q.targets[-1:].tolist()])[1:-1] for q in queries)
+
+
+def test_a_cut_fork_has_a_common_prefix_and_differs_after_it():
+    common, branch = list(range(1, 90)), list(range(1, 80))
+    for first, second in (
+        (query(common, [3, *branch]), query(common, [4, 5])),
+        (query([1], [2, *branch]), query([1], [3, *branch])),
+        (query(common, [3, 4]), query(common, [5, 6])),
+    ):
+        one, other = cut_fork(first, second, ())
+        both = min(len(one.tokens), len(other.tokens))
+        equal = one.tokens[:both] == other.tokens[:both]
+        assert equal[0]
+        assert not equal.all()
+        assert max(len(one.tokens), len(other.tokens)) <= SHORT
+
+
+@pytest.mark.parametrize(
+    ("family", "limits"),
+    [("llama", {512}), ("mistral", {8, 512}), ("mamba2", {256}), ("qwen2_sliding", {8, 2, 512})],
+)
+def test_the_lengths_that_matter_are_in_the_configuration(family, limits):
+    assert length_limits(tiny(family).config) == limits
 
 
 def test_a_model_that_refuses_masks_gets_plain_rows(model):

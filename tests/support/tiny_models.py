@@ -1,6 +1,7 @@
 """Tiny random models of many families, and their plain answers."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,12 +51,12 @@ FAMILIES = {
 }  # fmt: skip
 
 
-def tiny(family: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A random model whose answers depend on what it attends to."""
+def tiny(family: str, dtype: torch.dtype = torch.float32, **changed: Any) -> PreTrainedModel:
+    """A random model whose answers depend on what it attends to. `changed`: settings of its configuration."""
     kind, settings, _ = FAMILIES[family]
     torch.manual_seed(0)
     special = {"bos_token_id": 1, "eos_token_id": 2}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings, **special)).eval()
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**settings, **special, **changed})).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:

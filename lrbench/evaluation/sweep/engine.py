@@ -91,6 +91,7 @@ class SweepEngine(FrozenEngine):
             return None
         if self._parent is not None and self._parent.sweeper is not None:
             return self._parent.sweeper.restricted(queries)
+        self._sweeper_options["notify"]("comparing the sweep engine with the plain model on a few requests")
         with contained():
             return Sweeper(self._model, queries, **self._sweeper_options)
 

@@ -32,6 +32,18 @@ class Query:
         """The same tokens with only the last `count` targets."""
         return Query(self.tokens, self.targets[-count:])
 
+    def shortened(self, count: int) -> Query:
+        """The last `count` tokens."""
+        return self.between(max(0, len(self.tokens) - count), len(self.tokens))
+
+    def between(self, start: int, end: int) -> Query:
+        """The tokens from `start` to before `end`, with their targets; the last token always has one."""
+        end = min(end, len(self.tokens))
+        unscored = len(self.tokens) - len(self.targets)
+        following = np.concatenate([self.tokens[1 : unscored + 1], self.targets])
+        first_scored = max(start, min(unscored, end - 1))
+        return Query(self.tokens[start:end], following[first_scored:end])
+
 
 def make_queries(pairs: Iterable[TokenPair], longest: int) -> list[Query]:
     """Makes queries from contexts and continuations, truncated on the left as lm-eval does.

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from lrbench.evaluation.sweep.answers import Tally, predictions
 from lrbench.evaluation.sweep.batches import PLAIN_FROM, Batch, BatchLayout, make_batches, make_uneven
@@ -23,6 +23,7 @@ from lrbench.models.edit import edited
 from lrbench.models.slots import WeightSlot
 
 MAX_SCORED = 64  # maximum predictions per query: the plain model's logits of a whole long window would fill the memory
+SHORT = 48  # tokens of a query: enough for every kind of mistake that does not depend on the length
 
 
 @dataclass(frozen=True)
@@ -78,27 +79,67 @@ class PassComparison:
         )  # fmt: skip
 
 
-def choose(queries: Sequence[Query], trees: Sequence[Tree]) -> list[Query]:
-    """Chooses hard queries: the longest (which may exceed a sliding window), a few of the shortest, and forks.
+def choose(queries: Sequence[Query], trees: Sequence[Tree], limits: Collection[int] = ()) -> list[Query]:
+    """Chooses hard queries: the longest, a few of the shortest, and forks; and cuts them to `SHORT` tokens.
 
     Forks are taken from the longest, the shortest and the bushiest forked tree, and from chains the longest one that
     needs a mask. Of the longest query at most half of the positions are scored, so that some positions are unscored.
+
+    Args:
+        limits: as `length_limits`. The longest query and the fork of the longest tree stay longer than the largest
+            limit that they exceed.
     """
     forked = [tree for tree in trees if not tree.chain]
-    chosen: dict[int, None] = {max(range(len(queries)), key=lambda index: len(queries[index].tokens)): None}
+    longest = max(queries, key=lambda query: len(query.tokens))
+    cut = longest.shortened(_kept(len(longest.tokens), limits))
+    chosen = [cut.last(min(MAX_SCORED, max(1, len(cut.tokens) // 2)))]
+    forks: dict[tuple[int, int], Collection[int]] = {}
+    for tree in sorted(forked, key=lambda tree: -tree.size)[:1]:
+        forks[_fork(tree)] = limits
     for tree in (
-        *sorted(forked, key=lambda tree: -tree.size)[:1],
         *sorted(forked, key=lambda tree: -len(tree.query_nodes) / tree.size)[:1],
         *sorted(forked, key=lambda tree: tree.size)[:1],
     ):
-        chosen.update((index, None) for index in _fork(tree))
+        forks.setdefault(_fork(tree), ())
+    for (first, second), exceeded in forks.items():
+        chosen += cut_fork(queries[first], queries[second], exceeded)
     masked = [tree for tree in trees if tree.chain and tree.size < PLAIN_FROM]
-    for tree in sorted(masked, key=lambda tree: -tree.size)[:1]:
-        chosen.setdefault(tree.query_nodes[-1][0])  # in a chain, the last is the longest
-    for tree in sorted(trees, key=lambda tree: tree.size)[:3]:
-        chosen.setdefault(tree.query_nodes[0][0])
-    half = max(1, len(queries[next(iter(chosen))].tokens) // 2)
-    return [queries[index].last(MAX_SCORED if place else min(MAX_SCORED, half)) for place, index in enumerate(chosen)]
+    alone = [tree.query_nodes[-1][0] for tree in sorted(masked, key=lambda tree: -tree.size)[:1]]  # the chain's longest
+    alone += [tree.query_nodes[0][0] for tree in sorted(trees, key=lambda tree: tree.size)[:3]]
+    taken = {index for fork in forks for index in fork}
+    others = [queries[index] for index in dict.fromkeys(alone) if index not in taken]
+    chosen += [query.shortened(SHORT) for query in others if query is not longest]
+    return [query.last(MAX_SCORED) for query in chosen]
+
+
+def length_limits(config: PreTrainedConfig) -> set[int]:
+    """The lengths beyond which a configuration says that the model may compute otherwise.
+
+    These are its windows and chunks of attention, and the lengths that its position encodings were made for.
+    """
+    text = config.get_text_config().to_dict()
+    nested = [value for value in text.values() if isinstance(value, dict)]
+    return {
+        value
+        for settings in (text, *nested)
+        for key, value in settings.items()
+        if any(word in str(key) for word in ("window", "chunk", "max_position")) and type(value) is int and value
+    }
+
+
+def _kept(length: int, limits: Collection[int]) -> int:
+    """The tokens to keep of a query of this length: `SHORT` more than the largest limit below."""
+    return SHORT + max((limit for limit in limits if limit < length), default=0)
+
+
+def cut_fork(first: Query, second: Query, limits: Collection[int]) -> tuple[Query, Query]:
+    """Cuts two queries to fewer tokens, so that they still have a common prefix and still differ after it."""
+    length = min(len(first.tokens), len(second.tokens))
+    common = int(np.flatnonzero(first.tokens[:length] != second.tokens[:length])[0])
+    longer = max(len(first.tokens), len(second.tokens))
+    kept = _kept(longer, limits)
+    start = max(0, min(longer - kept, common - SHORT // 2))
+    return first.between(start, start + kept), second.between(start, start + kept)
 
 
 def _fork(tree: Tree) -> tuple[int, int]:
@@ -153,6 +194,11 @@ def make_side_by_side(queries: Sequence[Query], layout: BatchLayout, device: tor
     return make_uneven(queries, trees, layout, device)
 
 
+def make_plain_rows(queries: Sequence[Query], layout: BatchLayout, device: torch.device) -> list[Batch]:
+    """A batch of the first and the last query in plain rows, the shorter of which is padded."""
+    return make_batches(queries, sorted({0, len(queries) - 1}), replace(layout, style="padded"), device)
+
+
 def _fork_late(first: Query, second: Query) -> bool:
     """Whether the common prefix of two queries has at least half of the tokens of the shorter one."""
     length = min(len(first.tokens), len(second.tokens))
@@ -175,8 +221,13 @@ def compare(
     plain: Sequence[Reference],
     tolerance: Tolerance,
     starts: Collection[int],
+    *,
+    overwrite: bool = True,
 ) -> PassComparison:
     """Scores `batches` from several start blocks and compares the answers with `plain`.
+
+    Args:
+        overwrite: runs a pass over other tokens before blocks are skipped, which then remember the wrong ones.
 
     Raises:
         Exception: whatever the model raises if it does not accept the mask or skipped blocks.
@@ -189,9 +240,9 @@ def compare(
     for place, start in enumerate(sorted(starts)):
         states = frontier.at(batches, start)
         tally = Tally(len(plain))
+        if start and overwrite:
+            _other_tokens(passes, batches[-1])
         for index, (batch, state) in enumerate(zip(batches, states, strict=True)):
-            if start:
-                _other_tokens(passes, batches[-1])
             head_inputs = passes.head_inputs(batch, start, state)
             if not place:
                 first.append(head_inputs)
@@ -251,7 +302,7 @@ def _one_each(slots: Iterator[WeightSlot]) -> list[WeightSlot]:
 
 
 def _other_tokens(passes: PartialForward, batch: Batch) -> None:
-    """Runs a full pass over other tokens, which overwrites the state of a block that remembers its last input."""
+    """Runs a full pass over other tokens, which overwrites what a block that is then skipped remembers."""
     rolled = Batch(
         batch.ids.roll(1, -1), batch.depths, batch.ends, batch.scored,
         batch.entries, batch.targets, batch.owners, batch.tokens,

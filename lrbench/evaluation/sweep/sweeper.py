@@ -16,20 +16,23 @@ from transformers import PreTrainedModel
 from lrbench.evaluation.sweep import sizes as memory
 from lrbench.evaluation.sweep.activation_cache import ActivationCache, EditSite
 from lrbench.evaluation.sweep.answers import Tally, predictions
-from lrbench.evaluation.sweep.batches import Batch, BatchLayout, make_batches
+from lrbench.evaluation.sweep.batches import PLAIN_FROM, Batch, BatchLayout, make_batches
 from lrbench.evaluation.sweep.block_replay import Recipe
 from lrbench.evaluation.sweep.frontier import Frontier
 from lrbench.evaluation.sweep.partial_forward import PartialForward
 from lrbench.evaluation.sweep.prefix_trees import Costs, grow
 from lrbench.evaluation.sweep.queries import Query
 from lrbench.evaluation.sweep.selfcheck import (
+    SHORT,
     TOLERANCES,
     PassComparison,
     Reference,
     choose,
     compare,
     first_wrong_replay,
+    length_limits,
     make_check,
+    make_plain_rows,
     make_side_by_side,
     score_plainly,
 )
@@ -200,7 +203,8 @@ class Sweeper:
 
     def _first_that_passes(self, modes: Sequence[str]) -> str:
         """The fastest mode that reproduces the plain model's results, with its further optimisations checked."""
-        chosen = choose(self._queries, list(grow(self._queries, self._order, self._costs())))
+        limits = length_limits(self._model.config)
+        chosen = choose(self._queries, list(grow(self._queries, self._order, self._costs())), limits)
         try:
             plain = [score_plainly(self._model, query) for query in chosen]
         except Exception as error:  # a model that cannot even score a sequence fails again in each cell
@@ -237,7 +241,7 @@ class Sweeper:
             return
         self._passes.trim = True
         starts = {len(self._blocks) - 1, len(self._blocks)}
-        comparison = self._attempted(partial(self._compare, mode, chosen, plain, starts))
+        comparison = self._attempted(partial(self._compare, mode, chosen, plain, starts, record=False))
         if isinstance(comparison, str) or not comparison.passed or (exact and not comparison.exact):
             self._passes.trim = False
             reason = comparison if isinstance(comparison, str) else _differ(comparison)
@@ -248,7 +252,9 @@ class Sweeper:
 
         def check() -> str | None:
             # bit-exactness does not depend on the tokens
-            shortest = sorted(chosen, key=lambda query: len(query.tokens))[:3]
+            shortest = [
+                query.shortened(SHORT // 3) for query in sorted(chosen, key=lambda query: len(query.tokens))[:3]
+            ]
             batch = make_check(shortest, self._layout(mode), self._model.device)[-1]
             name = first_wrong_replay(self._passes, batch, self._inventory.slots)
             return name and f"what was remembered before {name} is not what it computes"
@@ -264,16 +270,23 @@ class Sweeper:
         chosen: Sequence[Query],
         plain: Sequence[Reference],
         starts: Collection[int],
-        record: bool = False,
+        *,
+        record: bool,
     ) -> PassComparison:
+        """Compares all batches of the chosen queries. `record`: notes the form of the blocks' outputs first."""
         layout, device, tolerance = self._layout(mode), self._model.device, TOLERANCES[self._model.dtype]
         batches = make_check(chosen, layout, device)
         assert {owner for batch in batches for owner in batch.owners.tolist()} == set(range(len(chosen)))
         if record:
             self._passes.record(batches[-1])
-        comparison = compare(self._passes, batches, plain, tolerance, starts)
+        comparison = compare(self._passes, batches, plain, tolerance, starts, overwrite=record)
         uneven = make_side_by_side(chosen, layout, device)
-        return comparison & compare(self._passes, uneven, plain, tolerance, {min(starts)})
+        comparison &= compare(self._passes, uneven, plain, tolerance, {min(starts)}, overwrite=record)
+        if layout.style == "packed" and any(len(query.tokens) >= PLAIN_FROM for query in self._queries):
+            rows = make_plain_rows(chosen, layout, device)
+            starts = {min(starts), len(self._blocks) // 2}
+            comparison &= compare(self._passes, rows, plain, tolerance, starts, overwrite=record)
+        return comparison
 
     def _attempted(self, check: Callable[[], Checked]) -> Checked | str:
         """The result of a check, run in smaller batches if memory runs out; or the reason why the model fails it."""

@@ -165,8 +165,9 @@ def open_remote(setup: ModelSetup, order: Mapping[str, Any], opened: Mapping[str
     base = None if opened["base"] is None else RemoteBase(opened["base"])
     if base is not None:
         plan = without_unchanged(plan, base.differs)
-    setup.notify("building requests")
+    setup.notify("reading tasks")
     tasks = tasks_of(suite)
+    setup.notify("building requests")
     engine = RemoteEngine(setup.engine, model, tokenizer, tasks, **engine_options(spec, suite.batch_size))
     calibration = calibration_of(setup, loaded, plan, engine)
     compositions = make_compositions(suite, loaded.inventory, setup.methods)
