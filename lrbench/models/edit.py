@@ -35,21 +35,24 @@ def edited(weights: Mapping[WeightSlot, torch.Tensor]) -> Iterator[None]:
                 key = (id(slot.module), slot.parameter)
                 if key not in originals:
                     original = slot.tensor()
-                    originals[key] = (slot.module, slot.parameter, original, original._version)
                     replacement = nn.Parameter(original.detach().clone(), requires_grad=False)
-                    setattr(slot.module, slot.parameter, replacement)
                     placed[key] = replacement
+                    originals[key] = (slot.module, slot.parameter, original, original._version)
+                    setattr(slot.module, slot.parameter, replacement)
                 with torch.no_grad():
                     slot.write(placed[key].data, matrix)
             yield
         finally:
             spoilt = []
             for key, (module, parameter, original, version) in originals.items():
-                if getattr(module, parameter) is not placed.get(key) or original._version != version:
+                now = getattr(module, parameter)
+                if not (now is placed[key] or now is original) or original._version != version:
                     spoilt.append(type(module).__name__)
                 setattr(module, parameter, original)
             if spoilt:
-                raise SpoiltModelError(f"the original weight of {', '.join(spoilt)} was written to during an edit")
+                raise SpoiltModelError(
+                    f"the weight of {', '.join(spoilt)} was replaced, or its original written to, during an edit"
+                )
 
 
 @contextmanager

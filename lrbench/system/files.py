@@ -55,12 +55,17 @@ def write(path: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)  # a full disk needs its room
         raise
     point("write.renamed", path)
+    _sync_names(path.parent)
+
+
+def _sync_names(folder: Path) -> None:
+    """Puts the names in a folder on disk; a file's own sync does not."""
     if os.name == "posix":  # elsewhere a folder cannot be opened
-        folder = os.open(path.parent, os.O_RDONLY)
+        opened = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            os.fsync(opened)
         finally:
-            os.close(folder)
+            os.close(opened)
 
 
 def append(path: Path, line: str) -> None:
@@ -72,6 +77,8 @@ def append(path: Path, line: str) -> None:
     with path.open("a+b") as file:
         point("append.opened", path)
         end = file.seek(0, os.SEEK_END)
+        if not end:
+            _sync_names(path.parent)
         if end:
             file.seek(end - 1)
             if file.read(1) != b"\n":

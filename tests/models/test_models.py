@@ -73,6 +73,25 @@ def test_an_original_that_is_written_to_while_it_stands_aside_is_noticed():
         write()
 
 
+def test_memory_that_runs_out_during_an_edit_is_told_as_such_and_leaves_the_model_as_it_was(monkeypatch):
+    model = tiny(LLAMA)
+    first, second = (slot for slot in find_slots(model).slots if slot.about.role == "mlp.down" and slot.about.layer < 2)
+    before, clones, clone = weight_hash(model), [], torch.Tensor.clone
+
+    def second_clone_fails(tensor, *args, **kwargs):
+        clones.append(tensor)
+        if len(clones) == 2:
+            raise torch.OutOfMemoryError("no memory")
+        return clone(tensor, *args, **kwargs)
+
+    edit = {slot: torch.zeros(slot.about.shape) for slot in (first, second)}
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "clone", second_clone_fails)
+        with pytest.raises(torch.OutOfMemoryError), edited(edit):
+            pytest.fail("the edit is in place")
+    assert weight_hash(model) == before
+
+
 def test_an_edit_of_a_tied_head_leaves_the_embedding_alone():
     model = tiny(LLAMA)
     inventory = find_slots(model)

@@ -1,4 +1,4 @@
-"""The sweep engine: each cell runs only the blocks from its first edited progress on."""
+"""The sweep engine: each cell runs only the blocks from its first edited block on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from lrbench.tasks.task_set import TaskSet
 
 @dataclass
 class _JobProgress:
-    """The answers of progress job so far.
+    """One job's answers so far.
 
     Attributes:
         known: the parts (numbered from 1) that an earlier process has answered.
@@ -80,7 +80,7 @@ class SweepEngine(FrozenEngine):
         self._sweeper_options: dict[str, Any] = {
             "tokens": tokens, "frontier_bytes": frontier_bytes, "mode": mode, "notify": notify
         }  # fmt: skip
-        self._parent: Self | None = None  # the engine that this progress restricts to some documents
+        self._parent: Self | None = None  # the engine that this one restricts to some documents
         self._unbilled = 0.0  # seconds spent moving the frontier that no job's time includes yet
 
     @cached_property
@@ -150,9 +150,9 @@ class SweepEngine(FrozenEngine):
                 before = progress.seconds
                 while not self._answer(sweeper, progress, part, number):
                     pass
-                fraction = self._unbilled / (jobs_left[progress.block] if several else progress.job.sharing)
-                self._unbilled -= fraction
-                progress.seconds += fraction
+                charge = self._unbilled / (jobs_left[progress.block] if several else progress.job.sharing)
+                self._unbilled -= charge
+                progress.seconds += charge
                 jobs_left[progress.block] -= 1
                 if several and progress.error is None and self.partials is not None:
                     answers = progress.tally.of(part.queries)

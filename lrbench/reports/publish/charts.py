@@ -198,9 +198,9 @@ def _keep(board: Leaderboard, entries: Sequence[Entry], model: str, names: Names
                 )
             )
     drawn = []
-    for better, name, front in (
-        ("higher", "Accuracy", "keeps less and scores more"),
-        ("lower", "Perplexity", "keeps less and has a lower value"),
+    for better, name in (
+        ("higher", "Accuracy"),
+        ("lower", "Perplexity"),
     ):
         of_kind = [point for point in points if point.better == better]
         if all(point.baseline for point in of_kind):
@@ -209,7 +209,8 @@ def _keep(board: Leaderboard, entries: Sequence[Entry], model: str, names: Names
         caption = (
             "Each point is an edited model, with one standard error to either side"
             f"{' (of the logarithm)' if keep.is_logarithmic(of_kind) else ''}. The stepped line joins the "
-            f"Pareto-optimal points: no other {front}. The dotted line is the baseline."
+            "Pareto-optimal points: no other is at least as small and as good, and better in one. The dotted line is "
+            "the baseline."
         )
         key = names(f"keep-{model}" if better == "higher" else f"keep-{name.lower()}-{model}")
         drawn.append(Figure(key, clean(model), title, caption, keep.chart(of_kind), keep.PANEL + 70))

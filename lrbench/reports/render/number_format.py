@@ -26,7 +26,10 @@ _UNITS = {
 }
 SIGNIFICANT, TIE, SPREAD = "*", "=", "σ"
 STYLES = "Green: better, red: worse."
-FRONT = f"{PARETO} Pareto-optimal: no other row scored on the same documents keeps less and scores more."
+FRONT = (
+    f"{PARETO} Pareto-optimal: no other row scored on the same documents is at least as small and as good, and better "
+    "in one."
+)
 
 
 def units(columns: Iterable[Column]) -> str:
