@@ -228,7 +228,7 @@ def _read_model(file: Path, folder: Path, config: PreTrainedConfig, dtype: torch
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, config=config, gguf_file=str(file.resolve()), dtype=dtype, output_loading_info=True,
-            quantization_config=GgufConfig(dequantize=True), ignore_mismatched_sizes=True,
+            use_safetensors=True, quantization_config=GgufConfig(dequantize=True), ignore_mismatched_sizes=True,
         )  # fmt: skip
     model, loading_info = loaded
     refuse_gaps(str(file), loading_info)

@@ -13,7 +13,7 @@ from lrbench.reduction.plan import Cell
 from tests.support.tiny_models import FAMILIES, plainly, query, same, some_queries, tiny
 
 #: The rest differ from these in nothing that the tricks tested here look at, as far as is known.
-TELLING = ("llama", "gptj", "gemma2", "falcon_alibi", "bloom", "mixtral")
+TELLING = ("llama", "gemma2", "bloom", "mixtral")
 EVERY = [pytest.param(name, marks=() if name in TELLING else pytest.mark.slow) for name in FAMILIES]
 QUERIES = some_queries(2)[::2]
 EVEN = [query([n, *range(20, 32)], [n + 1, n + 2]) for n in range(24)]  # batches of the same size

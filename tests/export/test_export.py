@@ -19,6 +19,7 @@ from lrbench.export.load import load
 from lrbench.reducers.factors.layer import FactoredLinear
 from lrbench.results.directory import open_run
 from tests.support.exports import OTHERS, lm_eval_says, write_family_suite
+from tests.support.slow_cases import slow_cases
 from tests.support.suites import MISBEHAVING, run
 from tests.support.tiny_models import FAMILIES
 
@@ -140,7 +141,7 @@ def test_a_factored_export_describes_each_weight_and_holds_no_pickle(llama):
         AutoModelForCausalLM.from_pretrained(target)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", *slow_cases("gpt2")])
 def test_a_low_rank_export_is_loaded_by_torch_and_transformers_alone_as_its_card_says(family, tmp_path):
     sweep = "sweep:\n  - {mode: together, weights: [mlp, attn.o], rank: {keep: 0.6}, reducers: [svd]}\n"
     run(write_family_suite(tmp_path, family, sweep), tmp_path / "run")

@@ -73,12 +73,15 @@ def error(W, factors):
     return float(torch.linalg.matrix_norm(W - factors.dense().double()))
 
 
-def _slow_if_clustered(reducer):
-    return pytest.param(reducer, marks=pytest.mark.slow) if isinstance(reducer, ClusteredSVD) else reducer
+def _slow_if_many(reducer):
+    many = isinstance(reducer, ClusteredSVD) or (
+        getattr(reducer, "store", None) == "pivoted" and not isinstance(reducer, SVD)
+    )
+    return pytest.param(reducer, marks=pytest.mark.slow) if many else reducer
 
 
 @pytest.mark.parametrize(
-    "reducer", [_slow_if_clustered(one) for one in ALL], ids=lambda reducer: repr(reducer).replace(" ", "")
+    "reducer", [_slow_if_many(reducer) for reducer in ALL], ids=lambda reducer: repr(reducer).replace(" ", "")
 )
 def test_every_structured_reducer_keeps_its_contract_and_its_promises(reducer):
     failed = [f"{r.name}: {r.detail}" for r in check_reducer(reducer) if not r.passed]

@@ -96,6 +96,7 @@ def test_lasers_sweep_runs_and_scores_the_thirds(tmp_path):
         assert row.scores.keys() == {"almanac_facts", *(f"almanac_facts_{t}" for t in ("frequent", "middle", "rare"))}
 
 
+@pytest.mark.slow
 def test_the_arenas_protocol_runs_on_almanac(tmp_path):
     suite = bundled_suites()["lowrank-arena-almanac"]
     overrides = [

@@ -54,6 +54,7 @@ def subject(tmp_path):
     return Subject(tmp_path, SUITE)
 
 
+@pytest.mark.slow
 def test_two_runs_give_bit_equal_rows_apart_from_times(subject, tmp_path, monkeypatch):
     """The sweep engine, in parts; randomized reducers, of two seeds; statistics collected anew; another process."""
     first = subject.run(tmp_path / "first").directory

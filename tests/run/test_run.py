@@ -18,6 +18,7 @@ from lrbench.results.directory import RunDirectory
 from lrbench.run import model_run, runner
 from lrbench.suite.load import ModelSpec, load_suite
 from lrbench.system.environment import environment
+from tests.support.slow_cases import slow_cases
 from tests.support.suites import MISBEHAVING, Heard, run, write_suite
 
 
@@ -283,7 +284,7 @@ def test_a_rank_is_timed_as_if_it_were_alone(tmp_path):
     assert small.decompose_seconds < 1 <= large.decompose_seconds
 
 
-@pytest.mark.parametrize("change", ["rope_theta", "generation"])
+@pytest.mark.parametrize("change", ["rope_theta", *slow_cases("generation")])
 def test_a_change_of_the_configuration_makes_other_cells(tmp_path, change):
     shutil.copytree(bundled()["almanac"], tmp_path / "copy")
     suite = write_suite(tmp_path, model="{pretrained: ./copy, device: cpu}", layers="[5]", reducers="[svd]")

@@ -83,6 +83,7 @@ def test_answers_to_parts_are_written_before_the_cell_is_done_and_used_again(tmp
     assert facts(again.directory) == facts(local.directory)
 
 
+@pytest.mark.slow
 def test_weights_that_a_worker_no_longer_has_as_they_were_loaded_fail_the_models_rows(tmp_path):
     (tmp_path / "unseen.py").write_text(UNSEEN)
     suite = write_suite(tmp_path, layers="[2, 4]", reducers="[svd, unseen]")
