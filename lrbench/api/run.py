@@ -14,7 +14,7 @@ from lrbench.errors import InputError
 from lrbench.evaluation import ENGINES
 from lrbench.reducers.base import Reducer
 from lrbench.reports.progress import TerminalProgress
-from lrbench.run.executors import EXECUTORS, Executor, LocalExecutor
+from lrbench.run.executors import EXECUTORS, Executor, make_executor
 from lrbench.run.inputs import default_directory, load_registry, read_suite
 from lrbench.run.interruption import stopped_by_signals
 from lrbench.run.recorder import Stop
@@ -75,7 +75,7 @@ def run(
     stop = Stop()
     with ExitStack() as opened:
         if isinstance(executor, str):
-            executor = opened.enter_context(closing(_executor(executor)))
+            executor = opened.enter_context(closing(make_executor(executor)))
         if resolved.classes and not executor.here:
             name = resolved.classes[0].name
             raise InputError(f"{name}: a class of this process cannot be sent to others; write it in a plugin file")
@@ -117,13 +117,3 @@ def suite_of(
             f"suite: must be a file, a bundled suite's name, a mapping or a Suite, not {type(suite).__name__}"
         )
     return read_suite(suite, changes, limit=limit, dtype=dtype)
-
-
-def _executor(name: str) -> Executor:
-    if name not in EXECUTORS:
-        raise InputError(f"executor={name!r}: choose one of {', '.join(EXECUTORS)}, or give an executor")
-    if name == "ray":
-        from lrbench.run.executors.ray import RayExecutor
-
-        return RayExecutor()
-    return LocalExecutor()

@@ -27,16 +27,12 @@ def executor_of(args: argparse.Namespace) -> Executor:
         "address": args.address, "workers": args.ray_workers, "cpus": args.ray_cpus, "gpus": args.ray_gpus,
     }  # fmt: skip
     options = {name: value for name, value in options.items() if value is not None}
-    if args.executor == "ray":
-        from lrbench.run.executors.ray import RayExecutor, RayOptions
-
-        return RayExecutor(RayOptions(**options))
-    for name in options:
+    for name in options if args.executor != "ray" else ():
         option = "--address" if name == "address" else f"--ray-{name}"
         raise InputError(f"{option} requires --executor ray; add it, or leave {option} out")
-    from lrbench.run.executors import LocalExecutor
+    from lrbench.run.executors import make_executor
 
-    return LocalExecutor()
+    return make_executor(args.executor, **options)
 
 
 def execute(

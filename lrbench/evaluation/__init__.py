@@ -35,6 +35,7 @@ def make_engine(
     Raises:
         ModelError: lm-eval does not accept the model.
         TaskError: the tasks' requests cannot be built.
+        ValueError: an unknown name.
     """
     options = engine_options(spec, batch_size)
     Engine: type[BaseEngine]
@@ -47,8 +48,10 @@ def make_engine(
             options["frontier_bytes"] = int(frontier_memory * 2**30)
     elif name == "frozen":
         from lrbench.evaluation.frozen import FrozenEngine as Engine
-    else:
+    elif name == "harness":
         from lrbench.evaluation.lm_eval_engine import HarnessEngine as Engine
+    else:
+        raise ValueError(f"unknown engine {name!r}")
     return Engine(loaded.model, loaded.tokenizer, tasks, **options)
 
 

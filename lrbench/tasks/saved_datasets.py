@@ -60,7 +60,7 @@ class SavedDataset:
 
 @contextmanager
 def datasets_from(root: Path | None) -> Iterator[None]:
-    """Makes tasks, CounterFact and calibration look for their data sets in `root` before they ask the hub."""
+    """Makes tasks, and calibration text of a task, look for their data sets in `root` before they ask the hub."""
     token = _ROOT.set(root)
     try:
         yield

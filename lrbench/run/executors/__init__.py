@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from lrbench.errors import InputError
 
 if TYPE_CHECKING:
     from lrbench.run.model_run import ModelRun, ModelSetup
@@ -54,3 +56,21 @@ class LocalExecutor:
 
     def close(self) -> None:
         """Does nothing."""
+
+
+def make_executor(name: str, **options: Any) -> Executor:
+    """Makes the executor called `name`.
+
+    Args:
+        options: of Ray; see `lrbench.run.executors.ray.RayOptions`.
+
+    Raises:
+        InputError: an unknown name, or a value that its option does not take.
+    """
+    if name == "local":
+        return LocalExecutor()
+    if name == "ray":
+        from lrbench.run.executors.ray import RayExecutor, RayOptions
+
+        return RayExecutor(RayOptions(**options))
+    raise InputError(f"executor={name!r}: choose one of {', '.join(EXECUTORS)}, or give an executor")
