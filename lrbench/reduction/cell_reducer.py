@@ -351,7 +351,7 @@ class CellReducer:
         # A method may refuse so small a matrix; only errors on the whole matrix count.
         with contextlib.suppress(*FOREIGN), process_state_kept():
             reducer = job.method.reducer
-            reducer.prepare(corner, [1], job.context(corner.shape[1])).at_rank(1).dense()
+            reducer.prepare(corner, [1], job.context(corner.shape)).at_rank(1).dense()
         synchronize(corner.device)
 
 

@@ -96,9 +96,9 @@ class WeightJob:
             value = float(self.weight[row, column])
             raise ReducerError(f"{slot.name}: the weight holds {value} at [{row}, {column}]; repair the checkpoint")
 
-    def context(self, inputs: int | None = None) -> Context:
-        """The reducer's context for the weight, or for its first `inputs` columns."""
-        statistics = {name: _of_first(statistic, inputs) for name, statistic in self.statistics.items()}
+    def context(self, corner: torch.Size | None = None) -> Context:
+        """The reducer's context for the weight, or for its first rows and columns, a corner of that shape."""
+        statistics = {name: _of_corner(name, statistic, corner) for name, statistic in self.statistics.items()}
         return Context.seeded(self.slot.about, self.method.reducer, self._seed, statistics=statistics)
 
     def prepare(self, ranks: Sequence[int]) -> Preparation:
@@ -227,11 +227,12 @@ def reduced_matrix(slot: WeightSlot, base: torch.Tensor | None) -> torch.Tensor:
     return copied if base is None else copied.sub_(base.to(dtype))
 
 
-def _of_first(statistic: torch.Tensor, inputs: int | None) -> torch.Tensor:
-    """A statistic restricted to the first inputs; the same object if `inputs` is None."""
-    if inputs is None:
+def _of_corner(kind: str, statistic: torch.Tensor, corner: torch.Size | None) -> torch.Tensor:
+    """A statistic of a weight's first outputs and inputs, (out, in) of a corner; the same object if that is None."""
+    if corner is None:
         return statistic
-    return statistic[:inputs, :inputs].contiguous() if statistic.ndim == 2 else statistic[:inputs]
+    size = corner[0] if kind == "output_gradient_moment" else corner[1]
+    return statistic[:size, :size].contiguous() if statistic.ndim == 2 else statistic[:size]
 
 
 def _norm(matrix: torch.Tensor) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, StrictFloat, StrictInt, model_validator
 
@@ -61,6 +61,7 @@ class CalibrationSpec(Spec):
         length: tokens per window; None for 512, or the model's maximum if that is smaller.
         seed: of the windows' random positions.
         damping: added to the diagonal of second moments, in units of its mean.
+        fisher: the labels of the loss that is differentiated: the text's next tokens, or tokens drawn from the model.
     """
 
     name: Text | None = None
@@ -69,6 +70,7 @@ class CalibrationSpec(Spec):
     length: Annotated[StrictInt, Field(ge=2)] | None = None
     seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] = 0
     damping: Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)] = 0.01
+    fisher: Literal["empirical", "sampled"] = "empirical"
 
     @model_validator(mode="after")
     def _one_source(self) -> CalibrationSpec:

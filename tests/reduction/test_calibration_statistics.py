@@ -259,8 +259,8 @@ def calibrate(tmp_path, monkeypatch):
     monkeypatch.setenv("LRBENCH_CACHE", str(tmp_path / "cache"))
     notes = []
 
-    def make(model, windows=None, damping=0.0, inventory=None):
-        overrides = ["calibration={name: almanac}", f"calibration.damping={damping}"]
+    def make(model, windows=None, damping=0.0, inventory=None, overrides=()):
+        overrides = ["calibration={name: almanac}", f"calibration.damping={damping}", *overrides]
         suite = load_suite("quickstart", overrides=overrides)
         windows = some_windows() if windows is None else windows
         samples = Samples(windows, f"hash of {windows.tolist()}", (), windows.numel())

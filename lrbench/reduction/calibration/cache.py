@@ -24,17 +24,19 @@ _PACKAGES = ("linalg", "reduction/calibration")
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One statistic of one input.
+    """One statistic of one input or weight.
 
     Attributes:
-        tensor: (n, n) or (n,), float32, on the CPU.
+        tensor: (n, n), (m, m) or (n,), float32, on the CPU.
         seconds: the time of collecting it.
-        shared: the number of weights that take this input.
+        shared: the number of weights that share it.
+        tokens: the number of tokens that it is the mean of; 0 for statistics of whole windows.
     """
 
     tensor: torch.Tensor
     seconds: float
     shared: int
+    tokens: int = 0
 
 
 class Cache:
@@ -108,7 +110,7 @@ class Cache:
                 raise ValueError("it belongs to another statistic")
             if about["sha256"] != _digest(tensor):
                 raise ValueError("its checksum is wrong")
-            return CacheEntry(tensor, float(about["seconds"]), int(about["shared"]))
+            return CacheEntry(tensor, float(about["seconds"]), int(about["shared"]), int(about["tokens"]))
         except FileNotFoundError:
             return None
         except (OSError, KeyError, ValueError, SafetensorError) as error:
@@ -120,7 +122,7 @@ class Cache:
         """Stores a statistic. Raises InputError if it cannot be written."""
         about = {
             "key": self.key, "kind": kind, "source": source, "sha256": _digest(entry.tensor),
-            "seconds": repr(entry.seconds), "shared": str(entry.shared),
+            "seconds": repr(entry.seconds), "shared": str(entry.shared), "tokens": str(entry.tokens),
         }  # fmt: skip
         self._write(_file(kind, source), save({"statistic": entry.tensor.contiguous()}, about))
 

@@ -1,4 +1,5 @@
-"""Inputs of experts stacked in one parameter, derived from the routing, since hooks cannot observe them.
+"""Inputs and output gradients of experts stacked in one parameter, derived from the routing, since hooks cannot
+observe them.
 
 Transformers calls such a module with (hidden states, chosen experts, their weights); the attributes `gate_up_proj` (or
 `up_proj`), `down_proj`, `has_gate`, `has_bias`, `is_transposed` and `_apply_gate` describe the computation. It is
@@ -28,9 +29,9 @@ class Routed:
         if len(tensors) != 3 or tensors[1].is_floating_point() or tensors[1].shape != tensors[2].shape:
             raise ValueError("it is not called with hidden states, chosen experts and their weights")
         self._module = module
-        self._hidden = tensors[0].reshape(-1, tensors[0].shape[-1])  # (tokens, width)
+        self._hidden = tensors[0].detach().reshape(-1, tensors[0].shape[-1])  # (tokens, width)
         self._chosen = tensors[1].reshape(len(self._hidden), -1)  # (tokens, experts a token)
-        self._weights = tensors[2].reshape(len(self._hidden), -1)
+        self._weights = tensors[2].detach().reshape(len(self._hidden), -1)
 
     def entering(self, expert: int, parameter: str) -> torch.Tensor:
         """The input of one expert's matrix, (tokens routed to it, in).
@@ -39,15 +40,25 @@ class Routed:
             ValueError: the module lacks an attribute that describes the computation.
         """
         inputs = self._hidden[(self._chosen == expert).any(1)]
-        if parameter != "down_proj":
-            return inputs
-        try:
-            first = "gate_up_proj" if self._module.has_gate else "up_proj"
-            inner = self._product(inputs, first, expert)
-            activation: Any = self._module._apply_gate if self._module.has_gate else self._module.act_fn
-            return activation(inner)
-        except AttributeError as error:
-            raise ValueError(f"the inputs of its down-projections are unknown: {error}") from None
+        return inputs if parameter != "down_proj" else self._activated(self._expanded(inputs, expert))
+
+    def gradient(self, expert: int, parameter: str, gradient: torch.Tensor) -> torch.Tensor:
+        """The loss's gradient in the output of one expert's matrix, (tokens routed to it, rows of the matrix).
+
+        Args:
+            gradient: in the module's output, (..., width).
+
+        Raises:
+            ValueError: the module lacks an attribute that describes the computation.
+        """
+        rows, places = (self._chosen == expert).nonzero(as_tuple=True)
+        of_result = gradient.reshape(self._hidden.shape)[rows] * self._weights[rows, places, None]  # (tokens, width)
+        if parameter == "down_proj":
+            return of_result
+        with torch.enable_grad():
+            expanded = self._expanded(self._hidden[rows], expert).detach().requires_grad_(True)
+            result = self._product(self._activated(expanded), "down_proj", expert)
+            return torch.autograd.grad(result, expanded, of_result)[0]
 
     def check(self, output: Any) -> None:
         """Compares the output computed from routing and weights with the module's. Raises ValueError if they differ."""
@@ -62,6 +73,21 @@ class Routed:
         distance = float((expected - output.reshape(expected.shape).double()).norm())
         if not distance <= _AGREE.get(output.dtype, 5e-2) * float(expected.norm()):
             raise ValueError("its output does not follow from its routing and its weights")
+
+    def _expanded(self, inputs: torch.Tensor, expert: int) -> torch.Tensor:
+        """The output of the expert's first matrix, (tokens, rows of gate and up)."""
+        try:
+            return self._product(inputs, "gate_up_proj" if self._module.has_gate else "up_proj", expert)
+        except AttributeError as error:
+            raise ValueError(f"the inputs of its down-projections are unknown: {error}") from None
+
+    def _activated(self, expanded: torch.Tensor) -> torch.Tensor:
+        """The input of the expert's down-projection, (tokens, inner)."""
+        try:
+            activation: Any = self._module._apply_gate if self._module.has_gate else self._module.act_fn
+            return activation(expanded)
+        except AttributeError as error:
+            raise ValueError(f"the inputs of its down-projections are unknown: {error}") from None
 
     def _product(self, x: torch.Tensor, parameter: str, expert: int) -> torch.Tensor:
         matrix = getattr(self._module, parameter)[expert]

@@ -1,4 +1,4 @@
-"""Second moments and mean absolute values of one input, summed over tokens."""
+"""Second moments and mean absolute values of vectors (a weight's inputs or output gradients), summed over tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def bytes_of(kind: str, features: int) -> int:
 class Moments:
     """Sums of x xᵀ and of |x| over tokens, in float64.
 
-    Products are computed in float64 on a CPU; on a GPU in float32 (TF32 off), for at most 4,096 tokens at a time.
+    Products are computed in float32 (TF32 off; in float64 for float64 vectors), for at most 4,096 tokens at a time.
     """
 
     def __init__(self, features: int, kinds: Collection[str], device: torch.device) -> None:
@@ -36,13 +36,9 @@ class Moments:
         x = x.detach().reshape(-1, x.shape[-1])
         self.tokens += len(x)
         if self._second is not None:
-            for part in x.split(_CHUNK):
-                if part.is_cuda:
-                    with full_precision():
-                        self._second += part.float().T @ part.float()
-                else:
-                    part = part.double()
-                    self._second.addmm_(part.T, part)
+            for part in x.to(torch.promote_types(x.dtype, torch.float32)).split(_CHUNK):
+                with full_precision():
+                    self._second += part.T @ part
         if self._abs is not None:
             self._abs += x.abs().sum(0, dtype=torch.float64)
 

@@ -14,7 +14,8 @@ from lrbench.models.load import LoadedModel
 from lrbench.models.slots import WeightSlot
 from lrbench.reduction.calibration.activations import Activations, Collected
 from lrbench.reduction.calibration.cache import Cache, CacheEntry
-from lrbench.reduction.calibration.gradients import fisher
+from lrbench.reduction.calibration.gradients import fisher, output_gradients
+from lrbench.reduction.calibration.labels import Labels
 from lrbench.reduction.calibration.loss import text_loss
 from lrbench.reduction.calibration.moments import KINDS
 from lrbench.reduction.calibration.overlap import find_evaluated_document
@@ -27,6 +28,12 @@ from lrbench.system.text import one_line
 if TYPE_CHECKING:
     from lrbench.reduction.plan import Cell
     from lrbench.tasks.frozen_requests import FrozenRequests
+
+
+#: The kinds of statistics that are computed from gradients of the loss, and depend on its labels.
+_GRADIENTS = frozenset({"fisher", "output_gradient_moment"})
+#: The kinds that are matrices, and the dimensions that they have one row for.
+_MATRICES = {"second_moment": "inputs", "output_gradient_moment": "outputs"}
 
 
 def prepare(
@@ -110,6 +117,7 @@ class Calibration:
         self._refused: dict[tuple[str, str], str] = {}
         self._last: dict[str, _Loaded] = {}
         self._activations: Activations | None = None
+        self._labels = Labels(spec.fisher, spec.seed)
         self._cache = Cache(
             {
                 "weights": loaded.weight_hash,
@@ -126,7 +134,8 @@ class Calibration:
         if not cell.calibrated:
             return {}
         damping = {"damping": self._spec.damping} if "second_moment" in cell.needs else {}
-        return {"calibration": {"tokens": self._samples.hash, "needs": sorted(cell.needs), **damping}}
+        labels = self._labels.definition if cell.needs & _GRADIENTS else {}
+        return {"calibration": {"tokens": self._samples.hash, "needs": sorted(cell.needs), **damping, **labels}}
 
     def describe(self) -> dict[str, Any]:
         """For the manifest."""
@@ -204,13 +213,18 @@ class Calibration:
             if (slot.name, kind) in self._refused:
                 break
             source = self._source(slot.name, kind)
-            entry = self._cache.read(kind, source) if source is not None else None
+            entry = self._cache.read(self._stored(kind), source) if source is not None else None
             if source is not None and entry is not None:
                 return source, entry
             if not last:
                 self._collect()
         default = "its statistics were collected but are not in the cache; is the cache being deleted?"
         raise ReducerError(f"{slot.name}: cannot be calibrated: {self._refused.get((slot.name, kind), default)}")
+
+    def _stored(self, kind: str) -> str:
+        """The kind in the cache, with the labels if it depends on them."""
+        labels = self._labels.definition if kind in _GRADIENTS else {}
+        return "-".join([kind, *map(str, labels.values())])
 
     def _source(self, name: str, kind: str) -> str | None:
         return self._cache.inputs().get(name) if kind in KINDS else name
@@ -221,7 +235,7 @@ class Calibration:
         for name, kinds in self._wanted.items():
             for kind in kinds:
                 source = self._source(name, kind)
-                if (name, kind) not in self._refused and not (source and self._cache.has(kind, source)):
+                if (name, kind) not in self._refused and not (source and self._cache.has(self._stored(kind), source)):
                     missing.setdefault(name, set()).add(kind)
         samples, length = self._samples.windows.shape
         self._notify(
@@ -233,6 +247,9 @@ class Calibration:
                 {name: kinds & set(KINDS) for name, kinds in missing.items() if kinds & set(KINDS)}
             )
             self._collect_fisher([self._slots[name] for name, kinds in missing.items() if "fisher" in kinds])
+            self._collect_output_gradients(
+                [self._slots[name] for name, kinds in missing.items() if "output_gradient_moment" in kinds]
+            )
         except Exception as error:  # torch and the model's own code may raise anything
             reason = f"the model failed on the calibration text: {one_line(error)}"
             if isinstance(error, torch.OutOfMemoryError):
@@ -276,20 +293,43 @@ class Calibration:
             if reason:
                 self._refuse(source.weights, [kind], reason)
             else:
-                self._cache.write(
-                    kind, source.name, CacheEntry(tensor, collected.seconds / len(kinds), len(source.weights))
-                )
+                seconds = collected.seconds / len(kinds)
+                self._cache.write(kind, source.name, CacheEntry(tensor, seconds, len(source.weights), moments.tokens))
 
     def _collect_fisher(self, slots: list[WeightSlot]) -> None:
         if not slots:
             return
-        diagonals, seconds = fisher(self._loaded.model, slots, self._samples.windows)
+        diagonals, seconds = fisher(self._loaded.model, slots, self._samples.windows, self._labels)
         for name, tensor in diagonals.items():
             reason = _defect(tensor)
             if reason:
                 self._refuse((name,), ["fisher"], reason)
             else:
-                self._cache.write("fisher", name, CacheEntry(tensor, seconds, 1))
+                self._cache.write(self._stored("fisher"), name, CacheEntry(tensor, seconds, 1))
+
+    def _collect_output_gradients(self, slots: list[WeightSlot]) -> None:
+        kind, windows = "output_gradient_moment", self._samples.windows
+        enough = []
+        for slot in slots:
+            # Known before the passes, for the sake of memory: the moment of a head is as wide as the vocabulary.
+            reason = _unusable(kind, windows.numel(), slot.about.shape[0])
+            if reason and slot.layout.expert is None:
+                self._refuse((slot.name,), [kind], reason)
+            else:
+                enough.append(slot)
+        for collected in output_gradients(self._loaded.model, enough, windows, self._labels):
+            slot, moments, reason = collected.slot, collected.moments, collected.failure
+            if moments is not None:
+                reason = _unusable(kind, moments.tokens, slot.about.shape[0])
+            if moments is not None and not reason:
+                tensor = moments.mean("second_moment")
+                reason = _defect(tensor)
+            if reason or moments is None:
+                self._refuse((slot.name,), [kind], reason)
+            else:
+                self._cache.write(
+                    self._stored(kind), slot.name, CacheEntry(tensor, collected.seconds, 1, moments.tokens)
+                )
 
     def _refuse(self, names: Iterable[str], kinds: Iterable[str], reason: str) -> None:
         for name in names:
@@ -300,11 +340,10 @@ class Calibration:
 def _unusable(kind: str, tokens: int, features: int) -> str:
     if not tokens:
         return "no token of the calibration text reached it; use more text"
-    if kind == "second_moment" and tokens < features:
-        return (
-            f"{tokens:,} tokens of the calibration text reached it, fewer than its {features:,} inputs; use more text"
-        )
-    return ""
+    if kind not in _MATRICES or tokens >= features:
+        return ""
+    dimensions = f"{features:,} {_MATRICES[kind]}"
+    return f"{tokens:,} tokens of the calibration text reached it, fewer than its {dimensions}; use more text"
 
 
 def _defect(tensor: torch.Tensor) -> str:

@@ -1,4 +1,4 @@
-"""Statistics of white inputs, for timing calibrated methods before statistics are collected."""
+"""Statistics of white inputs and gradients, for timing calibrated methods before statistics are collected."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from lrbench.models.slots import WeightSlot
 
 
 class WhiteInputs:
-    """A substitute for `Calibration`: independent inputs of unit variance."""
+    """A substitute for `Calibration`: independent inputs and output gradients of unit variance."""
 
     def statistics(self, slot: WeightSlot, needs: frozenset[str]) -> tuple[dict[str, torch.Tensor], float]:
         """As `Calibration.statistics`, for any slot."""
-        ones = torch.ones(slot.about.shape[1], device=slot.tensor().device)  # (in,)
-        return {kind: torch.diag(ones) if kind == "second_moment" else ones for kind in needs}, 0.0
+        outputs, inputs = (torch.ones(size, device=slot.tensor().device) for size in slot.about.shape)
+        white = {"second_moment": inputs.diag, "output_gradient_moment": outputs.diag}
+        return {kind: white[kind]() if kind in white else inputs for kind in needs}, 0.0
 
     def second_moment(self, slot: WeightSlot) -> torch.Tensor:
         """(in, in)."""
