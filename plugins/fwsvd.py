@@ -12,7 +12,9 @@ class FisherWeightedSVD(lrbench.LowRankReducer):
     """Ŵ D is the truncated SVD of W D, with D = diag(sqrt(F_j)) and F_j = Σ_i E[(∂loss/∂W_ij)²].
 
     The paper writes a layer as Z = X W and sums the Fisher information over each row of W, that is, over the outputs
-    of an input; in y = W x, over each column. As in ASVD, there is no division by D.
+    of an input; in y = W x, over each column. As in ASVD, there is no division by D. It is `kfac-svd` with G = I and D²
+    in place of H. GFWSVD (Chekalina et al., 2025, arXiv 2505.17974) is `kfac-svd` with H and G estimated from the
+    gradients of the weight.
 
     Hsu, Hua, Chang, Lou, Shen, Jin, "Language model compression with weighted low-rank factorization", 2022 (arXiv
     2207.00112).

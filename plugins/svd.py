@@ -29,18 +29,27 @@ class SVD(lrbench.LowRankReducer):
 class _Truncations(lrbench.Prepared):
     def __init__(self, reducer: SVD, weight: torch.Tensor, rank: int, context: lrbench.Context) -> None:
         self.reducer = reducer
-        self.dtype = weight.dtype
+        self.weight = weight
         self.spectrum = linalg.Spectrum(weight, rank=rank, once=context.once)
 
-    def at_rank(self, rank: int) -> lrbench.Factors:
-        U = self.spectrum.leading(rank).to(self.dtype)  # (m, k), or V_k (n, k) where m > n
+    def factors(self, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        U = self.spectrum.leading(rank).to(self.weight.dtype)  # (m, k), or V_k (n, k) where m > n
         B = self.spectrum.coordinates(rank)  # U_kᵀ W (k, n), or V_kᵀ Wᵀ (k, m)
-        left, right = (U, B) if self.spectrum.wide else (B.T, U.T)  # (m, k), (k, n)
-        return self.reducer.stored(left, right)
+        return (U, B) if self.spectrum.wide else (B.T, U.T)  # (m, k), (k, n)
+
+    def at_rank(self, rank: int) -> lrbench.Factors:
+        return self.reducer.stored(*self.factors(rank))
 
     def errors(self, ranks: Sequence[int]) -> list[float]:
         errors = self.spectrum.errors()
         return [errors[rank] for rank in ranks]
+
+    def predicted_losses(
+        self, ranks: Sequence[int], second_moment: torch.Tensor, output_gradient_moment: torch.Tensor
+    ) -> list[float]:
+        left, right = self.factors(max(ranks))
+        losses = linalg.predicted_losses(self.weight, left, right, second_moment, output_gradient_moment)
+        return [losses[rank] for rank in ranks]
 
     def chosen(self, rank: int) -> dict[str, str]:
         return {"algorithm": "gram" if self.spectrum.trusts(rank) else "svd"}

@@ -29,7 +29,17 @@ from lrbench.linalg.skeleton import DOMINANCE, skeleton_rows
 from lrbench.linalg.sketch import gaussian, gram_pays, range_finder
 from lrbench.linalg.spectrum import Spectrum, exact_vectors, optimal_errors
 from lrbench.linalg.subspaces import k_subspaces
-from lrbench.linalg.weighted import FeatureRefit, WeightedSpectrum, output_error, root, weighted
+from lrbench.linalg.weighted import (
+    FeatureRefit,
+    TwoSidedSpectrum,
+    WeightedSpectrum,
+    output_error,
+    predicted_loss,
+    predicted_losses,
+    root,
+    shrunk,
+    weighted,
+)
 
 __all__ = [
     "DOMINANCE",
@@ -40,6 +50,7 @@ __all__ = [
     "RowPivots",
     "RowRefit",
     "Spectrum",
+    "TwoSidedSpectrum",
     "WeightedSpectrum",
     "block_errors",
     "block_truncations",
@@ -59,9 +70,12 @@ __all__ = [
     "optimal_errors",
     "output_error",
     "pivoted_cholesky",
+    "predicted_loss",
+    "predicted_losses",
     "range_finder",
     "root",
     "short_gram",
+    "shrunk",
     "skeleton_rows",
     "solve_upper",
     "tail_errors",

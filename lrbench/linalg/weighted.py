@@ -1,6 +1,7 @@
-"""Approximations with the smallest output error: ‖(W − Ŵ) L‖_F² = E‖W x − Ŵ x‖², where L Lᵀ = E[x xᵀ].
+"""Approximations with the smallest error on one side or on both.
 
-L is never inverted.
+output error     ‖(W − Ŵ) L‖_F² = E‖W x − Ŵ x‖², L Lᵀ = H = E[x xᵀ]; L is never inverted
+predicted loss   ½ tr(G Δ H Δᵀ) = ½ ‖Lgᵀ Δ L‖_F², Δ = W − Ŵ, Lg Lgᵀ = G = E[g gᵀ] of the loss's gradients g in y = W x
 """
 
 from __future__ import annotations
@@ -45,6 +46,50 @@ def output_error(W: Tensor, approximation: Tensor, H: Tensor) -> float:
     return lost / total if total else lost
 
 
+def shrunk(S: Tensor, amount: float) -> Tensor:
+    """S + amount · mean(diag S) · I in float64, for a second moment S (n, n) that few samples estimate badly."""
+    S64 = S.double().clone()
+    S64.diagonal().add_(amount * float(S64.diagonal().mean()))
+    return S64
+
+
+def predicted_loss(change: Tensor, H: Tensor, G: Tensor) -> float:
+    """½ tr(G Δ H Δᵀ): the loss that a change Δ of a weight adds, to second order.
+
+    The curvature of the loss is taken as the Kronecker product of H = E[x xᵀ] and G = E[g gᵀ], x the weight's input and
+    g the loss's gradient in its output: Martens, Grosse, "Optimizing neural networks with Kronecker-factored
+    approximate curvature", 2015 (arXiv 1503.05671).
+
+    Args:
+        change: Δ (m, n).
+        H: (n, n).
+        G: (m, m).
+    """
+    E = change.double()
+    return 0.5 * max(0.0, float(((G.double() @ E) * (E @ H.double())).sum()))
+
+
+def predicted_losses(W: Tensor, left: Tensor, right: Tensor, H: Tensor, G: Tensor) -> list[float]:
+    """½ tr(G Δ_k H Δ_kᵀ) at k = 0 ... r, for Δ_k = W minus the first k of the r products of left · right.
+
+    With M = (leftᵀ G left) ∘ (right H rightᵀ), the quadratic part is the sum of the leading block of M, so all ranks
+    take hardly more time than the last.
+
+    Args:
+        W: (m, n).
+        left: (m, r).
+        right: (r, n).
+        H: (n, n).
+        G: (m, m).
+    """
+    W64, A, B, H64, G64 = (tensor.double() for tensor in (W, left, right, H, G))
+    weighted_rows, weighted_columns = B @ H64, G64 @ A  # (r, n), (m, r)
+    total = ((G64 @ W64) * (W64 @ H64)).sum()
+    linear = ((weighted_columns.T @ W64) * weighted_rows).sum(1).cumsum(0)  # (r,)
+    quadratic = ((A.T @ weighted_columns) * (weighted_rows @ B.T)).cumsum(0).cumsum(1).diagonal()
+    return torch.cat([total[None], total - 2 * linear + quadratic]).mul(0.5).clamp(min=0).tolist()
+
+
 class WeightedSpectrum:
     """The best approximation of W at every rank in the norm ‖(W − Ŵ) L‖_F.
 
@@ -78,6 +123,48 @@ class WeightedSpectrum:
         size = min(self._W.shape)
         coordinates = self.leading(size).T @ self._W.double()  # (s, n)
         return tail_errors(coordinates.square().sum(1)).tolist()
+
+
+class TwoSidedSpectrum:
+    """The best approximation of W at every rank in the norm ‖Lgᵀ (W − Ŵ) L‖_F.
+
+    With U_k the leading left singular vectors of Lgᵀ W L, the best rank-k approximation of that product is
+    U_k U_kᵀ Lgᵀ W L; so Ŵ = Lg⁻ᵀ U_k (U_kᵀ Lgᵀ W), without an inverse of L.
+    """
+
+    def __init__(self, W: Tensor, L: Tensor, Lg: Tensor) -> None:
+        """Factorizes Lgᵀ W L.
+
+        Args:
+            W: (m, n).
+            L: (n, n).
+            Lg: (m, m), lower triangular, not singular.
+        """
+        self._W, self._Lg = W, Lg
+        self._scaled = Lg.T @ W.double()  # (m, n)
+        self._spectrum = WeightedSpectrum(self._scaled, L)
+
+    def _products(self, k: int) -> tuple[Tensor, Tensor]:
+        U = self._spectrum.leading(k)  # (m, k)
+        return torch.linalg.solve_triangular(self._Lg.T, U, upper=True), U.T @ self._scaled
+
+    def factors(self, k: int) -> tuple[Tensor, Tensor]:
+        """Lg⁻ᵀ U_k (m, k) and U_kᵀ Lgᵀ W (k, n), in the dtype of W."""
+        left, right = self._products(k)
+        return left.to(self._W.dtype).contiguous(), right.to(self._W.dtype).contiguous()
+
+    def weighted_errors(self) -> list[float]:
+        """‖Lgᵀ (W − Ŵ_k) L‖_F at k = 0 ... min(m, n), the smallest of any matrix of rank k."""
+        return self._spectrum.weighted_errors()
+
+    def errors(self) -> list[float]:
+        """‖W − Ŵ_k‖_F at k = 0 ... min(m, n); it may increase with k."""
+        left, right = self._products(min(self._W.shape))
+        products = (left.T @ left) * (
+            right @ right.T
+        )  # the error of rank k is the sum of its rows and columns from k on
+        squares = products.flip(0, 1).cumsum(0).cumsum(1).diagonal().flip(0).clamp(min=0)
+        return [*squares.sqrt().tolist(), 0.0]
 
 
 class FeatureRefit:

@@ -37,8 +37,9 @@ _T = TypeVar("_T")
 #: The form of a reducer's name.
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 #: The calibration statistics that `needs` may name, for a slot with W (m, n) and inputs x: `second_moment` E[x xᵀ]
-#: (n, n), `absmean` E|x| (n,), and `fisher` Σ_i E[(∂loss/∂W_ij)²] (n,), one value per input j.
-STATISTICS = frozenset({"second_moment", "absmean", "fisher"})
+#: (n, n), `absmean` E|x| (n,), `fisher` Σ_i E[(∂loss/∂W_ij)²] (n,), one value per input j, and
+#: `output_gradient_moment` E[g gᵀ] (m, m), g the gradient of a window's summed loss in the output y, token by token.
+STATISTICS = frozenset({"second_moment", "absmean", "fisher", "output_gradient_moment"})
 #: The properties that `promises` may name; `lrbench plugins test` checks each.
 PROMISES = {
     "exact": "reproduces W at the full rank, and at any rank k >= rank(W)",
@@ -126,6 +127,17 @@ class Prepared:
         """The exact Frobenius error ‖W − Ŵ‖_F at each rank, without building factors; None if unknown."""
         return None
 
+    def predicted_losses(
+        self, ranks: Sequence[int], second_moment: torch.Tensor, output_gradient_moment: torch.Tensor
+    ) -> Sequence[float] | None:
+        """½ tr(G Δ H Δᵀ), Δ = W − Ŵ, at each rank, without building factors; None if unknown.
+
+        Args:
+            second_moment: H = E[x xᵀ] (in, in).
+            output_gradient_moment: G = E[g gᵀ] (out, out).
+        """
+        return None
+
     def chosen(self, rank: int) -> Mapping[str, Any]:
         """Choices that the method made at a rank, such as `{"algorithm": "gram"}`, for the row's `params`."""
         return {}
@@ -137,7 +149,7 @@ class Reducer:
 
     Attributes (of the class):
         name: the method's name in suites; lower-case words joined by hyphens.
-        needs: the calibration statistics that the method uses: any of `second_moment`, `absmean`, `fisher`.
+        needs: the calibration statistics that the method uses, of `STATISTICS`.
         promises: the properties in `PROMISES` that hold; `lrbench plugins test` checks them.
         rank_of: the object whose rank a suite requests. If it is not "weight" but, say, "each block", the factors may
             have a higher rank than requested; their size is still compared with `stored_numbers`.

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Protocol
 import torch
 from torch import Tensor
 
-from lrbench.linalg import skeleton_rows
+from lrbench.linalg import predicted_losses, skeleton_rows
 from lrbench.reducers.base import Prepared, Reducer
 from lrbench.reducers.factors import Interpolative, LowRank
 
@@ -17,7 +17,7 @@ class TruncatedFactorization(Protocol):
     """A factorization that gives a product of every rank, such as `linalg.WeightedSpectrum`."""
 
     def factors(self, k: int) -> tuple[Tensor, Tensor]:
-        """Left (out, k) and right (k, in)."""
+        """Left (out, k) and right (k, in): the first columns and rows of those of full rank, whose product is W."""
 
     def errors(self) -> list[float]:
         """‖W − left · right‖_F at k = 0 ... min(out, in)."""
@@ -77,6 +77,14 @@ class _Truncations(Prepared):
     def errors(self, ranks: Sequence[int]) -> list[float]:
         errors = self._spectrum.errors()
         return [errors[rank] for rank in ranks]
+
+    def predicted_losses(
+        self, ranks: Sequence[int], second_moment: Tensor, output_gradient_moment: Tensor
+    ) -> list[float]:
+        left, right = self._spectrum.factors(len(self._spectrum.errors()) - 1)  # (out, s), (s, in), s = min(out, in)
+        weight = left.double() @ right.double()
+        losses = predicted_losses(weight, left, right, second_moment, output_gradient_moment)
+        return [losses[rank] for rank in ranks]
 
 
 def pivoted(left: Tensor, right: Tensor, dtype: torch.dtype) -> Interpolative:

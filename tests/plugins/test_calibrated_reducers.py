@@ -4,21 +4,31 @@ import math
 
 import pytest
 import torch
-from lrbench.plugins import asvd, cr, fwsvd, id, nystrom, random_columns, rsvd, svd, svd_llm
+from lrbench.plugins import asvd, cr, fwsvd, id, kfac_svd, nystrom, random_columns, rsvd, svd, svd_llm
 
 import lrbench
-from lrbench.linalg import FeatureRefit, WeightedSpectrum, output_error, root
+from lrbench.linalg import (
+    FeatureRefit,
+    WeightedSpectrum,
+    output_error,
+    predicted_loss,
+    predicted_losses,
+    root,
+    shrunk,
+)
 from lrbench.testing import check_reducer
 from tests.support.slow_cases import slow_cases
 
 ID, CR = id.InterpolativeDecomposition, cr.CR
 SVDLLM, ASVD, FWSVD, Nystrom = svd_llm.SVDLLM, asvd.ASVD, fwsvd.FisherWeightedSVD, nystrom.Nystrom
+KFAC = kfac_svd.KFACSVD
 
 CALIBRATED = [
     SVDLLM(),
     ASVD(),
     ASVD(alpha=1.0),
     FWSVD(),
+    KFAC(),
     Nystrom(),
     Nystrom(selection="scores"),
     *(ID(calibrated=True, selection=s, side=t) for s in ("cholesky", "lupp", "cpqr") for t in ("rows", "columns")),
@@ -49,6 +59,12 @@ def moments(x):
     return {"second_moment": x.T @ x / len(x), "absmean": x.abs().mean(0), "fisher": x.square().mean(0) + 0.1}
 
 
+def two_sided(m, n):
+    """The moments of correlated inputs (n, n) and output gradients (m, m)."""
+    g = inputs(m, seed=9) * 1e-4
+    return moments(inputs(n)) | {"output_gradient_moment": g.T @ g / len(g)}
+
+
 def reduce(reducer, W, rank, statistics):
     slot = lrbench.Slot("model.layers.0.mlp.up_proj.weight", 0, "mlp.up", tuple(W.shape))
     given = {name: statistics[name] for name in reducer.needs}
@@ -72,6 +88,7 @@ def test_every_calibrated_reducer_keeps_its_contract_and_its_promises(reducer):
         (SVDLLM(), svd.SVD()),
         (ASVD(), svd.SVD()),
         (FWSVD(), svd.SVD()),
+        (KFAC(), svd.SVD()),
         (Nystrom(selection="scores"), CR()),
         (CR(refit=True), CR()),
         (CR(calibrated=True), CR()),
@@ -84,13 +101,14 @@ def test_every_calibrated_reducer_keeps_its_contract_and_its_promises(reducer):
 def test_with_white_inputs_a_calibrated_method_is_the_plain_one(calibrated, plain, m, n):
     W = weight(m, n)
     white = {"second_moment": torch.eye(n).double(), "absmean": torch.ones(n), "fisher": torch.ones(n)}
+    white["output_gradient_moment"] = torch.eye(m).double()
     for rank in (1, 7, min(m, n)):
         assert torch.allclose(reduce(calibrated, W, rank, white).dense(), reduce(plain, W, rank, {}).dense(), atol=1e-9)
 
 
 @pytest.mark.parametrize(("m", "n"), SHAPES)
 def test_no_method_of_the_same_rank_has_less_output_error_than_svd_llm(m, n):
-    W, statistics = weight(m, n), moments(inputs(n))
+    W, statistics = weight(m, n), two_sided(m, n)
     H = statistics["second_moment"]
     others = [*CALIBRATED, svd.SVD(), rsvd.RandomizedSVD(), ID(), CR(), random_columns.RandomColumns()]
     for rank in (1, 6, 15, min(m, n) - 1):
@@ -114,7 +132,7 @@ def test_svd_llm_is_the_whitened_truncation_of_the_paper(m, n):
 
 @pytest.mark.parametrize(("m", "n"), SHAPES)
 def test_asvd_and_fwsvd_are_the_scaled_truncations_of_their_papers(m, n):
-    W, statistics = weight(m, n), moments(inputs(n))
+    W, statistics = weight(m, n), two_sided(m, n)
     scales = {ASVD(): statistics["absmean"].sqrt(), FWSVD(): statistics["fisher"].sqrt()}
     for reducer, s in scales.items():
         U, S, Vh = torch.linalg.svd(W * s, full_matrices=False)
@@ -196,9 +214,68 @@ def test_tails_below_what_a_gram_sees_are_still_the_best():
         assert float(((W - U @ B) @ L).norm()) == pytest.approx(exact, rel=2e-2)
 
 
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+def test_kfac_svd_adds_the_least_predicted_loss_of_any_matrix_of_its_rank(m, n):
+    W, statistics = weight(m, n), two_sided(m, n)
+    H, G = shrunk(statistics["second_moment"], 0.1), shrunk(statistics["output_gradient_moment"], 0.3)
+    for rank in (1, 5, 15, min(m, n) - 1):
+        least = predicted_loss(W - reduce(KFAC(), W, rank, statistics).dense(), H, G)
+        tail = torch.linalg.svdvals(torch.linalg.cholesky(G).T @ W @ torch.linalg.cholesky(H))[rank:]
+        assert least == pytest.approx(0.5 * float(tail.square().sum()), rel=1e-6)
+        for other in (SVDLLM(), svd.SVD(), FWSVD(), KFAC(shrink_gradients=3.0)):
+            assert predicted_loss(W - reduce(other, W, rank, statistics).dense(), H, G) >= least * (1 - 1e-9)
+
+
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+def test_with_white_gradients_it_is_svd_llm(m, n):
+    W, statistics = weight(m, n), two_sided(m, n) | {"output_gradient_moment": 3.0 * torch.eye(m).double()}
+    damped = statistics | {"second_moment": shrunk(statistics["second_moment"], 0.1)}
+    found, expected = reduce(KFAC(), W, 7, statistics).dense(), reduce(SVDLLM(), W, 7, damped).dense()
+    assert float((found - expected).norm()) <= 1e-9 * float(W.norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+def test_its_curve_is_the_error_of_its_factors_at_every_rank(m, n, dtype):
+    W, statistics = weight(m, n).to(dtype), two_sided(m, n)
+    slot = lrbench.Slot("w", 0, "mlp.up", (m, n))
+    statistics = {name: statistics[name] for name in KFAC.needs}
+    prepared = KFAC().prepare(W, [1], lrbench.Context.seeded(slot, KFAC(), 0, statistics=statistics))
+    ranks = range(1, min(m, n) + 1)
+    for rank, error in zip(ranks, prepared.errors(ranks), strict=True):
+        assert error == pytest.approx(float((W - prepared.at_rank(rank).dense()).norm()), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+def test_the_losses_of_nested_products_are_those_of_their_differences(m, n):
+    statistics, s = two_sided(m, n), min(m, n)
+    H, G = statistics["second_moment"], statistics["output_gradient_moment"]
+    left, right = normal(m, s, seed=3), normal(s, n, seed=4)
+    W = left @ right + weight(m, n)
+    losses = predicted_losses(W, left, right, H, G)
+    for k in range(s + 1):
+        change = W - left[:, :k] @ right[:k]
+        assert losses[k] == pytest.approx(0.5 * float((G @ change @ H @ change.T).trace()), rel=1e-9)
+
+
+@pytest.mark.parametrize("store", ["factors", "pivoted"])
+@pytest.mark.parametrize("reducer", [svd.SVD, SVDLLM, ASVD, FWSVD, KFAC], ids=lambda r: r.name)
+def test_predicted_losses_of_a_method_are_those_of_its_factors(reducer, store):
+    reducer, statistics = reducer(store=store), two_sided(24, 40)
+    H, G, W = statistics["second_moment"], statistics["output_gradient_moment"], weight(24, 40)
+    slot = lrbench.Slot("w", 0, "mlp.up", (24, 40))
+    needed = {name: statistics[name] for name in reducer.needs}
+    prepared = reducer.prepare(W, [20], lrbench.Context.seeded(slot, reducer, 0, statistics=needed))
+    ranks = [1, 2, 9, 20]
+    for rank, loss in zip(ranks, prepared.predicted_losses(ranks, H, G), strict=True):
+        assert loss == pytest.approx(predicted_loss(W - prepared.at_rank(rank).dense(), H, G), rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: KFAC(shrink_inputs=-0.1), "shrink_inputs"),
+        (lambda: KFAC(shrink_gradients=0.0), "G is inverted"),
         (lambda: ASVD(alpha=-1.0), "alpha"),
         (lambda: Nystrom(selection="best"), "pivots or scores"),
         (lambda: CR(refit=True, sampling="random"), "refit needs sampling: top"),

@@ -168,6 +168,21 @@ class WrongErrors(Sound):
         return Boasting()
 
 
+class WrongLosses(Sound):
+    def prepare(self, weight, ranks, context):
+        reducer = self
+
+        class Modest(lrbench.Prepared):
+            def at_rank(self, rank):
+                return reducer.reduce(weight, rank, context)
+
+            def predicted_losses(self, ranks, second_moment, output_gradient_moment):
+                changes = [weight - self.at_rank(rank).dense() for rank in ranks]
+                return [1.1 * linalg.predicted_loss(E, second_moment, output_gradient_moment) for E in changes]
+
+        return Modest()
+
+
 class Inexact(Sound):
     promises = frozenset({"exact"})
 
@@ -405,6 +420,7 @@ CASES = [
     (SharedRanks, "whichever other ranks", "alone and among"),
     (ReducesOtherwise, "by reduce as by prepare", "differ by"),
     (WrongErrors, "has correct errors()", "errors() states"),
+    (WrongLosses, "has correct predicted_losses()", "predicted_losses() states"),
     (Inexact, "to be exact", "differ by"),
     (Suboptimal, "the Eckart-Young optimum, and attains", "the optimum is"),
     (NotMonotone, "does not increase", "the error grows"),
@@ -480,7 +496,11 @@ def test_a_sound_reducer_passes_and_says_what_was_skipped_and_why():
     results = check_reducer(Sound)
     assert [r for r in results if not r.passed] == []
     assert [(r.name, r.skipped) for r in results if r.skipped] == [
-        ("has correct errors() where it has any", "errors() is not given; errors are measured on the factors")
+        ("has correct errors() where it has any", "errors() is not given; errors are measured on the factors"),
+        (
+            "has correct predicted_losses() where it has any",
+            "predicted_losses() is not given; predicted losses are measured on the factors",
+        ),
     ]
 
 

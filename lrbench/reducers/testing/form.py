@@ -12,7 +12,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from lrbench.linalg import optimal_errors
+from lrbench.linalg import optimal_errors, predicted_loss
 from lrbench.reducers.base import NAME, PROMISES, STATISTICS, Context, Reducer, Slot
 from lrbench.reducers.factors import Dense, Factors
 from lrbench.reducers.output_check import validate_factors
@@ -44,7 +44,7 @@ class ReducerUnderTest:
     def context(self, W: Tensor, seed: int = 0, statistics: Mapping[str, Tensor] | None = None) -> Context:
         """A fresh context; the same seed gives the same generator.
 
-        Calibrated methods get `statistics`, by default of white inputs, where they equal uncalibrated ones.
+        Calibrated methods get `statistics`, by default white ones, where they equal uncalibrated methods.
         """
         shape = (W.shape[0], W.shape[1])
         slot = Slot(name="model.layers.0.mlp.up_proj.weight", layer=0, role="mlp.up", shape=shape)
@@ -52,6 +52,7 @@ class ReducerUnderTest:
             "second_moment": torch.eye(shape[1], dtype=torch.float64, device=self.device),
             "absmean": torch.ones(shape[1], dtype=torch.float64, device=self.device),
             "fisher": torch.ones(shape[1], dtype=torch.float64, device=self.device),
+            "output_gradient_moment": torch.eye(shape[0], dtype=torch.float64, device=self.device),
         }
         needed = {name: value for name, value in (statistics or white).items() if name in self.reducer.needs}
         return Context.seeded(slot, self.reducer, seed, statistics=needed)
@@ -281,6 +282,28 @@ def _error_curve(s: ReducerUnderTest) -> None:
         raise DoesNotApplyError("errors() is not given; errors are measured on the factors")
 
 
+def _loss_curve(s: ReducerUnderTest) -> None:
+    """has correct predicted_losses() where it has any"""
+    seen = False
+    for name, W in s.matrices():
+        H, G = (test_matrices.second_moment(size, 17).to(W.device) for size in (W.shape[1], W.shape[0]))
+        ranks = s.ranks(W)
+        prepared = s.reducer.prepare(W, ranks, s.context(W))
+        losses = prepared.predicted_losses(ranks, H, G)
+        if losses is None:
+            continue
+        seen = True
+        _require(len(losses) == len(ranks), f"{name}: {len(losses)} predicted losses for {len(ranks)} ranks")
+        total = predicted_loss(W, H, G)
+        for rank, stated in zip(ranks, losses, strict=True):
+            measured = predicted_loss(W - prepared.at_rank(rank).dense(), H, G)
+            same = math.isclose(stated, measured, rel_tol=1e-3, abs_tol=TOLERANCE * total)
+            where = f"{name}, rank {rank}"
+            _require(same, f"{where}: predicted_losses() states {stated:.6g}, the factors have {measured:.6g}")
+    if not seen:
+        raise DoesNotApplyError("predicted_losses() is not given; predicted losses are measured on the factors")
+
+
 def _shares(s: ReducerUnderTest) -> None:
     """takes shared results: gives the same from them, and does not write to them"""
     for name, W in s.matrices():
@@ -313,5 +336,6 @@ FORM = (
     _ranks_alone,
     _reduce_is_prepare,
     _error_curve,
+    _loss_curve,
     _shares,
 )

@@ -58,3 +58,13 @@ def odd() -> Iterator[tuple[str, Tensor]]:
     edges["one entry 6x9"] = torch.zeros(6, 9)
     edges["one entry 6x9"][2, 5] = 3
     yield from edges.items()
+
+
+def second_moment(n: int, seed: int, dead: bool = False) -> Tensor:
+    """The second moment (n, n) of correlated vectors with entries of very different sizes; some zero if `dead`."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(n, n, generator=generator, dtype=torch.float64) + 2 * torch.eye(n, dtype=torch.float64)
+    mixing *= torch.randn(n, generator=generator, dtype=torch.float64).exp()[:, None]
+    if dead:
+        mixing[:: max(2, n // 3)] = 0
+    return mixing @ mixing.T / n

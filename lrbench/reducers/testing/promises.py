@@ -205,18 +205,20 @@ def _homogeneous(s: ReducerUnderTest) -> None:
 
 
 def _correlated(W: Tensor, dead: bool = False) -> dict[str, Tensor]:
-    """Statistics of correlated inputs of very different sizes for W (m, n); if `dead`, some are always zero."""
-    n = W.shape[1]
-    generator = torch.Generator().manual_seed(11)
-    mixing = torch.randn(n, n, generator=generator, dtype=torch.float64) + 2 * torch.eye(n, dtype=torch.float64)
-    mixing *= torch.randn(n, generator=generator, dtype=torch.float64).exp()[:, None]
-    if dead:
-        mixing[:: max(2, n // 3)] = 0
-    H = (mixing @ mixing.T / n).to(W.device)
+    """Statistics of correlated inputs and gradients of very different sizes for W (m, n).
+
+    Args:
+        dead: whether some inputs and gradients are always zero.
+    """
+    H, G = (
+        test_matrices.second_moment(size, seed, dead).to(W.device)
+        for size, seed in ((W.shape[1], 11), (W.shape[0], 13))
+    )
     return {
         "second_moment": H,
         "absmean": H.diagonal().mul(2 / torch.pi).sqrt(),
         "fisher": H.diagonal().flip(0).clone(),
+        "output_gradient_moment": G,
     }
 
 
