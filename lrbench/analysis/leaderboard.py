@@ -86,6 +86,7 @@ def build(runs: Sequence[RunDirectory], sort: str | None = None, *, validation: 
         Column("compression", ("size", "smaller"), "times", "higher"),
         Column("error", ("error", "rel."), "error", "lower"),
         Column("optimum", ("error", "/ opt."), "times", "lower"),
+        *([_PREDICTED] if any(entry.values["predicted_loss"] is not None for entry in all_entries) else []),
         Column("decompose", ("time", "s"), "seconds", "lower"),
         Column("rank", ("rank", ""), "text", detail=True),
         Column("optimal_error", ("error", "optimal"), "error", detail=True),
@@ -130,7 +131,7 @@ def run_names(runs: Sequence[RunDirectory]) -> list[str]:
 _FIXED = frozenset(
     {
         *("run", "model", "method", "setting", "edited", "seed", "score", "keep", "keep_model", "compression", "error"),
-        *("optimum", "decompose", "rank", "optimal_error", "calibrate", "evaluate", "pareto"),
+        *("optimum", "predicted_loss", "decompose", "rank", "optimal_error", "calibrate", "evaluate", "pareto"),
         *("prefill", "decode", "memory", "chosen_for", "among", "validated_on", "documents"),
         *("status", "reason", "cell", "environment"),
     }
@@ -288,6 +289,7 @@ def _entry(
         "error": error,
         # Below float32 rounding the optimum is zero, and a ratio to it is noise.
         "optimum": error / optimum if error is not None and optimum is not None and optimum > 1e-6 else None,
+        "predicted_loss": _mean(r.predicted_loss for r in rows),
         "decompose": None if is_baseline else _mean(r.decompose_seconds for r in rows),
         "rank": ranks([edit for r in rows for edit in r.edits]),
         "optimal_error": optimum,
@@ -308,6 +310,10 @@ _SELECTION = (
     Column("among", ("chosen", "among"), "text"),
     Column("validated_on", ("chosen", "on"), "text", detail=True),
 )
+
+
+#: Column of runs with calibration text: the loss that the edits are predicted to add, in nats per token.
+_PREDICTED = Column("predicted_loss", ("loss", "predicted"), "loss", "lower")
 
 
 #: Column of races: the number of documents that a cell was scored on.

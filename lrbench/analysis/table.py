@@ -17,7 +17,7 @@ from lrbench.analysis.scored_run import Split, split_of
 from lrbench.results.rows import Row
 from lrbench.stats import LEVEL, holm, p_value_between
 
-Kind = Literal["text", "score", "share", "ratio", "times", "error", "seconds", "flag"]
+Kind = Literal["text", "score", "share", "ratio", "times", "error", "loss", "seconds", "flag"]
 Value = str | bool | float | Measurement | None
 
 

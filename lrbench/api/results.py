@@ -98,6 +98,7 @@ def flat(row: Row) -> dict[str, Any]:
         "seed": row.seed, "edited": describe(row.edits), "weights": len(row.edits), "rank": ranks(row.edits),
         "keep_targets": row.keep_targets, "keep_model": row.keep_model, "compression_ratio": row.compression_ratio,
         "relative_error": relative_error(row.edits), "optimal_error": optimal_error(row.edits),
+        "predicted_loss": row.predicted_loss,
         "calibrate_seconds": row.calibrate_seconds, "decompose_seconds": row.decompose_seconds,
         "allocate_seconds": row.allocate_seconds,
         "evaluate_seconds": row.evaluate_seconds, "environment": row.environment,

@@ -246,7 +246,7 @@ class CellReducer:
         reducer = method.reducer
         to_reduce = [request for request in requests if request != WHOLE]
         if not to_reduce:
-            return [_whole(slot, method) for _ in requests]
+            return [self._whole(slot, method) for _ in requests]
         try:
             with failing_as(slot, method):
                 job, optimum = self._begin(slot, method, seed)
@@ -259,7 +259,7 @@ class CellReducer:
         results: list[Reduction | LrbenchError] = []
         for request in requests:
             if request == WHOLE:
-                results.append(_whole(slot, method))
+                results.append(self._whole(slot, method))
                 continue
             try:
                 with failing_as(slot, method):
@@ -271,8 +271,7 @@ class CellReducer:
                     factors, seconds, chosen = job.at_rank(preparation, rank)
                     job.check_error(factors, request, optimum)
                     measured = job.round_and_measure(factors, optimum, seconds, chosen)
-                    measured = self._with_output_error(slot, job, measured)
-                    results.append(measured)
+                    results.append(self._with_predicted_loss(job, self._with_output_error(slot, job, measured)))
             except LrbenchError as error:
                 # A method that wrote to shared results must not make other methods fail.
                 self._copies.pop(slot.name, None)
@@ -334,6 +333,28 @@ class CellReducer:
         )
         return dataclasses.replace(reduction, edit=edit)
 
+    def _with_predicted_loss(self, job: WeightJob, reduction: Reduction) -> Reduction:
+        """Adds the loss that the change of the weight is predicted to add, if its moments are known."""
+        moments = None if self._calibration is None else self._calibration.loss_moments(job.slot)
+        if moments is None:
+            return reduction
+        loss = moments.of_change(job.weight - job.rounded(reduction))
+        edit = reduction.edit.model_copy(update={"predicted_loss": loss})
+        return dataclasses.replace(reduction, edit=edit)
+
+    def _whole(self, slot: WeightSlot, method: Method) -> Reduction:
+        """A slot left unreduced, stored in full."""
+        factors = Dense(slot.read().clone(memory_format=torch.contiguous_format))
+        no_error = 0.0 if "second_moment" in method.reducer.needs else None
+        known = self._calibration is not None and self._calibration.loss_moments(slot) is not None
+        edit = Edit(
+            weight=slot.name, layer=slot.about.layer, role=slot.about.role, shape=slot.about.shape,
+            rank=min(slot.about.shape), stored_numbers=factors.stored_numbers, stored_bytes=factors.stored_bytes,
+            stored_as="dense", relative_error=0.0, optimal_error=0.0,
+            output_error=no_error, optimal_output_error=no_error, predicted_loss=0.0 if known else None,
+        )  # fmt: skip
+        return Reduction(factors, edit, 0.0)
+
     def _output_optimum(self, slot: WeightSlot, job: WeightJob, H: torch.Tensor) -> list[float]:
         """The least relative output error at every rank, computed once per slot and run."""
         if slot.name not in self._output_optima:
@@ -374,19 +395,6 @@ def _with_allocation(reduction: Reduction, request: RankRequest, cost: Cost) -> 
     edit = reduction.edit.model_copy(update={"allocated": "whole" if unreduced else int(request.value)})
     seconds = cost.curve + (cost.preparation if unreduced else 0.0)
     return dataclasses.replace(reduction, edit=edit, allocate_seconds=seconds)
-
-
-def _whole(slot: WeightSlot, method: Method) -> Reduction:
-    """A slot left unreduced, stored in full."""
-    factors = Dense(slot.read().clone(memory_format=torch.contiguous_format))
-    nothing_lost = 0.0 if "second_moment" in method.reducer.needs else None
-    edit = Edit(
-        weight=slot.name, layer=slot.about.layer, role=slot.about.role, shape=slot.about.shape,
-        rank=min(slot.about.shape), stored_numbers=factors.stored_numbers, stored_bytes=factors.stored_bytes,
-        stored_as="dense", relative_error=0.0, optimal_error=0.0,
-        output_error=nothing_lost, optimal_output_error=nothing_lost,
-    )  # fmt: skip
-    return Reduction(factors, edit, 0.0)
 
 
 def _singular_values(optimum: Sequence[float]) -> torch.Tensor:

@@ -18,6 +18,7 @@ from lrbench.reducers.factors import Dense, Factors
 from lrbench.reducers.output_check import validate_factors
 from lrbench.reducers.ranks import RankRequest
 from lrbench.reducers.shared_results import SharedCost, SharedResults
+from lrbench.reduction.calibration.loss_moments import LossMoments
 from lrbench.reduction.plan import Method
 from lrbench.reduction.reduced_weight import Reduction, working_dtype
 from lrbench.results.rows import Edit
@@ -57,6 +58,9 @@ class Statistics(Protocol):
 
     def second_moment(self, slot: WeightSlot) -> torch.Tensor:
         """E[x xᵀ] (in, in) of a slot's inputs, for output errors; raises ReducerError."""
+
+    def loss_moments(self, slot: WeightSlot) -> LossMoments | None:
+        """The moments of a slot's predicted loss; None if they are unknown."""
 
     def loss(self) -> float:
         """The current model's mean loss on the calibration text, in nats per token."""

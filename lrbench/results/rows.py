@@ -101,6 +101,9 @@ class Edit(Strict):
     # |(W - What) H^½|_F / |W H^½|_F and its optimum at this rank, H = E[x x^T]; for methods that use H
     output_error: float | None = None
     optimal_output_error: float | None = None
+    # ½ tr(G Δ H Δᵀ), Δ = W - What and G = E[g g^T] of the loss's gradients in the output, in nats per token of the
+    # calibration text; None if the moments are unknown
+    predicted_loss: float | None = None
     chosen: dict[str, Any] = Field(default_factory=dict)  # parameters that the reducer chose; see Prepared.chosen
     evaluated_as: Literal["dense", "factors"] = "dense"  # how the weight ran while it was scored
     # the rank chosen by an allocation, `whole` if the weight was left unreduced; None without an allocation
@@ -156,6 +159,7 @@ class Row(Strict):
     keep_targets: float | None = None
     keep_model: float | None = None
     compression_ratio: float | None = None
+    predicted_loss: float | None = None  # summed over the edits; None if one of theirs is unknown
     calibrate_seconds: float = 0.0
     decompose_seconds: float = 0.0
     allocate_seconds: float = 0.0  # time to find the ranks, beyond decompose_seconds

@@ -106,8 +106,8 @@ def probe(
         "ranks of some cells, which are found from curves of every weight": any(
             cell.allocation not in (None, "uniform") for cell in to_reduce
         ),
-        "statistics of inputs, which are collected unless they are cached": model_run.calibration is not None
-        and any(cell.calibrated for cell in to_reduce),
+        "statistics for calibration, which are collected unless they are cached": model_run.calibration is not None
+        and bool(to_reduce),
         "the chosen cells on test documents; a race may take much less time": suite.select is not None,
         **{f"a failure: {failure}": True for failure in failures},
     }

@@ -88,7 +88,7 @@ class ManifestWriter:
             engine: bound to the requests of all tasks.
             setting: what defines the rows beside the cells themselves.
             cells: hashes of the cells, in the order of the plan.
-            calibration: None if no reducer needs one.
+            calibration: None if the suite has none.
             base: the model before fine-tuning, if updates are reduced.
             at_work: whether the engine has cells to score; else the description of the earlier engine stays.
             part: the documents that the cells are scored on, if they are not all of the suite's.

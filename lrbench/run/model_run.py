@@ -68,7 +68,7 @@ class ModelRun:
         plan: every cell that the suite's sweeps make of the model.
         engine: bound to the requests of all tasks.
         base: the model before fine-tuning, if updates are reduced.
-        calibration: None if no cell of the plan needs one.
+        calibration: None if the suite has none.
         compositions: the greedy sweeps.
         environment: hash of the hardware and versions; set before the first row is made.
         parameters: the number of the model's parameters.
@@ -231,6 +231,9 @@ class ModelRun:
             "allocate_seconds": sum(reduction.allocate_seconds for reduction in reductions),
             "evaluate_seconds": outcome.seconds,
         }
+        losses = [reduction.edit.predicted_loss for reduction in reductions]
+        if losses and None not in losses:
+            measured["predicted_loss"] = sum(loss for loss in losses if loss is not None)
         if cell.method is not None:
             extra = self.base.extra_parameters(cell.slots) if self.base is not None else None
             measured |= sizes(cell.slots, reductions, self.parameters, extra)
@@ -291,16 +294,15 @@ def open_model(setup: ModelSetup) -> ModelRun:
     notify("building requests")
     memory = None if suite.frontier_memory == "auto" else suite.frontier_memory
     engine = make_engine(setup.engine, loaded, tasks, spec, suite.batch_size, notify, memory)
-    calibration = calibration_of(setup, loaded, plan, engine)
+    calibration = calibration_of(setup, loaded, engine)
     compositions = make_compositions(suite, loaded.inventory, setup.methods)
     return ModelRun(setup, loaded, plan, tasks, engine, base, calibration, compositions)
 
 
-def calibration_of(setup: ModelSetup, loaded: LoadedModel, plan: Plan, engine: BaseEngine) -> Calibration | None:
-    """The suite's calibration; None if no method and no cell needs it. Raises SuiteError: its text cannot be read."""
+def calibration_of(setup: ModelSetup, loaded: LoadedModel, engine: BaseEngine) -> Calibration | None:
+    """The suite's calibration; None if it has none. Raises SuiteError: its text cannot be read."""
     suite = setup.suite
-    needed = any(method.reducer.needs for method in setup.methods) or any(cell.calibrated for cell in plan.cells)
-    if suite.calibration is None or not needed:
+    if suite.calibration is None:
         return None
     longest = engine.lm.max_length
     with datasets_from(suite.datasets):

@@ -56,7 +56,8 @@ def test_calibrated_methods_run_and_their_rows_say_what_they_lost_and_cost(tmp_p
     assert {row.status for row in rows.values()} == {"ok"}
     assert weight_hash(seen[0].model) == seen[0].weight_hash
     assert [note for note in heard.notes if note.startswith("calibrating")] == [
-        "calibrating almanac: absmean, fisher, second_moment of 3 weights on 16 samples of 128 tokens"
+        "calibrating almanac: absmean, fisher, output_gradient_moment, second_moment of 3 weights on 16 samples of 128 "
+        "tokens"
     ]
     for label in ("svd", None):
         assert rows[label].calibrate_seconds == 0

@@ -17,9 +17,10 @@ from lrbench.reduction.calibration.cache import Cache, CacheEntry
 from lrbench.reduction.calibration.gradients import fisher, output_gradients
 from lrbench.reduction.calibration.labels import Labels
 from lrbench.reduction.calibration.loss import text_loss
+from lrbench.reduction.calibration.loss_moments import MOMENTS, LossMoments
 from lrbench.reduction.calibration.moments import KINDS
 from lrbench.reduction.calibration.overlap import find_evaluated_document
-from lrbench.reduction.calibration.refusal import TOKENS
+from lrbench.reduction.calibration.refusal import TOKENS, uncalibrated
 from lrbench.reduction.calibration.samples import Samples, draw
 from lrbench.reduction.calibration.sources import read_text
 from lrbench.suite.load import CalibrationSpec
@@ -94,6 +95,7 @@ class _Loaded:
     plain: torch.Tensor
     damped: torch.Tensor
     seconds: float
+    tokens: int
     versions: tuple[int, int]
 
     def fits(self, source: str | None, device: torch.device) -> bool:
@@ -118,6 +120,7 @@ class Calibration:
         self._last: dict[str, _Loaded] = {}
         self._activations: Activations | None = None
         self._labels = Labels(spec.fisher, spec.seed)
+        self._notified: set[str] = set()
         self._cache = Cache(
             {
                 "weights": loaded.weight_hash,
@@ -149,11 +152,13 @@ class Calibration:
         }
 
     def expect(self, cells: Iterable[Cell]) -> None:
-        """Registers the statistics that cells need, so that one pass collects all of them."""
+        """Registers the statistics that cells and their predicted losses need, so that they are collected together."""
         for cell in cells:
             if cell.method is not None and not cell.skip and not cell.failure:
                 for slot in cell.slots:
                     self._want(slot, cell.needs)
+                    if not uncalibrated(slot, MOMENTS):
+                        self._want(slot, MOMENTS)
 
     def statistics(self, slot: WeightSlot, needs: frozenset[str]) -> tuple[dict[str, torch.Tensor], float]:
         """A slot's damped statistics by kind, on its device, and its fraction of the seconds of collecting them.
@@ -172,6 +177,19 @@ class Calibration:
             damped[kind] = loaded.damped
             seconds += loaded.seconds
         return damped, seconds
+
+    def loss_moments(self, slot: WeightSlot) -> LossMoments | None:
+        """The moments of a slot's predicted loss, if both are among the wanted statistics and can be computed."""
+        if not self._wanted.get(slot.name, set()).issuperset(MOMENTS):
+            return None
+        try:
+            H, G = self._load(slot, "second_moment"), self._load(slot, "output_gradient_moment")
+        except ReducerError:
+            reasons = [self._refused.get((slot.name, kind)) for kind in sorted(MOMENTS)]
+            self._notify_once(f"some weights have no predicted loss: {next(filter(None, reasons), 'no statistics')}")
+            return None
+        samples, length = self._samples.windows.shape
+        return LossMoments(H.plain, G.plain, G.tokens / (samples * (length - 1)))
 
     def second_moment(self, slot: WeightSlot) -> torch.Tensor:
         """E[x xᵀ] (in, in) of a slot's inputs without damping, on its device. Raises as `statistics`."""
@@ -204,7 +222,8 @@ class Calibration:
                 damped = plain.clone()
                 damped.diagonal().add_(damping * float(plain.diagonal().double().mean()))
             versions = plain._version, damped._version
-            self._last[kind] = _Loaded(source, device, plain, damped, entry.seconds / entry.shared, versions)
+            seconds = entry.seconds / entry.shared
+            self._last[kind] = _Loaded(source, device, plain, damped, seconds, entry.tokens, versions)
         return self._last[kind]
 
     def _entry(self, slot: WeightSlot, kind: str) -> tuple[str, CacheEntry]:
@@ -242,27 +261,29 @@ class Calibration:
             f"calibrating {self._loaded.label}: {', '.join(sorted(set().union(*missing.values())))} of "
             f"{len(missing)} weights on {samples} samples of {length} tokens"
         )
-        try:
-            self._collect_activations(
-                {name: kinds & set(KINDS) for name, kinds in missing.items() if kinds & set(KINDS)}
-            )
-            self._collect_fisher([self._slots[name] for name, kinds in missing.items() if "fisher" in kinds])
-            self._collect_output_gradients(
-                [self._slots[name] for name, kinds in missing.items() if "output_gradient_moment" in kinds]
-            )
-        except Exception as error:  # torch and the model's own code may raise anything
-            reason = f"the model failed on the calibration text: {one_line(error)}"
-            if isinstance(error, torch.OutOfMemoryError):
-                reason = f"out of memory on the calibration text; set a smaller length than {length}"
-            if isinstance(error, LrbenchError):
-                reason = str(error)
-            for name, kinds in missing.items():
-                for kind in kinds:
-                    self._refused.setdefault((name, kind), reason)
+        for stage, collect in (
+            (frozenset(KINDS), self._collect_activations),
+            (frozenset({"fisher"}), self._collect_fisher),
+            (frozenset({"output_gradient_moment"}), self._collect_output_gradients),
+        ):
+            wanted = {name: needed & stage for name, needed in missing.items() if needed & stage}
+            try:
+                if wanted:
+                    collect(wanted)
+            except Exception as error:  # torch and the model's own code may raise anything
+                reason = f"the model failed on the calibration text: {one_line(error)}"
+                if isinstance(error, torch.OutOfMemoryError):
+                    reason = f"out of memory on the calibration text; set a smaller length than {length}"
+                if isinstance(error, LrbenchError):
+                    reason = str(error)
+                self._refuse_unless_refused(wanted, reason)
+
+    def _notify_once(self, line: str) -> None:
+        if line not in self._notified:
+            self._notified.add(line)
+            self._notify(line)
 
     def _collect_activations(self, missing: Mapping[str, set[str]]) -> None:
-        if not missing:
-            return
         if self._activations is None:
             self._activations = Activations(
                 self._loaded.model, self._loaded.inventory, self._samples.windows, self._notify
@@ -296,9 +317,8 @@ class Calibration:
                 seconds = collected.seconds / len(kinds)
                 self._cache.write(kind, source.name, CacheEntry(tensor, seconds, len(source.weights), moments.tokens))
 
-    def _collect_fisher(self, slots: list[WeightSlot]) -> None:
-        if not slots:
-            return
+    def _collect_fisher(self, missing: Mapping[str, set[str]]) -> None:
+        slots = [self._slots[name] for name in missing]
         diagonals, seconds = fisher(self._loaded.model, slots, self._samples.windows, self._labels)
         for name, tensor in diagonals.items():
             reason = _defect(tensor)
@@ -307,10 +327,10 @@ class Calibration:
             else:
                 self._cache.write(self._stored("fisher"), name, CacheEntry(tensor, seconds, 1))
 
-    def _collect_output_gradients(self, slots: list[WeightSlot]) -> None:
+    def _collect_output_gradients(self, missing: Mapping[str, set[str]]) -> None:
         kind, windows = "output_gradient_moment", self._samples.windows
         enough = []
-        for slot in slots:
+        for slot in [self._slots[name] for name in missing]:
             # Known before the passes, for the sake of memory: the moment of a head is as wide as the vocabulary.
             reason = _unusable(kind, windows.numel(), slot.about.shape[0])
             if reason and slot.layout.expert is None:
@@ -330,6 +350,11 @@ class Calibration:
                 self._cache.write(
                     self._stored(kind), slot.name, CacheEntry(tensor, collected.seconds, 1, moments.tokens)
                 )
+
+    def _refuse_unless_refused(self, missing: Mapping[str, set[str]], reason: str) -> None:
+        for name, kinds in missing.items():
+            for kind in kinds:
+                self._refused.setdefault((name, kind), reason)
 
     def _refuse(self, names: Iterable[str], kinds: Iterable[str], reason: str) -> None:
         for name in names:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from lrbench.models.slots import WeightSlot
+from lrbench.reduction.calibration.loss_moments import LossMoments
 
 
 class WhiteInputs:
@@ -19,6 +20,10 @@ class WhiteInputs:
     def second_moment(self, slot: WeightSlot) -> torch.Tensor:
         """(in, in)."""
         return self.statistics(slot, frozenset({"second_moment"}))[0]["second_moment"]
+
+    def loss_moments(self, slot: WeightSlot) -> LossMoments | None:
+        """None: no predicted loss is measured."""
+        return None
 
     def loss(self) -> float:
         """Always 0."""

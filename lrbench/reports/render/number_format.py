@@ -19,6 +19,7 @@ _UNITS = {
     "compression": "smaller: dense over stored parameters of the whole model",
     "error": "error: ‖W − Ŵ‖ / ‖W‖, after rounding",
     "optimum": "opt.: the least error of any matrix of that rank",
+    "predicted_loss": "predicted loss: nats per token that the edits add on the calibration text, to second order",
     "decompose": "time: seconds of decomposition",
     "prefill": "prefill / dense: tokens per second reading one prompt, factored edited model over baseline",
     "decode": "decode / dense: the same while generating",
@@ -208,6 +209,8 @@ def number(value: float, column: Column) -> str:
             return f"{value:.1f}"
         case "ratio" | "error":
             return f"{value:.3f}"
+        case "loss":
+            return "<0.0001" if 0 < size < 0.00005 else f"{value:.4f}"
         case "times":
             return f"{value:.2f}x" if size < 100 else f"{value:,.0f}x"
         case "seconds":

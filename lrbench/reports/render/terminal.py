@@ -34,7 +34,19 @@ from lrbench.reports.render.number_format import (
 # The order in which parts are hidden in a narrow terminal; after them tasks, from the right.
 _SUBTASKS, _ERRORS, _DELTAS = "subtasks", "standard errors", "differences"
 _EXPENDABLE = (
-    *(_SUBTASKS, "compression", "keep", "score", "optimum", _ERRORS, "error", "decompose", _DELTAS, "keep_model"),
+    *(
+        _SUBTASKS,
+        "compression",
+        "keep",
+        "score",
+        "optimum",
+        _ERRORS,
+        "error",
+        "decompose",
+        "predicted_loss",
+        _DELTAS,
+        "keep_model",
+    ),
     *("among", "seed", "run"),
 )
 # Prefixes of constant columns, which are shown once above the table.

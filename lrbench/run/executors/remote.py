@@ -169,7 +169,7 @@ def open_remote(setup: ModelSetup, order: Mapping[str, Any], opened: Mapping[str
     tasks = tasks_of(suite)
     setup.notify("building requests")
     engine = RemoteEngine(setup.engine, model, tokenizer, tasks, **engine_options(spec, suite.batch_size))
-    calibration = calibration_of(setup, loaded, plan, engine)
+    calibration = calibration_of(setup, loaded, engine)
     compositions = make_compositions(suite, loaded.inventory, setup.methods)
     return RemoteRun(setup, loaded, plan, tasks, engine, base, calibration, compositions, workers=workers, order=order)
 
