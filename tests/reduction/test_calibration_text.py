@@ -3,6 +3,7 @@
 import json
 from itertools import pairwise
 
+import datasets
 import pytest
 from transformers import AutoTokenizer
 
@@ -19,6 +20,7 @@ from lrbench.reduction.calibration.sources import read_text
 from lrbench.reduction.plan import methods
 from lrbench.suite.load import ModelSpec, load_suite
 from lrbench.tasks.load import load_tasks
+from lrbench.tasks.saved_datasets import datasets_from
 from tests.support.suites import write_suite
 
 WORDS = "The baker of Lund walked slowly to the harbour where seven grey ships waited for the tide to turn again."
@@ -110,6 +112,19 @@ def test_no_more_text_is_read_than_is_looked_at(tmp_path, monkeypatch):
     assert [len(text) for text in found] == [60, 20]
     (tmp_path / "a.txt").write_text("abcdef" * 100)
     assert text_of(tmp_path, "{text: a.txt, samples: 2, length: 2}") == [("abcdef" * 100)[:160]]
+
+
+def test_a_saved_data_set_is_read_from_its_folder_and_from_the_root(tmp_path):
+    for split, texts in (("train", ["a", "b"]), ("test", ["c"])):
+        rows = datasets.Dataset.from_dict({"text": texts})
+        rows.save_to_disk(str(tmp_path / "sets" / "wikitext" / "raw" / split))
+    assert text_of(tmp_path, "{text: {dataset: sets/wikitext/raw, split: test}}") == ["c"]
+    with datasets_from(tmp_path / "sets"):
+        assert text_of(tmp_path, "{text: {dataset: Salesforce/wikitext, config: raw}}") == ["a", "b"]
+        with pytest.raises(
+            SuiteError, match=r"suite\.yaml:13:31: data set .*raw has no split 'dev'; it has test, train"
+        ):
+            text_of(tmp_path, "{text: {dataset: Salesforce/wikitext, config: raw, split: dev}}")
 
 
 def test_long_texts_are_tokenised_in_pieces_of_whole_lines(tmp_path, tokenizer):

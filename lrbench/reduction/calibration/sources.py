@@ -13,6 +13,7 @@ from lrbench.suite.load import CalibrationSpec, TaskSpec, TextSpec
 from lrbench.system.text import did_you_mean, one_line
 from lrbench.tasks.containment import contained
 from lrbench.tasks.load import load_tasks
+from lrbench.tasks.saved_datasets import load_dataset
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -119,12 +120,10 @@ def _column(text: TextSpec, entry: Any, where: str) -> str:
 
 
 def _dataset(text: TextSpec) -> Iterator[str]:
-    import datasets
-
     split = text.split or "train"
     try:
         with contained():
-            loaded = datasets.load_dataset(text.dataset, text.config, split=split)
+            loaded = load_dataset(str(text.dataset), text.config, split=split)
     except Exception as error:  # datasets may raise anything
         raise text.error_at(f"data set {text.dataset!r}, split {split!r}: {one_line(error)}", "dataset") from None
     for index, entry in enumerate(loaded):
