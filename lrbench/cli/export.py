@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     """Writes the export and prints its path and size."""
     if args.run_directory.is_file():
         raise InputError(f"{args.run_directory}: a file; give the run's directory, {args.run_directory.parent}")
-    from lrbench.export.exported_model import ExportedModel
+    from lrbench.export.exported_model import ExportedModel, check_format
     from lrbench.export.folder import refuse_occupied
     from lrbench.results.directory import open_run
     from lrbench.run.recompute import compute_again
@@ -49,8 +50,9 @@ def run(args: argparse.Namespace) -> int:
     refuse_occupied(args.directory)
     directory = open_run(args.run_directory)
     recomputed = compute_again(
-        directory, args.cell, plugins=args.plugin, notify=lambda message: say(message, sys.stderr), device=args.device,
-        other_code=args.other_code, trust_remote_code=args.trust_remote_code,
+        directory, args.cell, plugins=args.plugin, notify=lambda message: say(message, sys.stderr),
+        accept=partial(check_format, args.format), device=args.device, other_code=args.other_code,
+        trust_remote_code=args.trust_remote_code,
     )  # fmt: skip
     command = ["lrbench", "export", args.run_directory.name, recomputed.row.cell[:10], "DIR", "--format", args.format]
     exported = ExportedModel.of_cell(recomputed, directory, made=shlex.join(command))

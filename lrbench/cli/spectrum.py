@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
     if args.figure is not None:
         output.check(args.figure, "--figure")
         figures.check(args.figure)
-    model = load(model_spec(args.model, args.revision, args.dtype), args.device)
+    spec = model_spec(args.model, args.revision, args.dtype)
+    model = load(spec, args.device, lambda message: output.say(message, sys.stderr))
     spectra = _measured(_chosen(model, args.layers, args.weights))
     if args.figure is not None and all(spectrum.figures.zero for spectrum in spectra):
         raise InputError("--figure: every matrix is zero and has no curve to draw")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -129,7 +128,7 @@ def _stored(exported: ExportedModel) -> str:
 def _front_matter(exported: ExportedModel, form: str) -> str:
     delta = exported.delta if form == "lora" else None
     name, folder = (delta.name, delta.folder) if delta else (exported.base, exported.base_folder)
-    licence = _licence_of(exported.base_folder)
+    licence = _licence_of(exported)[0]
     data = ModelCardData(
         library_name="peft" if form == "lora" else "transformers",
         base_model=clean(name) if folder is None else None,
@@ -239,19 +238,20 @@ def _without_empty(data: Any) -> Any:
 
 
 def _licence(exported: ExportedModel) -> str:
-    licence = _licence_of(exported.base_folder)
-    known = f" (`{_plain(licence)}` according to its card)" if licence else ""
+    licence, place = _licence_of(exported)
+    known = f" (`{_plain(licence)}` according to its {place})" if licence else ""
     return f"A work derived from `{_plain(exported.base)}`: that model's licence applies{known}."
 
 
-def _licence_of(folder: Path | None) -> str | None:
-    """The licence that a checkpoint's own card names."""
+def _licence_of(exported: ExportedModel) -> tuple[str | None, str]:
+    """The licence that the baseline's own card names, else its GGUF file; and which of the two."""
+    folder = exported.base_folder
     try:
         data = metadata_load(folder / "README.md") if folder is not None else None
     except (OSError, ValueError, yaml.YAMLError):
-        return None
+        data = None
     licence = (data or {}).get("license")
-    return licence if isinstance(licence, str) else None
+    return (licence, "card") if isinstance(licence, str) else (exported.license, "GGUF file")
 
 
 def _plain(text: object) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from lrbench.errors import InputError, ModelError
 from lrbench.models.base_model import Base
 from lrbench.models.load import bundled
 from lrbench.models.slots import Inventory, WeightSlot
@@ -17,7 +18,7 @@ from lrbench.reduction.reduced_weight import Reduction
 from lrbench.results.directory import RunDirectory
 from lrbench.results.rows import Edit, Row
 from lrbench.run.recompute import RecomputedCell
-from lrbench.suite.load import ModelSpec
+from lrbench.suite.load import ModelSpec, Suite
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,12 @@ class DeltaBase:
         folder: the local folder; None for a hub id.
         revision: of a hub id; the commit if it is known.
         base: the base's weights.
-        whole: whether loading `name` gives these weights; false for a merged adapter, random weights, and a GGUF file.
     """
 
     name: str
     folder: Path | None
     revision: str | None
     base: Base
-    whole: bool
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,7 @@ class ExportedModel:
         environment: the hardware and versions of the scoring; empty if it was not scored.
         made: the command or call that made the export, in one line.
         stored: how the GGUF file of the baseline stores its matrices, as `Q4_1`; None if it comes of another file.
+        license: of the baseline, as its GGUF file names it.
     """
 
     base: str
@@ -71,6 +71,7 @@ class ExportedModel:
     made: str = ""
     delta: DeltaBase | None = None
     stored: str | None = None
+    license: str | None = None
 
     @property
     def edits(self) -> list[Edit]:
@@ -85,8 +86,7 @@ class ExportedModel:
         if again.base is not None and again.suite.delta is not None:
             spec, source = again.suite.delta.base, again.base.source
             revision = source.get("commit") or source.get("revision")
-            whole = spec.adapter is None and spec.config is None and spec.gguf is None
-            delta = DeltaBase(*_place(spec), revision, again.base, whole)
+            delta = DeltaBase(*_place(spec), revision, again.base)
         return cls(
             base=name,
             delta=delta,
@@ -101,6 +101,7 @@ class ExportedModel:
             environment=run.environments().get(again.row.environment, {}),
             made=made,
             stored=again.loaded.source.get("stored"),
+            license=again.loaded.source.get("license"),
         )
 
     def config(self) -> PreTrainedConfig:
@@ -118,6 +119,29 @@ class ExportedModel:
             for part in (config, config.get_text_config()):
                 part.tie_word_embeddings = False
         return config
+
+
+def check_format(format: str, suite: Suite, spec: ModelSpec) -> None:
+    """Checks that a suite's cells of a model can be exported in a format.
+
+    Raises:
+        InputError: `factored` cannot hold the factors of updates.
+        ModelError: `lora` needs a base that PEFT can load by name.
+    """
+    if format == "factored" and suite.delta is not None:
+        raise InputError(
+            "factors of an update are added to the base's weight and cannot replace it; export lora or dense"
+        )
+    if format != "lora":
+        return
+    if suite.delta is None and spec.gguf is not None:
+        raise ModelError(f"{_place(spec)[0]}: a GGUF file, which PEFT cannot load as a base; export dense or factored")
+    base = suite.delta.base if suite.delta is not None else spec
+    if suite.delta is not None and (base.adapter is not None or base.config is not None or base.gguf is not None):
+        raise ModelError(
+            f"{_place(base)[0]}: the base has a merged adapter or random weights, or is a GGUF file, so that PEFT "
+            "cannot load it by name; save it as a checkpoint, or export dense"
+        )
 
 
 def _place(spec: ModelSpec) -> tuple[str, Path | None]:

@@ -13,7 +13,6 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 
 from lrbench._version import __version__
-from lrbench.errors import InputError
 from lrbench.export.card import card
 from lrbench.export.description import TENSORS, Description, StoredWeight
 from lrbench.export.exported_model import ExportedModel
@@ -36,12 +35,8 @@ def write_factored(exported: ExportedModel, directory: Path) -> None:
         directory: must not exist, or be empty.
 
     Raises:
-        InputError: the directory is occupied or cannot be written, or the factors are those of updates.
+        InputError: the directory is occupied or cannot be written.
     """
-    if any(reduction.base is not None for reduction in exported.reductions):
-        raise InputError(
-            "factors of an update are added to the base's weight and cannot replace it; export lora or dense"
-        )
     with new_folder(directory) as folder:
         stored = _stored(exported)
         _save(stored.tensors, folder)

@@ -102,19 +102,12 @@ def write_adapter(exported: ExportedModel, directory: Path) -> None:
             cannot express the base or another fine-tuned module.
     """
     delta = exported.delta
-    if delta is None and exported.stored is not None:
-        raise ModelError(f"{exported.base}: a GGUF file, which PEFT cannot load as a base; export dense or factored")
     updates = {
         slot.name: _of_update(slot, reduction.factors) if delta is not None else _difference(slot, reduction.matrix())
         for slot, reduction in zip(exported.slots, exported.reductions, strict=True)
     }
     if len({isinstance(slot.module, Conv1D) for slot in exported.slots}) > 1:
         raise ModelError("an adapter holds either transposed layers or others, not both; export dense or factored")
-    if delta is not None and not delta.whole:
-        raise ModelError(
-            f"{delta.name}: the base has a merged adapter or random weights, or is a GGUF file, so that PEFT cannot "
-            "load it by name; save it as a checkpoint, or export dense"
-        )
     name, base_folder = (exported.base, exported.base_folder) if delta is None else (delta.name, delta.folder)
     saved = {} if delta is None else _fine_tuned_beside(exported, delta.base)
     transposed = isinstance(exported.slots[0].module, Conv1D)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from lrbench.models.load import (
 )
 from lrbench.models.slots import Inventory, WeightSlot, count_parameters, find_slots
 from lrbench.models.source import find, structure
+from lrbench.system.text import silent
 
 if TYPE_CHECKING:
     from lrbench.suite.load import ModelSpec
@@ -107,15 +108,23 @@ def with_eager_attention(spec: ModelSpec) -> ModelSpec:
     return spec.model_copy(update={"attn_implementation": "eager"})
 
 
-def load_base(spec: ModelSpec, tuned: LoadedModel, *, trust_remote_code: bool = False) -> Base:
+def load_base(
+    spec: ModelSpec,
+    tuned: LoadedModel,
+    notify: Callable[[str], None] = silent,
+    *,
+    trust_remote_code: bool = False,
+) -> Base:
     """Loads the base of a fine-tuned model on the CPU, in the fine-tuned model's dtype.
+
+    `notify` is called with one line before a slow step.
 
     Raises:
         ModelError: as `lrbench.models.load.load`; or it holds NaN or infinities.
     """
     names = {dtype: name for name, dtype in DTYPES.items()}
     read = with_eager_attention(spec).model_copy(update={"dtype": names.get(tuned.dtype, "auto")})
-    source = find(read, trust_remote_code=trust_remote_code)
+    source = find(read, notify, trust_remote_code=trust_remote_code)
     model = load_weights(
         read, source, count_parameters(structure(source, read.attn_implementation)), torch.device("cpu")
     )

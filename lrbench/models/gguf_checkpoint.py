@@ -7,13 +7,16 @@ the converting code: the versions of transformers and gguf, and this module.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import io
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import transformers
@@ -52,16 +55,21 @@ class GgufCheckpoint:
         folder: the checkpoint.
         stored: the types in which the file stores matrices, such as `Q4_1, Q8_0`.
         no_tokenizer: the reason why the folder has no tokenizer; None if it has a tokenizer.
+        license: of the model, as the file names it; None if it names none.
     """
 
     file: Path
     folder: Path
     stored: str
     no_tokenizer: str | None
+    license: str | None
 
 
-def dense_checkpoint(file: Path, dtype: torch.dtype) -> GgufCheckpoint:
+def dense_checkpoint(file: Path, dtype: torch.dtype, notify: Callable[[str], None]) -> GgufCheckpoint:
     """The dense checkpoint of a GGUF file, from the cache folder or made now.
+
+    Args:
+        notify: called with one line before the checkpoint is made.
 
     Raises:
         ModelError: a package is missing, transformers cannot read the whole file, or memory
@@ -81,7 +89,7 @@ def dense_checkpoint(file: Path, dtype: torch.dtype) -> GgufCheckpoint:
             with files.locked(folder.with_suffix(".lock"), wait=True):
                 files.remove_leftovers(folder.parent)
                 if not folder.exists():
-                    _make(file, dtype, folder)
+                    _make(file, dtype, folder, notify)
         about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
     except OSError as error:
         if error.errno is None:  # one of transformers'
@@ -119,10 +127,12 @@ def _digest(file: Path) -> str:
     return digest
 
 
-def _make(file: Path, dtype: torch.dtype, folder: Path) -> None:
+def _make(file: Path, dtype: torch.dtype, folder: Path, notify: Callable[[str], None]) -> None:
     """Writes the dense checkpoint of a file, durably: the folder is whole or missing."""
     header = read_header(file)
-    with files.temporary_folder(folder) as new:  # empty, so that transformers reads the file alone
+    notify(f"dequantizing {file.name}; the dense checkpoint is kept in {folder.parents[1]}")
+    # The folder is empty, so that transformers reads the file alone.
+    with files.temporary_folder(folder) as new, _parsed_once():
         config = _read_config(file, header, new)
         _check_nothing_is_dropped(file, header, config, dtype)
         model = _read_model(file, new, config, dtype)
@@ -134,10 +144,29 @@ def _make(file: Path, dtype: torch.dtype, folder: Path) -> None:
         model.save_pretrained(new)
         if no_tokenizer is None:
             tokenizer.save_pretrained(new)
-        about = {"stored": header.stored, "no_tokenizer": no_tokenizer}
+        licence = header.metadata.get("general.license")
+        about = {
+            "stored": header.stored, "no_tokenizer": no_tokenizer,
+            "license": licence if isinstance(licence, str) else None,
+        }  # fmt: skip
         (new / _ABOUT).write_text(json.dumps(about) + "\n", encoding="utf-8")
         files.sync_folder(new)
         files.replace_folder(folder, new)
+
+
+@contextlib.contextmanager
+def _parsed_once() -> Iterator[None]:
+    """Makes transformers parse a file once, not for configuration, tokenizer and weights each.
+
+    The names of gguf's tensors are also computed once, not for every module of the model.
+    """
+    import gguf
+
+    with (
+        mock.patch.object(gguf, "GGUFReader", functools.cache(gguf.GGUFReader)),
+        mock.patch.object(gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map)),
+    ):
+        yield
 
 
 def _read_config(file: Path, header: Header, folder: Path) -> PreTrainedConfig:
@@ -179,7 +208,9 @@ def _restore_rotation(file: Path, header: Header, config: PreTrainedConfig) -> N
     dropped = scaling != "none" and parameters.get("rope_type", "default") == "default"
     tensor = next((tensor for tensor in header.tensors if tensor.name == "rope_freqs.weight"), None)
     if tensor is not None and config.model_type == "llama":
-        stored = next(tensor.data for tensor in GGUFReader(file).tensors if tensor.name == "rope_freqs.weight")
+        stored = next(
+            tensor.data for tensor in GGUFReader(str(file.resolve())).tensors if tensor.name == "rope_freqs.weight"
+        )
         divisors = torch.tensor(stored.astype("float64"))
         settings: dict[str, Any] = {
             "rope_type": "llama3", "rope_theta": config.rope_parameters["rope_theta"], "factor": float(divisors.max()),

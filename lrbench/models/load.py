@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from lrbench.models.slots import Inventory, count_parameters, find_slots
 from lrbench.models.source import Source, declared_causality, find, read_tokenizer, structure
 from lrbench.suite.bundled import bundled
 from lrbench.system.device import check_room
-from lrbench.system.text import one_line
+from lrbench.system.text import one_line, silent
 
 if TYPE_CHECKING:
     from lrbench.suite.load import ModelSpec
@@ -54,19 +55,26 @@ class LoadedModel:
     dtype: torch.dtype
 
 
-def load(spec: ModelSpec, device: str | None = None, *, trust_remote_code: bool = False) -> LoadedModel:
+def load(
+    spec: ModelSpec,
+    device: str | None = None,
+    notify: Callable[[str], None] = silent,
+    *,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
     """Loads a model and its tokenizer, and finds its slots.
 
     Args:
         spec: the suite's model entry.
         device: from the command line; overrides the suite's device and device map.
+        notify: called with one line before a slow step.
         trust_remote_code: from the command line; the suite must set it as well.
 
     Raises:
         ModelError: the name is unknown, the model cannot be loaded, it is no causal language model, memory does not
             suffice, the adapter does not fit, or the device does not exist.
     """
-    source = find(spec, trust_remote_code=trust_remote_code)
+    source = find(spec, notify, trust_remote_code=trust_remote_code)
     device_map = spec.device_map if device is None else None
     target = choose_device(device or spec.device)
     parameters = count_parameters(structure(source, spec.attn_implementation))
@@ -134,13 +142,17 @@ def load_weights(
     return model
 
 
-def load_structure(spec: ModelSpec, *, trust_remote_code: bool = False) -> Inventory:
+def load_structure(
+    spec: ModelSpec, notify: Callable[[str], None] = silent, *, trust_remote_code: bool = False
+) -> Inventory:
     """The slots of a model on the meta device, without its weights, for planning.
+
+    `notify` is called with one line before a slow step.
 
     Raises:
         ModelError: as `load`, except for faults of the weights.
     """
-    source = find(spec, trust_remote_code=trust_remote_code)
+    source = find(spec, notify, trust_remote_code=trust_remote_code)
     if spec.adapter is not None:
         find_adapter(spec.adapter)
     return find_slots(structure(source, spec.attn_implementation))
@@ -268,6 +280,7 @@ def describe_source(spec: ModelSpec, source: Source, device_map: str | dict[str,
     }
     optional = {
         "gguf": resolved["gguf"], "stored": source.gguf.stored if source.gguf is not None else None,
+        "license": source.gguf.license if source.gguf is not None else None,
         "commit": source.commit, "config": resolved["config"], "seed": (spec.seed or 0) if source.random else None,
         "tokenizer": resolved["tokenizer"], "adapter": resolved["adapter"], "device_map": device_map,
         "attn_implementation": spec.attn_implementation, "trust_remote_code": source.trusted or None,

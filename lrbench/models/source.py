@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from lrbench.errors import ModelError
 from lrbench.models.gguf_checkpoint import GgufCheckpoint, dense_checkpoint
 from lrbench.models.loading_errors import failing, quietly
 from lrbench.suite.bundled import bundled
-from lrbench.system.text import did_you_mean
+from lrbench.system.text import did_you_mean, silent
 
 if TYPE_CHECKING:
     from lrbench.suite.load import ModelSpec
@@ -64,11 +65,12 @@ class Source:
         return None if self.gguf is not None else self.commit or self.revision
 
 
-def find(spec: ModelSpec, *, trust_remote_code: bool) -> Source:
+def find(spec: ModelSpec, notify: Callable[[str], None] = silent, *, trust_remote_code: bool) -> Source:
     """Finds a model and reads its configuration.
 
     Args:
         spec: the suite's model entry.
+        notify: called with one line before a GGUF file is dequantized.
         trust_remote_code: whether the command line allows code from repositories; the suite must allow it as well.
 
     Raises:
@@ -76,7 +78,7 @@ def find(spec: ModelSpec, *, trust_remote_code: bool) -> Source:
             its configuration is invalid, or it needs code that is not trusted; or its GGUF file cannot be converted.
     """
     if spec.gguf is not None:
-        return _find_gguf(spec)
+        return _find_gguf(spec, notify)
     where, revision = _place(spec)
     if spec.trust_remote_code and not trust_remote_code:
         raise ModelError(
@@ -228,7 +230,7 @@ def _place(spec: ModelSpec) -> tuple[str, str | None]:
     return spec.pretrained, spec.revision
 
 
-def _find_gguf(spec: ModelSpec) -> Source:
+def _find_gguf(spec: ModelSpec, notify: Callable[[str], None]) -> Source:
     """The dense checkpoint of a GGUF file: a file by itself, in a folder, or in a repository of the hub."""
     assert spec.gguf is not None
     commit = None
@@ -244,7 +246,7 @@ def _find_gguf(spec: ModelSpec) -> Source:
         commit = file.parents[len(Path(spec.gguf).parts) - 1].name
     dtype = getattr(torch, "float32" if spec.dtype == "auto" else spec.dtype)
     with failing(str(file)), quietly():
-        gguf = dense_checkpoint(file, dtype)
+        gguf = dense_checkpoint(file, dtype, notify)
         config = AutoConfig.from_pretrained(gguf.folder)
     return Source(str(gguf.folder), spec.revision, commit, random=False, trusted=False, config=config, gguf=gguf)
 

@@ -26,13 +26,19 @@ def definition_of(cell: Cell, calibration: Calibration | None, base: Base | None
 
 
 def check_base(
-    delta: DeltaSpec | None, inventory: Inventory, slots: Iterable[WeightSlot], *, trust_remote_code: bool = False
+    delta: DeltaSpec | None,
+    inventory: Inventory,
+    slots: Iterable[WeightSlot],
+    notify: Callable[[str], None],
+    *,
+    trust_remote_code: bool = False,
 ) -> None:
     """Checks by structure alone that the base of `delta` can be the model's base.
 
     Args:
         inventory: the model's.
         slots: the ones to reduce.
+        notify: called with one line before a slow step.
 
     Raises:
         SuiteError: the base cannot be loaded or does not fit; names the suite's line.
@@ -41,7 +47,7 @@ def check_base(
         return
     spec = delta.base
     try:
-        base = load_structure(with_eager_attention(spec), trust_remote_code=trust_remote_code)
+        base = load_structure(with_eager_attention(spec), notify, trust_remote_code=trust_remote_code)
         check_base_slots(spec.display_name, base, inventory, slots)
     except ModelError as error:
         raise spec.error_at(str(error)) from None
@@ -55,7 +61,7 @@ def base_of(
         return None
     notify(f"loading base {delta.base.display_name}")
     try:
-        return load_base(delta.base, loaded, trust_remote_code=trust_remote_code)
+        return load_base(delta.base, loaded, notify, trust_remote_code=trust_remote_code)
     except ModelError as error:
         raise delta.base.error_at(str(error)) from None
 

@@ -158,10 +158,13 @@ def plan_suite(
     if suite.calibration is not None:
         with datasets_from(suite.datasets):
             text = read_text(suite.calibration, suite.task_paths, tasks.tasks, notify)
-    inventories = [(spec, structure_of(spec, device, trust_remote_code=trust_remote_code)) for spec in suite.models]
+    inventories = [
+        (spec, structure_of(spec, device, notify, trust_remote_code=trust_remote_code)) for spec in suite.models
+    ]
     models = []
     for spec, inventory in inventories:
-        check_base(suite.delta, inventory, swept_slots(suite.sweep, inventory), trust_remote_code=trust_remote_code)
+        slots = swept_slots(suite.sweep, inventory)
+        check_base(suite.delta, inventory, slots, notify, trust_remote_code=trust_remote_code)
         plan = make_plan(suite, inventory, suite_methods)
         models.append(ModelPlan(spec, inventory, plan, make_compositions(suite, inventory, suite_methods)))
     characters = sum(map(len, text)) if text is not None else None

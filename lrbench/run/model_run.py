@@ -281,7 +281,7 @@ def open_model(setup: ModelSetup) -> ModelRun:
     """
     suite, spec, notify = setup.suite, setup.spec, setup.notify
     notify(f"loading {spec.display_name}")
-    loaded = load(spec, device=setup.device, trust_remote_code=setup.trust_remote_code)
+    loaded = load(spec, setup.device, notify, trust_remote_code=setup.trust_remote_code)
     plan = make_plan(suite, loaded.inventory, setup.methods)
     base = base_of(suite.delta, loaded, notify, trust_remote_code=setup.trust_remote_code)
     if base is not None:

@@ -29,16 +29,13 @@ from lrbench.results.directory import RunDirectory
 from lrbench.results.manifest import Manifest, ModelEntry, PartEntry, parse
 from lrbench.results.rows import Edit, Row
 from lrbench.suite.load import BASE, ModelSpec, Suite, suite_again
+from lrbench.system.text import silent
 from lrbench.tasks.saved_datasets import datasets_from
 
 #: Relative tolerance of errors: other machines sum in another order.
 TOLERANCE = 1e-3
 
 _SHOWN = 5
-
-
-def _silent(message: str) -> None:
-    """Ignores a message."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +125,8 @@ def compute_again(
     prefix: str,
     *,
     plugins: Iterable[Path] = (),
-    notify: Callable[[str], None] = _silent,
+    notify: Callable[[str], None] = silent,
+    accept: Callable[[Suite, ModelSpec], None] | None = None,
     device: str | None = None,
     other_code: bool = False,
     trust_remote_code: bool = False,
@@ -138,7 +136,9 @@ def compute_again(
     Args:
         run: where the cell was scored.
         prefix: the beginning of the cell's hash.
-        plugins, notify: as `reopen`.
+        plugins: as `reopen`.
+        notify: as `reopen`, and before slow steps.
+        accept: called with the run's suite and the cell's model before anything is loaded; may raise.
         device: instead of the suite's.
         other_code: accept another version of reducers and lrbench than the run's; the results must still be the row's.
         trust_remote_code: lets a model whose suite asks for it run its repository's own code.
@@ -158,7 +158,10 @@ def compute_again(
         raise InputError(f"{run.manifest_file}: knows nothing of this cell's model and reducer; run the suite again")
     if not other_code:
         _check_code(again.manifest, method)
-    loaded = load(spec, device=device, trust_remote_code=trust_remote_code)
+    if accept is not None:
+        accept(again.suite, spec)
+    notify(f"loading {spec.display_name}")
+    loaded = load(spec, device, notify, trust_remote_code=trust_remote_code)
     _check_model(loaded, entry)
     if row.mode == GREEDY:
         cell = _composed(row, run.rows(), method, loaded)
@@ -167,8 +170,8 @@ def compute_again(
     calibration, text = None, again.suite.calibration
     if cell.calibrated and text is not None:
         with datasets_from(again.suite.datasets):
-            calibration = prepare_again(text, again.suite.task_paths, loaded, entry.calibration["length"], _silent)
-    base = base_of(again.suite.delta, loaded, _silent, trust_remote_code=trust_remote_code)
+            calibration = prepare_again(text, again.suite.task_paths, loaded, entry.calibration["length"], notify)
+    base = base_of(again.suite.delta, loaded, notify, trust_remote_code=trust_remote_code)
     if base is not None:
         _check_base(base, entry)
     definition = definition_of(cell, calibration, base)
@@ -179,6 +182,7 @@ def compute_again(
             f"{run.path}: cell {row.cell[:10]} is of an earlier state of this suite (lrbench {made}, now {now}); "
             "choose a cell of the last run"
         )
+    notify(f"reducing {len(cell.slots)} weights of cell {row.cell[:10]}")
     [(_, outcome)] = CellReducer(again.suite.seed, calibration, base).reduce_group([_as_allocated(cell, row)])
     if isinstance(outcome, LrbenchError):
         raise outcome

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from lrbench.run.recorder import Interrupted, Progress, Recorder, RunResult, Sto
 from lrbench.run.selection import run_model
 from lrbench.suite.load import ModelSpec, Suite
 from lrbench.system.files import Timeout
-from lrbench.system.text import one_line
+from lrbench.system.text import one_line, silent
 
 
 def run_suite(
@@ -67,10 +67,9 @@ def run_suite(
     executor = executor or LocalExecutor()
     required = device if executor.here else "cpu"  # workers have their own devices
     for spec in suite.models:  # so that a mistake in the last one is reported before the first is scored
-        if spec.gguf is not None:
-            progress.note(f"reading the GGUF file of {spec.display_name}; it is made dense once")
-        inventory = structure_of(spec, required, trust_remote_code=trust_remote_code)
-        check_base(suite.delta, inventory, swept_slots(suite.sweep, inventory), trust_remote_code=trust_remote_code)
+        inventory = structure_of(spec, required, progress.note, trust_remote_code=trust_remote_code)
+        slots = swept_slots(suite.sweep, inventory)
+        check_base(suite.delta, inventory, slots, progress.note, trust_remote_code=trust_remote_code)
     directory = RunDirectory(out)
     result = RunResult(directory)
     with _exclusive(directory), _counted(result, started):
@@ -108,8 +107,16 @@ def _counted(result: RunResult, started: float) -> Iterator[None]:
         result.seconds = time.perf_counter() - started
 
 
-def structure_of(spec: ModelSpec, device: str | None = None, *, trust_remote_code: bool = False) -> Inventory:
+def structure_of(
+    spec: ModelSpec,
+    device: str | None = None,
+    notify: Callable[[str], None] = silent,
+    *,
+    trust_remote_code: bool = False,
+) -> Inventory:
     """A model's slots, read without its weights. Checks that the device exists.
+
+    `notify` is called with one line before a slow step.
 
     Raises:
         ModelError: `device` does not exist.
@@ -121,7 +128,7 @@ def structure_of(spec: ModelSpec, device: str | None = None, *, trust_remote_cod
     try:
         if device is None:
             choose_device(spec.device)
-        inventory = load_structure(spec, trust_remote_code=trust_remote_code)
+        inventory = load_structure(spec, notify, trust_remote_code=trust_remote_code)
         has_template = not spec.chat_template or has_chat_template(spec, trust_remote_code=trust_remote_code)
     except ModelError as error:
         raise spec.error_at(str(error)) from None

@@ -36,6 +36,10 @@ def clean(text: str) -> str:
     return " ".join(printable(text).split())
 
 
+def silent(message: str) -> None:
+    """Ignores a message, where none is shown."""
+
+
 def one_line(error: BaseException) -> str:
     """An exception as one line: the message of an `LrbenchError`, `Type: message` of any other.
 

@@ -6,6 +6,7 @@ import socket
 import sys
 from pathlib import Path
 
+import gguf
 import huggingface_hub.constants
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from lrbench.models.base_model import load_base
 from lrbench.models.gguf_header import read_header
 from lrbench.models.load import bundled, has_chat_template, load, load_structure
 from lrbench.models.slots import count_parameters
+from lrbench.reducers.registry import Registry
+from lrbench.reports.suite_plan import plan_suite
 from lrbench.results.directory import open_run
 from lrbench.suite.load import ModelSpec, load_suite
 from lrbench.system import files
@@ -44,7 +47,8 @@ def plain(tmp_path_factory):
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory):
     """The bundled model in a GGUF file, in four bits."""
-    return write_gguf(tmp_path_factory.mktemp("quantized") / "almanac.Q4_0.gguf", "Q4_0")
+    file = tmp_path_factory.mktemp("quantized") / "almanac.Q4_0.gguf"
+    return write_gguf(file, "Q4_0", metadata={"general.license": "cc-by-4.0"})
 
 
 def refusal(file, **keys):
@@ -90,11 +94,15 @@ def test_an_export_of_a_quantized_file_scores_as_its_row_in_lm_eval_and_its_card
     scores = {metric: score.value for metric, score in row.scores["which"].items()}
     said = lm_eval_says(tmp_path / "tasks", model="hf", model_args=f"pretrained={target}")
     assert said == pytest.approx(scores, abs=1e-5)
-    assert "stored as Q4\\_0 in a GGUF file. They were dequantized to float32" in (target / "README.md").read_text()
+    card = (target / "README.md").read_text()
+    assert "stored as Q4\\_0 in a GGUF file. They were dequantized to float32" in card
+    assert "\nlicense: cc-by-4.0\n" in card
+    assert "licence applies (`cc-by-4.0` according to its GGUF file)" in card
     assert open_run(tmp_path / "run").manifest()["models"][0]["stored"] == "Q4_0"
     capsys.readouterr()
     assert main(["export", str(tmp_path / "run"), row.cell[:12], str(tmp_path / "lora"), "--format", "lora"]) == 2
-    assert "a GGUF file, which PEFT cannot load as a base" in capsys.readouterr().err
+    [line] = capsys.readouterr().err.splitlines()  # nothing was loaded or reduced before
+    assert "a GGUF file, which PEFT cannot load as a base" in line
 
 
 def test_four_bits_are_dequantized_to_the_suites_dtype(quantized):
@@ -184,6 +192,16 @@ def test_a_file_is_converted_once_wherever_it_lies_and_again_when_its_content_ch
     write_gguf(tmp_path / "a.gguf", "F16")
     assert load(ModelSpec(gguf=str(tmp_path / "a.gguf")), "cpu").weight_hash not in hashes
     assert len(made) == 2
+
+
+def test_a_file_is_parsed_once_and_the_conversion_is_announced_once(plain, monkeypatch):
+    parsed, reader = [], gguf.GGUFReader
+    monkeypatch.setattr(gguf, "GGUFReader", lambda file: (parsed.append(file), reader(file))[1])
+    told = []
+    for place in ({"model": {"gguf": str(plain)}}, {"delta": {"base": str(plain)}}, {}):
+        plan_suite(load_suite(SMALL_DELTA | place), Registry.load(), told.append)
+    assert len(parsed) == 1
+    assert told == [f"dequantizing almanac.gguf; the dense checkpoint is kept in {files.cache_root() / 'gguf'}"]
 
 
 def test_a_conversion_that_is_stopped_leaves_nothing_that_is_taken_for_a_checkpoint(plain, monkeypatch):

@@ -18,9 +18,10 @@ from lrbench.evaluation.frozen import FrozenEngine
 from lrbench.evaluation.interface import Job, Outcome, Partial, Step
 from lrbench.evaluation.sweep.answers import Tally
 from lrbench.evaluation.sweep.queries import make_queries
-from lrbench.evaluation.sweep.sweeper import MODES, QueryPart, Sweeper, silent
+from lrbench.evaluation.sweep.sweeper import MODES, QueryPart, Sweeper
 from lrbench.models.slots import find_slots
 from lrbench.system.device import is_out_of_memory, synchronize
+from lrbench.system.text import silent
 from lrbench.tasks.containment import contained
 from lrbench.tasks.score import Answers, score
 from lrbench.tasks.task_set import TaskSet

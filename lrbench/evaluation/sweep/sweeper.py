@@ -38,17 +38,13 @@ from lrbench.evaluation.sweep.selfcheck import (
 )
 from lrbench.models.slots import find_slots
 from lrbench.system.device import is_out_of_memory
-from lrbench.system.text import one_line
+from lrbench.system.text import one_line, silent
 
 #: The fastest first. `packed`: rows of prefix trees under one mask; `padded`: a plain row per query; `whole`: likewise,
 #: but every pass runs all blocks; `none`: the engine does not reproduce the plain model's results.
 MODES = ("packed", "padded", "whole", "none")
 
 Checked = TypeVar("Checked")
-
-
-def silent(message: str) -> None:
-    """Ignores a message."""
 
 
 @dataclass
