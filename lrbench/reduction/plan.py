@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
 from lrbench.errors import FOREIGN, ModelError, PluginError, ReducerError
 from lrbench.models.factored_layers import is_whole_layer
 from lrbench.models.slots import Inventory, WeightSlot
-from lrbench.reducers.base import STATISTICS, Reducer
+from lrbench.reducers.base import STATISTICS, Reducer, Slot
 from lrbench.reducers.parameters import ParameterError, values
 from lrbench.reducers.ranks import CALIBRATED, AllocationKind, RankRequest, closed_rank
 from lrbench.reducers.registry import Registry
@@ -34,6 +34,16 @@ class Method:
     reducer: Reducer
     params: Mapping[str, Any]
     source_hash: str
+    _ranks: dict[tuple[RankRequest, tuple[int, int]], int | None] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def closed_rank(self, request: RankRequest, slot: Slot) -> int | None:
+        """The rank that a weight's shape determines, computed once for each shape. Raises as `ranks.closed_rank`."""
+        key = request, slot.shape
+        if key not in self._ranks:
+            self._ranks[key] = closed_rank(request, self.reducer, slot)
+        return self._ranks[key]
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +146,7 @@ class Cell:
             assert self.request is not None
             reducer, label, keep = self.method.reducer, self.method.label, float(self.request.value)
             return ranks_by_shape(reducer, label, self.slots, keep, self.allocation)
-        return [closed_rank(self.request_of(slot), self.method.reducer, slot.about) for slot in self.slots]
+        return [self.method.closed_rank(self.request_of(slot), slot.about) for slot in self.slots]
 
 
 class _Base(Reducer):

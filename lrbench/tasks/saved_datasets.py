@@ -91,9 +91,10 @@ def saved_datasets() -> Iterator[list[ConfigurableTask]]:
     """Makes lm-eval's tasks read saved data sets; yields the list of tasks that began to load.
 
     All tasks load their data set in `ConfigurableTask.download`, those in groups, of Python classes and inline as well.
+    Then lm-eval lists the documents for few-shot examples; read at once, they take a tenth of the time.
     """
     begun: list[ConfigurableTask] = []
-    original = ConfigurableTask.download
+    original, examples = ConfigurableTask.download, ConfigurableTask.fewshot_docs
 
     def download(task: ConfigurableTask, dataset_kwargs: dict[str, Any] | None = None, **options: Any) -> None:
         begun.append(task)
@@ -106,8 +107,19 @@ def saved_datasets() -> Iterator[list[ConfigurableTask]]:
         except TaskError as error:
             raise TaskError(f"task {task.config.task!r}: {error}") from error
 
-    with mock.patch.object(ConfigurableTask, "download", download):
+    def fewshot_docs(task: ConfigurableTask) -> Any:
+        documents = examples(task)
+        plain = isinstance(documents, datasets.Dataset) and documents.format["type"] is None
+        return _at_once(documents) if plain else documents
+
+    with mock.patch.multiple(ConfigurableTask, download=download, fewshot_docs=fewshot_docs):
         yield begun
+
+
+def _at_once(documents: datasets.Dataset) -> list[dict[str, Any]]:
+    """As `list(documents)`, which reads one document after the other."""
+    columns = documents[:]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def find_saved(path: str, config: str | None) -> SavedDataset | None:

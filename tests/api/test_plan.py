@@ -28,6 +28,28 @@ def test_a_plan_has_cells_ranks_weights_and_failures(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_the_rank_of_a_shape_is_computed_once():
+    def calls(layers):
+        counted = []
+
+        class Counted(lrbench.Reducer):
+            name = "counted"
+
+            def reduce(self, weight, rank, context):
+                raise AssertionError
+
+            def stored_numbers(self, shape, rank):
+                counted.append((shape, rank))
+                return rank * sum(shape)
+
+        sweep = [{"layers": layers, "weights": ["mlp.down"], "rank": {"keep": [0.5, 0.25]}}]
+        plan = lrbench.plan({**SUITE, "reducers": [], "sweep": sweep}, reducers=[Counted])
+        assert "rank" in str(plan)
+        return counted
+
+    assert calls("all") == calls([0]) != []
+
+
 def test_a_plan_prints_as_check_does(capsys):
     assert main(["check", "quickstart"]) == 0
     assert str(lrbench.plan("quickstart")) == capsys.readouterr().out.rstrip("\n")

@@ -75,6 +75,29 @@ def test_a_task_finds_its_data_set_whatever_the_organisation_and_the_name_of_no_
     assert origin_of(task) == {"split": "validation", "folder": place.removesuffix("/validation")}
 
 
+def test_documents_for_few_shot_examples_are_those_of_the_split_and_not_read_one_by_one(tmp_path, monkeypatch):
+    features = datasets.Features(
+        {
+            "question": datasets.Value("string"),
+            "choices": {
+                "text": datasets.List(datasets.Value("string")),
+                "label": datasets.List(datasets.Value("string")),
+            },
+            "answerKey": datasets.Value("string"),
+            "class": datasets.ClassLabel(names=["A", "B"]),
+            "nested": datasets.List({"n": datasets.Value("int64")}),
+        }
+    )
+    documents = [{**row, "class": row["answerKey"], "nested": [{"n": 1}, {"n": 2}]} for row in ARC]
+    Dataset.from_list(documents, features).save_to_disk(str(tmp_path / "ai2_arc" / "ARC-Easy" / "test"))
+    expected = list(Dataset.load_from_disk(str(tmp_path / "ai2_arc" / "ARC-Easy" / "test")))
+    monkeypatch.setattr(Dataset, "__iter__", None)
+
+    task = load("arc_easy", tmp_path)
+
+    assert task.sampler.df == expected
+
+
 def test_the_same_organisation_is_preferred_then_none(tmp_path):
     for number, place in enumerate(["other/piqa/none", "piqa/none", "baber/piqa/none"]):
         save(PIQA[: number + 1], tmp_path / place / "validation")
