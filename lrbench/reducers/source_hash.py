@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrbench.errors import PluginError
+from lrbench.system.cache import cached
 from lrbench.system.text import one_line
 
 if TYPE_CHECKING:
@@ -70,13 +71,18 @@ def code_hash(*packages: str) -> str:
     Args:
         packages: folders below `lrbench/`, such as `reduction/calibration`.
     """
-    digest = hashlib.sha256()
+    sources: dict[str, bytes] = {}
     for package in packages:
         for path in sorted((_LRBENCH / package).rglob("*.py")):
             name = path.relative_to(_LRBENCH).as_posix()
             if not name.startswith(_EXCLUDED):
-                digest.update(name.encode() + _file_hash(path))
-    return digest.hexdigest()
+                sources[name] = path.read_bytes()
+
+    def digest() -> str:
+        return hashlib.sha256(b"".join(name.encode() + _tree_hash(sources[name]) for name in sources)).hexdigest()
+
+    key = repr((sys.version, Path(__file__).read_bytes(), sources)).encode()
+    return str(cached("code", f"{_LRBENCH} {packages}", key, digest))
 
 
 def _file_hash(path: Path) -> bytes:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import importlib.util
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
@@ -20,8 +18,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from lrbench.errors import InputError
-from lrbench.system import files
+from lrbench.system.cache import cached
 
 _SKIPPED = {"__pycache__", ".ipynb_checkpoints"}  # folders, as in lm-eval
 _KEYS = ("class", "group", "include", "tag", "task")
@@ -71,24 +68,9 @@ def read_index(folder: Path, version: str) -> dict[str, IndexEntry]:
     """
     listing = sorted(_listing(str(folder)))
     key = repr((version, listing)).encode() + Path(__file__).read_bytes()
-    with contextlib.suppress(OSError, InputError):  # InputError: there is no cache folder
-        checksum, _, index = _stored(folder).read_bytes().partition(b"\n")
-        if checksum == _checksum(key, index):
-            return _entries(index)
     names = [name for name, *_ in listing if name.endswith(".yaml")]
-    index = json.dumps(_build(str(folder), names), default=str).encode()
-    with contextlib.suppress(OSError, InputError):
-        _stored(folder).parent.mkdir(parents=True, exist_ok=True)
-        files.write(_stored(folder), _checksum(key, index) + b"\n" + index)
-    return _entries(index)
-
-
-def _stored(folder: Path) -> Path:
-    return files.cache_root() / "tasks" / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:32]}.json"
-
-
-def _entries(index: bytes) -> dict[str, IndexEntry]:
-    return {name: IndexEntry(*entry) for name, entry in json.loads(index).items()}
+    index = cached("tasks", str(folder), key, lambda: _build(str(folder), names))
+    return {name: IndexEntry(*entry) for name, entry in index.items()}
 
 
 def _listing(folder: str) -> Iterator[tuple[str, int, int]]:
@@ -100,10 +82,6 @@ def _listing(folder: str) -> Iterator[tuple[str, int, int]]:
             with contextlib.suppress(OSError):  # a link to nothing
                 status = os.stat(path)
                 yield path[len(folder) + 1 :].replace(os.sep, "/"), status.st_size, status.st_mtime_ns
-
-
-def _checksum(key: bytes, index: bytes) -> bytes:
-    return hashlib.sha256(key + index).hexdigest().encode()
 
 
 def _build(folder: str, names: Iterable[str]) -> dict[str, IndexEntry]:
