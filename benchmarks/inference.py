@@ -32,10 +32,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 import lrbench
 from lrbench.models.factored_layers import factored
-from lrbench.models.load import DTYPES, choose_device
-from lrbench.models.slots import find_slots
+from lrbench.models.load import DTYPES
+from lrbench.models.slot_search import find_slots
 from lrbench.reducers.factors import Factors
 from lrbench.reduction.speed_benchmark import prompts_of, time_once
+from lrbench.system.device import choose_device
 from lrbench.system.environment import environment, in_words
 
 SHAPES = ["1024x1024", "4096x1024", "1024x4096", "4096x4096"]

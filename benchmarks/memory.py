@@ -34,7 +34,8 @@ from lrbench.evaluation.interface import Job
 from lrbench.evaluation.lm_eval_model import make_hflm
 from lrbench.evaluation.sweep import SweepEngine
 from lrbench.models.edit import edited
-from lrbench.models.load import LoadedModel, choose_device
+from lrbench.models.load import LoadedModel
+from lrbench.system.device import choose_device
 from lrbench.system.environment import environment, in_words
 from lrbench.tasks.containment import contained
 from lrbench.tasks.frozen_requests import freeze

@@ -29,8 +29,9 @@ import torch
 
 from lrbench.evaluation import ENGINES, make_engine
 from lrbench.evaluation.lm_eval_model import make_hflm
-from lrbench.models.load import LoadedModel, choose_device
+from lrbench.models.load import LoadedModel
 from lrbench.suite.load import ModelSpec
+from lrbench.system.device import choose_device
 from lrbench.system.environment import environment, in_words
 from lrbench.tasks.frozen_requests import freeze
 from lrbench.tasks.load import load_tasks

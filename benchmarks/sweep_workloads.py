@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from lrbench.models.load import DTYPES, LoadedModel
-from lrbench.models.slots import find_slots
+from lrbench.models.slot_search import find_slots
 
 CONFIGS = ("llama-12x384", "tiny", "gptj", "llama-3.1-8b")
 END = "<|end|>"

@@ -16,7 +16,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lrbench.errors import InputError, LrbenchError
-from lrbench.models.slots import Inventory, WeightSlot, count_parameters, find_slots
+from lrbench.models.slot_search import find_slots
+from lrbench.models.slots import Inventory, WeightSlot, count_parameters
 from lrbench.reducers.base import Reducer
 from lrbench.reducers.factors import Factors
 from lrbench.reducers.parameters import values

@@ -56,10 +56,10 @@ def run(args: argparse.Namespace) -> int:
     """Reduces the matrix and writes the table; returns 1 if a reducer failed."""
     from lrbench.analysis.spectra import figures_of, singular_values
     from lrbench.linalg import in_range, times_power
-    from lrbench.models.load import choose_device
     from lrbench.reduction.matrix_file import read_matrix
     from lrbench.reduction.single_matrix import reduce_matrix, slot_of
     from lrbench.reports.render import matrix as render
+    from lrbench.system.device import choose_device
     from lrbench.system.environment import environment
 
     output.check(args.output)

@@ -14,10 +14,11 @@ from transformers.initialization import no_init_weights
 from lrbench.errors import InputError, ModelError
 from lrbench.export.description import TENSORS, Description, StoredWeight
 from lrbench.models.factored_layers import install
-from lrbench.models.load import choose_device
-from lrbench.models.slots import find_slots, write_slot
+from lrbench.models.slot_search import find_slots
+from lrbench.models.slots import write_slot
 from lrbench.models.source import refuse_kernels
 from lrbench.reducers.factors import Factors
+from lrbench.system.device import choose_device
 from lrbench.system.text import one_line
 
 

@@ -19,7 +19,8 @@ from lrbench.models.load import (
     load_weights,
     weight_hash,
 )
-from lrbench.models.slots import Inventory, WeightSlot, count_parameters, find_slots
+from lrbench.models.slot_search import find_slots
+from lrbench.models.slots import Inventory, WeightSlot, count_parameters
 from lrbench.models.source import find, structure
 from lrbench.system.text import silent
 

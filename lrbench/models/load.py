@@ -15,17 +15,18 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from lrbench.errors import ModelError
 from lrbench.models.adapter import find_adapter, merge_adapter
 from lrbench.models.loading_errors import failing, quietly, refuse_gaps
-from lrbench.models.slots import Inventory, count_parameters, find_slots
+from lrbench.models.slot_search import find_slots
+from lrbench.models.slots import Inventory, count_parameters
 from lrbench.models.source import Source, declared_causality, find, read_tokenizer, structure
 from lrbench.suite.bundled import bundled
-from lrbench.system.device import check_room
-from lrbench.system.text import one_line, silent
+from lrbench.system.device import check_room, choose_device
+from lrbench.system.text import silent
 
 if TYPE_CHECKING:
     from lrbench.suite.load import ModelSpec
 
 __all__ = [
-    "LoadedModel", "bundled", "choose_device", "config_hash", "first_non_finite", "has_chat_template", "load",
+    "LoadedModel", "bundled", "config_hash", "first_non_finite", "has_chat_template", "load",
     "load_structure", "load_weights", "weight_hash",
 ]  # fmt: skip
 
@@ -166,18 +167,6 @@ def has_chat_template(spec: ModelSpec, *, trust_remote_code: bool = False) -> bo
     """
     tokenizer = read_tokenizer(spec, find(spec, trust_remote_code=trust_remote_code))
     return bool(getattr(tokenizer, "chat_template", None))
-
-
-def choose_device(name: str | None) -> torch.device:
-    """The named device, else the GPU if there is one, else the CPU. Raises ModelError: the device does not exist."""
-    if name is None or name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"device {name!r} cannot be used here: {one_line(error)}; cpu always can") from error
-    return device
 
 
 def weight_hash(model: torch.nn.Module) -> str:

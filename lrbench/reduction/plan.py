@@ -14,7 +14,6 @@ from itertools import product
 from typing import Any
 
 from lrbench.errors import FOREIGN, ModelError, PluginError, ReducerError
-from lrbench.models.factored_layers import is_whole_layer
 from lrbench.models.slots import Inventory, WeightSlot
 from lrbench.reducers.base import STATISTICS, Reducer, Slot
 from lrbench.reducers.parameters import ParameterError, values
@@ -119,8 +118,13 @@ class Cell:
         Includes the label, so that cells with different labels have separate rows, and `inference` where it can change
         a score.
         """
-        if inference != "dense" and any(map(is_whole_layer, self.slots)):
-            setting["inference"] = inference
+        if inference != "dense":
+            from lrbench.models.factored_layers import (
+                is_whole_layer,  # imports transformers, which a plan does not need
+            )
+
+            if any(map(is_whole_layer, self.slots)):
+                setting["inference"] = inference
         method = self.method
         content = {
             **setting,

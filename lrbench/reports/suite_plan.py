@@ -6,22 +6,20 @@ import html
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lrbench.models.slots import Inventory
 from lrbench.reducers.registry import Registry
-from lrbench.reduction.calibration.sources import read_text
-from lrbench.reduction.delta import check_base
 from lrbench.reduction.greedy_plan import Composition, compositions_in_words, make_compositions
 from lrbench.reduction.plan import Cell, Method, Plan, make_plan, methods, swept_slots
 from lrbench.reports.render.number_format import by_reason
-from lrbench.run.inputs import default_directory
-from lrbench.run.model_run import tasks_of
-from lrbench.run.runner import structure_of
+from lrbench.run.inputs import default_directory, structure_of, tasks_of
 from lrbench.suite.load import ModelSpec, RaceSpec, SelectSpec, Suite
 from lrbench.suite.roles import ROLES
 from lrbench.system.text import printable
-from lrbench.tasks.saved_datasets import datasets_from
-from lrbench.tasks.task_set import TaskSet
+
+if TYPE_CHECKING:
+    from lrbench.tasks.task_set import TaskSet
 
 
 @dataclass(frozen=True)
@@ -156,6 +154,9 @@ def plan_suite(
     tasks = tasks_of(suite)
     text = None
     if suite.calibration is not None:
+        from lrbench.reduction.calibration.sources import read_text
+        from lrbench.tasks.saved_datasets import datasets_from
+
         with datasets_from(suite.datasets):
             text = read_text(suite.calibration, suite.task_paths, tasks.tasks, notify)
     inventories = [
@@ -163,8 +164,11 @@ def plan_suite(
     ]
     models = []
     for spec, inventory in inventories:
-        slots = swept_slots(suite.sweep, inventory)
-        check_base(suite.delta, inventory, slots, notify, trust_remote_code=trust_remote_code)
+        if suite.delta is not None:
+            from lrbench.reduction.delta import check_base
+
+            slots = swept_slots(suite.sweep, inventory)
+            check_base(suite.delta, inventory, slots, notify, trust_remote_code=trust_remote_code)
         plan = make_plan(suite, inventory, suite_methods)
         models.append(ModelPlan(spec, inventory, plan, make_compositions(suite, inventory, suite_methods)))
     characters = sum(map(len, text)) if text is not None else None

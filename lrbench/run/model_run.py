@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from lrbench.errors import FOREIGN, LrbenchError, SpoiltModelError, TaskError
+from lrbench.errors import FOREIGN, LrbenchError, SpoiltModelError
 from lrbench.evaluation import make_engine
 from lrbench.evaluation.base_engine import BaseEngine
 from lrbench.evaluation.interface import Job, Outcome, Step
@@ -28,11 +28,11 @@ from lrbench.reduction.reduced_weight import Reduction, sizes
 from lrbench.reduction.speed_benchmark import measure_inference
 from lrbench.results.rows import Edit, Row
 from lrbench.run.cell_scoring import CellScoring, Scored
+from lrbench.run.inputs import tasks_of
 from lrbench.run.partial_answers import AnswerStorage, RunPartials
 from lrbench.suite.load import ModelSpec, Suite
 from lrbench.system.environment import environment
-from lrbench.system.text import did_you_mean, one_line
-from lrbench.tasks.load import load_tasks
+from lrbench.system.text import one_line
 from lrbench.tasks.saved_datasets import datasets_from
 from lrbench.tasks.task_set import TaskSet
 
@@ -307,28 +307,6 @@ def calibration_of(setup: ModelSetup, loaded: LoadedModel, engine: BaseEngine) -
     longest = engine.lm.max_length
     with datasets_from(suite.datasets):
         return prepare(suite.calibration, suite.task_paths, loaded, engine.requests, longest, setup.notify)
-
-
-def tasks_of(suite: Suite) -> TaskSet:
-    """The suite's tasks.
-
-    Raises:
-        SuiteError: a task cannot be loaded, or a derived column names an unknown task; at the suite's line.
-    """
-    try:
-        with datasets_from(suite.datasets):
-            tasks = load_tasks(suite.tasks, suite.task_paths)
-    except TaskError as error:
-        raise suite.error_at(str(error), *getattr(error.spec, "path", ("tasks",))) from None
-    known = [*tasks.named, *tasks.groups, *tasks.tasks]
-    for column in suite.derived:
-        for index, term in enumerate(column.terms):
-            if term.name not in known:
-                hint = did_you_mean(term.name, known) or f"; this suite has {', '.join(dict.fromkeys(known))}"
-                message = f"column {column.name!r}: {term.name!r} is no task of the suite{hint}"
-                raise suite.error_at(message, "derived", column.name, column.kind, index)
-        known.append(column.name)
-    return tasks
 
 
 @dataclass(frozen=True)

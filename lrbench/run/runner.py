@@ -7,20 +7,19 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from lrbench.errors import InputError, ModelError
+from lrbench.errors import InputError
 from lrbench.evaluation import ENGINES
-from lrbench.models.load import choose_device, has_chat_template, load_structure
-from lrbench.models.slots import Inventory
 from lrbench.reducers.registry import Registry
 from lrbench.reduction.delta import check_base
 from lrbench.reduction.plan import methods, swept_slots
 from lrbench.results.directory import RunDirectory
 from lrbench.run.executors import Executor, LocalExecutor
+from lrbench.run.inputs import structure_of
 from lrbench.run.manifest_writer import ManifestWriter
 from lrbench.run.model_run import ModelSetup
 from lrbench.run.recorder import Interrupted, Progress, Recorder, RunResult, Stop
 from lrbench.run.selection import run_model
-from lrbench.suite.load import ModelSpec, Suite
+from lrbench.suite.load import Suite
 from lrbench.system.files import Timeout
 from lrbench.system.text import one_line, silent
 
@@ -105,36 +104,6 @@ def _counted(result: RunResult, started: float) -> Iterator[None]:
         raise Interrupted(result) from None
     finally:
         result.seconds = time.perf_counter() - started
-
-
-def structure_of(
-    spec: ModelSpec,
-    device: str | None = None,
-    notify: Callable[[str], None] = silent,
-    *,
-    trust_remote_code: bool = False,
-) -> Inventory:
-    """A model's slots, read without its weights. Checks that the device exists.
-
-    `notify` is called with one line before a slow step.
-
-    Raises:
-        ModelError: `device` does not exist.
-        SuiteError: the model cannot be loaded, its device does not exist, or it lacks the chat template that the suite
-            asks for; at the suite's line.
-    """
-    if device is not None:
-        choose_device(device)
-    try:
-        if device is None:
-            choose_device(spec.device)
-        inventory = load_structure(spec, notify, trust_remote_code=trust_remote_code)
-        has_template = not spec.chat_template or has_chat_template(spec, trust_remote_code=trust_remote_code)
-    except ModelError as error:
-        raise spec.error_at(str(error)) from None
-    if not has_template:
-        raise spec.error_at("the tokenizer has no chat template; leave it out, or take another model", "chat_template")
-    return inventory
 
 
 def _refuse_other_suite(directory: RunDirectory, suite_hash: str) -> None:

@@ -1,4 +1,4 @@
-"""Synchronizing a device, its free memory, and out-of-memory errors."""
+"""Choosing and synchronizing a device, its free memory, and out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -8,8 +8,21 @@ import psutil
 import torch
 
 from lrbench.errors import ModelError
+from lrbench.system.text import one_line
 
 ALLOCATOR_SAYS = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The named device, else the GPU if there is one, else the CPU. Raises ModelError: the device does not exist."""
+    if name is None or name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"device {name!r} cannot be used here: {one_line(error)}; cpu always can") from error
+    return device
 
 
 def synchronize(device: torch.device) -> None:

@@ -23,7 +23,8 @@ from lrbench.analysis.spectra import (
 from lrbench.errors import ModelError
 from lrbench.linalg import optimal_errors
 from lrbench.models.load import load
-from lrbench.models.slots import WeightSlot, find_slots
+from lrbench.models.slot_search import find_slots
+from lrbench.models.slots import WeightSlot
 from lrbench.reducers.base import Slot
 from lrbench.reducers.testing.matrices import kinds, odd
 from lrbench.reduction.single_matrix import slot_of

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lrbench.evaluation.sweep.sweeper import Sweeper
-from lrbench.models.slots import find_slots
+from lrbench.models.slot_search import find_slots
 from tests.support.slow_cases import slow_cases
 from tests.support.tiny_models import FAMILIES, plainly, same, some_queries, swept, tiny
 

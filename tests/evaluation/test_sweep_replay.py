@@ -7,7 +7,7 @@ from lrbench.evaluation.sweep.answers import Tally
 from lrbench.evaluation.sweep.sweeper import Sweeper
 from lrbench.models.edit import edited
 from lrbench.models.factored_layers import factored
-from lrbench.models.slots import find_slots
+from lrbench.models.slot_search import find_slots
 from lrbench.reducers.factors import LowRank
 from lrbench.reduction.plan import Cell
 from tests.support.tiny_models import FAMILIES, plainly, query, same, some_queries, tiny

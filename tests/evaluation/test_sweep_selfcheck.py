@@ -11,7 +11,7 @@ from lrbench.evaluation.sweep.prefix_trees import Costs, grow
 from lrbench.evaluation.sweep.queries import Query
 from lrbench.evaluation.sweep.selfcheck import SHORT, choose, cut_fork, length_limits
 from lrbench.evaluation.sweep.sweeper import Sweeper
-from lrbench.models.slots import find_slots
+from lrbench.models.slot_search import find_slots
 from lrbench.system.device import is_out_of_memory
 from tests.support.tiny_models import VOCABULARY, plainly, query, same, some_queries, swept, tiny
 

@@ -15,11 +15,13 @@ from transformers import (
 
 from lrbench.errors import EvaluationError, ModelError
 from lrbench.models.edit import edited
-from lrbench.models.load import bundled, choose_device, load, load_structure, weight_hash
-from lrbench.models.slots import count_parameters, find_slots
+from lrbench.models.load import bundled, load, load_structure, weight_hash
+from lrbench.models.slot_search import find_slots
+from lrbench.models.slots import count_parameters
 from lrbench.reduction.reduced_weight import sizes as sizes_of
 from lrbench.suite.load import ModelSpec
 from lrbench.suite.roles import is_fused, is_router, role_of
+from lrbench.system.device import choose_device
 from tests.support.architectures import build, shared
 
 LLAMA = LlamaConfig(

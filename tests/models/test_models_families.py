@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM
 
 from lrbench.models.edit import edited
 from lrbench.models.load import weight_hash
-from lrbench.models.slots import count_parameters, find_slots
+from lrbench.models.slot_search import find_slots
+from lrbench.models.slots import count_parameters
 from tests.support.architectures import ARCHITECTURES, EXPERTS, VOCABULARY, build, shared
 
 IDS = torch.arange(2 * 11).reshape(2, 11) * 7 % (VOCABULARY - 3) + 3

@@ -14,7 +14,7 @@ from lrbench.errors import ModelError
 from lrbench.models import load as loading
 from lrbench.models.edit import edited
 from lrbench.models.load import bundled, load, load_structure
-from lrbench.models.slots import find_slots
+from lrbench.models.slot_search import find_slots
 from lrbench.results.directory import RunDirectory
 from lrbench.suite.load import ModelSpec, load_suite
 from lrbench.system import device

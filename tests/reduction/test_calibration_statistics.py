@@ -10,7 +10,7 @@ from torch import nn
 
 from lrbench.errors import InputError, ReducerError
 from lrbench.models.load import LoadedModel, config_hash, weight_hash
-from lrbench.models.slots import find_slots
+from lrbench.models.slot_search import find_slots
 from lrbench.reduction.calibration import activations, cache, moments
 from lrbench.reduction.calibration.activations import Activations
 from lrbench.reduction.calibration.gradients import fisher

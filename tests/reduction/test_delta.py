@@ -13,7 +13,8 @@ from lrbench.cli import main
 from lrbench.errors import ModelError, SuiteError
 from lrbench.models.base_model import load_base
 from lrbench.models.load import load
-from lrbench.models.slots import count_parameters, find_slots
+from lrbench.models.slot_search import find_slots
+from lrbench.models.slots import count_parameters
 from lrbench.reports.render import markdown, terminal
 from lrbench.results.directory import open_run
 from lrbench.results.rows import Row

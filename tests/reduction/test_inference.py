@@ -9,7 +9,7 @@ import lrbench
 from lrbench.analysis.leaderboard import build
 from lrbench.errors import EvaluationError, ModelError
 from lrbench.models.factored_layers import factored, is_whole_layer
-from lrbench.models.slots import find_slots
+from lrbench.models.slot_search import find_slots
 from lrbench.reducers.factors import Dense, LowRank
 from lrbench.reducers.factors.layer import FactoredLinear
 from lrbench.reducers.ranks import RankRequest

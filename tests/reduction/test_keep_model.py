@@ -11,7 +11,8 @@ from lrbench.analysis.scored_run import lines_of
 from lrbench.cli import main
 from lrbench.errors import LrbenchError, ReducerError, SuiteError
 from lrbench.models.load import load, weight_hash
-from lrbench.models.slots import count_parameters, find_slots
+from lrbench.models.slot_search import find_slots
+from lrbench.models.slots import count_parameters
 from lrbench.reducers.base import Prepared, Reducer, Slot
 from lrbench.reducers.ranks import RankRequest, worthwhile_ranks
 from lrbench.reducers.registry import Registry

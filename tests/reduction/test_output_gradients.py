@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lrbench.errors import ReducerError
-from lrbench.models.slots import find_slots
+from lrbench.models.slot_search import find_slots
 from lrbench.reduction.calibration import gradients
 from lrbench.reduction.calibration.gradients import output_gradients
 from lrbench.reduction.calibration.labels import Labels

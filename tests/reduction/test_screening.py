@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lrbench.models.edit import edited
-from lrbench.models.slots import find_slots
+from lrbench.models.slot_search import find_slots
 from lrbench.reduction import gradient_sensitivity as screening
 from lrbench.reduction.gradient_sensitivity import ScoredTokens, sensitivities
 from tests.support.tiny_models import tiny

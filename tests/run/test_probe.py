@@ -17,8 +17,7 @@ from lrbench.models.load import bundled
 from lrbench.reducers.registry import Registry
 from lrbench.reduction.plan import make_plan, methods
 from lrbench.run import estimate as probing
-from lrbench.run.inputs import default_directory
-from lrbench.run.runner import structure_of
+from lrbench.run.inputs import default_directory, structure_of
 from lrbench.suite.load import load_suite
 from lrbench.tasks.load import load_tasks
 from tests.support.slow_cases import slow_cases

@@ -125,7 +125,7 @@ def frozen(folder: Path, tasks: str):
     """The requests of a suite's tasks."""
     from lrbench.evaluation import make_engine
     from lrbench.models.load import load
-    from lrbench.run.model_run import tasks_of
+    from lrbench.run.inputs import tasks_of
 
     path = folder / "suite.yaml"
     path.write_text(

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from lrbench.models.slots import Inventory, find_slots
+from lrbench.models.slot_search import find_slots
+from lrbench.models.slots import Inventory
 
 VOCABULARY = 64
 EXPERTS = 3

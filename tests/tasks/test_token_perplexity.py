@@ -16,7 +16,7 @@ from lrbench.evaluation.lm_eval_model import WindowedHFLM
 from lrbench.evaluation.sweep import SweepEngine
 from lrbench.models.edit import edited
 from lrbench.models.load import bundled
-from lrbench.models.slots import find_slots
+from lrbench.models.slot_search import find_slots
 from lrbench.reduction.calibration.overlap import find_evaluated_document
 from lrbench.results.directory import RunDirectory
 from lrbench.tasks.folders import BUNDLED

@@ -19,7 +19,7 @@ from lrbench.evaluation.interface import Job, Outcome, Partial, Step
 from lrbench.evaluation.sweep.answers import Tally
 from lrbench.evaluation.sweep.queries import make_queries
 from lrbench.evaluation.sweep.sweeper import MODES, QueryPart, Sweeper
-from lrbench.models.slots import find_slots
+from lrbench.models.slot_search import find_slots
 from lrbench.system.device import is_out_of_memory, synchronize
 from lrbench.system.text import silent
 from lrbench.tasks.containment import contained

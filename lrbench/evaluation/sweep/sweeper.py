@@ -36,7 +36,7 @@ from lrbench.evaluation.sweep.selfcheck import (
     make_side_by_side,
     score_plainly,
 )
-from lrbench.models.slots import find_slots
+from lrbench.models.slot_search import find_slots
 from lrbench.system.device import is_out_of_memory
 from lrbench.system.text import one_line, silent
 

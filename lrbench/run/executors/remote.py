@@ -14,14 +14,16 @@ from lrbench.evaluation import engine_options
 from lrbench.evaluation.base_engine import BaseEngine
 from lrbench.models.base_model import Base
 from lrbench.models.load import LoadedModel
-from lrbench.models.slots import WeightSlot, count_parameters, find_slots
+from lrbench.models.slot_search import find_slots
+from lrbench.models.slots import WeightSlot, count_parameters
 from lrbench.models.source import find, read_tokenizer, structure
 from lrbench.reduction.delta import without_unchanged
 from lrbench.reduction.greedy_plan import make_compositions
 from lrbench.reduction.plan import Plan, make_plan
 from lrbench.run.cell_scoring import Scored
 from lrbench.run.executors.wire import cell_data, pack, partial_data, unpack
-from lrbench.run.model_run import ModelRun, ModelSetup, calibration_of, tasks_of
+from lrbench.run.inputs import tasks_of
+from lrbench.run.model_run import ModelRun, ModelSetup, calibration_of
 from lrbench.run.partial_answers import AnswerStorage
 
 if TYPE_CHECKING:
