@@ -11,6 +11,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +23,11 @@ from lrbench.system.cache import cached
 
 _SKIPPED = {"__pycache__", ".ipynb_checkpoints"}  # folders, as in lm-eval
 _KEYS = ("class", "group", "include", "tag", "task")
+_INCLUDE = re.compile(rb"""include["']?[ \t]*:([^\n]*(?:\n[ \t-][^\n]*)*)""")
+_TARGET = re.compile(rb"""[^\s,\[\]"']+""")
+
+#: The kinds of single tasks.
+TASKS = ("TASK", "PY_TASK")
 
 
 class IndexEntry(NamedTuple):
@@ -61,15 +67,41 @@ def lm_eval_index() -> dict[str, IndexEntry]:
     return read_index(lm_eval_folder(), metadata.version("lm-eval"))
 
 
+@functools.cache
+def lm_eval_tasks(names: frozenset[str]) -> dict[str, IndexEntry] | None:
+    """Of lm-eval's index, the entries of single tasks; None if a name is a group's, a tag's, or unknown.
+
+    Only files that mention one of the names are parsed, so the first time takes a third of that of the whole index.
+    """
+    return read_tasks(lm_eval_folder(), metadata.version("lm-eval"), names)
+
+
 def read_index(folder: Path, version: str) -> dict[str, IndexEntry]:
     """The index of a folder of task files: the stored one if version and files (name, size, time) are the same.
 
     A damaged index is built again; one that cannot be stored is built every time.
     """
+    return _read_index(folder, version, str(folder), lambda yaml_files: _build(str(folder), yaml_files))
+
+
+def read_tasks(folder: Path, version: str, names: frozenset[str]) -> dict[str, IndexEntry] | None:
+    """The entries of single tasks in the index of a folder, stored likewise; None if a name is no single task's."""
+
+    def build(yaml_files: list[str]) -> dict[str, IndexEntry]:
+        index = _build(str(folder), _mentioning(str(folder), yaml_files, names))
+        return {name: index[name] for name in names & index.keys()}
+
+    entries = _read_index(folder, version, f"{folder} {sorted(names)}", build)
+    return entries if [entry.kind in TASKS for entry in entries.values()].count(True) == len(names) else None
+
+
+def _read_index(
+    folder: Path, version: str, name: str, build: Callable[[list[str]], dict[str, IndexEntry]]
+) -> dict[str, IndexEntry]:
     listing = sorted(_listing(str(folder)))
     key = repr((version, listing)).encode() + Path(__file__).read_bytes()
-    names = [name for name, *_ in listing if name.endswith(".yaml")]
-    index = cached("tasks", str(folder), key, lambda: _build(str(folder), names))
+    yaml_files = [file for file, *_ in listing if file.endswith(".yaml")]
+    index = cached("tasks", name, key, lambda: build(yaml_files))
     return {name: IndexEntry(*entry) for name, entry in index.items()}
 
 
@@ -82,6 +114,26 @@ def _listing(folder: str) -> Iterator[tuple[str, int, int]]:
             with contextlib.suppress(OSError):  # a link to nothing
                 status = os.stat(path)
                 yield path[len(folder) + 1 :].replace(os.sep, "/"), status.st_size, status.st_mtime_ns
+
+
+def _mentioning(folder: str, yaml_files: Iterable[str], names: Iterable[str]) -> list[str]:
+    """The files in which one of the names occurs, or in a file that they include."""
+    words = [name.encode() for name in names]
+
+    known: dict[str, bool] = {}
+
+    def mentions(path: str) -> bool:
+        if path not in known:
+            known[path] = False  # files that include each other define nothing
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                content = file.read()
+                targets = (target for value in _INCLUDE.findall(content) for target in _TARGET.findall(value))
+                known[path] = any(word in content for word in words) or any(
+                    mentions(os.path.normpath(os.path.join(path, "..", os.fsdecode(target)))) for target in targets
+                )
+        return known[path]
+
+    return [file for file in yaml_files if mentions(os.path.join(folder, file))]
 
 
 def _build(folder: str, names: Iterable[str]) -> dict[str, IndexEntry]:

@@ -18,7 +18,7 @@ from lrbench.system.text import one_line
 from lrbench.tasks.containment import contained
 from lrbench.tasks.data import with_data
 from lrbench.tasks.folders import BUNDLED, PROTOCOLS, check_folders, with_absolute_data
-from lrbench.tasks.lm_eval_index import IndexEntry, lm_eval_folder, lm_eval_index
+from lrbench.tasks.lm_eval_index import IndexEntry, lm_eval_folder, lm_eval_index, lm_eval_tasks
 from lrbench.tasks.names import is_pattern, suggestion
 from lrbench.tasks.prompt_fields import check_fields
 from lrbench.tasks.saved_datasets import saved_datasets
@@ -59,10 +59,10 @@ def _manager(specs: list[RequestedTask], places: list[Path]) -> TaskManager:
     """A task manager that has indexed the folders, and lm-eval's own tasks if the folders lack a name."""
     manager = TaskManager(include_path=list(places), include_defaults=False)
     index = manager.task_index
-    if any(_missing(spec.task, index) for spec in specs):
+    if missing := {name for spec in specs for name in _missing(spec.task, index)}:
         ours = list(index)
         folder = lm_eval_folder()
-        for name, entry in lm_eval_index().items():
+        for name, entry in (lm_eval_tasks(frozenset(missing)) or lm_eval_index()).items():
             index.setdefault(name, _as_lm_evals(name, entry, folder))
         missing = {name for spec in specs for name in _missing(spec.task, index)}
         _refuse(specs, manager, {name: suggestion(name, ours, index) for name in missing})

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from lrbench.system.text import did_you_mean
-from lrbench.tasks.lm_eval_index import lm_eval_index
+from lrbench.tasks.lm_eval_index import TASKS, lm_eval_index, lm_eval_tasks
 
 BUNDLED = Path(__file__).parent / "almanac"
 PROTOCOLS = Path(__file__).parent / "protocols"  # tasks of papers that lm-eval lacks
@@ -39,10 +39,10 @@ def unknown(names: Iterable[str], folders: Sequence[Path]) -> list[tuple[str, st
     """
     words, defined = _read_names((BUNDLED, PROTOCOLS, *folders))
     missing = [name for name in dict.fromkeys(names) if not _matches(name, words)]
-    if not missing:
+    if not missing or lm_eval_tasks(frozenset(missing)):
         return []
     index = lm_eval_index()
-    tasks = [name for name, entry in index.items() if entry.kind in ("TASK", "PY_TASK")]
+    tasks = [name for name, entry in index.items() if entry.kind in TASKS]
     return [
         (name, suggestion(name, defined, index))
         for name in missing

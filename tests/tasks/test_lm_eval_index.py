@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from lm_eval.tasks._index import TaskIndex
 from lrbench.system import files
 from lrbench.tasks import lm_eval_index as module
 from lrbench.tasks.folders import BUNDLED, PROTOCOLS
-from lrbench.tasks.lm_eval_index import lm_eval_folder, lm_eval_index, read_index
+from lrbench.tasks.lm_eval_index import lm_eval_folder, lm_eval_index, lm_eval_tasks, read_index, read_tasks
 from lrbench.tasks.load import load_tasks
 
 ODD_FILES = {
@@ -97,6 +98,32 @@ def test_it_equals_lm_evals_whole_index():
     assert len(expected) > 14_000
     assert {kind for kind, *_ in expected.values()} == {"TASK", "PY_TASK", "GROUP", "TAG"}
     assert comparable(lm_eval_index(), lm_eval_folder()) == expected
+
+
+def test_single_tasks_are_found_without_reading_the_other_files(folder, monkeypatch):
+    index, read = read_index(folder, "1"), []
+    original = module._read
+    monkeypatch.setattr(module, "_read", lambda path: read.append(os.path.relpath(path, folder)) or original(path))
+
+    for names in (*combinations(index, 1), *combinations(index, 2)):
+        single = all(index[name].kind in ("TASK", "PY_TASK") for name in names)
+        expected = {name: index[name] for name in names} if single else None
+        assert read_tasks(folder, "1", frozenset(names)) == expected
+        assert read_tasks(folder, "1", frozenset(names)) == expected  # the stored one
+    assert read_tasks(folder, "1", frozenset(["a", "nowhere"])) is None
+    read.clear()
+    assert read_tasks(folder, "2", frozenset(["from_base"])) is None  # it is a tag
+    assert {"_base", "b.yaml", "deep/e.yaml", "q_late.yaml"} <= set(read)
+    assert not {"deep/python.yaml", "f.yaml", "s_names.yaml"} & set(read)
+
+
+@pytest.mark.slow
+def test_single_tasks_of_lm_evals_are_those_of_its_whole_index():
+    index = lm_eval_index()
+    names = [name for name, entry in index.items() if entry.kind in ("TASK", "PY_TASK")]
+
+    for chosen in (names[start : start + 5] for start in range(0, len(names), 700)):
+        assert lm_eval_tasks(frozenset(chosen)) == {name: index[name] for name in chosen}
 
 
 def test_it_is_built_once(folder, monkeypatch):
@@ -231,6 +258,7 @@ def test_groups_tags_and_patterns_of_lm_evals_are_those_of_a_folder(tmp_path, mo
     expected = load_tasks([spec(name)], [tmp_path / "tasks"])
     monkeypatch.setattr("lrbench.tasks.load.lm_eval_folder", lambda: tmp_path / "tasks")
     monkeypatch.setattr("lrbench.tasks.load.lm_eval_index", lambda: read_index(tmp_path / "tasks", "1"))
+    monkeypatch.setattr("lrbench.tasks.load.lm_eval_tasks", lambda names: None)
 
     tasks = load_tasks([spec(name)])
 
