@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from lrbench.run.recorder import Interrupted, Progress, Recorder, RunResult, Sto
 from lrbench.run.selection import run_model
 from lrbench.suite.load import Suite
 from lrbench.system.files import Timeout
-from lrbench.system.text import one_line, silent
+from lrbench.system.text import one_line
 
 
 def run_suite(

@@ -7,7 +7,8 @@ from lrbench.plugins.svd import SVD
 from lrbench.analysis.leaderboard import build
 from lrbench.api.results import flat
 from lrbench.models.load import load
-from lrbench.models.slots import find_slots, write_slot
+from lrbench.models.slot_search import find_slots
+from lrbench.models.slots import write_slot
 from lrbench.reduction.calibration import statistics
 from lrbench.reduction.calibration.loss_moments import MOMENTS
 from lrbench.reduction.plan import Cell, Method
