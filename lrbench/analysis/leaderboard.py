@@ -269,6 +269,9 @@ def _entry(
     scored_on["score"] = (weights, *((task, documents[task]) for task in overall.metrics if task in top))
     is_baseline, baseline = row.reducer is None, run.baseline_of(row)
     error, optimum = _mean(relative_error(r.edits) for r in rows), _mean(optimal_error(r.edits) for r in rows)
+    # Below float32 rounding the optimum is zero, and a ratio to it is noise. Rounding is relative to W, and an update
+    # is far smaller than W.
+    rounding = 1e-6 if row.delta is None else 1e-4
     keep, keep_model, smaller = (
         _mean(getattr(r, name) for r in rows) for name in ("keep_targets", "keep_model", "compression_ratio")
     )
@@ -287,8 +290,7 @@ def _entry(
         "keep_model": keep_model if keep_model is not None or not is_baseline else 1.0,
         "compression": smaller if smaller is not None or not is_baseline else 1.0,
         "error": error,
-        # Below float32 rounding the optimum is zero, and a ratio to it is noise.
-        "optimum": error / optimum if error is not None and optimum is not None and optimum > 1e-6 else None,
+        "optimum": error / optimum if error is not None and optimum is not None and optimum > rounding else None,
         "predicted_loss": _mean(r.predicted_loss for r in rows),
         "decompose": None if is_baseline else _mean(r.decompose_seconds for r in rows),
         "rank": ranks([edit for r in rows for edit in r.edits]),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lrbench.analysis.spectra import SlotSpectrum
     from lrbench.models.load import LoadedModel
     from lrbench.models.slots import WeightSlot
+    from lrbench.suite.layers import Layers
     from lrbench.suite.load import ModelSpec
 
 
@@ -56,9 +57,10 @@ def run(args: argparse.Namespace) -> int:
     if args.figure is not None:
         output.check(args.figure, "--figure")
         figures.check(args.figure)
+    layers = _layers(args.layers)
     spec = model_spec(args.model, args.revision, args.dtype)
     model = load(spec, args.device, lambda message: output.say(message, sys.stderr))
-    spectra = _measured(_chosen(model, args.layers, args.weights))
+    spectra = _measured(_chosen(model, layers, args.weights))
     if args.figure is not None and all(spectrum.figures.zero for spectrum in spectra):
         raise InputError("--figure: every matrix is zero and has no curve to draw")
     about = {
@@ -106,19 +108,27 @@ def model_spec(name: str, revision: str | None, dtype: str | None) -> ModelSpec:
     return ModelSpec(pretrained=name, revision=revision, dtype=dtype or "auto")  # type: ignore[arg-type]
 
 
-def _chosen(model: LoadedModel, layers: str, weights: Sequence[str] | None) -> list[WeightSlot]:
+def _layers(text: str) -> Layers:
+    """The layers that the command line names. Raises InputError if the text is none of the forms."""
     from lrbench.suite.layers import Layers
     from lrbench.suite.yaml_reader import parse_yaml
 
+    try:
+        return Layers.parse(parse_yaml(text, "--layers", in_file=False).data)
+    except ValueError as error:
+        raise InputError(f"--layers: {error}") from None
+
+
+def _chosen(model: LoadedModel, layers: Layers, weights: Sequence[str] | None) -> list[WeightSlot]:
     inventory = model.inventory
     try:
-        indices = Layers.parse(parse_yaml(layers, "--layers", in_file=False).data).resolve(len(inventory.blocks))
+        indices = layers.resolve(len(inventory.blocks))
     except ValueError as error:
         raise InputError(f"--layers: {error}") from None
     if weights is None:
         chosen = [slot for slot in inventory.slots if slot.about.layer in indices]
         if not chosen:
-            raise ModelError(f"{model.label}: no matrix that can be measured in layers {layers!r}")
+            raise ModelError(f"{model.label}: no matrix that can be measured in layers {layers.spelled()!r}")
         return chosen
     try:
         return inventory.select(indices, weights)

@@ -72,7 +72,10 @@ def without_unchanged(plan: Plan, changed: Callable[[WeightSlot], bool]) -> Plan
     Cells that contain such a weight are skipped, since leaving it out would be another experiment. Only the cell that
     drops all updates is kept, without these weights.
     """
-    unchanged_names = {slot.name for slot in {slot for cell in plan.cells for slot in cell.slots} if not changed(slot)}
+    slots_of_plan = {slot for cell in plan.cells for slot in cell.slots}
+    unchanged_names = {slot.name for slot in slots_of_plan if not changed(slot)}
+    tuned = [slot.about.role or slot.name for slot in slots_of_plan if slot.name not in unchanged_names]
+    remedy = f"; fine-tuning changed {len(tuned)} of the suite's weights ({', '.join(sorted(set(tuned)))})"
     cells = []
     for cell in plan.cells:
         unchanged = next((slot.name for slot in cell.slots if slot.name in unchanged_names), None)
@@ -83,6 +86,7 @@ def without_unchanged(plan: Plan, changed: Callable[[WeightSlot], bool]) -> Plan
             else:
                 cell = replace(cell, skip="every weight is the base's own")
         elif unchanged is not None and not cell.failure:
-            cell = replace(cell, skip=f"{unchanged}: the weight is the base's own, so there is no update to reduce")
+            reason = f"{unchanged}: the weight is the base's own, so there is no update to reduce"
+            cell = replace(cell, skip=reason + remedy)
         cells.append(cell)
     return Plan(tuple(cells))

@@ -14,14 +14,13 @@ from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from lrbench.errors import LrbenchError, TaskError
-from lrbench.system.text import one_line
 from lrbench.tasks.containment import contained
 from lrbench.tasks.data import with_data
 from lrbench.tasks.folders import BUNDLED, PROTOCOLS, check_folders, with_absolute_data
 from lrbench.tasks.lm_eval_index import IndexEntry, lm_eval_folder, lm_eval_index, lm_eval_tasks
 from lrbench.tasks.names import is_pattern, suggestion
 from lrbench.tasks.prompt_fields import check_fields
-from lrbench.tasks.saved_datasets import saved_datasets
+from lrbench.tasks.saved_datasets import reason, saved_datasets
 from lrbench.tasks.task_set import RequestedTask, TaskSet
 from lrbench.tasks.token_windows import TokenPerplexity
 
@@ -177,7 +176,7 @@ def _load(name: str, manager: TaskManager, own: dict[str, Path]) -> dict[str, An
         place = f" ({own[name]})" if name in own else ""
         if isinstance(error, IndexError):
             raise TaskError(f"task {name!r}{place}: it has no documents") from error
-        raise TaskError(f"task {name!r}{place} cannot be loaded: {one_line(error)}") from error
+        raise TaskError(f"task {name!r}{place} cannot be loaded: {reason(error)}") from error
 
 
 def _add(loaded: TaskSet, parts: dict[str, Any], spec: RequestedTask) -> None:

@@ -6,6 +6,7 @@ folder of its organisation, and one without configurations may lack the folder C
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,6 +16,8 @@ from typing import Any
 from unittest import mock
 
 import datasets
+import pyarrow
+from datasets.exceptions import DatasetGenerationError
 from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.config.task import FewshotConfig, TaskConfig
 
@@ -46,16 +49,26 @@ class SavedDataset:
     splits: Mapping[str, Path]
 
     def read(self, split: str) -> datasets.Dataset:
-        """Reads a split. Raises TaskError: it is damaged, or was saved by a newer version of `datasets`."""
+        """Reads a split. Raises TaskError: it is empty or damaged, or was saved by a newer version of `datasets`."""
+        folder = self.splits[split]
         try:
-            return datasets.Dataset.load_from_disk(str(self.splits[split]))
-        except Exception as error:  # pyarrow and datasets may raise anything
+            return datasets.Dataset.load_from_disk(str(folder))
+        except IndexError as error:  # no file at all, as datasets saves an empty split
+            raise TaskError(f"{folder} has no documents") from error
+        except (OSError, json.JSONDecodeError, pyarrow.ArrowException) as error:
+            raise TaskError(f"{folder} is incomplete or damaged; copy it again: {one_line(error)}") from error
+        except Exception as error:  # datasets may raise anything
             hint = f"; a newer version of datasets than {datasets.__version__} may have saved it"
-            raise TaskError(f"{self.splits[split]} cannot be read: {one_line(error)}{hint}") from error
+            raise TaskError(f"{folder} cannot be read: {one_line(error)}{hint}") from error
 
     def listing(self) -> str:
         """The names of the splits."""
         return ", ".join(self.splits)
+
+
+def reason(error: BaseException) -> str:
+    """An exception of `datasets` as one line; where a file cannot be read, the exception of the file's reader."""
+    return one_line((isinstance(error, DatasetGenerationError) and error.__cause__) or error)
 
 
 @contextmanager
@@ -190,7 +203,7 @@ def _from_hub(path: str | None, ask: Callable[[], Any]) -> Any:
         root = _ROOT.get()
         if root is None or path is None or path in LOCAL_READERS or Path(path).is_absolute():
             raise
-        raise TaskError(f"{root} has no data set {path!r}, and the hub did not give it: {one_line(error)}") from error
+        raise TaskError(f"{root} has no data set {path!r}, and the hub did not give it: {reason(error)}") from error
 
 
 def _chosen_splits(config: TaskConfig, saved: SavedDataset) -> datasets.DatasetDict:

@@ -433,6 +433,14 @@ def test_there_is_no_ratio_to_an_optimum_of_zero(tmp_path, optimum):
     assert ratios == {"a": None, "b": pytest.approx(0.3 / 0.25)}
 
 
+def test_there_is_no_ratio_to_the_rounding_of_an_update_which_is_relative_to_the_weight(tmp_path):
+    exact = edit(relative_error=3e-6, optimal_error=7e-6)
+    for delta, ratio in (("base", None), (None, pytest.approx(3 / 7))):
+        rows = [(reduced("a", edits=[exact], delta=delta), {"t": ONES})]
+        run = simple_run(tmp_path / str(delta), rows)
+        assert build([run]).entries[0].values["optimum"] == ratio
+
+
 def test_the_best_of_a_setting_is_marked_and_equals_are_not(tmp_path):
     run = simple_run(
         tmp_path,

@@ -166,6 +166,7 @@ def test_a_weight_with_nan_is_named(capsys, tmp_path):
         (["almanac", "--layers", "8"], "--layers: layer 8 is out of range"),
         (["almanac", "--layers", "lasst half"], "did you mean 'last half'?"),
         (["almanac", "--layers", "["], "--layers"),
+        (["./no-such-model", "--layers", "0,15"], "--layers: layers '0,15' are not one of"),  # before it is loaded
         (["almanac", "--weights", "mlp.dwon"], "--weights: unknown role 'mlp.dwon'; did you mean 'mlp.down'?"),
         (["almanac", "--device", "cuda:77"], "cuda:77"),
         (["almanac", "--figure", "a.gif"], "must end in one of .svg, .png, .pdf, .html"),

@@ -161,7 +161,8 @@ def test_a_weight_that_is_the_bases_own_is_skipped_and_said_so(tmp_path):
     rows = list(open_run(tmp_path / "run").rows().values())
     [skipped] = [row for row in rows if row.status == "skipped"]
     assert skipped.reason == (
-        "model.layers.0.mlp.down_proj.weight: the weight is the base's own, so there is no update to reduce"
+        "model.layers.0.mlp.down_proj.weight: the weight is the base's own, so there is no update to reduce; "
+        "fine-tuning changed 1 of the suite's weights (mlp.down)"
     )
     [base] = [row for row in rows if row.mode == "base"]
     assert [edit.weight for edit in base.edits] == ["model.layers.1.mlp.down_proj.weight"]

@@ -203,12 +203,14 @@ def test_a_folder_that_is_not_a_saved_data_set_is_refused(tmp_path):
     DatasetDict(a=Dataset.from_list(PIQA), b=Dataset.from_list(PIQA)).save_to_disk(tmp_path / "all")
     save(PIQA, tmp_path / "rows")
     Dataset.from_list(PIQA).filter(lambda row: False).save_to_disk(tmp_path / "none")
+    Dataset.from_list(PIQA).select([]).save_to_disk(tmp_path / "nothing")  # writes no file of documents
 
     for name, message in (
         ("empty", "'piqa': .*empty is no data set saved by save_to_disk; it is empty"),
         ("texts", "'piqa': .*texts is no data set saved by save_to_disk; it has a.txt"),
         ("all", "'piqa': .*all has no split 'validation'; it has a, b"),
         ("none", "'piqa': it has no documents"),
+        ("nothing", "'piqa': .*nothing has no documents"),
     ):
         with pytest.raises(TaskError, match=message):
             load("piqa", None, data=tmp_path / name)
@@ -225,8 +227,19 @@ def test_a_data_set_of_a_newer_version_or_a_damaged_one_is_refused_in_one_line(t
         load("piqa", tmp_path)
     info.write_text(written)
     next(info.parent.glob("*.arrow")).unlink()
-    with pytest.raises(TaskError, match="validation cannot be read"):
+    with pytest.raises(TaskError, match=r"validation is incomplete or damaged; copy it again: FileNotFoundError"):
         load("piqa", tmp_path)
+
+
+def test_a_file_of_documents_that_is_cut_off_is_refused_with_the_fault(tmp_path):
+    save(PIQA * 5000, tmp_path / "rows")
+    [arrow] = (tmp_path / "rows").glob("*.arrow")
+    arrow.write_bytes(arrow.read_bytes()[:50_000])
+
+    with pytest.raises(TaskError, match=r"rows is incomplete or damaged; copy it again: .*Expected to be able to read"):
+        load("piqa", None, data=tmp_path / "rows")
+    with pytest.raises(TaskError, match=r"'piqa' cannot be loaded: .*Expected to be able to read"):
+        load("piqa", None, data=arrow)
 
 
 @pytest.mark.parametrize(

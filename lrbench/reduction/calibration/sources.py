@@ -13,7 +13,7 @@ from lrbench.suite.load import CalibrationSpec, TaskSpec, TextSpec
 from lrbench.system.text import did_you_mean, one_line
 from lrbench.tasks.containment import contained
 from lrbench.tasks.load import load_tasks
-from lrbench.tasks.saved_datasets import load_dataset
+from lrbench.tasks.saved_datasets import load_dataset, reason
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -125,7 +125,7 @@ def _dataset(text: TextSpec) -> Iterator[str]:
         with contained():
             loaded = load_dataset(str(text.dataset), text.config, split=split)
     except Exception as error:  # datasets may raise anything
-        raise text.error_at(f"data set {text.dataset!r}, split {split!r}: {one_line(error)}", "dataset") from None
+        raise text.error_at(f"data set {text.dataset!r}, split {split!r}: {reason(error)}", "dataset") from None
     for index, entry in enumerate(loaded):
         yield _column(text, entry, f"{text.dataset}, entry {index}")
 
