@@ -1,5 +1,5 @@
 # make quickstart   environment, install, the quickstart suite on the bundled model, its leaderboard
-# make real         all methods on SmolLM2-135M and six tasks of lm-eval, which two Python packages hold (180 MB), and the leaderboard
+# make real         twelve methods on SmolLM2-135M and six tasks of lm-eval, which two Python packages hold (180 MB), and the leaderboard
 # make test         environment, install with test extras, ruff, mypy and the test suite
 # make slow         tests that take long, and those on a Ray cluster (installs Ray)
 # make browser      a published site in Chromium (installs Playwright; Chromium too where run as root on Debian)
