@@ -5,7 +5,8 @@
     │   ├── SuiteError         in a suite file, with file:line:column
     │   ├── PluginError        a plugin cannot be loaded, or is unknown, or its parameters are wrong
     │   ├── ModelError         a model cannot be loaded, or has no such weights
-    │   └── TaskError          a task cannot be found, read or built
+    │   ├── TaskError          a task cannot be found, read or built
+    │   └── MissingError       several things are missing, each in a line of its own
     ├── ReducerError           a reducer failed on one weight: the cell is a failed row (exit 1)
     ├── EvaluationError        scoring one cell failed: a failed row (exit 1)
     │   └── SpoiltModelError   and the model is no longer the loaded one
@@ -17,6 +18,7 @@ Every message says where, what, and what to do, in one line.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 #: What foreign code may raise without ending the run: a plugin that calls sys.exit(), or gives a task up, fails alone.
@@ -56,6 +58,18 @@ class TaskError(InputError):
     """A task cannot be found, read or built. `spec`: its entry in the suite, if known."""
 
     spec: object = None
+
+
+class MissingError(InputError):
+    """Several things are missing.
+
+    Attributes:
+        lines: a message for each.
+    """
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        self.lines = tuple(lines)
+        super().__init__("; ".join(lines))
 
 
 class ReducerError(LrbenchError):

@@ -10,8 +10,9 @@ from lrbench.api.arguments import path_of, paths_of
 from lrbench.api.run import suite_of
 from lrbench.reports.progress import TerminalProgress
 from lrbench.reports.suite_plan import SuitePlan, plan_suite
-from lrbench.run.inputs import load_registry
+from lrbench.run.inputs import load_registry, refuse_missing
 from lrbench.suite.load import Suite
+from lrbench.system.offline import without_network
 
 
 def plan(
@@ -25,11 +26,12 @@ def plan(
     out: str | Path | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
+    offline: str | Path | None = None,
 ) -> SuitePlan:
     """Plans a suite without computing anything: weights, cells, ranks, and cells known to fail.
 
     Args:
-        suite, reducers, overrides, limit, dtype, plugins, out, device, trust_remote_code: as in `lrbench.run`.
+        suite, reducers, overrides, limit, dtype, plugins, out, device, trust_remote_code, offline: as in `lrbench.run`.
 
     Returns:
         The plan, which shows itself in a terminal and in a notebook. `plan.models[0].cells` are the first model's
@@ -39,7 +41,9 @@ def plan(
         InputError: the suite, one of its models, tasks or plugins, or an argument is invalid.
     """
     described = suite_of(suite, reducers, overrides, limit, dtype)
-    with TerminalProgress() as progress:
+    folder = path_of("offline", offline) if offline is not None else None
+    with without_network(folder), TerminalProgress() as progress:
+        refuse_missing([described], trust_remote_code=trust_remote_code)
         registry = load_registry([*described.plugins, *paths_of("plugins", plugins)], progress.note, described.classes)
         return plan_suite(
             described, registry, progress.note,

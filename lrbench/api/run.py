@@ -20,6 +20,7 @@ from lrbench.run.interruption import stopped_by_signals
 from lrbench.run.recorder import Stop
 from lrbench.run.runner import run_suite
 from lrbench.suite.load import Suite, narrowed
+from lrbench.system.offline import without_network
 
 
 def run(
@@ -37,6 +38,7 @@ def run(
     force: bool = False,
     retry_failed: bool = False,
     trust_remote_code: bool = False,
+    offline: str | Path | None = None,
 ) -> Results:
     """Runs a suite: scores every cell that has no row yet.
 
@@ -56,6 +58,8 @@ def run(
         force: scores all cells again.
         retry_failed: scores failed cells again.
         trust_remote_code: lets models whose suite asks for it run their repositories' own code.
+        offline: a folder that `lrbench fetch` has filled, used instead of the hub; nothing uses the network. By
+            default `$LRBENCH_OFFLINE`.
 
     Returns:
         The run's rows, as from `lrbench.read_results`. A failed cell has a row with status `failed`.
@@ -74,6 +78,7 @@ def run(
         raise InputError(f"executor: must be a name or an executor, not {type(executor).__name__}")
     stop = Stop()
     with ExitStack() as opened:
+        opened.enter_context(without_network(path_of("offline", offline) if offline is not None else None))
         if isinstance(executor, str):
             executor = opened.enter_context(closing(make_executor(executor)))
         if resolved.classes and not executor.here:

@@ -15,11 +15,26 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from lrbench._version import __version__
-from lrbench.cli import check, compare, damage, env, export, leaderboard, matrix, merge, plugins, publish, run, spectrum
-from lrbench.errors import LrbenchError
+from lrbench.cli import (
+    check,
+    compare,
+    damage,
+    env,
+    export,
+    fetch,
+    leaderboard,
+    matrix,
+    merge,
+    plugins,
+    publish,
+    run,
+    spectrum,
+)
+from lrbench.errors import LrbenchError, MissingError
+from lrbench.system.offline import without_network
 from lrbench.system.text import clean, one_line
 
-VERBS = (run, check, leaderboard, compare, damage, merge, publish, export, spectrum, matrix, plugins, env)
+VERBS = (run, check, fetch, leaderboard, compare, damage, merge, publish, export, spectrum, matrix, plugins, env)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -52,11 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments  # also accepted after the verb
     args = parser().parse_args(_joined([argument for argument in arguments if argument != "--debug"]))
     try:
-        return args.run(args)
+        with without_network(getattr(args, "offline", None)):
+            return args.run(args)
     except LrbenchError as error:
         if debug:
             raise
-        print(f"lrbench: {one_line(error)}", file=sys.stderr)
+        for line in error.lines if isinstance(error, MissingError) else [one_line(error)]:
+            print(f"lrbench: {clean(line)}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # the reader of the output exited, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

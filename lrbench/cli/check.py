@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lrbench.cli.options import add_suite_options, fast_imports, load_registry, read_suite
+from lrbench.cli.options import add_offline, add_suite_options, fast_imports, load_registry, read_suite
 from lrbench.cli.output import say
+from lrbench.system.offline import offline_folder
 
 if TYPE_CHECKING:
     from lrbench.run.estimate import Prediction
@@ -21,6 +23,7 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     parser.add_argument("suite", metavar="SUITE", nargs="+", help="a suite file, or the name of a bundled suite")
     add_suite_options(parser)
+    add_offline(parser)
     parser.add_argument(
         "--probe",
         action="store_true",
@@ -32,11 +35,21 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Checks each suite; returns 1 if some cell is known to fail."""
-    return max(show(suite, args) for suite in args.suite)
+    return show(args.suite, args)
 
 
-def show(name: str, args: argparse.Namespace) -> int:
-    """Prints one suite's plan and, with `args.probe`, the prediction."""
+def show(names: Sequence[str], args: argparse.Namespace) -> int:
+    """Prints the plans of suites and, with `args.probe`, the predictions."""
+    if offline_folder() is not None:
+        suites = [read_suite(name, args) for name in names]
+        from lrbench.run.inputs import refuse_missing
+
+        with fast_imports():
+            refuse_missing(suites, trust_remote_code=args.trust_remote_code)
+    return max(_show(name, args) for name in names)
+
+
+def _show(name: str, args: argparse.Namespace) -> int:
     suite = read_suite(name, args)
 
     # after reading the suite, so that an invalid one is refused before torch is imported

@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from lrbench.suite.load import Suite
 
 
+def add_offline(parser: argparse.ArgumentParser) -> None:
+    """Adds `--offline`."""
+    parser.add_argument(
+        "--offline", metavar="DIR",
+        help="take all that comes from the hub from a folder of `lrbench fetch`, and use no network "
+             "(default: $LRBENCH_OFFLINE)",
+    )  # fmt: skip
+
+
 def add_suite_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that change a suite."""
     parser.add_argument("--limit", type=int, metavar="N", help="at most N documents of each task")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lrbench.cli.execution import INTERRUPTED, execute, executor_of
-from lrbench.cli.options import add_suite_options, load_registry, read_suite
+from lrbench.cli.options import add_offline, add_suite_options, load_registry, read_suite
 from lrbench.evaluation import ENGINES
 from lrbench.run.executors import EXECUTORS
 
@@ -27,6 +27,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="run directory (default results/local/SUITE-HASH)")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1 ... (default: the suite's, else the GPU)")
     add_suite_options(parser)
+    add_offline(parser)
     parser.add_argument(
         "--engine", choices=ENGINES,
         help="sweep (the default): each cell from its first edited block on; frozen: lm-eval's forward passes on "
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         from lrbench.cli import check
 
         executor_of(args).close()  # validates the options
-        return check.show(args.suite, args)
+        return check.show([args.suite], args)
     suite = read_suite(args.suite, args)
 
     # after reading the suite, so that an invalid one is refused before torch is imported

@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
 from transformers.utils import logging as hf_logging
 
 from lrbench.errors import ModelError
+from lrbench.system.offline import offline_folder
 from lrbench.system.text import one_line
 
 
@@ -76,13 +77,28 @@ def refuse_gaps(label: str, loading_info: dict[str, Any]) -> None:
             raise ModelError(f"{label}: the checkpoint {fault} {names[0]}{more}; is it one of a causal language model?")
 
 
-def _reason(where: str, revision: str | None, error: Exception) -> str:
-    """One line that explains an error, by its chain of exceptions."""
+def unreachable(error: BaseException) -> bool:
+    """Whether an error comes from a hub that cannot be reached, or is excluded."""
+    kinds = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, TimeoutError)
+    return any(
+        isinstance(step, kinds) or any(kind.__name__ == "TransportError" for kind in type(step).__mro__)  # of httpx
+        for step in _chain(error)
+    )
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error, followed by its causes."""
     chain: list[BaseException] = []
     step: BaseException | None = error
     while step is not None and step not in chain:
         chain.append(step)
         step = step.__cause__ or step.__context__
+    return chain
+
+
+def _reason(where: str, revision: str | None, error: Exception) -> str:
+    """One line that explains an error, by its chain of exceptions."""
+    chain = _chain(error)
     text = one_line(error)
     local = Path(where).exists()
     if not local and where.startswith((".", "/", "~")):
@@ -118,8 +134,10 @@ def _reason(where: str, revision: str | None, error: Exception) -> str:
             f"{where}: not a local folder, and the Hugging Face hub has no such model, or not for you "
             "(`hf auth login` where it is private)"
         )
-    if caused_by(LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) or "couldn't connect" in text:
+    if unreachable(error) or "couldn't connect" in text:
         label = f"{where} at revision {revision}" if revision else where
+        if (folder := offline_folder()) is not None:
+            return f"{label}: not a local folder, and not in {folder} of --offline; fetch it where the hub is: {text}"
         return (
             f"{label}: not a local folder, and the Hugging Face hub cannot be reached, nor is it in the cache; "
             f"go online, or download it and give its folder: {text}"

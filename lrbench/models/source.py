@@ -159,10 +159,7 @@ def read_tokenizer(spec: ModelSpec, source: Source) -> PreTrainedTokenizerBase:
     if spec.tokenizer is not None:
         where, revision = str(bundled().get(spec.tokenizer, spec.tokenizer)), None
     trusted = source.trusted and spec.tokenizer is None  # trust applies to the model's repository only
-    with failing(where, revision), quietly():
-        tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=trusted)
-    if not len(tokenizer):
-        raise ModelError(f"{where}: cannot be loaded: it has no tokenizer; save one in the same folder")
+    tokenizer = load_tokenizer(where, revision, trusted=trusted)
     vocabulary = getattr(source.config.get_text_config(decoder=True), "vocab_size", None)
     own = not source.random and spec.tokenizer is None  # may have unused tokens
     if not own and vocabulary is not None and len(tokenizer) > vocabulary:
@@ -171,6 +168,15 @@ def read_tokenizer(spec: ModelSpec, source: Source) -> PreTrainedTokenizerBase:
             f"{Path(where).parent.name if source.random and not spec.tokenizer else where}; "
             "give a larger vocab_size, or another 'tokenizer'"
         )
+    return tokenizer
+
+
+def load_tokenizer(where: str, revision: str | None = None, *, trusted: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder or repository. Raises ModelError if there is none, or it cannot be loaded."""
+    with failing(where, revision), quietly():
+        tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=trusted)
+    if not len(tokenizer):
+        raise ModelError(f"{where}: cannot be loaded: it has no tokenizer; save one in the same folder")
     return tokenizer
 
 

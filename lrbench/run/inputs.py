@@ -5,14 +5,16 @@ Imports lm-eval only where tasks are read, and transformers only where a model's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lrbench.errors import ModelError, TaskError
+from lrbench.errors import MissingError, ModelError, TaskError
 from lrbench.reducers.base import Reducer
 from lrbench.reducers.registry import Registry
 from lrbench.suite.load import ModelSpec, Suite, load_suite
+from lrbench.system.offline import offline_folder
 from lrbench.system.text import did_you_mean, silent
 from lrbench.tasks.names import unknown
 
@@ -55,11 +57,8 @@ def tasks_of(suite: Suite) -> TaskSet:
     from lrbench.tasks.load import load_tasks
     from lrbench.tasks.saved_datasets import datasets_from
 
-    try:
-        with datasets_from(suite.datasets):
-            tasks = load_tasks(suite.tasks, suite.task_paths)
-    except TaskError as error:
-        raise suite.error_at(str(error), *getattr(error.spec, "path", ("tasks",))) from None
+    with at_line_of_task(suite), datasets_from(suite.datasets):
+        tasks = load_tasks(suite.tasks, suite.task_paths)
     known = [*tasks.named, *tasks.groups, *tasks.tasks]
     for column in suite.derived:
         for index, term in enumerate(column.terms):
@@ -69,6 +68,31 @@ def tasks_of(suite: Suite) -> TaskSet:
                 raise suite.error_at(message, "derived", column.name, column.kind, index)
         known.append(column.name)
     return tasks
+
+
+@contextmanager
+def at_line_of_task(suite: Suite) -> Iterator[None]:
+    """Makes a TaskError a SuiteError at the suite's line of the task."""
+    try:
+        yield
+    except TaskError as error:
+        raise suite.error_at(str(error), *getattr(error.spec, "path", ("tasks",))) from None
+
+
+def refuse_missing(suites: Iterable[Suite], *, trust_remote_code: bool = False) -> None:
+    """With `--offline`, checks that its folder has all that suites need from the hub; otherwise does nothing.
+
+    Raises:
+        MissingError: something is missing.
+    """
+    folder = offline_folder()
+    if folder is None:
+        return
+    from lrbench.run.hub_needs import missing
+
+    lines = [line for suite in suites for line in missing(suite, folder, trust_remote_code=trust_remote_code)]
+    if lines:
+        raise MissingError([f"--offline {folder}: {line}" for line in dict.fromkeys(lines)])
 
 
 def structure_of(

@@ -14,7 +14,7 @@ from lrbench.reduction.delta import check_base
 from lrbench.reduction.plan import methods, swept_slots
 from lrbench.results.directory import RunDirectory
 from lrbench.run.executors import Executor, LocalExecutor
-from lrbench.run.inputs import structure_of
+from lrbench.run.inputs import refuse_missing, structure_of
 from lrbench.run.manifest_writer import ManifestWriter
 from lrbench.run.model_run import ModelSetup
 from lrbench.run.recorder import Interrupted, Progress, Recorder, RunResult, Stop
@@ -54,12 +54,14 @@ def run_suite(
         stop: for requesting the end of the run after the cell under way.
 
     Raises:
+        MissingError: the folder of `--offline` lacks something; nothing was computed.
         InputError: something is wrong with the suite, its models, tasks or plugins; the directory holds another
             suite's run; or another process is writing to it.
         StorageError: the directory cannot be written to any more.
         Interrupted: (a KeyboardInterrupt) after the rows of all finished cells are on disk; has the counts.
     """
     started = time.perf_counter()
+    refuse_missing([suite], trust_remote_code=trust_remote_code)
     built = methods(suite, registry)
     names = [method.reducer.name for method in built]
     plugin_files = [Path(registry.source(name)) for name in names if registry.is_file(name)]

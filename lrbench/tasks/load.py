@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-from lm_eval.api.task import ConfigurableTask
+from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks._yaml_loader import load_yaml
@@ -17,10 +20,11 @@ from lrbench.errors import LrbenchError, TaskError
 from lrbench.tasks.containment import contained
 from lrbench.tasks.data import with_data
 from lrbench.tasks.folders import BUNDLED, PROTOCOLS, check_folders, with_absolute_data
+from lrbench.tasks.hub_datasets import HubDataset, merged
 from lrbench.tasks.lm_eval_index import IndexEntry, lm_eval_folder, lm_eval_index, lm_eval_tasks
 from lrbench.tasks.names import is_pattern, suggestion
 from lrbench.tasks.prompt_fields import check_fields
-from lrbench.tasks.saved_datasets import reason, saved_datasets
+from lrbench.tasks.saved_datasets import before_reading, reason, saved_datasets
 from lrbench.tasks.task_set import RequestedTask, TaskSet
 from lrbench.tasks.token_windows import TokenPerplexity
 
@@ -45,13 +49,61 @@ def load_tasks(specs: Iterable[RequestedTask], folders: Sequence[Path] = ()) -> 
     loaded = TaskSet({}, {}, {}, {})
     with contained():
         manager = _manager(specs, places)
-        for spec in specs:
-            for name in _expand(spec.task, manager.task_index):
-                with _about(spec):
-                    if (file := getattr(spec, "data", None)) is not None:
-                        _use_data(spec.task, Path(file), manager.task_index)
-                    _add(loaded, _load(name, manager, own), spec)
+        for spec, name in _requested(specs, manager):
+            with _about(spec):
+                _add(loaded, _load(name, manager, own), spec)
     return loaded
+
+
+def find_hub_datasets(specs: Iterable[RequestedTask], folders: Sequence[Path] = ()) -> list[HubDataset]:
+    """The data sets on the hub that tasks read, without reading them.
+
+    Of a task whose own code loads its documents, only the first data set; a task that cannot be loaded is left out.
+
+    Raises:
+        TaskError: a task file is invalid, or a name is unknown.
+    """
+    places = [BUNDLED, PROTOCOLS, *(Path(folder).expanduser().resolve() for folder in folders)]
+    own = check_folders(places)
+    specs = list(specs)
+    datasets: list[HubDataset] = []
+    make = ConfigurableTask.__init__
+
+    @functools.wraps(make)
+    def make_without_documents(task: ConfigurableTask, *args: Any, **options: Any) -> None:
+        try:
+            make(task, *args, **options)
+        except _Announced as announced:
+            datasets.append(announced.dataset)
+
+    with contained(), before_reading(_stop), mock.patch.object(ConfigurableTask, "__init__", make_without_documents):
+        manager = _manager(specs, places)
+        for _, name in _requested(specs, manager):
+            _use_absolute_data(name, manager.task_index, own)
+            with saved_datasets(), contextlib.suppress(Exception):  # `load_tasks` reports it
+                manager.load([name])
+    return merged(datasets)
+
+
+class _Announced(BaseException):
+    """Ends the loading of a task at its data set. A BaseException, so that no task's code catches it."""
+
+    def __init__(self, dataset: HubDataset) -> None:
+        self.dataset = dataset
+
+
+def _stop(dataset: HubDataset) -> None:
+    raise _Announced(dataset)
+
+
+def _requested(specs: Iterable[RequestedTask], manager: TaskManager) -> Iterator[tuple[RequestedTask, str]]:
+    """Each spec with each name that it matches, whose documents are those of the spec's `data`."""
+    for spec in specs:
+        for name in _expand(spec.task, manager.task_index):
+            if (file := getattr(spec, "data", None)) is not None:
+                with _about(spec):
+                    _use_data(spec.task, Path(file), manager.task_index)
+            yield spec, name
 
 
 def _manager(specs: list[RequestedTask], places: list[Path]) -> TaskManager:
@@ -167,6 +219,7 @@ def _load(name: str, manager: TaskManager, own: dict[str, Path]) -> dict[str, An
             parts = dict(manager.load([name]))
         for task in parts["tasks"].values():
             check_fields(task)
+            _check_metrics(task)
         return parts
     except LrbenchError:
         raise
@@ -177,6 +230,17 @@ def _load(name: str, manager: TaskManager, own: dict[str, Path]) -> dict[str, An
         if isinstance(error, IndexError):
             raise TaskError(f"task {name!r}{place}: it has no documents") from error
         raise TaskError(f"task {name!r}{place} cannot be loaded: {reason(error)}") from error
+
+
+def _check_metrics(task: Task) -> None:
+    """Refuses a metric without code, which would fail when the first answers are scored."""
+    if isinstance(task, ConfigurableTask) and task.OUTPUT_TYPE == "generate_until" and not task.config.process_results:
+        for metric, function in task._metric_fn_list.items():
+            if function is None:
+                raise TaskError(
+                    f"task {task.config.task!r}: metric {metric!r} is none of lm-eval's, and its code cannot be loaded "
+                    "from the hub's `evaluate-metric`"
+                )
 
 
 def _add(loaded: TaskSet, parts: dict[str, Any], spec: RequestedTask) -> None:

@@ -1,7 +1,8 @@
 """Data sets saved by `save_to_disk` of `datasets`, which are read before the hub is asked.
 
 A root folder holds splits as DATASET/CONFIG/SPLIT, such as `piqa/plain_text/validation`. A data set may stand in a
-folder of its organisation, and one without configurations may lack the folder CONFIG.
+folder of its organisation, and one without configurations may lack the folder CONFIG. There are up to two: the suite's
+folder, and after it the one that `lrbench fetch` has filled.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.config.task import FewshotConfig, TaskConfig
 
 from lrbench.errors import TaskError
+from lrbench.system.offline import DATASETS, fetched_folder
 from lrbench.system.text import one_line
 from lrbench.tasks.folders import LOCAL_READERS
+from lrbench.tasks.hub_datasets import HubDataset, hub_dataset
 
 #: Names of the folder CONFIG of a data set without configurations; also the hub's names for the only one.
 NO_CONFIG = ("none", "default", "main", "plain_text")
@@ -34,6 +37,8 @@ DATA = "data"
 
 _STATE = "state.json"  # is in the folder of every saved split
 _ROOT: ContextVar[Path | None] = ContextVar("root", default=None)
+_BEFORE: ContextVar[Callable[[HubDataset], None] | None] = ContextVar("before", default=None)
+_load_dataset = datasets.load_dataset
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def datasets_from(root: Path | None) -> Iterator[None]:
-    """Makes tasks, and calibration text of a task, look for their data sets in `root` before they ask the hub."""
+    """Makes tasks, and calibration text, look for their data sets in `root` before they ask the hub."""
     token = _ROOT.set(root)
     try:
         yield
@@ -81,15 +86,31 @@ def datasets_from(root: Path | None) -> Iterator[None]:
         _ROOT.reset(token)
 
 
-def load_dataset(path: str, config: str | None = None, split: str | None = None) -> Any:
+@contextmanager
+def before_reading(act: Callable[[HubDataset], None]) -> Iterator[None]:
+    """Calls `act` before a task, or calibration text, reads a data set that is on the hub."""
+    token = _BEFORE.set(act)
+    try:
+        yield
+    finally:
+        _BEFORE.reset(token)
+
+
+def load_dataset(
+    path: str, name: str | None = None, data_dir: Any = None, data_files: Any = None, split: Any = None, **options: Any
+) -> Any:
     """As `datasets.load_dataset`, but a saved data set is read from its folder.
 
     Raises:
         TaskError: the folder lacks the configuration or split, or cannot be read; or the hub does not have it either.
     """
-    saved = find_saved(path, config)
+    options |= {key: value for key, value in (("data_dir", data_dir), ("data_files", data_files)) if value is not None}
+    if options.get("streaming"):
+        return _load_dataset(path, name, split=split, **options)
+    _announce(hub_dataset(path, name, options, None if split is None else (str(split),)))
+    saved = find_saved(path, name, options)
     if saved is None:
-        return _from_hub(path, lambda: datasets.load_dataset(path, config, split=split))
+        return _from_hub(path, lambda: _load_dataset(path, name, split=split, **options))
     if split is None:
         return datasets.DatasetDict({name: saved.read(name) for name in saved.splits})
     if "" in saved.splits:
@@ -99,12 +120,19 @@ def load_dataset(path: str, config: str | None = None, split: str | None = None)
     return saved.read(split)
 
 
+def _announce(dataset: HubDataset | None) -> None:
+    act = _BEFORE.get()
+    if act is not None and dataset is not None:
+        act(dataset)
+
+
 @contextmanager
 def saved_datasets() -> Iterator[list[ConfigurableTask]]:
     """Makes lm-eval's tasks read saved data sets; yields the list of tasks that began to load.
 
-    All tasks load their data set in `ConfigurableTask.download`, those in groups, of Python classes and inline as well.
-    Then lm-eval lists the documents for few-shot examples; read at once, they take a tenth of the time.
+    All tasks load their data set in `ConfigurableTask.download`, those in groups, of Python classes and inline as well;
+    code of their own calls `datasets.load_dataset`. Then lm-eval lists the documents for few-shot examples; read at
+    once, they take a tenth of the time.
     """
     begun: list[ConfigurableTask] = []
     original, examples = ConfigurableTask.download, ConfigurableTask.fewshot_docs
@@ -112,7 +140,10 @@ def saved_datasets() -> Iterator[list[ConfigurableTask]]:
     def download(task: ConfigurableTask, dataset_kwargs: dict[str, Any] | None = None, **options: Any) -> None:
         begun.append(task)
         try:
-            saved = _saved_for(task, dataset_kwargs or {})
+            options = {key: value for key, value in (dataset_kwargs or {}).items() if key != "trust_remote_code"}
+            if not callable(task.config.custom_dataset):
+                _announce(hub_dataset(task.DATASET_PATH, task.DATASET_NAME, options, _named_splits(task.config)))
+            saved = _saved_for(task, options)
             if saved is None:
                 _from_hub(task.DATASET_PATH, lambda: original(task, dataset_kwargs, **options))
             else:
@@ -125,7 +156,10 @@ def saved_datasets() -> Iterator[list[ConfigurableTask]]:
         plain = isinstance(documents, datasets.Dataset) and documents.format["type"] is None
         return _at_once(documents) if plain else documents
 
-    with mock.patch.multiple(ConfigurableTask, download=download, fewshot_docs=fewshot_docs):
+    with (
+        mock.patch.multiple(ConfigurableTask, download=download, fewshot_docs=fewshot_docs),
+        mock.patch.object(datasets, "load_dataset", load_dataset),
+    ):
         yield begun
 
 
@@ -135,17 +169,36 @@ def _at_once(documents: datasets.Dataset) -> list[dict[str, Any]]:
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def find_saved(path: str, config: str | None) -> SavedDataset | None:
-    """A saved data set: `path` itself if it is absolute, else the folder in the root; None if there is none.
+def find_saved(path: str, config: str | None, options: Mapping[str, Any] | None = None) -> SavedDataset | None:
+    """A saved data set: `path` itself if it is absolute, else its folder in a root; None if there is none.
+
+    Args:
+        options: of `datasets.load_dataset`. A data set without configurations of which they choose files has a folder
+            of its own (`hub_dataset`).
 
     Raises:
         TaskError: the folder of the data set lacks the configuration, or there are several folders for it.
     """
     if Path(path).is_absolute():
         return _saved_in(Path(path))
-    root = _ROOT.get()
-    if root is None or path in LOCAL_READERS or path.startswith("."):
+    options = options or {}
+    wanted = hub_dataset(path, config, options)
+    if wanted is None:
         return None
+    own, fetched = _ROOT.get(), fetched_folder()
+    saved = None
+    if own is not None:
+        chooses_files = config is None and ("data_files" in options or "data_dir" in options)
+        saved = _saved_in(own / wanted.name)
+        if saved is None and not chooses_files and path not in LOCAL_READERS:
+            saved = _saved_as(own, path, config)
+    if saved is None and fetched is not None:  # by the hub's name only
+        saved = _saved_in(fetched / DATASETS / wanted.name)
+    return saved
+
+
+def _saved_as(root: Path, path: str, config: str | None) -> SavedDataset | None:
+    """A data set in a root, under any of its names. Raises TaskError as `find_saved`."""
     folder = _dataset_folder(root, path)
     if folder is None:
         return None
@@ -187,11 +240,10 @@ def _dataset_folder(root: Path, path: str) -> Path | None:
 
 
 def _saved_for(task: ConfigurableTask, options: Mapping[str, Any]) -> SavedDataset | None:
-    """A task's saved data set; None if there is none, or if the task's own code or options choose the documents."""
-    chosen = task.DATASET_NAME is None and ("data_files" in options or "data_dir" in options)
-    if task.DATASET_PATH is None or callable(task.config.custom_dataset) or chosen:
+    """A task's saved data set; None if there is none, or if the task's own code chooses the documents."""
+    if task.DATASET_PATH is None or callable(task.config.custom_dataset):
         return None
-    return find_saved(task.DATASET_PATH, task.DATASET_NAME)
+    return find_saved(task.DATASET_PATH, task.DATASET_NAME, options)
 
 
 def _from_hub(path: str | None, ask: Callable[[], Any]) -> Any:
@@ -200,10 +252,16 @@ def _from_hub(path: str | None, ask: Callable[[], Any]) -> Any:
     except TaskError:
         raise
     except Exception as error:  # datasets may raise anything
-        root = _ROOT.get()
-        if root is None or path is None or path in LOCAL_READERS or Path(path).is_absolute():
+        roots = " and ".join(str(root) for root in (_ROOT.get(), fetched_folder()) if root is not None)
+        if not roots or path is None or path in LOCAL_READERS or Path(path).is_absolute():
             raise
-        raise TaskError(f"{root} has no data set {path!r}, and the hub did not give it: {reason(error)}") from error
+        raise TaskError(f"{roots} has no data set {path!r}, and the hub did not give it: {reason(error)}") from error
+
+
+def _named_splits(config: TaskConfig) -> tuple[str, ...]:
+    """The splits that a task's configuration names."""
+    named = (config.test_split, config.validation_split, config.training_split, examples_split(config))
+    return tuple(dict.fromkeys(split for split in named if split is not None))
 
 
 def _chosen_splits(config: TaskConfig, saved: SavedDataset) -> datasets.DatasetDict:
@@ -235,8 +293,9 @@ def _chosen_splits(config: TaskConfig, saved: SavedDataset) -> datasets.DatasetD
     replaced = {"scored": named[0]} if scored != named[0] else {}
     if wanted != (now := examples_split(config)):
         replaced |= {"examples": wanted}
-    root = _ROOT.get()
-    folder = saved.folder.relative_to(root) if root is not None and root in saved.folder.parents else saved.folder.name
+    roots = (_ROOT.get(), (fetched_folder() or saved.folder) / DATASETS)
+    root = next((root for root in roots if root is not None and root in saved.folder.parents), saved.folder.parent)
+    folder = saved.folder.relative_to(root)
     config.metadata = {**(config.metadata or {}), DATA: {"folder": str(folder), "missing": replaced}}
     used = {scored, now, *filter(None, (config.training_split, config.validation_split, fewshot.split))} - {None}
     return datasets.DatasetDict({split: saved.read(splits[split]) for split in used})

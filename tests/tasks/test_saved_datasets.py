@@ -52,7 +52,7 @@ def hub(monkeypatch):
             return original(path, *args, **options)
         raise ConnectionError("no way out")
 
-    monkeypatch.setattr(datasets, "load_dataset", ask)
+    monkeypatch.setattr("lrbench.tasks.saved_datasets._load_dataset", ask)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from lrbench.run.executors.wire import cell_data, pack, partial_data, unpack
 from lrbench.run.inputs import tasks_of
 from lrbench.run.model_run import ModelRun, ModelSetup, calibration_of
 from lrbench.run.partial_answers import AnswerStorage
+from lrbench.system.offline import offline_folder
 
 if TYPE_CHECKING:
     from lrbench.evaluation.interface import Job, Step
@@ -63,6 +64,7 @@ def order_of(setup: ModelSetup, gpus: float) -> dict[str, Any]:
         "device": setup.device,
         "gpus": gpus,
         "trust_remote_code": setup.trust_remote_code,
+        "offline": str(folder) if (folder := offline_folder()) is not None else None,
     }
 
 

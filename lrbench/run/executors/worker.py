@@ -11,12 +11,14 @@ import socket
 import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrbench._version import __version__
 from lrbench.errors import InputError, LrbenchError, PluginError
 from lrbench.run.executors.wire import cell_from, pack, partial_data, partials_from, scored_data, step_data, unpack
+from lrbench.system.offline import without_network
 from lrbench.system.text import one_line
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ class Worker:
         self._stopping = threading.Event()
         self._opening = threading.Lock()  # the next model may be requested while this one is being loaded
         self._order: dict[str, Any] = {}
+        self._offline = ExitStack()
         self._model_run: ModelRun | None = None
         self._environment: dict[str, Any] = {}
         self._part: tuple[str, BaseEngine] | None = None
@@ -73,6 +76,8 @@ class Worker:
             self._notes = []
             try:
                 self._use_threads()
+                self._offline.close()
+                self._offline.enter_context(without_network(self._order["offline"]))
                 return pack(self._opened())
             except LrbenchError as error:
                 return pack({"error": one_line(error), "input": isinstance(error, InputError)})
