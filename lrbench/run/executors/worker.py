@@ -77,7 +77,7 @@ class Worker:
             try:
                 self._use_threads()
                 self._offline.close()
-                self._offline.enter_context(without_network(self._order["offline"]))
+                self._offline.enter_context(without_network(self._order.get("offline")))
                 return pack(self._opened())
             except LrbenchError as error:
                 return pack({"error": one_line(error), "input": isinstance(error, InputError)})
