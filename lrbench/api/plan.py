@@ -10,7 +10,8 @@ from lrbench.api.arguments import path_of, paths_of
 from lrbench.api.run import suite_of
 from lrbench.reports.progress import TerminalProgress
 from lrbench.reports.suite_plan import SuitePlan, plan_suite
-from lrbench.run.inputs import load_registry, refuse_missing
+from lrbench.run.inputs import load_registry
+from lrbench.run.offline_check import refuse_missing
 from lrbench.suite.load import Suite
 from lrbench.system.offline import without_network
 

@@ -42,7 +42,7 @@ def show(names: Sequence[str], args: argparse.Namespace) -> int:
     """Prints the plans of suites and, with `args.probe`, the predictions."""
     if offline_folder() is not None:
         suites = [read_suite(name, args) for name in names]
-        from lrbench.run.inputs import refuse_missing
+        from lrbench.run.offline_check import refuse_missing
 
         with fast_imports():
             refuse_missing(suites, trust_remote_code=args.trust_remote_code)

@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lrbench.errors import MissingError, ModelError, TaskError
+from lrbench.errors import ModelError, TaskError
 from lrbench.reducers.base import Reducer
 from lrbench.reducers.registry import Registry
 from lrbench.suite.load import ModelSpec, Suite, load_suite
-from lrbench.system.offline import offline_folder
 from lrbench.system.text import did_you_mean, silent
 from lrbench.tasks.names import unknown
 
@@ -77,22 +76,6 @@ def at_line_of_task(suite: Suite) -> Iterator[None]:
         yield
     except TaskError as error:
         raise suite.error_at(str(error), *getattr(error.spec, "path", ("tasks",))) from None
-
-
-def refuse_missing(suites: Iterable[Suite], *, trust_remote_code: bool = False) -> None:
-    """With `--offline`, checks that its folder has all that suites need from the hub; otherwise does nothing.
-
-    Raises:
-        MissingError: something is missing.
-    """
-    folder = offline_folder()
-    if folder is None:
-        return
-    from lrbench.run.hub_needs import missing
-
-    lines = [line for suite in suites for line in missing(suite, folder, trust_remote_code=trust_remote_code)]
-    if lines:
-        raise MissingError([f"--offline {folder}: {line}" for line in dict.fromkeys(lines)])
 
 
 def structure_of(

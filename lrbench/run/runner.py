@@ -14,9 +14,10 @@ from lrbench.reduction.delta import check_base
 from lrbench.reduction.plan import methods, swept_slots
 from lrbench.results.directory import RunDirectory
 from lrbench.run.executors import Executor, LocalExecutor
-from lrbench.run.inputs import refuse_missing, structure_of
+from lrbench.run.inputs import structure_of
 from lrbench.run.manifest_writer import ManifestWriter
 from lrbench.run.model_run import ModelSetup
+from lrbench.run.offline_check import refuse_missing
 from lrbench.run.recorder import Interrupted, Progress, Recorder, RunResult, Stop
 from lrbench.run.selection import run_model
 from lrbench.suite.load import Suite
