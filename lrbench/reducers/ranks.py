@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 RankKind = Literal["fraction", "rank", "keep", "energy", "error", "keep_model", "whole"]
 #: How `keep_model` distributes parameters among weights.
-AllocationKind = Literal["uniform", "error", "output-error", "sensitivity"]
+AllocationKind = Literal["uniform", "error", "output-error", "sensitivity", "loss"]
 #: The allocations that use calibration text.
-CALIBRATED: frozenset[str] = frozenset({"output-error", "sensitivity"})
+CALIBRATED: frozenset[str] = frozenset({"output-error", "sensitivity", "loss"})
 _T = TypeVar("_T")
 
 # Rounding units that `error: 0` tolerates: an exact reconstruction in float32 differs from W by a few.

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import psutil
 import torch
@@ -15,24 +13,15 @@ import torch
 from lrbench.errors import FOREIGN, LrbenchError
 from lrbench.linalg import WeightedSpectrum, optimal_errors, output_error, root
 from lrbench.models.slots import WeightSlot
-from lrbench.reducers.factors import Dense, Factors, LowRank
-from lrbench.reducers.ranks import WHOLE, AllocationKind, RankRequest, closed_rank, find_rank, ranks_to_prepare
+from lrbench.reducers.factors import Dense, LowRank
+from lrbench.reducers.ranks import WHOLE, RankRequest, closed_rank, find_rank, ranks_to_prepare
 from lrbench.reducers.shared_results import SharedResults
-from lrbench.reduction.allocation.budget import Budget, RankOptions, options_by_shape
-from lrbench.reduction.allocation.loss_curves import (
-    LossMeasure,
-    largest_rank,
-    options_by_construction,
-    options_by_rank,
-    squared_error,
-)
-from lrbench.reduction.apply import in_place
+from lrbench.reduction.allocator import Allocator
 from lrbench.reduction.greedy_plan import GREEDY
 from lrbench.reduction.plan import Cell, Method
 from lrbench.reduction.reduced_weight import Reduction, base_weight
 from lrbench.reduction.weight_job import (
     BaseWeights,
-    Preparation,
     Statistics,
     WeightJob,
     WorkingCopy,
@@ -59,7 +48,7 @@ class CellReducer:
         self._base = base
         self._optima: dict[str, list[float]] = {}
         self._output_optima: dict[str, list[float]] = {}
-        self._baseline_loss: float | None = None
+        self._allocator = Allocator(self, calibration)
         self._accepted: dict[tuple[str, str, RankRequest, int | None], Reduction] = {}
         self._warm: set[tuple[str, torch.device]] = set()
         self._copies: OrderedDict[str, WorkingCopy] = OrderedDict()
@@ -68,12 +57,12 @@ class CellReducer:
         """Reduces cells that differ only in the rank, sharing each slot's preparation between them.
 
         The factors of all ranks are held until all slots are done. If they would take more than a quarter of the free
-        memory, ranks are reduced one by one, and the preparation is repeated.
+        memory, the cells are reduced in several parts, and the preparation is repeated for each.
         """
         slots, method = cells[0].slots, cells[0].method
         assert method is not None
         if cells[0].allocation is not None:
-            yield from self._allocated(cells)
+            yield from self._allocator.reduce(cells)
             return
         if cells[0].mode == GREEDY:
             yield from self._composed(cells)
@@ -82,7 +71,7 @@ class CellReducer:
             yield from ((cell, [self._without_update(slot) for slot in cell.slots]) for cell in cells)
             return
         size = sum(slot.size * slot.tensor().element_size() for slot in slots)
-        at_once = len(cells) if size * len(cells) <= _free_memory(slots[0].tensor().device) / 4 else 1
+        at_once = max(1, int(_free_memory(slots[0].tensor().device) / 4 / max(1, size)))
         for start in range(0, len(cells), at_once):
             batch = cells[start : start + at_once]
             results: list[list[Reduction] | LrbenchError] = [[] for _ in batch]
@@ -120,118 +109,7 @@ class CellReducer:
             else:
                 yield cell, outcome
 
-    def _allocated(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, list[Reduction] | LrbenchError]]:
-        """Reduces cells of one allocation, after choosing the ranks that fill each cell's budget.
-
-        The loss curves of the slots are computed once for all budgets. If a method stores less than it declares and
-        misses a budget, the curves and ranks are computed again from the factors' actual sizes.
-        """
-        method, kind, waiting = cells[0].method, cells[0].allocation, list(cells)
-        assert method is not None
-        assert kind is not None
-        for by_construction in (False, True):
-            missed: list[Cell] = []
-            try:
-                rank_options, costs = self._rank_options(cells[0], by_construction=by_construction)
-            except LrbenchError as error:
-                yield from ((cell, error) for cell in waiting)
-                return
-            allocated: list[tuple[Cell, Budget, Cell]] = []
-            for cell in waiting:
-                assert cell.request is not None
-                budget = Budget.of(cell.slots, float(cell.request.value))
-                try:
-                    allocation = budget.allocate(rank_options, kind, method.label)
-                    budget.refuse_missed(allocation.size, method.label)
-                except LrbenchError as error:
-                    yield cell, error
-                    continue
-                chosen = zip(rank_options, allocation.choice, strict=True)
-                requests = tuple(options.request(option) for options, option in chosen)
-                allocated.append((cell, budget, dataclasses.replace(cell, requests=requests, allocation=None)))
-            reduced = self.reduce_group([ranked for *_, ranked in allocated]) if allocated else ()
-            for (cell, budget, _), (ranked, outcome) in zip(allocated, reduced, strict=True):
-                if isinstance(outcome, LrbenchError):
-                    yield cell, outcome
-                    continue
-                stored = sum(reduction.edit.stored_numbers for reduction in outcome)
-                if stored < budget.min_stored and not by_construction:
-                    missed.append(cell)
-                    continue
-                try:
-                    budget.refuse_missed(stored, method.label)
-                except LrbenchError as error:
-                    yield cell, error
-                    continue
-                parts = zip(outcome, ranked.requests, costs, strict=True)
-                yield cell, [_with_allocation(reduction, request, cost) for reduction, request, cost in parts]
-            waiting = missed
-            if not waiting:
-                return
-
-    def _rank_options(self, cell: Cell, *, by_construction: bool) -> tuple[list[RankOptions], list[Cost]]:
-        """The rank options of each slot of a cell, and the cost of computing them.
-
-        Raises:
-            ReducerError: the method fails on a slot.
-        """
-        method, slots = cell.method, cell.slots
-        assert method is not None
-        sized = None if by_construction else options_by_shape(method.reducer, slots)
-        if sized is not None and cell.allocation == "uniform":
-            return sized, [Cost()] * len(slots)
-        options, costs = [], []
-        for place, slot in enumerate(slots):
-            try:
-                with failing_as(slot, method):
-                    job, optimum = self._begin(slot, method, cell.seed)
-                    known = None if sized is None else sized[place]
-                    preparation = job.prepare([largest_rank(job, known)])
-                    started = time.perf_counter()
-                    measure = self._loss_measure(cell.allocation, job, preparation, optimum)
-                    if known is not None:
-                        options.append(options_by_rank(job, preparation, known, measure))
-                    else:
-                        options.append(
-                            options_by_construction(job, preparation, measure, Budget.of(slots, 1.0).parameters)
-                        )
-                    repeated = 0.0 if method.reducer.one_preparation else preparation.seconds
-                    costs.append(Cost(time.perf_counter() - started + repeated, preparation.seconds - repeated))
-            except LrbenchError:
-                self._copies.pop(slot.name, None)
-                raise
-            self._forget_old(slot)
-        return options, costs
-
-    def _loss_measure(
-        self, kind: AllocationKind | None, job: WeightJob, preparation: Preparation, optimum: Sequence[float]
-    ) -> LossMeasure:
-        """The measure by which an allocation compares losses of a slot."""
-        slot, calibration = job.slot, self._calibration
-        measure = squared_error(job, preparation, optimum[0])
-        if kind == "output-error":
-            assert calibration is not None
-            H = calibration.second_moment(slot)
-            optimal = self._output_optimum(slot, job, H) if "output-optimal" in job.method.reducer.promises else None
-            return LossMeasure(
-                lambda factors: output_error(job.weight, factors.dense(), H) ** 2,
-                lambda ranks: None if optimal is None else [optimal[rank] ** 2 for rank in ranks],
-            )
-        if kind == "sensitivity":
-            assert calibration is not None
-            if self._baseline_loss is None:
-                self._baseline_loss = calibration.loss()
-            baseline, model = self._baseline_loss, slot.model
-            assert model is not None
-
-            def on_text(factors: Factors) -> float:
-                with in_place(model, [slot], [job.round_and_measure(factors, optimum, 0.0, {})]):
-                    return calibration.loss() - baseline
-
-            return dataclasses.replace(measure, on_text=on_text)
-        return measure
-
-    def _begin(self, slot: WeightSlot, method: Method, seed: int | None) -> tuple[WeightJob, list[float]]:
+    def begin(self, slot: WeightSlot, method: Method, seed: int | None) -> tuple[WeightJob, list[float]]:
         """A warmed-up job of a method on a slot, and the slot's optimal errors."""
         own_seed = self._seed if seed is None else seed
         job = WeightJob(slot, method, own_seed, self._copy(slot), self._calibration, self._base)
@@ -249,12 +127,12 @@ class CellReducer:
             return [self._whole(slot, method) for _ in requests]
         try:
             with failing_as(slot, method):
-                job, optimum = self._begin(slot, method, seed)
+                job, optimum = self.begin(slot, method, seed)
                 spectrum = _singular_values(optimum)
                 ranks = ranks_to_prepare(to_reduce, reducer, slot.about, spectrum)
                 shared = job.prepare(ranks) if reducer.one_preparation else None
         except LrbenchError as error:
-            self._copies.pop(slot.name, None)
+            self.discard(slot)
             return [error] * len(requests)
         results: list[Reduction | LrbenchError] = []
         for request in requests:
@@ -274,9 +152,9 @@ class CellReducer:
                     results.append(self._with_predicted_loss(job, self._with_output_error(slot, job, measured)))
             except LrbenchError as error:
                 # A method that wrote to shared results must not make other methods fail.
-                self._copies.pop(slot.name, None)
+                self.discard(slot)
                 results.append(error)
-        self._forget_old(slot)
+        self.forget_old(slot)
         return results
 
     def _copy(self, slot: WeightSlot) -> WorkingCopy:
@@ -298,7 +176,11 @@ class CellReducer:
         )  # fmt: skip
         return Reduction(nothing, edit, 0.0, base=self._base.slot(slot))
 
-    def _forget_old(self, slot: WeightSlot) -> None:
+    def discard(self, slot: WeightSlot) -> None:
+        """Evicts the slot's working copy."""
+        self._copies.pop(slot.name, None)
+
+    def forget_old(self, slot: WeightSlot) -> None:
         """Evicts the least recently used copies until the rest fits the memory budget."""
         sizes = {name: copy.nbytes for name, copy in self._copies.items()}
         held = sum(sizes.values())
@@ -323,7 +205,7 @@ class CellReducer:
         if self._calibration is None or "second_moment" not in job.statistics:
             return reduction
         H = self._calibration.second_moment(slot)
-        optima = self._output_optimum(slot, job, H)
+        optima = self.output_optimum(slot, job, H)
         stored = job.rounded(reduction)
         edit = reduction.edit.model_copy(
             update={
@@ -355,7 +237,7 @@ class CellReducer:
         )  # fmt: skip
         return Reduction(factors, edit, 0.0)
 
-    def _output_optimum(self, slot: WeightSlot, job: WeightJob, H: torch.Tensor) -> list[float]:
+    def output_optimum(self, slot: WeightSlot, job: WeightJob, H: torch.Tensor) -> list[float]:
         """The least relative output error at every rank, computed once per slot and run."""
         if slot.name not in self._output_optima:
             errors = WeightedSpectrum(job.weight, root(H)).weighted_errors()
@@ -374,27 +256,6 @@ class CellReducer:
             reducer = job.method.reducer
             reducer.prepare(corner, [1], job.context(corner.shape)).at_rank(1).dense()
         synchronize(corner.device)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Seconds spent on a slot's rank options.
-
-    Attributes:
-        curve: time that the later reduction to the chosen rank does not repeat.
-        preparation: time that the reduction repeats; counted for the curve if the slot is left unreduced.
-    """
-
-    curve: float = 0.0
-    preparation: float = 0.0
-
-
-def _with_allocation(reduction: Reduction, request: RankRequest, cost: Cost) -> Reduction:
-    """Records the allocated rank and the time that the allocation took."""
-    unreduced = request == WHOLE
-    edit = reduction.edit.model_copy(update={"allocated": "whole" if unreduced else int(request.value)})
-    seconds = cost.curve + (cost.preparation if unreduced else 0.0)
-    return dataclasses.replace(reduction, edit=edit, allocate_seconds=seconds)
 
 
 def _singular_values(optimum: Sequence[float]) -> torch.Tensor:

@@ -20,9 +20,16 @@ from lrbench.reducers.parameters import ParameterError, values
 from lrbench.reducers.ranks import CALIBRATED, AllocationKind, RankRequest, closed_rank
 from lrbench.reducers.registry import Registry
 from lrbench.reduction.allocation.budget import ranks_by_shape, tied
+from lrbench.reduction.calibration.loss_moments import MOMENTS
 from lrbench.reduction.calibration.refusal import uncalibrated
 from lrbench.suite.load import BASE, ReducerSpec, Suite, SweepSpec
 from lrbench.system.text import one_line
+
+#: The calibration statistics that allocations need of each weight.
+_NEEDS_OF_ALLOCATION: dict[AllocationKind | None, frozenset[str]] = {
+    "output-error": frozenset({"second_moment"}),
+    "loss": MOMENTS,
+}
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ class Cell:
     def needs(self) -> frozenset[str]:
         """The calibration statistics that the method and the allocation need of each slot."""
         own = self.method.reducer.needs if self.method is not None else frozenset()
-        return own | {"second_moment"} if self.allocation == "output-error" else own
+        return own | _NEEDS_OF_ALLOCATION.get(self.allocation, frozenset())
 
     @property
     def calibrated(self) -> bool:
@@ -331,7 +338,7 @@ def refusal(
         reason = uncalibrated(slot, method.reducer.needs)
         if reason:
             return f"{method.label} cannot be calibrated on {slot.name}: {reason}", None
-        reason = uncalibrated(slot, frozenset({"second_moment"})) if allocation == "output-error" else None
+        reason = uncalibrated(slot, _NEEDS_OF_ALLOCATION.get(allocation, frozenset()))
         if reason:
-            return f"{slot.name} has no output error for the allocation: {reason}", None
+            return f"{slot.name} cannot be allocated by {allocation}: {reason}; write 'allocation: uniform'", None
     return None, tied(slots) if allocation is not None else None

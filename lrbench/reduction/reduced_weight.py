@@ -10,7 +10,7 @@ import torch
 
 from lrbench.models.slots import WeightSlot
 from lrbench.reducers.factors import Factors
-from lrbench.results.rows import Edit
+from lrbench.results.rows import AllocationTrial, Edit
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Reduction:
         calibrate_seconds: the slot's fraction of the time that collecting statistics took.
         base: the slot that the factors are added to, on any device; None if they replace the weight itself.
         allocate_seconds: the time that the allocation took for this slot, beyond `seconds`.
+        trial: of the allocation that chose the rank; the same for all weights of a cell.
     """
 
     factors: Factors
@@ -32,6 +33,7 @@ class Reduction:
     calibrate_seconds: float = 0.0
     base: WeightSlot | None = None
     allocate_seconds: float = 0.0
+    trial: AllocationTrial | None = None
 
     def matrix(self) -> torch.Tensor:
         """The replacement of W (out, in): the product of the factors in at least float32, added to the base if any."""

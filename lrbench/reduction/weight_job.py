@@ -65,6 +65,13 @@ class Statistics(Protocol):
     def loss(self) -> float:
         """The current model's mean loss on the calibration text, in nats per token."""
 
+    @property
+    def held_out_tokens(self) -> int:
+        """The number of tokens of the held-out text."""
+
+    def held_out_loss(self) -> float:
+        """The current model's mean loss on the held-out part of the calibration text, in nats per token."""
+
 
 @dataclass(frozen=True)
 class Preparation:

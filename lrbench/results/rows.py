@@ -110,6 +110,24 @@ class Edit(Strict):
     allocated: int | Literal["whole"] | None = None
 
 
+class AllocationTrial(Strict):
+    """The allocations that `allocation: loss` tried on a held-out part of the calibration text.
+
+    Attributes:
+        chosen: the name of the allocation that lost least.
+        tokens: of the held-out text.
+        baseline: the baseline's loss there, in nats per token.
+        losses: the loss that the model with each allocation adds to it, by name.
+        seconds: of the passes, and of building the other allocations' factors; part of `allocate_seconds`.
+    """
+
+    chosen: str
+    tokens: Whole
+    baseline: float
+    losses: dict[str, float]
+    seconds: float
+
+
 class Decision(Strict):
     """One step of a composition: the best edit of a block, and whether it was kept."""
 
@@ -154,6 +172,7 @@ class Row(Strict):
     mode: str | None = None
     requested: dict[str, Number] = Field(default_factory=dict)
     allocation: str | None = None  # how keep_model was allocated to the weights
+    allocation_trial: AllocationTrial | None = None  # of `allocation: loss`
     seed: Whole = 0
     edits: list[Edit] = Field(default_factory=list)
     keep_targets: float | None = None

@@ -229,6 +229,7 @@ class ModelRun:
             "calibrate_seconds": sum(reduction.calibrate_seconds for reduction in reductions),
             "decompose_seconds": sum(reduction.seconds for reduction in reductions),
             "allocate_seconds": sum(reduction.allocate_seconds for reduction in reductions),
+            "allocation_trial": next((reduction.trial for reduction in reductions), None),
             "evaluate_seconds": outcome.seconds,
         }
         losses = [reduction.edit.predicted_loss for reduction in reductions]
@@ -306,7 +307,10 @@ def calibration_of(setup: ModelSetup, loaded: LoadedModel, engine: BaseEngine) -
         return None
     longest = engine.lm.max_length
     with datasets_from(suite.datasets):
-        return prepare(suite.calibration, suite.task_paths, loaded, engine.requests, longest, setup.notify)
+        return prepare(
+            suite.calibration, suite.task_paths, loaded, engine.requests, longest, setup.notify,
+            held_out=any(sweep.shared_by == "loss" for sweep in suite.sweep),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

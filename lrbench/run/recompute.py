@@ -170,7 +170,10 @@ def compute_again(
     calibration, text = None, again.suite.calibration
     if cell.calibrated and text is not None:
         with datasets_from(again.suite.datasets):
-            calibration = prepare_again(text, again.suite.task_paths, loaded, entry.calibration["length"], notify)
+            calibration = prepare_again(
+                text, again.suite.task_paths, loaded, entry.calibration["length"], notify,
+                held_out=cell.allocation == "loss",
+            )  # fmt: skip
     base = base_of(again.suite.delta, loaded, notify, trust_remote_code=trust_remote_code)
     if base is not None:
         _check_base(base, entry)

@@ -180,6 +180,7 @@ class Suite(Spec):
     @model_validator(mode="after")
     def _text_to_allocate_by(self) -> Suite:
         for index, sweep in enumerate(self.sweep):
+            sweep._default = "uniform" if self.calibration is None else "loss"
             if sweep.allocation in CALIBRATED and self.calibration is None:
                 raise misplaced(
                     f"'allocation: {sweep.allocation}' needs calibration; "

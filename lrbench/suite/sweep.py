@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, InstanceOf, StrictFloat, model_validator
+from pydantic import BeforeValidator, Field, InstanceOf, PrivateAttr, StrictFloat, model_validator
 
 from lrbench.reducers.ranks import AllocationKind, RankKind, RankRequest
 from lrbench.suite.fields import Count, Fractions, Spec, Text, Weight, one_or_many
@@ -76,6 +76,7 @@ class SweepSpec(Spec):
     rank: RankSpec
     reducers: Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(one_or_many)] | None = None
     allocation: AllocationKind | None = None
+    _default: AllocationKind = PrivateAttr(default="uniform")  # of a suite with calibration: `loss`
 
     @model_validator(mode="before")
     @classmethod
@@ -102,8 +103,11 @@ class SweepSpec(Spec):
 
     @property
     def shared_by(self) -> AllocationKind | None:
-        """How `keep_model` is allocated among the weights, `uniform` by default; None for other ranks."""
-        return (self.allocation or "uniform") if self.rank.keep_model is not None else None
+        """How `keep_model` is allocated among the weights; None for other ranks.
+
+        By default `loss` if the suite has calibration text, else `uniform`.
+        """
+        return (self.allocation or self._default) if self.rank.keep_model is not None else None
 
     def resolved(self) -> dict[str, Any]:
         """Plain data."""

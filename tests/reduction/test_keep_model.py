@@ -18,6 +18,7 @@ from lrbench.reducers.ranks import RankRequest, worthwhile_ranks
 from lrbench.reducers.registry import Registry
 from lrbench.reduction.allocation.budget import TOLERANCE, Budget, RankOptions, options_by_shape, ranks_by_shape, tied
 from lrbench.reduction.allocation.loss_curves import interpolated
+from lrbench.reduction.allocator import Allocator
 from lrbench.reduction.calibration.loss import text_loss
 from lrbench.reduction.cell_reducer import CellReducer
 from lrbench.reduction.plan import Cell, Method, Plan, refusal
@@ -351,7 +352,7 @@ def test_two_allocations_are_two_cells_that_a_table_tells_apart(finished):
 
 
 def test_a_row_is_made_again_from_the_ranks_that_it_records(finished, monkeypatch):
-    monkeypatch.setattr(CellReducer, "_allocated", lambda *_: pytest.fail("ranks were looked for again"))
+    monkeypatch.setattr(Allocator, "reduce", lambda *_: pytest.fail("ranks were looked for again"))
     for row in finished.rows().values():
         if row.reducer:
             again = compute_again(finished, row.cell)

@@ -7,7 +7,7 @@ An edited model stores its unedited parameters and those of the edits; a weight 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,10 +29,14 @@ class RankOptions:
     Attributes:
         ranks: of all options but the last, which is the unreduced weight.
         options: sizes and losses.
+        measured: the losses that were measured, by rank; the others are interpolated. None if all are exact.
+        dropped: the loss without the weight, for predicted losses.
     """
 
     ranks: tuple[int, ...]
     options: Options
+    measured: Mapping[int, float] | None = None
+    dropped: float = 0.0
 
     def request(self, option: int) -> RankRequest:
         """The rank request of one option."""

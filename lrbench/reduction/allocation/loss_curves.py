@@ -3,13 +3,16 @@
     error         |W - What|_F^2 / |W|_F^2
     output-error  |(W - What) H^½|_F^2 / |W H^½|_F^2, H = E[x xᵀ] of the calibration text
     sensitivity   increase of the mean loss on the calibration text, in nats per token, if only this weight is reduced
+    loss          ½ tr(G Δ H Δᵀ), Δ = W - What, G = E[g gᵀ] of the loss's gradients in the output: the same, predicted
 
 The first two are relative, because weights and their outputs have no common scale: a normalization or another weight
-may undo a factor. The third is measured at a few ranks and interpolated with the help of the first.
+may undo a factor. The third is measured at a few ranks and interpolated with the help of the first. The fourth needs no
+common scale, being in units of the loss.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,11 +47,14 @@ class LossMeasure:
         of_factors: the loss of given factors.
         of_ranks: the losses of ranks in closed form; returns None if there is none.
         on_text: the loss increase on text, in nats per token, with the factors in the model; None unless requested.
+        dropped: the loss without the weight, if losses are predicted; between measured ranks they are then interpolated
+            on a logarithmic scale, and measured again at the chosen ranks.
     """
 
     of_factors: Callable[[Factors], float]
     of_ranks: Callable[[Sequence[int]], Sequence[float] | None]
     on_text: Callable[[Factors], float] | None = None
+    dropped: float | None = None
 
 
 def squared_error(job: WeightJob, preparation: Preparation, norm: float) -> LossMeasure:
@@ -86,11 +92,36 @@ def options_by_rank(job: WeightJob, preparation: Preparation, sized: RankOptions
         sampled = _spread(ranks, GRID)
         values = [measure.of_factors(job.at_rank(preparation, rank)[0]) for rank in sampled]
     curve = np.array(values, dtype=np.float64)
+    if measure.dropped is not None:
+        measured = None if len(sampled) == len(ranks) else dict(zip(sampled, values, strict=True))
+        return with_measured(RankOptions(sized.ranks, sized.options, measured, measure.dropped), curve)
     if len(sampled) < len(ranks):
         curve = convex(np.array(ranks, float), np.array(sampled, float), curve)
     if measure.on_text is not None:
         curve = _on_text(job, preparation, sized.ranks, sized.options.sizes, curve, measure.on_text)
     return RankOptions(sized.ranks, Options(sized.options.sizes, np.append(curve, 0.0)))
+
+
+def with_measured(sized: RankOptions, curve: Curve) -> RankOptions:
+    """The options with an exact curve, or with one through `measured` that never increases with the rank.
+
+    Between measured ranks the logarithm of the loss is linear in the rank.
+    """
+    if sized.measured is not None:
+        known = sorted(sized.measured)
+        losses = np.minimum.accumulate(np.array([sized.measured[rank] for rank in known], dtype=np.float64))
+        least = max(float(losses[0]), np.finfo(np.float64).tiny) * 1e-12  # its logarithm exists
+        curve = np.exp(np.interp(np.array(sized.ranks, float), known, np.log(np.maximum(losses, least))))
+    return dataclasses.replace(sized, options=Options(sized.options.sizes, np.append(curve, 0.0)))
+
+
+def refined(
+    job: WeightJob, preparation: Preparation, sized: RankOptions, measure: LossMeasure, rank: int
+) -> RankOptions:
+    """The options with the loss of one more rank measured."""
+    loss = measure.of_factors(job.at_rank(preparation, rank)[0])
+    more = dataclasses.replace(sized, measured={**(sized.measured or {}), rank: loss})
+    return with_measured(more, sized.options.losses[:-1])
 
 
 def options_by_construction(
@@ -121,7 +152,7 @@ def options_by_construction(
     curve = np.array([built[size][0] for size in sorted(built)])
     if measure.on_text is not None and ranks_kept:
         curve = _on_text(job, preparation, ranks_kept, sizes, curve, measure.on_text)
-    return RankOptions(ranks_kept, Options(sizes, np.append(curve, 0.0)))
+    return RankOptions(ranks_kept, Options(sizes, np.append(curve, 0.0)), dropped=measure.dropped or 0.0)
 
 
 def largest_rank(job: WeightJob, sized: RankOptions | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,8 @@ def prepare(
     requests: FrozenRequests,
     longest: int,
     notify: Callable[[str], None],
+    *,
+    held_out: bool = False,
 ) -> Calibration:
     """Reads a suite's calibration text and draws its windows; statistics are collected later.
 
@@ -53,12 +56,13 @@ def prepare(
         requests: all evaluated requests.
         longest: the model's maximum length, in tokens.
         notify: called with one line before slow steps and fallbacks.
+        held_out: whether to draw held-out windows too.
 
     Raises:
         SuiteError: the text cannot be read, is too short, or contains an evaluated document.
     """
     documents = read_text(spec, task_paths, {name: frozen.task for name, frozen in requests.tasks.items()}, notify)
-    samples = draw(spec, documents, loaded.tokenizer, longest)
+    samples = draw(spec, documents, loaded.tokenizer, longest, held_out=held_out)
     overlap = find_evaluated_document(samples.passages, requests)
     if overlap is not None:
         task, document = overlap
@@ -76,6 +80,8 @@ def prepare_again(
     loaded: LoadedModel,
     longest: int,
     notify: Callable[[str], None],
+    *,
+    held_out: bool = False,
 ) -> Calibration:
     """As `prepare`, for a finished run, without the comparison with evaluated documents.
 
@@ -83,7 +89,8 @@ def prepare_again(
         SuiteError: the text cannot be read or is too short.
     """
     documents = read_text(spec, task_paths, {}, notify)
-    return Calibration(spec, loaded, draw(spec, documents, loaded.tokenizer, longest), notify)
+    samples = draw(spec, documents, loaded.tokenizer, longest, held_out=held_out)
+    return Calibration(spec, loaded, samples, notify)
 
 
 @dataclass(frozen=True)
@@ -138,7 +145,10 @@ class Calibration:
             return {}
         damping = {"damping": self._spec.damping} if "second_moment" in cell.needs else {}
         labels = self._labels.definition if cell.needs & _GRADIENTS else {}
-        return {"calibration": {"tokens": self._samples.hash, "needs": sorted(cell.needs), **damping, **labels}}
+        text = {"tokens": self._samples.hash, "needs": sorted(cell.needs), **damping, **labels}
+        if cell.allocation == "loss":
+            text["held_out"] = hashlib.sha256(repr(self._samples.held_out.tolist()).encode()).hexdigest()
+        return {"calibration": text}
 
     def describe(self) -> dict[str, Any]:
         """For the manifest."""
@@ -149,6 +159,7 @@ class Calibration:
             "length": length,
             "text_tokens": self._samples.tokens,
             "tokens_hash": self._samples.hash,
+            "held_out": len(self._samples.held_out),
         }
 
     def expect(self, cells: Iterable[Cell]) -> None:
@@ -199,6 +210,15 @@ class Calibration:
     def loss(self) -> float:
         """The current model's mean loss on the windows, in nats per token; see `text_loss`."""
         return text_loss(self._loaded.model, self._samples.windows)
+
+    @property
+    def held_out_tokens(self) -> int:
+        """The number of tokens of the held-out windows."""
+        return self._samples.held_out.numel()
+
+    def held_out_loss(self) -> float:
+        """The current model's mean loss on the held-out windows, in nats per token."""
+        return text_loss(self._loaded.model, self._samples.held_out)
 
     def distrust(self) -> None:
         """Discards everything that this process collected, also on disk: the model's weights may have been wrong."""

@@ -28,3 +28,12 @@ class WhiteInputs:
     def loss(self) -> float:
         """Always 0."""
         return 0.0
+
+    @property
+    def held_out_tokens(self) -> int:
+        """0."""
+        return 0
+
+    def held_out_loss(self) -> float:
+        """Always 0."""
+        return 0.0
