@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from lrbench.errors import LrbenchError, ReducerError
+from lrbench.errors import FOREIGN, LrbenchError, ReducerError
 from lrbench.linalg import output_error
 from lrbench.models.slots import WeightSlot
 from lrbench.reducers.factors import Factors
@@ -33,6 +33,7 @@ from lrbench.reduction.plan import Cell, Method
 from lrbench.reduction.reduced_weight import Reduction
 from lrbench.reduction.weight_job import Preparation, Statistics, WeightJob, failing_as
 from lrbench.results.rows import AllocationTrial
+from lrbench.system.text import one_line
 
 _REFINEMENTS = 2  # rounds in which interpolated losses are replaced by measured ones at the chosen ranks
 
@@ -42,8 +43,11 @@ Outcome = list[Reduction] | LrbenchError
 class WeightReducer(Protocol):
     """Reduces weights to known ranks; see `CellReducer`."""
 
-    def reduce_group(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Outcome]]:
+    def reduce_group(self, cells: Sequence[Cell], *, measured: bool) -> Iterator[tuple[Cell, Outcome]]:
         """Reduces cells that differ only in the ranks, in order."""
+
+    def measured(self, cell: Cell, reductions: Sequence[Reduction]) -> list[Reduction]:
+        """The reductions of a cell's slots with records of the edits. Raises ReducerError."""
 
     def begin(self, slot: WeightSlot, method: Method, seed: int | None) -> tuple[WeightJob, list[float]]:
         """A warmed-up job of a method on a slot, and the slot's optimal errors."""
@@ -118,7 +122,8 @@ class Allocator:
                 except LrbenchError as error:
                     yield cell, error
             ranked = [each for attempt in attempts for each in attempt.ranked()]
-            reduced = self._weights.reduce_group(ranked) if ranked else iter(())
+            by_trial = cells[0].allocation == "loss"  # errors are measured of the chosen allocation only
+            reduced = self._weights.reduce_group(ranked, measured=not by_trial) if ranked else iter(())
             waiting = []
             for attempt in attempts:
                 outcome = self._best(attempt, reduced, may_miss=not by_construction)
@@ -165,7 +170,7 @@ class Allocator:
         for name in attempt.requests:
             started = time.perf_counter()
             _, outcome = next(reduced)
-            stored = 0 if isinstance(outcome, LrbenchError) else sum(each.edit.stored_numbers for each in outcome)
+            stored = 0 if isinstance(outcome, LrbenchError) else sum(each.factors.stored_numbers for each in outcome)
             try:
                 if isinstance(outcome, LrbenchError):
                     raise outcome
@@ -174,10 +179,10 @@ class Allocator:
                     continue
                 assert cell.method is not None
                 attempt.budget.refuse_missed(stored, cell.method.label)
+                loss = self._held_out_loss(cell.slots, outcome) if cell.allocation == "loss" else 0.0
             except LrbenchError as error:
                 failure = failure or error
                 continue
-            loss = self._held_out_loss(cell.slots, outcome) if cell.allocation == "loss" else 0.0
             losses[name] = loss
             if best is None or loss < best[0]:
                 best = loss, name, outcome
@@ -190,6 +195,10 @@ class Allocator:
         _, name, outcome = best
         trial = None
         if cell.allocation == "loss":
+            try:
+                outcome = self._weights.measured(cell, outcome)
+            except LrbenchError as error:
+                return error
             assert self._calibration is not None
             assert self._held_out_baseline is not None
             seconds = max(0.0, seconds - sum(each.seconds for each in outcome))
@@ -202,14 +211,23 @@ class Allocator:
         return [_with_allocation(each, request, cost, share, trial) for each, request, cost in parts]
 
     def _held_out_loss(self, slots: Sequence[WeightSlot], reductions: Sequence[Reduction]) -> float:
-        """The loss that the edited model adds to the baseline's on held-out text; infinite if it is not a number."""
+        """The loss that the edited model adds to the baseline's on held-out text; infinite if it is not a number.
+
+        Raises:
+            LrbenchError: the model failed on the text, or an original weight was changed.
+        """
         calibration, model = self._calibration, slots[0].model
         assert calibration is not None
         assert model is not None
         if self._held_out_baseline is None:
             self._held_out_baseline = calibration.held_out_loss()
-        with in_place(model, slots, reductions):
-            loss = calibration.held_out_loss() - self._held_out_baseline
+        try:
+            with in_place(model, slots, reductions):
+                loss = calibration.held_out_loss() - self._held_out_baseline
+        except LrbenchError:
+            raise
+        except FOREIGN as error:  # out of memory, or the model's own code
+            raise ReducerError(f"the model failed on the held-out text: {one_line(error)}") from error
         return math.inf if math.isnan(loss) else loss
 
     def _rank_options(self, cell: Cell, *, by_construction: bool) -> tuple[list[RankOptions], list[Cost]]:

@@ -53,11 +53,16 @@ class CellReducer:
         self._warm: set[tuple[str, torch.device]] = set()
         self._copies: OrderedDict[str, WorkingCopy] = OrderedDict()
 
-    def reduce_group(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, list[Reduction] | LrbenchError]]:
+    def reduce_group(
+        self, cells: Sequence[Cell], *, measured: bool = True
+    ) -> Iterator[tuple[Cell, list[Reduction] | LrbenchError]]:
         """Reduces cells that differ only in the rank, sharing each slot's preparation between them.
 
         The factors of all ranks are held until all slots are done. If they would take more than a quarter of the free
         memory, the cells are reduced in several parts, and the preparation is repeated for each.
+
+        Args:
+            measured: whether to measure errors; else reductions have no record of the edit, see `measured`.
         """
         slots, method = cells[0].slots, cells[0].method
         assert method is not None
@@ -78,7 +83,7 @@ class CellReducer:
             for slot in slots:
                 alive = [i for i, result in enumerate(results) if isinstance(result, list)]
                 requests = [batch[i].request_of(slot) for i in alive]
-                outcomes = self._slot(slot, method, requests, cells[0].seed)
+                outcomes = self._slot(slot, method, requests, cells[0].seed, measured=measured)
                 for i, outcome in zip(alive, outcomes, strict=True):
                     if isinstance(outcome, Reduction):
                         results[i].append(outcome)  # type: ignore[union-attr]
@@ -117,8 +122,32 @@ class CellReducer:
         self._warm_up(job)
         return job, optimum
 
+    def measured(self, cell: Cell, reductions: Sequence[Reduction]) -> list[Reduction]:
+        """The reductions of a cell's slots with records of the edits. Raises ReducerError."""
+        method = cell.method
+        assert method is not None
+        results = []
+        for slot, reduction in zip(cell.slots, reductions, strict=True):
+            if reduction.edit is None:
+                with failing_as(slot, method):
+                    job, optimum = self.begin(slot, method, cell.seed)
+                    reduction = self._measured(job, reduction, optimum)
+                self.forget_old(slot)
+            results.append(reduction)
+        return results
+
+    def _measured(self, job: WeightJob, reduction: Reduction, optimum: Sequence[float]) -> Reduction:
+        measured = job.measure(reduction, optimum)
+        return self._with_predicted_loss(job, self._with_output_error(job.slot, job, measured))
+
     def _slot(
-        self, slot: WeightSlot, method: Method, requests: Sequence[RankRequest], seed: int | None = None
+        self,
+        slot: WeightSlot,
+        method: Method,
+        requests: Sequence[RankRequest],
+        seed: int | None = None,
+        *,
+        measured: bool = True,
     ) -> list[Reduction | LrbenchError]:
         """Reduces one slot at each requested rank; a failure of the preparation is returned for every rank."""
         reducer = method.reducer
@@ -135,7 +164,10 @@ class CellReducer:
             self.discard(slot)
             return [error] * len(requests)
         results: list[Reduction | LrbenchError] = []
-        for request in requests:
+        for place, request in enumerate(requests):
+            if request in requests[:place]:  # two allocations with the same rank
+                results.append(results[requests.index(request)])
+                continue
             if request == WHOLE:
                 results.append(self._whole(slot, method))
                 continue
@@ -148,8 +180,8 @@ class CellReducer:
                     preparation = shared or job.prepare([rank])
                     factors, seconds, chosen = job.at_rank(preparation, rank)
                     job.check_error(factors, request, optimum)
-                    measured = job.round_and_measure(factors, optimum, seconds, chosen)
-                    results.append(self._with_predicted_loss(job, self._with_output_error(slot, job, measured)))
+                    rounded = job.round(factors, seconds, chosen)
+                    results.append(self._measured(job, rounded, optimum) if measured else rounded)
             except LrbenchError as error:
                 # A method that wrote to shared results must not make other methods fail.
                 self.discard(slot)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -25,6 +26,7 @@ class Reduction:
         base: the slot that the factors are added to, on any device; None if they replace the weight itself.
         allocate_seconds: the time that the allocation took for this slot, beyond `seconds`.
         trial: of the allocation that chose the rank; the same for all weights of a cell.
+        rank, chosen: for `WeightJob.measure`, which makes the record of the edit.
     """
 
     factors: Factors
@@ -34,6 +36,8 @@ class Reduction:
     base: WeightSlot | None = None
     allocate_seconds: float = 0.0
     trial: AllocationTrial | None = None
+    rank: int = 0
+    chosen: Mapping[str, Any] = field(default_factory=dict)
 
     def matrix(self) -> torch.Tensor:
         """The replacement of W (out, in): the product of the factors in at least float32, added to the base if any."""

@@ -160,17 +160,30 @@ class WeightJob:
         self, factors: Factors, optimum: Sequence[float], seconds: float, chosen: dict[str, Any]
     ) -> Reduction:
         """Rounds factors (or Ŵ, if that is smaller) to the model's dtype and measures the rounded result."""
+        return self.measure(self.round(factors, seconds, chosen), optimum)
+
+    def round(self, factors: Factors, seconds: float, chosen: dict[str, Any]) -> Reduction:
+        """Factors (or Ŵ, if that is smaller) rounded to the model's dtype, without a record of the edit."""
         rows, columns = self.slot.about.shape
-        rank = factors.rank  # may differ from the requested one: Dense factors, or repeated random draws
         dtype = self.slot.tensor().dtype
         smaller = factors.stored_numbers < rows * columns
         stored = factors.to(dtype=dtype) if smaller else Dense(factors.dense().to(dtype))
-        result = Reduction(stored, None, seconds, self.calibrate_seconds, self._base_slot)  # type: ignore[arg-type]
-        rounded = self.rounded(result)
+        # The rank of the factors may differ from the requested one: Dense factors, or repeated random draws.
+        base, calibrate_seconds = self._base_slot, self.calibrate_seconds
+        no_edit: Any = None
+        return Reduction(stored, no_edit, seconds, calibrate_seconds, base, rank=factors.rank, chosen=chosen)
+
+    def measure(self, reduction: Reduction, optimum: Sequence[float]) -> Reduction:
+        """The reduction with the record of its edit."""
+        stored, rank = reduction.factors, reduction.rank
+        rows, columns = self.slot.about.shape
+        smaller = stored.stored_numbers < rows * columns
+        rounded = self.rounded(reduction)
         if not bool(rounded.isfinite().all()):
+            dtype = str(self.slot.tensor().dtype).removeprefix("torch.")
             raise ReducerError(
-                f"{self.slot.name}: the result of {self.method.label} at rank {rank} overflows "
-                f"{str(dtype).removeprefix('torch.')}; its factors are badly scaled"
+                f"{self.slot.name}: the result of {self.method.label} at rank {rank} overflows {dtype}; "
+                "its factors are badly scaled"
             )
         norm = optimum[0]
         least = optimum[min(rank, len(optimum) - 1)] / norm if norm else 0.0
@@ -179,9 +192,9 @@ class WeightJob:
             shape=self.slot.about.shape, rank=rank, stored_numbers=stored.stored_numbers,
             stored_bytes=stored.stored_bytes, stored_as="factors" if smaller else "dense",
             relative_error=_norm(self.weight - rounded) / norm if norm else _norm(rounded),
-            optimal_error=least if self.method.reducer.rank_of == "weight" else None, chosen=chosen,
+            optimal_error=least if self.method.reducer.rank_of == "weight" else None, chosen=dict(reduction.chosen),
         )  # fmt: skip
-        return dataclasses.replace(result, edit=edit)
+        return dataclasses.replace(reduction, edit=edit)
 
     def rounded(self, reduction: Reduction) -> torch.Tensor:
         """Ŵ (out, in) after rounding to the model's dtype, in the dtype of `weight`.

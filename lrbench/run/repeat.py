@@ -21,6 +21,8 @@ from lrbench.run.recompute import ReopenedSuite, reopen
 
 #: Fields of a row that hold times.
 TIMES = frozenset({"allocate_seconds", "calibrate_seconds", "decompose_seconds", "evaluate_seconds", "inference"})
+#: Times within other fields.
+_TIMES_WITHIN: dict[str, Any] = {"allocation_trial": {"seconds"}}
 #: Fields that hold names of cells, environments and suites; those of cells differ if the code is another.
 _NAMING: dict[str, Any] = {"cell": True, "environment": True, "suite": True, "selection": {"validation_cells"}}
 
@@ -116,7 +118,7 @@ def _differences(match: Match, first: RunDirectory, second: RunDirectory) -> Ite
 
 
 def _fields(row: Row) -> dict[str, Any]:
-    return row.model_dump(mode="python", exclude={**dict.fromkeys(TIMES, True), **_NAMING})
+    return row.model_dump(mode="python", exclude={**dict.fromkeys(TIMES, True), **_TIMES_WITHIN, **_NAMING})
 
 
 def _samples(run: RunDirectory, row: Row) -> dict[tuple[str, int], str]:

@@ -89,7 +89,7 @@ def test_a_model_loses_less_where_its_truncations_are_calibrated(tmp_path, own_c
 def test_the_output_error_is_that_of_the_layer_on_the_calibration_windows(tmp_path, own_cache, monkeypatch):
     made, reduced = [], []
     prepare, reduce_group = statistics.prepare, CellReducer.reduce_group
-    monkeypatch.setattr(model_run, "prepare", lambda *a: made.append(prepare(*a)) or made[-1])
+    monkeypatch.setattr(model_run, "prepare", lambda *a, **k: made.append(prepare(*a, **k)) or made[-1])
 
     def remembering(self, cells):
         for cell, outcome in reduce_group(self, cells):
