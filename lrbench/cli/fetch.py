@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lrbench.cli.execution import INTERRUPTED
 from lrbench.cli.options import add_suite_options, fast_imports, read_suite
 from lrbench.cli.output import say
 
@@ -35,9 +36,14 @@ def run(args: argparse.Namespace) -> int:
     with filling(folder), fast_imports():  # the hub's libraries read their settings when they are imported
         from lrbench.run.fetch import fetch
 
-    complete = fetch(
-        suites, folder, _say, bars=sys.stderr.isatty(), dry_run=args.dry_run, trust_remote_code=args.trust_remote_code
-    )
+    try:
+        complete = fetch(
+            suites, folder, _say, bars=sys.stderr.isatty(), dry_run=args.dry_run,
+            trust_remote_code=args.trust_remote_code,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        _say("lrbench: interrupted; repeat the command to go on")
+        return INTERRUPTED
     if complete:
         say(f"{args.to} is complete; on the other machine: lrbench run SUITE --offline DIR")
     return int(not complete and not args.dry_run)

@@ -53,18 +53,18 @@ class HubFiles:
         part = f"GGUF file {self.part} of" if self.part.endswith(".gguf") else self.part
         return f"{part} {self.repository}{revision}"
 
-    def sizes(self) -> tuple[str, dict[str, int]]:
-        """The commit of the revision, and the files' sizes in bytes. Asks the hub.
+    def sizes(self, commit: str | None = None) -> dict[str, int]:
+        """The files' sizes in bytes, at a commit or else at the revision. Asks the hub.
 
         Raises:
             ModelError: the hub does not have the repository, the revision or the files, or not for this user; or it
                 cannot be reached.
         """
         with failing(self.repository, self.revision):
-            info = HfApi().model_info(self.repository, revision=self.revision, files_metadata=True)
+            revision = commit or self.revision
+            info = HfApi().model_info(self.repository, revision=revision, files_metadata=True)
             every = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-            chosen = {name: every[name] for name in self._chosen(every)}
-        return str(info.sha), chosen
+            return {name: every[name] for name in self._chosen(every, revision)}
 
     def snapshot(self, cache: Path, commit: str) -> Path:
         """The folder of a commit's files in a cache of the hub."""
@@ -86,7 +86,7 @@ class HubFiles:
             )
         return Path(folder).name
 
-    def _chosen(self, every: Iterable[str]) -> list[str]:
+    def _chosen(self, every: Iterable[str], revision: str | None) -> list[str]:
         names = [name for name in every if "/" not in name or name.startswith("additional_chat_templates/")]
         if self.part.endswith(".gguf"):
             return self._required([self.part], every)
@@ -106,7 +106,7 @@ class HubFiles:
             raise ModelError(
                 f"{self.repository}: its weights are not stored as safetensors, and pickles (.bin, .pt) are not read"
             )
-        index = Path(hf_hub_download(self.repository, _INDEX, revision=self.revision)).read_text(encoding="utf-8")
+        index = Path(hf_hub_download(self.repository, _INDEX, revision=revision)).read_text(encoding="utf-8")
         return small + self._required(sorted(set(json.loads(index)["weight_map"].values())), every)
 
     def _required(self, needed: Iterable[str], names: Iterable[str]) -> list[str]:

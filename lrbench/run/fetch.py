@@ -19,7 +19,7 @@ from lrbench.suite.load import Suite
 from lrbench.system import files
 from lrbench.system.offline import DATASETS, PARTIAL, filling, without_network
 from lrbench.system.text import one_line
-from lrbench.tasks.hub_datasets import HubDataset
+from lrbench.tasks.hub_datasets import HubDataset, merged
 from lrbench.tasks.metric_trial import try_metrics
 from lrbench.tasks.saved_datasets import before_reading
 
@@ -56,7 +56,9 @@ def fetch(
         with files.locked(folder / ".lock"), filling(folder), _bars(bars):
             manifest = FetchedManifest.read(folder)
             fetcher = _Fetcher(folder, manifest, notify)
-            needs = list(dict.fromkeys(need for suite in suites for need in needs_of(suite)))
+            every = list(dict.fromkeys(need for suite in suites for need in needs_of(suite)))
+            needs: list[HubFiles | HubDataset] = [need for need in every if isinstance(need, HubFiles)]
+            needs += merged(need for need in every if isinstance(need, HubDataset))
             _list_local(suites, notify)
             planned = fetcher.plan([need for need in needs if manifest.lack_of(need, folder) is not None])
             if dry_run and planned:
@@ -113,9 +115,14 @@ class _Fetcher:
     def _sizes(self, need: HubFiles | HubDataset) -> dict[str, int]:
         if isinstance(need, HubDataset):
             return need.files()[1]
-        _, sizes = need.sizes()
+        sizes = need.sizes(self._commit(need))
         self._files[need] = list(sizes)
         return sizes
+
+    def _commit(self, need: HubFiles) -> str | None:
+        """The commit of the repository's files that are there already, which the others must have too."""
+        known = self._manifest.models.get(need.place)
+        return known.commit if known is not None else None
 
     def fetch(self, need: HubFiles | HubDataset) -> None:
         """Fetches one need. Raises InputError if the hub does not give it."""
@@ -127,24 +134,21 @@ class _Fetcher:
         self._manifest.write(self._folder)
 
     def _fetch_files(self, need: HubFiles) -> None:
-        known = self._manifest.models.get(need.place)
-        commit = need.download(known.commit if known is not None else None, self._files[need])
+        commit = need.download(self._commit(need), self._files[need])
         snapshot = need.snapshot(self._folder / "hub", commit)
         sizes = {name: (snapshot / name).stat().st_size for name in self._files[need]}
-        entry = known or FetchedFiles(commit=commit)
+        entry = self._manifest.models.get(need.place, FetchedFiles(commit=commit))
         parts = list(dict.fromkeys([*entry.parts, need.part]))
         self._manifest.models[need.place] = FetchedFiles(commit=commit, parts=parts, files=entry.files | sizes)
 
     def _fetch_dataset(self, dataset: HubDataset) -> None:
-        known = self._manifest.datasets.get(dataset.name)
+        commit, _ = dataset.files()
+        new = FetchedDataset(repository=dataset.repository, commit=commit)
         saved, absent = dataset.save(self._folder / DATASETS)
-        self._manifest.datasets[dataset.name] = FetchedDataset(
-            repository=dataset.repository,
-            commit=dataset.files()[0],
-            splits=list(dict.fromkeys([*(known.splits if known is not None else []), *saved])),
-            all=dataset.splits is None or (known is not None and known.all),
-            absent=absent,
-        )
+        entry = self._manifest.datasets.setdefault(dataset.name, new)
+        entry.splits = list(dict.fromkeys([*entry.splits, *saved]))
+        entry.absent = list(dict.fromkeys([*entry.absent, *absent]))
+        entry.all = entry.all or dataset.splits is None
 
     def read_tasks(self, suites: Sequence[Suite]) -> None:
         """Reads all tasks, and tries their metrics: their code may ask the hub for more, which is kept as well."""

@@ -34,8 +34,8 @@ class FetchedDataset(BaseModel):
 
     repository: str
     commit: str | None
-    splits: list[str]
-    all: bool
+    splits: list[str] = []
+    all: bool = False
     absent: list[str] = []
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM
 
+import lrbench
 from lrbench.cli import main
 from lrbench.errors import InputError, MissingError
 from lrbench.results.directory import RunDirectory
@@ -177,7 +180,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def lrbench(*arguments, cwd, code=WITHOUT_SOCKETS, **variables):
+def command(*arguments, cwd, code=WITHOUT_SOCKETS, **variables):
     environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_HOME": str(Path(cwd, "home")), **variables}
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], cwd=cwd, env=environment, capture_output=True, text=True,
@@ -191,7 +194,7 @@ def test_a_run_offline_uses_no_network_writes_nothing_there_and_gives_the_rows_o
     suite, folder, _ = fetched
     before = files_of(folder)
 
-    offline = lrbench("run", suite, "--offline", folder, "--out", tmp_path / "offline", cwd=tmp_path)
+    offline = command("run", suite, "--offline", folder, "--out", tmp_path / "offline", cwd=tmp_path)
 
     assert offline.returncode == 0, offline.stderr
     assert "NETWORK" not in offline.stderr
@@ -214,6 +217,49 @@ def test_a_run_offline_uses_no_network_writes_nothing_there_and_gives_the_rows_o
         assert model[key] == same[key]
 
 
+def files_in(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_shards_an_adapter_a_base_a_gguf_file_and_a_configuration_come_from_the_folder(tmp_path, monkeypatch):
+    peft = pytest.importorskip("peft")
+    pytest.importorskip("gguf")
+    from tests.support.gguf_files import write_gguf
+
+    model = AutoModelForCausalLM.from_pretrained(bundled()["almanac"])
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="4MB")
+    lora = peft.LoraConfig(target_modules=["down_proj"], r=2, init_lora_weights=False)
+    peft.get_peft_model(model, lora).save_pretrained(tmp_path / "lora")
+    (tmp_path / "gguf").mkdir()
+    write_gguf(tmp_path / "gguf" / "almanac.gguf")
+    given = repositories()
+    given["models/org/sharded"] = given["models/org/words-tokenizer"] | files_in(tmp_path / "sharded")
+    given["models/org/lora"] = files_in(tmp_path / "lora")
+    given["models/org/almanac-GGUF"] = {**files_in(tmp_path / "gguf"), "other.gguf": b"not read"}
+    common = {
+        "tasks": [{"task": "almanac_text", "limit": 1}],
+        "reducers": ["svd"],
+        "sweep": [{"mode": "together", "layers": [5], "weights": ["mlp.down"], "rank": {"keep": [0.3]}}],
+    }
+    gguf = {"pretrained": "org/almanac-GGUF", "gguf": "almanac.gguf", "tokenizer": "org/words-tokenizer"}
+    suites = [
+        {"name": "tuned", "model": {"pretrained": "org/sharded", "revision": COMMIT, "adapter": "org/lora"},
+         "delta": {"base": "org/tiny"}, **common},
+        {"name": "others", "models": [gguf, {"config": "org/tiny", "label": "random"}], **common},
+    ]  # fmt: skip
+    with hub(given) as state, online(monkeypatch, state):
+        assert fetch(list(map(load_suite, suites)), tmp_path / "DIR", print)
+
+    names = {path.name for path in (tmp_path / "DIR").rglob("*.gguf")}
+    assert names == {"almanac.gguf"}
+    monkeypatch.setattr("socket.socket.connect", None)
+    for suite in suites:
+        assert lrbench.plan(suite, offline=tmp_path / "DIR").models
+        results = lrbench.run(suite, offline=tmp_path / "DIR", out=tmp_path / suite["name"], device="cpu")
+        assert {row.status for row in results} == {"ok"}
+    assert "LRBENCH_OFFLINE" not in os.environ
+
+
 def test_what_is_missing_is_listed_at_once_before_a_weight_is_loaded(fetched, tmp_path, monkeypatch, capsys):
     (tmp_path / "DIR").mkdir()
     suite = write_suite(tmp_path)
@@ -230,8 +276,6 @@ def test_what_is_missing_is_listed_at_once_before_a_weight_is_loaded(fetched, tm
 
 
 def test_a_weight_file_that_was_cut_off_and_a_lost_split_are_missing(fetched, tmp_path):
-    import shutil
-
     suite, folder, _ = fetched
     shutil.copytree(folder, tmp_path / "DIR")
     weights = next((tmp_path / "DIR").rglob("model.safetensors"))
@@ -246,8 +290,6 @@ def test_a_weight_file_that_was_cut_off_and_a_lost_split_are_missing(fetched, tm
 
 
 def test_code_of_a_metric_that_is_missing_is_told_with_its_task(fetched, tmp_path):
-    import shutil
-
     suite, folder, _ = fetched
     shutil.copytree(folder, tmp_path / "DIR", ignore=shutil.ignore_patterns("length.py"))
 
@@ -309,6 +351,52 @@ def test_without_network_fetch_says_so_in_one_line(tmp_path, monkeypatch):
         fetch([suite], tmp_path / "DIR", print)
 
 
+def test_a_second_suite_adds_what_it_needs_of_the_same_repositories(tmp_path, monkeypatch):
+    whole = write_suite(tmp_path)
+    text = SUITE.replace("{pretrained: org/tiny, tokenizer: org/words-tokenizer", "{config: org/tiny, label: x")
+    part = tmp_path / "part.yaml"
+    part.write_text(text.replace("{dataset: org/texts, column: body}", "{dataset: baber/piqa, column: goal}"))
+    with hub(repositories()) as state, online(monkeypatch, state):
+        assert fetch([load_suite(part)], tmp_path / "DIR", print)
+        first = FetchedManifest.read(tmp_path / "DIR").models["org/tiny@main"]
+        assert (first.parts, list(first.files)) == (["configuration"], ["config.json"])
+        assert fetch([load_suite(whole)], tmp_path / "DIR", print)
+
+    second = FetchedManifest.read(tmp_path / "DIR").models["org/tiny@main"]
+    assert second.parts == ["configuration", "model"]
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(second.files)
+
+
+def test_the_environment_variable_stands_for_the_option_and_excludes_fetching(fetched, tmp_path, monkeypatch, capsys):
+    suite, folder, _ = fetched
+    monkeypatch.setenv("LRBENCH_OFFLINE", str(folder))
+    monkeypatch.chdir(tmp_path)
+
+    assert main(["check", str(suite)]) == 0
+    assert main(["fetch", str(suite), "--to", str(tmp_path / "DIR")]) == 2
+    assert (
+        capsys.readouterr().err.splitlines()[-1]
+        == "lrbench: LRBENCH_OFFLINE is set, which excludes the hub; unset it to fetch"
+    )
+
+
+def test_a_damaged_manifest_and_a_disk_that_is_too_small_are_one_line_each(fetched, tmp_path, monkeypatch, capsys):
+    suite, _, _ = fetched
+    (tmp_path / "manifest.json").write_text("{")
+    assert main(["check", str(suite), "--offline", str(tmp_path)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"lrbench: {tmp_path}/manifest.json: cannot be read; delete it, and fetch again: ")
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1000))
+    with (
+        hub(repositories()) as state,
+        online(monkeypatch, state),
+        pytest.raises(InputError, match="MB do not fit into 1 kB; choose another disk"),
+    ):
+        fetch([load_suite(suite)], tmp_path / "DIR", print)
+    assert not [path for path in state.downloads() if "/tiny/" in path]
+
+
 @pytest.mark.parametrize("arguments", [["run"], ["check"]])
 def test_a_folder_that_fetch_has_not_filled_is_refused(tmp_path, capsys, arguments):
     assert main([*arguments, "quickstart", "--offline", str(tmp_path)]) == 2
@@ -331,8 +419,8 @@ def test_a_killed_fetch_goes_on_with_the_file_under_way_and_leaves_nothing_behin
     code = "import sys; from lrbench.cli import main; sys.exit(main(sys.argv[1:]))"
     with hub(repositories(), stall="model.safetensors") as state:
         variables = {**os.environ, "HF_HOME": str(tmp_path / "home"), **answer_from(state)}
-        command = [sys.executable, "-c", code, "fetch", str(suite), "--to", "DIR"]
-        first = subprocess.Popen(command, cwd=tmp_path, env=variables, stderr=subprocess.DEVNULL)
+        arguments = [sys.executable, "-c", code, "fetch", str(suite), "--to", "DIR"]
+        first = subprocess.Popen(arguments, cwd=tmp_path, env=variables, stderr=subprocess.DEVNULL)
         assert state.stalled.wait(100)
         for _ in range(100):  # until the small files are there
             if list((tmp_path / "DIR").rglob("training.json")) and list((tmp_path / "DIR").rglob("tokenizer.json")):
@@ -342,7 +430,7 @@ def test_a_killed_fetch_goes_on_with_the_file_under_way_and_leaves_nothing_behin
         first.wait()
         state.stall = None
         state.asked.clear()
-        again = lrbench("fetch", suite, "--to", "DIR", cwd=tmp_path, code=code, **answer_from(state))
+        again = command("fetch", suite, "--to", "DIR", cwd=tmp_path, code=code, **answer_from(state))
 
     assert again.returncode == 0, again.stderr
     assert again.stdout.startswith("DIR is complete")
