@@ -275,12 +275,14 @@ class ModelRun:
 
 
 def open_model(setup: ModelSetup) -> ModelRun:
-    """Loads a model, plans its cells, and builds the requests. Only the returned object holds the model.
+    """Reads the tasks, loads a model, plans its cells, builds the requests. Only the returned object holds the model.
 
     Raises:
         InputError: the model, its base, the tasks or the calibration text cannot be loaded.
     """
     suite, spec, notify = setup.suite, setup.spec, setup.notify
+    notify("reading tasks")
+    tasks = tasks_of(suite)  # before the model, which may take minutes
     notify(f"loading {spec.display_name}")
     loaded = load(spec, setup.device, notify, trust_remote_code=setup.trust_remote_code)
     plan = make_plan(suite, loaded.inventory, setup.methods)
@@ -290,8 +292,6 @@ def open_model(setup: ModelSetup) -> ModelRun:
     broken = first_non_finite(loaded.model)
     if broken:  # cells that reduce this weight name it in their rows; the others fail without naming it
         notify(f"{spec.display_name}: {broken}; repair the checkpoint")
-    notify("reading tasks")
-    tasks = tasks_of(suite)
     notify("building requests")
     memory = None if suite.frontier_memory == "auto" else suite.frontier_memory
     engine = make_engine(setup.engine, loaded, tasks, spec, suite.batch_size, notify, memory)

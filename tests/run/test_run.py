@@ -19,7 +19,7 @@ from lrbench.run import model_run, runner
 from lrbench.suite.load import ModelSpec, load_suite
 from lrbench.system.environment import environment
 from tests.support.slow_cases import slow_cases
-from tests.support.suites import MISBEHAVING, Heard, run, write_suite
+from tests.support.suites import MISBEHAVING, SMALL, Heard, run, write_suite
 
 
 def ok_rows(result):
@@ -62,6 +62,15 @@ def test_every_cell_gets_a_row_with_all_that_a_row_says(tmp_path):
     assert result.directory.environments()[baseline.environment] == environment(
         torch.device("cpu"), engine="sweep", batch_size=32, frontier_memory="auto"
     )
+
+
+def test_a_task_that_cannot_be_read_is_refused_before_weights_are_loaded(tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(model_run, "load", lambda *rest, **options: pytest.fail("the weights were loaded"))
+    text = SMALL.replace("almanac_facts_rare, limit: 8", "almanac_facts_rare, data: ./empty")
+    with pytest.raises(SuiteError, match="empty is no data set saved by save_to_disk"):
+        run(write_suite(tmp_path, text), tmp_path / "out")
+    assert not (tmp_path / "out" / "rows.jsonl").exists()
 
 
 def test_a_second_run_computes_nothing(tmp_path, monkeypatch):
