@@ -191,6 +191,7 @@ def test_a_stopped_worker_finishes_its_cell_and_begins_no_other(tmp_path):
         (lambda order: {**order, "lrbench": "0.0.1"}, "the run's is 0.0.1; install the same"),
         (lambda order: {**order, "methods": {**order["methods"], "kills": "0" * 64}}, "'kills': its code"),
         (lambda order: {**order, "plugins": ["/nowhere/kills.py"]}, "/nowhere/kills.py: no such plugin file here"),
+        (lambda order: {**order, "offline": "/nowhere"}, "--offline /nowhere: no such folder"),
     ],
 )
 def test_a_worker_with_other_code_is_refused_in_one_line(tmp_path, altered, words):
