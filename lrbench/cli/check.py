@@ -52,13 +52,13 @@ def show(names: Sequence[str], args: argparse.Namespace) -> int:
 def _show(name: str, args: argparse.Namespace) -> int:
     suite = read_suite(name, args)
 
-    # after reading the suite, so that an invalid one is refused before torch is imported
+    trusted = args.trust_remote_code
     with fast_imports():
+        # after reading the suite, so that an invalid one is refused before torch is imported
         from lrbench.reports.suite_plan import plan_suite
 
-    registry = load_registry(suite.plugins, args.plugin)
-    trusted = args.trust_remote_code
-    plan = plan_suite(suite, registry, _say, device=args.device, trust_remote_code=trusted)
+        registry = load_registry(suite.plugins, args.plugin)
+        plan = plan_suite(suite, registry, _say, device=args.device, trust_remote_code=trusted)  # imports lm-eval
     for line in plan.heading():
         say(line)
     for model in plan.models:

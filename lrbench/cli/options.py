@@ -49,12 +49,12 @@ def add_suite_options(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def fast_imports() -> Iterator[None]:
-    """Pauses the garbage collector while a verb imports torch, transformers and lm-eval, if they are not imported yet.
+    """Pauses the garbage collector in a block that imports torch, transformers or lm-eval for the first time.
 
     It would go through the growing pile of modules again and again, and once more at the end of the process: a third of
-    the time of `lrbench check`.
+    the time of imports. Blocks may be nested.
     """
-    if "lm_eval" in sys.modules:
+    if "lm_eval" in sys.modules or not gc.isenabled():
         yield
         return
     gc.disable()

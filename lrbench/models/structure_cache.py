@@ -19,7 +19,6 @@ from torch import nn
 from lrbench.models.layouts import MatrixLayout, Rows
 from lrbench.models.slots import Inventory, WeightSlot
 from lrbench.reducers.base import Slot
-from lrbench.reducers.source_hash import code_hash
 from lrbench.suite.bundled import bundled
 from lrbench.system.cache import cached, installation
 from lrbench.system.text import silent
@@ -29,6 +28,9 @@ if TYPE_CHECKING:
 
 #: Marks of configurations whose model depends on more: other files, or packages and devices of this machine.
 _DEPENDS_ON_MORE = (b"auto_map", b"configuration_files", b"attn_implementation", b"quantization_config")
+_LRBENCH = Path(__file__).parent.parent
+#: The code that finds slots and their roles.
+_CODE = (*_LRBENCH.glob("models/*.py"), _LRBENCH / "suite" / "roles.py", _LRBENCH / "reducers" / "base.py")
 
 
 def cached_structure(
@@ -69,8 +71,8 @@ def _key(spec: ModelSpec) -> tuple[str, bytes] | None:
         return None
     packages = ["transformers", "torch", *(["gguf"] if spec.gguf is not None else [])]
     installed = [installation(package) for package in packages]
-    name = repr(spec.model_dump())
-    return None if None in installed else (name, repr((name, source, installed, code_hash("models", "suite"))).encode())
+    name, code = repr(spec.model_dump()), [path.read_bytes() for path in sorted(_CODE)]
+    return None if None in installed else (name, repr((name, source, installed, code)).encode())
 
 
 def _source(spec: ModelSpec) -> bytes | None:

@@ -72,7 +72,8 @@ def test_it_is_made_again_when_what_it_follows_from_changes(change, tmp_path, mo
     if change == "configuration":
         checkpoint(tmp_path / "model", num_hidden_layers=3)
     elif change == "lrbench":
-        monkeypatch.setattr(structure_cache, "code_hash", lambda *packages: "other")
+        (tmp_path / "new.py").write_text("")
+        monkeypatch.setattr(structure_cache, "_CODE", [*structure_cache._CODE, tmp_path / "new.py"])
     else:
         monkeypatch.setattr(structure_cache, "installation", lambda name: installed(name) + "x" * (name == change))
 
