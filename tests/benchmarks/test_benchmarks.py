@@ -192,3 +192,18 @@ def test_the_scaling_benchmark_sets_workers_against_the_ideal_and_names_the_limi
         assert schedule["makespan"] >= schedule["ideal"] == schedule["work"] / schedule["workers"]
         rest = sum(schedule["parts"].values())
         assert schedule["makespan"] == pytest.approx(schedule["ideal"] + rest)
+
+
+@pytest.mark.slow
+def test_the_startup_benchmark_times_a_first_and_a_second_check_beside_imports(tmp_path):
+    file = tmp_path / "figures.json"
+    done = subprocess.run(
+        [sys.executable, FOLDER / "startup.py", "--repeats", "1", "--json", file],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(file.read_text())
+    checks = ["lrbench --help", "lrbench check, first", "lrbench check, again"]
+    assert [row["command"] for row in rows][-3:] == checks
+    assert all(row["cpu"] > 0 and row["wall"] > 0 for row in rows)
+    assert all(command in done.stdout for command in checks)
