@@ -229,7 +229,11 @@ def _located(suite: Suite, document: Document, folder: Path, paths: Mapping[str,
             local = absolute(place, written)
             if local.exists():
                 local_paths[key] = str(local)
-            elif key == "gguf" or written.startswith((".", "/", "~")) or ".".join(map(str, place)) in (paths or {}):
+            elif (
+                key == "gguf"
+                or written.startswith((".", "/", "~", PACKAGE))
+                or ".".join(map(str, place)) in (paths or {})
+            ):
                 # any other spelling may be a hub id
                 kind = {"pretrained": "checkpoint folder", "gguf": "GGUF file"}.get(key, key)
                 raise document.error(place, f"no such {kind}: {local}")
@@ -265,7 +269,8 @@ def _located(suite: Suite, document: Document, folder: Path, paths: Mapping[str,
 def _in_package(path: KeyPath, written: str, document: Document) -> Path:
     """The file or folder that `package:NAME/REST` names. Raises SuiteError: no such package is installed."""
     name, _, rest = written.removeprefix(PACKAGE).partition("/")
-    spec = importlib.util.find_spec(name) if name.isidentifier() else None  # of a package at the top, not imported
+    at_top = name.isidentifier() and name != "__main__"  # so that nothing is imported
+    spec = importlib.util.find_spec(name) if at_top else None
     if spec is None or not spec.submodule_search_locations:
         message = f"no Python package {name!r} is installed here; install it, or give the path of a file or folder"
         raise document.error(path, message)
@@ -291,6 +296,8 @@ def _located_text(text: TextSpec, document: Document, absolute: Callable[[KeyPat
     if text.file is None:
         local = absolute(("calibration", "text", "dataset"), written)
         if not local.is_dir():
+            if written.startswith(PACKAGE):
+                raise document.error(("calibration", "text", "dataset"), f"no such folder: {local}")
             return text  # a hub id
         located = text.model_copy(update={"dataset": str(local)})
     else:

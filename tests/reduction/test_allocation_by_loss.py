@@ -143,7 +143,7 @@ def test_the_allocation_that_loses_least_on_held_out_text_is_taken(almanac):
     assert (trial.baseline, trial.tokens) == (2.0, 512)
     chosen = 2.0 + sum(one.edit.relative_error**2 for one in found)
     assert trial.losses[trial.chosen] == pytest.approx(chosen - 2.0, rel=1e-3)
-    assert sum(one.allocate_seconds for one in found) >= trial.seconds > 0
+    assert sum(one.allocate_seconds for one in found) >= trial.seconds >= 0
     assert weight_hash(almanac.model) == almanac.weight_hash
 
 
@@ -254,7 +254,7 @@ def test_every_method_has_an_allocation_by_loss_that_is_no_worse_than_equal_frac
         assert trial.losses[trial.chosen] == min(trial.losses.values()) <= trial.losses[EQUAL]
         assert trial.tokens == HELD_OUT
         assert 0.96 * (1 - TOLERANCE) <= row.keep_model <= 0.96
-        assert row.allocate_seconds >= trial.seconds > 0
+        assert row.allocate_seconds >= trial.seconds >= 0
         assert row.predicted_loss > 0
     [model] = directory.manifest()["models"]
     assert model["calibration"]["held_out"] == HELD_OUT // 128

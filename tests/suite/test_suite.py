@@ -186,6 +186,12 @@ def test_a_path_may_lead_into_an_installed_package(suite_file, tmp_path, monkeyp
         load_suite(path, ["datasets=package:none_such/sets"])
     with pytest.raises(SuiteError, match=r"no Python package 'a\.b' is installed"):
         load_suite(path, ["datasets=package:a.b/sets"])
+    with pytest.raises(SuiteError, match="no Python package '__main__' is installed"):
+        load_suite(path, ["datasets=package:__main__/sets"])
+    with pytest.raises(SuiteError, match=r"no such checkpoint folder: .*some_package/gone"):
+        load_suite(path, ["model={pretrained: package:some_package/gone}"])
+    with pytest.raises(SuiteError, match=r"no such folder: .*some_package/gone"):
+        load_suite(path, ["calibration={text: {dataset: package:some_package/gone}}"])
 
 
 def test_a_byte_order_mark_is_no_error(suite_file):
