@@ -11,7 +11,6 @@ import lm_eval
 import pytest
 import torch
 from datasets import load_from_disk
-from peft import LoraConfig, get_peft_model
 
 from lrbench.cli import main
 from lrbench.models.load import load
@@ -101,13 +100,14 @@ def test_lm_evals_command_line_gives_a_dense_export_its_rows_scores(tmp_path):
 
 
 def test_what_a_short_training_adds_is_reduced_as_an_update(tmp_path):
+    peft = pytest.importorskip("peft")
     loaded = load(ModelSpec(gguf=str(MODEL / "SmolLM2-135M-Instruct.Q4_1.gguf")), "cpu")
     documents = load_from_disk(str(DATA / "hf_datasets" / "sciq" / "none" / "validation")).select(range(500, 503))
     texts = [f"Question: {row['question']}\nAnswer: {row['correct_answer']}" for row in documents]
     batches = [loaded.tokenizer(text, return_tensors="pt", truncation=True, max_length=48) for text in texts]
     torch.manual_seed(0)
-    settings = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], layers_to_transform=[28, 29])
-    model = get_peft_model(loaded.model, settings)
+    settings = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], layers_to_transform=[28, 29])
+    model = peft.get_peft_model(loaded.model, settings)
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=5e-3)
     losses = []
     for _ in range(6):
