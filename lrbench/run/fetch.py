@@ -45,7 +45,7 @@ def fetch(
         trust_remote_code: lets models whose suite asks for it run their repositories' own code.
 
     Returns:
-        Whether everything is there, by the test that `run --offline` makes.
+        Whether everything is there, by the test that `run --offline` makes; False after a dry run.
 
     Raises:
         InputError: a suite is wrong, the hub cannot be reached, the folder cannot be written, or the disk is too small.
@@ -61,7 +61,7 @@ def fetch(
             needs += merged(need for need in every if isinstance(need, HubDataset))
             _list_local(suites, notify)
             planned = fetcher.plan([need for need in needs if manifest.lack_of(need, folder) is not None])
-            if dry_run and planned:
+            if dry_run:
                 return False
             manifest.write(folder)
             for need in planned:
@@ -69,6 +69,7 @@ def fetch(
             for suite in suites:
                 loading_faults(suite, trust_remote_code=trust_remote_code)  # the cache learns what the hub lacks
             fetcher.read_tasks(suites)
+            fetcher.keep_commits()
             fetcher.remove_partial()
     except files.Timeout:
         raise InputError(f"{folder}: another lrbench is fetching into it; wait for it") from None
@@ -166,6 +167,14 @@ class _Fetcher:
                     try_metrics(name, task)
                 except Exception as error:  # the task's code may raise anything
                     self._notify(f"task {name!r}: its metrics do not take an invented answer: {one_line(error)}")
+
+    def keep_commits(self) -> None:
+        """Makes branches name the fetched commits; reading a model from the hub makes them name the newest."""
+        for place, entry in self._manifest.models.items():
+            repository, _, revision = place.rpartition("@")
+            branch = self._folder / "hub" / f"models--{repository.replace('/', '--')}" / "refs" / revision
+            if branch.is_file():
+                files.write(branch, entry.commit)
 
     def remove_partial(self) -> None:
         """Removes what data sets were saved from, and what killed downloads have left."""

@@ -145,7 +145,7 @@ def missing(suite: Suite, folder: Path, *, trust_remote_code: bool = False) -> l
             try_metrics(name, task)
         except Exception as error:  # the task's code may raise anything
             if lacks_code(error):
-                lines.append(f"task {name!r}: its metrics need what is not there: {one_line(error)}")
+                lines.append(f"task {name!r}: its metrics need code or files that are missing: {one_line(error)}")
     return lines
 
 

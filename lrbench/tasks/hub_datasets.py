@@ -85,18 +85,18 @@ class HubDataset:
         """
         try:
             self._builder.download_and_prepare(verification_mode=self.arguments.get("verification_mode"))
-            there = {str(name): split for name, split in self._builder.as_dataset().items()}
-            wanted = list(there) if self.splits is None else [name for name in self.splits if name in there]
+            available = {str(name): split for name, split in self._builder.as_dataset().items()}
+            wanted = [name for name in (available if self.splits is None else self.splits) if name in available]
             for name in wanted:
                 folder = root / self.name / name
                 if not folder.exists():
                     with files.temporary_folder(folder) as new:
-                        there[name].save_to_disk(str(new))
+                        available[name].save_to_disk(str(new))
                         files.sync_folder(new)
                         files.replace_folder(folder, new)
         except Exception as error:
             raise TaskError(f"data set {self.name}: {one_line(error)}") from error
-        return wanted, sorted(set(self.splits or ()) - set(there))
+        return wanted, sorted(set(self.splits or ()) - set(available))
 
 
 def hub_dataset(

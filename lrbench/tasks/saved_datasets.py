@@ -183,16 +183,14 @@ def find_saved(path: str, config: str | None, options: Mapping[str, Any] | None 
         return _saved_in(Path(path))
     options = options or {}
     wanted = hub_dataset(path, config, options)
-    if wanted is None:
-        return None
     own, fetched = _ROOT.get(), fetched_folder()
     saved = None
-    if own is not None:
+    if own is not None and not path.startswith("."):
         chooses_files = config is None and ("data_files" in options or "data_dir" in options)
-        saved = _saved_in(own / wanted.name)
+        saved = None if wanted is None else _saved_in(own / wanted.name)
         if saved is None and not chooses_files and path not in LOCAL_READERS:
             saved = _saved_as(own, path, config)
-    if saved is None and fetched is not None:  # by the hub's name only
+    if saved is None and wanted is not None and fetched is not None:  # by the hub's name only
         saved = _saved_in(fetched / DATASETS / wanted.name)
     return saved
 

@@ -169,6 +169,26 @@ def test_what_is_there_is_not_fetched_again_and_the_hub_is_not_asked(fetched, mo
     assert any(line.startswith("nothing to fetch") for line in shown)
 
 
+def test_a_dry_run_fetches_nothing_even_if_nothing_is_missing(fetched, monkeypatch):
+    suite, folder, _ = fetched
+
+    with hub(repositories()) as state, online(monkeypatch, state):
+        assert not fetch([load_suite(suite)], folder, print, dry_run=True)
+
+    assert not [path for _, path, _ in state.asked if "tiny" in path]
+
+
+def test_a_newer_commit_on_the_hub_does_not_take_the_place_of_the_fetched_one(fetched, tmp_path, monkeypatch):
+    suite, folder, _ = fetched
+    shutil.copytree(folder, tmp_path / "DIR")
+    monkeypatch.setattr("tests.support.hub.COMMIT", "d" * 40)
+
+    with hub(repositories()) as state, online(monkeypatch, state):
+        assert fetch([load_suite(suite)], tmp_path / "DIR", print)
+
+    assert {ref.read_text() for ref in (tmp_path / "DIR").glob("hub/models--*/refs/main")} == {COMMIT}
+
+
 WITHOUT_SOCKETS = """
 import socket, sys
 def refused(*_, **__):

@@ -75,6 +75,13 @@ def test_a_task_finds_its_data_set_whatever_the_organisation_and_the_name_of_no_
     assert origin_of(task) == {"split": "validation", "folder": place.removesuffix("/validation")}
 
 
+def test_the_root_counts_in_a_working_directory_that_has_a_folder_of_the_data_sets_name(tmp_path, monkeypatch):
+    save(PIQA, tmp_path / "baber" / "piqa" / "default" / "validation")
+    monkeypatch.chdir(tmp_path)
+
+    assert list(load("piqa", tmp_path).eval_docs) == PIQA
+
+
 def test_documents_for_few_shot_examples_are_those_of_the_split_and_not_read_one_by_one(tmp_path, monkeypatch):
     features = datasets.Features(
         {
