@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from lrbench.errors import FOREIGN, LrbenchError, ReducerError
+from lrbench.errors import FOREIGN, LrbenchError, ReducerError, SpoiltModelError
 from lrbench.linalg import output_error
 from lrbench.models.slots import WeightSlot
 from lrbench.reducers.factors import Factors
@@ -166,6 +166,7 @@ class Allocator:
         cell, losses, seconds = attempt.cell, dict[str, float](), 0.0
         best: tuple[float, str, list[Reduction]] | None = None
         failure: LrbenchError | None = None
+        spoilt: SpoiltModelError | None = None
         missed = False
         for name in attempt.requests:
             started = time.perf_counter()
@@ -175,11 +176,14 @@ class Allocator:
                 if isinstance(outcome, LrbenchError):
                     raise outcome
                 missed |= may_miss and stored < attempt.budget.min_stored
-                if missed:
+                if missed or spoilt is not None:
                     continue
                 assert cell.method is not None
                 attempt.budget.refuse_missed(stored, cell.method.label)
                 loss = self._held_out_loss(cell.slots, outcome) if cell.allocation == "loss" else 0.0
+            except SpoiltModelError as error:
+                spoilt = error  # what other allocations would lose now is not known
+                continue
             except LrbenchError as error:
                 failure = failure or error
                 continue
@@ -187,6 +191,8 @@ class Allocator:
             if best is None or loss < best[0]:
                 best = loss, name, outcome
             seconds += time.perf_counter() - started
+        if spoilt is not None:
+            return spoilt
         if missed:
             return None
         if best is None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lrbench.errors import ReducerError, SuiteError
+from lrbench.errors import ReducerError, SpoiltModelError, SuiteError
 from lrbench.models.load import load, weight_hash
 from lrbench.reducers.base import Prepared, Reducer
 from lrbench.reducers.ranks import RankRequest
@@ -226,6 +226,20 @@ def test_a_weight_without_moments_fails_the_cell_with_the_reason(almanac):
     [cell] = cells(almanac, method(), [0.93])
     with pytest.raises(ReducerError, match="too little text"):
         reduced(almanac, method(), 0.93, text=Without(almanac, cell))
+
+
+def test_a_model_that_is_spoilt_on_held_out_text_fails_the_cell_and_is_not_tried_further(almanac):
+    class Spoils(Text):
+        def held_out_loss(self):
+            if self.asked == 2:  # the baseline and one allocation were fine
+                raise SpoiltModelError("a weight was changed")
+            return super().held_out_loss()
+
+    [cell] = cells(almanac, method(), [0.93])
+    text = Spoils(almanac, cell)
+    with pytest.raises(SpoiltModelError, match="a weight was changed"):
+        reduced(almanac, method(), 0.93, text=text)
+    assert text.asked == 2
 
 
 # In a suite
