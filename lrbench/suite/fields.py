@@ -26,6 +26,9 @@ from lrbench.suite.roles import ALIASES, GROUPS, ROLES
 from lrbench.suite.yaml_reader import Document, KeyPath, describe
 from lrbench.system.text import did_you_mean, is_reserved
 
+#: The beginning of a path into an installed Python package.
+PACKAGE = "package:"
+
 
 def one_or_many(value: Any) -> Any:
     """A list unchanged; any other value as a list with this entry."""

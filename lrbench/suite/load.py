@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from lrbench.errors import InputError
 from lrbench.suite.calibration import CalibrationSpec, TextSpec
-from lrbench.suite.fields import Spec
+from lrbench.suite.fields import PACKAGE, Spec
 from lrbench.suite.mapping import override, read_mapping
 from lrbench.suite.messages import suite_error
 from lrbench.suite.model import DeltaSpec, Dtype, ModelSpec
@@ -30,8 +30,6 @@ __all__ = [
 
 #: The environment variable with the default of a suite's `datasets`.
 DATASETS = "LRBENCH_DATASETS"
-#: The beginning of a path into an installed Python package.
-PACKAGE = "package:"
 
 _MODELS: dict[tuple[str, ...], type[BaseModel]] = {
     (): Suite,
@@ -132,7 +130,8 @@ def suite_again(data: Mapping[str, Any], file: Path, paths: Mapping[str, str], *
     if not with_tasks:
         document.data["task_paths"] = []
     root = paths.get("datasets", data.get("datasets"))
-    if root is not None and not Path(root).is_dir() and (not with_tasks or os.environ.get(DATASETS)):
+    folder = None if root is None else _package_path(root) if root.startswith(PACKAGE) else Path(root)
+    if root is not None and not (folder and folder.is_dir()) and (not with_tasks or os.environ.get(DATASETS)):
         del document.data["datasets"]
     return _located(_validated(document, file), document, file.parent, paths)
 
@@ -266,15 +265,23 @@ def _located(suite: Suite, document: Document, folder: Path, paths: Mapping[str,
     return suite.model_copy(update=changes)
 
 
-def _in_package(path: KeyPath, written: str, document: Document) -> Path:
-    """The file or folder that `package:NAME/REST` names. Raises SuiteError: no such package is installed."""
+def _package_path(written: str) -> Path | None:
+    """The file or folder that `package:NAME/REST` names, whether it exists or not; None without such a package."""
     name, _, rest = written.removeprefix(PACKAGE).partition("/")
     at_top = name.isidentifier() and name != "__main__"  # so that nothing is imported
     spec = importlib.util.find_spec(name) if at_top else None
-    if spec is None or not spec.submodule_search_locations:
+    locations = spec.submodule_search_locations if spec is not None else None
+    return Path(locations[0], rest) if locations else None
+
+
+def _in_package(path: KeyPath, written: str, document: Document) -> Path:
+    """As `_package_path`. Raises SuiteError: no such package is installed."""
+    located = _package_path(written)
+    if located is None:
+        name = written.removeprefix(PACKAGE).partition("/")[0]
         message = f"no Python package {name!r} is installed here; install it, or give the path of a file or folder"
         raise document.error(path, message)
-    return Path(spec.submodule_search_locations[0], rest)
+    return located
 
 
 def _note_places(spec: Spec, path: KeyPath, document: Document) -> None:

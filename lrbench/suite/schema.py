@@ -22,6 +22,7 @@ from lrbench.reducers.ranks import CALIBRATED
 from lrbench.suite.calibration import CalibrationSpec
 from lrbench.suite.derived_columns import DerivedColumn
 from lrbench.suite.fields import (
+    PACKAGE,
     Count,
     FilePath,
     Seed,
@@ -309,7 +310,7 @@ class Suite(Spec):
         }
 
     def local_paths(self) -> dict[str, str]:
-        """The paths in `resolved` on this machine: dotted place -> absolute path."""
+        """The paths in `resolved` on this machine: dotted place -> absolute path; not those into Python packages."""
         resolved = self.resolved()
         absolute = {
             f"{key}.{index}": str(path)
@@ -341,7 +342,7 @@ class Suite(Spec):
         if text is not None and text._as_written is not None:
             key = "file" if text.file is not None else "dataset"
             absolute[f"calibration.text.{key}"] = str(getattr(text, key))
-        return absolute
+        return {place: path for place, path in absolute.items() if not _at(resolved, place).startswith(PACKAGE)}
 
     @property
     def classes(self) -> Sequence[type[Reducer]]:
@@ -358,3 +359,13 @@ def _defining(data: Any) -> Any:
         execution = ("device", "device_map", "batch_size", "frontier_memory", "datasets", "derived")
         return {key: _defining(value) for key, value in data.items() if value is not None and key not in execution}
     return [_defining(value) for value in data] if isinstance(data, list) else data
+
+
+def _at(resolved: Any, place: str) -> str:
+    """The value at a dotted place; that of the key above if it has no keys of its own."""
+    for key in place.split("."):
+        if isinstance(resolved, list):
+            resolved = resolved[int(key)]
+        elif isinstance(resolved, dict):
+            resolved = resolved[key]
+    return str(resolved)

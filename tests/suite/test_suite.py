@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lrbench.errors import InputError, SuiteError
 from lrbench.suite.layers import Layers
-from lrbench.suite.load import bundled_suites, find_suite, load_suite
+from lrbench.suite.load import bundled_suites, find_suite, load_suite, suite_again
 
 DESIGN = """\
 name: quickstart
@@ -180,6 +180,8 @@ def test_a_path_may_lead_into_an_installed_package(suite_file, tmp_path, monkeyp
 
     assert suite.datasets == tmp_path / "some_package" / "sets"
     assert suite.resolved()["datasets"] == "package:some_package/sets"
+    assert "datasets" not in suite.local_paths()  # it is found again on any machine
+    assert suite_again(suite.resolved(), path, suite.local_paths()).datasets == suite.datasets
     with pytest.raises(SuiteError, match=r"no such folder of data sets: .*some_package/other"):
         load_suite(path, ["datasets=package:some_package/other"])
     with pytest.raises(SuiteError, match="no Python package 'none_such' is installed here; install it, or"):
