@@ -140,11 +140,8 @@ class Fault:
 
 def tear(path: Path) -> None:
     """Takes from the disk half of what was written last, as a power cut may before it is synchronised."""
-    replaced = kind_of(path) in (
-        "manifest",
-        "samples",
-        "cache",
-    )  # a fault before may have left a temporary file
+    replaced = kind_of(path) in ("manifest", "samples", "cache")
+    # the newest, since an earlier fault may have left a temporary file
     file = max(path.parent.glob(".lrbench-*.tmp"), key=lambda each: each.stat().st_mtime_ns) if replaced else path
     content = file.read_bytes()
     start = content.rstrip(b"\n").rfind(b"\n") + 1
