@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrbench.analysis.leaderboard import Leaderboard, build
-from lrbench.analysis.score import Measurement
 from lrbench.api.results import Results, import_pandas
 from lrbench.errors import InputError
 from lrbench.reports.figures import altair
@@ -39,8 +38,7 @@ class LeaderboardTable:
             InputError: pandas is not installed.
         """
         header, *lines = csv.lines(self.board)
-        values = [[value.value if isinstance(value, Measurement) else value for value in line] for line in lines]
-        return import_pandas().DataFrame(values, columns=header)
+        return import_pandas().DataFrame(lines, columns=header)
 
     def to_text(self, format: str = "markdown") -> str:
         """The table as `lrbench leaderboard --format` writes it. Raises InputError for an unknown format."""

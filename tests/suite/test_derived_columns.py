@@ -1,5 +1,7 @@
 """`derived` and `data` in a suite: from the file to the table."""
 
+import csv
+import io
 import json
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from lrbench.analysis.leaderboard import build
 from lrbench.cli import main
 from lrbench.errors import SuiteError
+from lrbench.reports.render import renderer
 from lrbench.results.directory import RunDirectory
 from lrbench.suite.load import load_suite, suite_again
 from tests.support.suites import run, write_suite
@@ -58,6 +61,15 @@ def test_every_format_has_them(done, capsys, style):
     out = capsys.readouterr().out
     assert "MCQ" in out
     assert "quality" in out
+    assert "Measurement" not in out
+
+
+def test_csv_has_their_numbers_in_columns_as_of_a_metric(done):
+    board = build([RunDirectory(done / "run")])
+    baseline, reduced = csv.DictReader(io.StringIO(renderer("csv")(board), newline=""))
+    assert float(baseline["MCQ"]) == board.entries[0].values["MCQ"].value
+    assert float(reduced["quality"]) == board.entries[1].values["quality"].value
+    assert float(reduced["quality:stderr"]) == board.entries[1].values["quality"].stderr
 
 
 def test_they_can_be_added_to_a_run_that_is_done(done, tmp_path):

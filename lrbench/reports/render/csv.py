@@ -22,8 +22,8 @@ def render(board: Leaderboard) -> str:
     Columns of metrics: `TASK:METRIC`, `TASK:METRIC:stderr`, `:n`, `:delta` (from the baseline), `:delta_stderr`
     (paired), `:delta_low` and `:delta_high` (95 % bootstrap interval), `:p_value` (exact, paired), `:p_holm` (after
     Holm's correction over the lines of the table), `:significant` (`p_holm` at most 5 %), `:seeds` and `:spread` (the
-    standard deviation over seeds). Fractions are not in percent. Missing values are empty. Text that a spreadsheet
-    would interpret as a formula gets a leading apostrophe.
+    standard deviation over seeds); the same of the score and of derived columns. Fractions are not in percent. Missing
+    values are empty. Text that a spreadsheet would interpret as a formula gets a leading apostrophe.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\r\n")
@@ -34,22 +34,24 @@ def render(board: Leaderboard) -> str:
 
 def lines(board: Leaderboard) -> list[list[object]]:
     """The header and the lines of `render`, as values."""
-    fixed = [column.name for column in board.columns if not column.task and column.name != "score"]
+    derived = [column.name for column in board.columns if column.derived]
+    fixed = [column.name for column in board.columns if not column.is_score]
     entries = [*board.entries, *board.failures]
     metrics = dict.fromkeys(
         (task, metric) for entry in entries for task, values in entry.metrics.items() for metric in values
     )
-    scores = ["score", *(f"{task}:{metric}" for task, metric in metrics)]
+    scores = ["score", *derived, *(f"{task}:{metric}" for task, metric in metrics)]
     header: list[object] = ["cell", "status", *fixed]
     header += [name if part == "value" else f"{name}:{part}" for name in scores for part in _PARTS]
     header += ["reason", "environment"]
-    return [header, *(_line(entry, fixed, list(metrics)) for entry in entries)]
+    return [header, *(_line(entry, fixed, derived, list(metrics)) for entry in entries)]
 
 
-def _line(entry: Entry, fixed: list[str], metrics: list[tuple[str, str]]) -> list[object]:
+def _line(entry: Entry, fixed: list[str], derived: list[str], metrics: list[tuple[str, str]]) -> list[object]:
     row = entry.row
     line: list[object] = [row.cell, row.status, *(entry.values.get(name) for name in fixed)]
-    for value in (entry.values["score"], *(entry.metrics.get(task, {}).get(metric) for task, metric in metrics)):
+    summaries = (entry.values.get(name) for name in ("score", *derived))
+    for value in (*summaries, *(entry.metrics.get(task, {}).get(metric) for task, metric in metrics)):
         line += _parts(value) if isinstance(value, Measurement) else [None] * len(_PARTS)
     return [*line, row.reason, row.environment]
 
