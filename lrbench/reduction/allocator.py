@@ -163,7 +163,7 @@ class Allocator:
             reduced: gives the outcome of each of the attempt's allocations next.
             may_miss: whether to return None if the factors of an allocation store too little for the budget.
         """
-        cell, losses, seconds = attempt.cell, dict[str, float](), 0.0
+        cell, losses, failed, seconds = attempt.cell, dict[str, float](), dict[str, str](), 0.0
         best: tuple[float, str, list[Reduction]] | None = None
         failure: LrbenchError | None = None
         spoilt: SpoiltModelError | None = None
@@ -186,6 +186,7 @@ class Allocator:
                 continue
             except LrbenchError as error:
                 failure = failure or error
+                failed[name] = one_line(error)
                 continue
             losses[name] = loss
             if best is None or loss < best[0]:
@@ -210,7 +211,7 @@ class Allocator:
             seconds = max(0.0, seconds - sum(each.seconds for each in outcome))
             trial = AllocationTrial(
                 chosen=name, tokens=self._calibration.held_out_tokens, baseline=self._held_out_baseline,
-                losses=losses, seconds=seconds,
+                losses=losses, failed=failed, seconds=seconds,
             )  # fmt: skip
         parts = zip(outcome, attempt.requests[name], attempt.costs, strict=True)
         share = seconds / len(outcome) if trial is not None else 0.0

@@ -118,6 +118,7 @@ class AllocationTrial(Strict):
         tokens: of the held-out text.
         baseline: the baseline's loss there, in nats per token.
         losses: the loss that the model with each allocation adds to it, by name.
+        failed: why an allocation has no loss, by name.
         seconds: of the passes, and of building the other allocations' factors; part of `allocate_seconds`.
     """
 
@@ -125,6 +126,7 @@ class AllocationTrial(Strict):
     tokens: Whole
     baseline: float
     losses: dict[str, float]
+    failed: dict[str, str] = {}
     seconds: float
 
 

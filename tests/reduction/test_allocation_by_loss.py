@@ -228,6 +228,24 @@ def test_a_weight_without_moments_fails_the_cell_with_the_reason(almanac):
         reduced(almanac, method(), 0.93, text=Without(almanac, cell))
 
 
+def test_an_allocation_that_fails_is_recorded_with_the_reason(almanac):
+    class FailsOnce(Text):
+        def held_out_loss(self):
+            loss = super().held_out_loss()
+            if self.asked == 2:  # the first allocation, after the baseline
+                raise MemoryError("too large")
+            return loss
+
+    [cell] = cells(almanac, method(), [0.93])
+    reductions, _ = reduced(almanac, method(), 0.93, text=FailsOnce(almanac, cell))
+
+    trial = reductions[0].trial
+    assert list(trial.failed) == ["equal fractions"]
+    assert "too large" in trial.failed["equal fractions"]
+    assert trial.chosen in trial.losses
+    assert "equal fractions" not in trial.losses
+
+
 def test_a_model_that_is_spoilt_on_held_out_text_fails_the_cell_and_is_not_tried_further(almanac):
     class Spoils(Text):
         def held_out_loss(self):
